@@ -1,0 +1,1 @@
+"""Staged datasets: checked copies with their own dataset_info.json."""

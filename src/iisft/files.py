@@ -1,0 +1,108 @@
+"""Files that another process may read while we write them, or may have torn: written by rename, read with suspicion."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by a complete file or not at all: temporary name, fsync, rename.
+
+    Raises:
+        OSError: the folder is missing or read-only, or the disk is full; `path` is then what it was.
+    """
+    with atomic_writer(path) as stream:
+        stream.write(content)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """write_bytes_atomically for UTF-8 text."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """write_text_atomically for one JSON document, indented for people."""
+    write_text_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream that becomes `path` when the block ends without an error, and leaves nothing behind otherwise."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line with a single write, so that concurrent readers see it whole or not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(descriptor, line.rstrip("\n").encode("utf-8") + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON document at `path`, or None when it is missing, unreadable, torn or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """read_json for files that must hold an object."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else None
+
+
+class LineFollower:
+    """Reads the whole lines that were added to a growing file since the last call; an unfinished last line waits."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self._offset = offset
+        self._rest = b""
+
+    def read(self) -> list[str]:
+        """New complete lines, without line ends. A carriage return ends a line too (progress bars)."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self._offset)
+                chunk = stream.read()
+        except OSError:
+            return []
+        self._offset += len(chunk)
+        *lines, self._rest = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        return [line.decode("utf-8", "replace") for line in lines if line.strip()]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems can't sync a folder
+    finally:
+        os.close(descriptor)

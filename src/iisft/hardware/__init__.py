@@ -1,0 +1,1 @@
+"""What the machine has, read without torch; every probe takes a root path."""

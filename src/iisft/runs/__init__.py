@@ -1,0 +1,1 @@
+"""Runs: the folder, the launch, the supervisor, and the state derived from files and live processes."""

@@ -1,0 +1,37 @@
+"""Where models, staged data, runs and a user's own presets live."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One folder that holds everything iisft makes: `$IISFT_HOME`, else the current directory."""
+
+    root: Path
+
+    @classmethod
+    def current(cls) -> "Workspace":
+        return cls(Path(os.environ.get("IISFT_HOME") or Path.cwd()).expanduser().absolute())
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def presets(self) -> Path:
+        return self.root / "presets"
+
+    def model_folder(self, model: str) -> Path:
+        """The folder of a model given as a path or a hub id (`owner/name`). An existing folder wins over an id."""
+        given = Path(model).expanduser()
+        return given.absolute() if given.is_dir() else self.models / model
