@@ -1,0 +1,161 @@
+"""From a preset to train.yaml: the one place that maps a preset's keys to LLaMA-Factory's argument names."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from iisft.errors import Finding
+from iisft.llamafactory.interpreter import Argument
+from iisft.presets.schema import Preset
+
+_ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
+
+# Preset key -> the LLaMA-Factory arguments that it becomes.
+MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
+    "model.template": lambda p: {"template": p.model.template},
+    "precision": lambda p: {"bf16": p.precision == "bf16", "fp16": p.precision == "fp16", "pure_bf16": False},
+    "weights": lambda p: (
+        {"quantization_bit": 4, "quantization_type": "nf4", "quantization_method": "bnb", "double_quantization": True}
+        if p.weights == "nf4"
+        else {}
+    ),
+    "attention": lambda p: {"flash_attn": _ATTENTION[p.attention]},
+    "lora.rank": lambda p: {"lora_rank": p.lora.rank},
+    "lora.alpha": lambda p: {"lora_alpha": p.lora.alpha},
+    "lora.dropout": lambda p: {"lora_dropout": p.lora.dropout},
+    "lora.target": lambda p: {
+        "lora_target": p.lora.target if isinstance(p.lora.target, str) else ",".join(p.lora.target)
+    },
+    "train.learning_rate": lambda p: {"learning_rate": p.train.learning_rate},
+    "train.scheduler": lambda p: {"lr_scheduler_type": p.train.scheduler},
+    "train.warmup_ratio": lambda p: {"warmup_ratio": p.train.warmup_ratio},
+    "train.max_grad_norm": lambda p: {"max_grad_norm": p.train.max_grad_norm},
+    "train.epochs": lambda p: {"num_train_epochs": p.train.epochs},
+    "train.max_steps": lambda p: {"max_steps": p.train.max_steps} if p.train.max_steps else {},
+    "train.batch_size": lambda p: {"per_device_train_batch_size": p.train.batch_size},
+    "train.accumulation": lambda p: {"gradient_accumulation_steps": p.train.accumulation},
+    "train.cutoff_len": lambda p: {"cutoff_len": p.train.cutoff_len},
+    "train.gradient_checkpointing": lambda p: {"disable_gradient_checkpointing": not p.train.gradient_checkpointing},
+    "train.optimizer": lambda p: {"optim": p.train.optimizer},
+    "train.seed": lambda p: {"seed": p.train.seed},
+    "sharding": lambda p: _sharding(p),
+    "data.name": lambda p: {"dataset": p.data.name},
+    "data.eval": lambda p: (
+        {"eval_dataset": p.data.eval, "per_device_eval_batch_size": p.train.batch_size} if p.data.eval else {}
+    ),
+    "save.every_steps": lambda p: {"save_strategy": "steps", "save_steps": p.save.every_steps},
+    "save.keep": lambda p: {"save_total_limit": p.save.keep},
+    "save.eval_every_steps": lambda p: (
+        {"eval_strategy": "steps", "eval_steps": p.save.eval_every_steps} if p.save.eval_every_steps else {}
+    ),
+}
+
+# What iisft sets in every run; a preset's `llamafactory:` section may say otherwise.
+ALWAYS: dict[str, Any] = {
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,  # the default turns a NaN loss into 0.0 in the log
+    "ddp_timeout": 1800,  # seconds; the examples' 180000000 is 5.7 years, so a hang never ends
+    "report_to": "none",
+    "overwrite_output_dir": False,
+    "plot_loss": True,
+    "save_only_model": False,  # a checkpoint without the optimizer can't be resumed
+    "enable_jit_checkpoint": True,  # SIGTERM saves a checkpoint
+    "disable_tqdm": True,  # the log is a file; iisft draws the bar
+}
+
+# Decided by where the run lives and what it loads, never by a preset's free section.
+_PLACES = ("model_name_or_path", "output_dir", "dataset_dir", "trust_remote_code", "use_cpu", "resume_from_checkpoint")
+
+
+def compile_arguments(preset: Preset, *, model: Path, dataset_dir: Path, output_dir: Path, on_cpu: bool) -> dict[str, Any]:
+    """The whole train.yaml.
+
+    Args:
+        preset: what should run.
+        model: the view folder that the trainer loads.
+        dataset_dir: the folder with the run's dataset_info.json.
+        output_dir: where the trainer writes checkpoints and the adapter.
+        on_cpu: no GPU takes part.
+    """
+    compiled: dict[str, Any] = {
+        "model_name_or_path": str(model),
+        "trust_remote_code": True,  # for the view alone: its modelling file is iisft's, its other code was taken out
+    }
+    for arguments in MAPPING.values():
+        compiled |= arguments(preset)
+    compiled |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+    if on_cpu:
+        compiled["use_cpu"] = True
+    return compiled | ALWAYS | preset.llamafactory
+
+
+def own_arguments(preset: Preset) -> dict[str, str]:
+    """LLaMA-Factory arguments that a preset key decides, with that key."""
+    return {name: key for key, arguments in MAPPING.items() for name in arguments(preset)} | {
+        name: "iisft itself" for name in _PLACES
+    }
+
+
+def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]) -> list[tuple[str, Finding]]:
+    """Objections to the preset's `llamafactory:` section, each with the argument it is about.
+
+    LLaMA-Factory itself accepts wrong types (a text as learning_rate fails after the model is loaded) and
+    tells unknown names without the nearest one.
+    """
+    found = []
+    owned = own_arguments(preset)
+    for name, value in extra.items():
+        if name in owned:
+            text = f"llamafactory.{name} is decided by {owned[name]}"
+            found.append((name, Finding("llamafactory-owned", text, fix=f"set {owned[name]} instead")))
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            text = f"LLaMA-Factory has no argument {name}{hint}"
+            found.append((name, Finding("llamafactory-unknown", text, fix=near[0] if near else "")))
+        elif not _fits(value, known[name]):
+            argument = known[name]
+            allowed = argument.choices or argument.types
+            text = f"llamafactory.{name} is {value!r}; allowed: {', '.join(map(str, allowed))}"
+            found.append((name, Finding("llamafactory-type", text)))
+    return found
+
+
+def _fits(value: Any, argument: Argument) -> bool:
+    if argument.choices is not None and isinstance(value, str):
+        return value in argument.choices
+    name = "null" if value is None else type(value).__name__
+    return name in argument.types or (name == "int" and "float" in argument.types)
+
+
+def _sharding(preset: Preset) -> dict[str, Any]:
+    match preset.sharding:
+        case "fsdp":
+            return {
+                "fsdp": "full_shard auto_wrap",
+                "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"},
+            }
+        case "zero2" | "zero3":
+            return {"deepspeed": _deepspeed(int(preset.sharding[-1]))}
+    return {}
+
+
+def _deepspeed(stage: int) -> dict[str, Any]:
+    """A DeepSpeed configuration that decides nothing itself: precision, batch and clipping come from the trainer."""
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    if stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": True}
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": "auto"},
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": zero,
+    }

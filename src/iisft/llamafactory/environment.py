@@ -1,0 +1,96 @@
+"""The trainer's environment: what iisft sets, and what of the caller's shell must not reach the trainer."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from iisft.llamafactory.interpreter import Interpreter
+from iisft.presets.schema import Preset
+from iisft.process import RUN_MARKER
+
+# Each changes what LLaMA-Factory runs: another launcher, other ranks, unchecked arguments.
+CLEARED = (
+    "ALLOW_EXTRA_ARGS",
+    "FORCE_TORCHRUN",
+    "GROUP_RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "MAX_NNODES",
+    "MIN_NNODES",
+    "NNODES",
+    "NODE_RANK",
+    "NPROC_PER_NODE",
+    "RANK",
+    "RDZV_ID",
+    "USE_KT",
+    "USE_MCA",
+    "USE_RAY",
+    "USE_V1",
+    "WORLD_SIZE",
+)
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+HIDDEN = "***"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How many processes run where. `ranks` is per node; `rendezvous` is host:port of node 0."""
+
+    ranks: int = 1
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str | None = None
+    on_cpu: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks * self.nodes
+
+
+def compile_environment(
+    preset: Preset, interpreter: Interpreter, placement: Placement, run_folder: Path, modules_cache: Path
+) -> dict[str, str]:
+    """The variables that iisft sets for the trainer, the preset's own ones last."""
+    env = {
+        "PATH": f"{interpreter.path.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "LLAMAFACTORY_VERBOSITY": "INFO",  # the trainer's summary is part of the proof
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(modules_cache),
+        "NPROC_PER_NODE": str(placement.ranks),
+        "MAX_RESTARTS": "0",  # torchrun's own restart would change the world size and with it the global batch
+        RUN_MARKER: str(run_folder),
+    }
+    if placement.world_size > 1:
+        env["FORCE_TORCHRUN"] = "1"
+    if placement.nodes > 1:
+        host, _, port = (placement.rendezvous or "").rpartition(":")
+        env |= {
+            "NNODES": str(placement.nodes),
+            "NODE_RANK": str(placement.node_rank),
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
+        }
+    if preset.hardware.vendor == "amd":
+        env["OPTIM_TORCH"] = "0"  # LLaMA-Factory would force expandable_segments, which ROCm does not have
+    if placement.on_cpu:
+        env |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    return env | preset.env
+
+
+def inherited(env: Mapping[str, str]) -> dict[str, str]:
+    """The caller's variables without those that would change the run behind the preset's back."""
+    return {name: value for name, value in env.items() if name not in CLEARED}
+
+
+def redact(env: Mapping[str, str]) -> dict[str, str]:
+    """What may be written down: values of secret names, and passwords in URLs, are hidden."""
+    return {
+        name: HIDDEN if value and _SECRET_NAME.search(name) else _URL_PASSWORD.sub(HIDDEN, value)
+        for name, value in env.items()
+    }

@@ -1,0 +1,165 @@
+"""The training interpreter: which one it is, what it has, and which arguments its LLaMA-Factory takes."""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files, process
+from iisft.errors import EnvironmentFault, ExitCode, Finding
+from iisft.llamafactory import report
+
+_CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
+_IMPORT_TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 8 to 40 s cold
+INSTALL = "pip install 'iisft[train]' -c constraints.txt -c constraints-torch.txt"
+_ROCM_TORCH = (
+    "pip install torch==2.7.1 torchvision==0.22.1 torchaudio==2.7.1 --index-url https://download.pytorch.org/whl/rocm6.3"
+    " && pip install 'iisft[train]' -c constraints.txt"
+)
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that trains, with the versions that its package metadata tells."""
+
+    path: Path
+    python: str
+    packages: dict[str, str]
+    launcher: Path | None
+
+    @property
+    def cli(self) -> Path:
+        return self.path.parent / "llamafactory-cli"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A training argument of the installed LLaMA-Factory: its JSON types, and its choices when they are closed."""
+
+    types: tuple[str, ...]
+    choices: tuple[Any, ...] | None
+
+
+def training_interpreter() -> Path:
+    """`IISFT_PYTHON`, else the interpreter that iisft runs in."""
+    return Path(os.environ.get("IISFT_PYTHON") or sys.executable).expanduser().absolute()
+
+
+def inspect(path: Path) -> Interpreter:
+    """Read what the interpreter at `path` has, in-process when it is this one.
+
+    Raises:
+        EnvironmentFault: the interpreter can't be run.
+    """
+    if path == Path(sys.executable).absolute():
+        found = report.report()
+    else:
+        try:
+            result = process.run([str(path), report.__file__], timeout_s=60)
+            found = json.loads(result.stdout)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise EnvironmentFault(
+                "interpreter-broken",
+                f"the training interpreter does not run: {error}",
+                where=str(path),
+                fix="set IISFT_PYTHON to a working Python, or unset it",
+            ) from error
+    launcher = found["launcher"]
+    return Interpreter(path, found["python"], found["packages"], Path(launcher) if launcher else None)
+
+
+def findings(interpreter: Interpreter, vendor: str, ranks: int) -> list[Finding]:
+    """What keeps this interpreter from training, each with its command."""
+    install = _ROCM_TORCH if vendor == "amd" else INSTALL
+    missing = [name for name in ("llamafactory", "torch") if name not in interpreter.packages]
+    if missing:
+        return [
+            Finding(
+                "llamafactory-missing",
+                f"{' and '.join(missing)} not installed for {interpreter.path}",
+                where=str(interpreter.path),
+                fix=install,
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        ]
+    found = []
+    if not interpreter.cli.is_file():
+        found.append(
+            Finding(
+                "llamafactory-cli-missing",
+                "llamafactory is installed, but its command is not beside the interpreter",
+                where=str(interpreter.cli),
+                fix="pip install --force-reinstall --no-deps llamafactory==0.9.5",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        )
+    if ranks > 1 and any(character.isspace() for character in str(interpreter.launcher)):
+        found.append(
+            Finding(
+                "launcher-path-spaces",
+                "LLaMA-Factory splits its torchrun command at spaces, and its own path has one: "
+                "more than one rank can't start",
+                where=str(interpreter.launcher),
+                fix="make the virtual environment in a folder without spaces and set IISFT_PYTHON to its python",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        )
+    torch = interpreter.packages["torch"]
+    if vendor == "amd" and "rocm" not in torch:
+        found.append(
+            Finding(
+                "torch-not-rocm",
+                f"torch {torch} is no ROCm build: it can't see an AMD GPU",
+                where=str(interpreter.path),
+                fix=_ROCM_TORCH.partition(" && ")[0],
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        )
+    return found
+
+
+def arguments(interpreter: Interpreter) -> dict[str, Argument]:
+    """Every training argument of the installed LLaMA-Factory, asked in a child once per set of versions.
+
+    Raises:
+        EnvironmentFault: LLaMA-Factory can't be imported there.
+    """
+    versions = json.dumps([str(interpreter.path), interpreter.python, interpreter.packages], sort_keys=True)
+    cache = _cache_folder() / f"arguments-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
+    known = files.read_json_object(cache)
+    if known is None:
+        known = _ask_for_arguments(interpreter)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json_atomically(cache, known)
+        except OSError:
+            pass  # without a cache it is only slower
+    return {
+        name: Argument(tuple(about["types"]), tuple(about["choices"]) if about["choices"] else None)
+        for name, about in known.items()
+    }
+
+
+def _ask_for_arguments(interpreter: Interpreter) -> dict[str, Any]:
+    script = _CHILD_SCRIPTS / "llamafactory_arguments.py"
+    try:
+        result = process.run([str(interpreter.path), str(script)], timeout_s=_IMPORT_TIMEOUT_S)
+        answer = json.loads(result.stdout) if result.returncode == 0 else None
+    except (OSError, TimeoutError, ValueError) as error:
+        raise EnvironmentFault("llamafactory-broken", str(error), where=str(interpreter.path)) from error
+    if not isinstance(answer, dict):
+        last = result.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise EnvironmentFault(
+            "llamafactory-broken",
+            f"LLaMA-Factory can't be imported: {last[0]}",
+            where=str(interpreter.path),
+            fix=INSTALL,
+        )
+    return answer
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"

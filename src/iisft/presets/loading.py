@@ -1,0 +1,238 @@
+"""From a name or a file to a checked preset: discovery, `extends`, overrides, and every error with its place."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from iisft.errors import CheckFailed, Finding, InputError, UsageError
+from iisft.presets import rules, yaml12
+from iisft.presets.schema import Preset, shipped_presets_folder
+from iisft.presets.yaml12 import KeyPath
+from iisft.workspace import Workspace
+
+FREE_SECTIONS = ("env", "llamafactory")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one value of a preset was written: a line of a file, or an override on the command line."""
+
+    text: str
+    file: Path | None = None
+    line: int = 0
+
+
+@dataclass
+class Document:
+    """A preset as written, `extends` and overrides already merged, before it is checked."""
+
+    name: str
+    file: Path
+    values: dict[str, Any]
+    sources: dict[KeyPath, Source] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+    def source(self, path: KeyPath) -> Source:
+        """Where `path` was written, or the nearest section that holds it."""
+        while path and path not in self.sources:
+            path = path[:-1]
+        return self.sources.get(path) or Source(str(self.file), self.file, 1)
+
+    def override(self, path: KeyPath, value: Any, source: str) -> None:
+        """Set one value; sections on the way are made."""
+        section = self.values
+        for key in path[:-1]:
+            if not isinstance(section.get(str(key)), dict):
+                section[str(key)] = {}
+            section = section[str(key)]
+        section[str(path[-1])] = value
+        self.sources[path] = Source(source)
+
+
+@dataclass(frozen=True)
+class LoadedPreset:
+    """A checked preset, its document, and the warnings about it."""
+
+    preset: Preset
+    document: Document
+    warnings: tuple[Finding, ...]
+
+
+def available(workspace: Workspace) -> dict[str, Path]:
+    """Presets by name: shipped ones, and the workspace's own, which win."""
+    folders = (shipped_presets_folder(), workspace.presets)
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name_or_file: str, workspace: Workspace) -> Path:
+    """The file of a preset.
+
+    Raises:
+        InputError: neither a file nor a known name; the message has the nearest names.
+    """
+    given = Path(name_or_file).expanduser()
+    if given.suffix in (".yaml", ".yml") or "/" in name_or_file:
+        if given.is_file():
+            return given.absolute()
+        raise InputError(
+            "preset-missing", "no such preset file", where=str(given), fix="iisft preset list shows the known ones"
+        )
+    known = available(workspace)
+    if name_or_file in known:
+        return known[name_or_file]
+    near = difflib.get_close_matches(name_or_file, known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(sorted(known))}"
+    raise InputError(
+        "preset-unknown", f"no preset named {name_or_file!r}{hint}", fix="iisft preset list"
+    )
+
+
+def read_document(name_or_file: str, workspace: Workspace) -> Document:
+    """A preset with everything that it extends.
+
+    Raises:
+        InputError: a file is missing or broken, or the chain comes back to itself.
+    """
+    path = find(name_or_file, workspace)
+    chain: list[tuple[Path, dict[str, Any], dict[KeyPath, int]]] = []
+    while True:
+        if any(path == seen for seen, _, _ in chain):
+            names = " -> ".join(seen.stem for seen, _, _ in chain)
+            raise InputError("preset-extends-cycle", f"extends comes back to itself: {names} -> {path.stem}",
+                             where=f"{chain[-1][0]}:{chain[-1][2].get(('extends',), 1)}")
+        values, lines = yaml12.read(path)
+        if not isinstance(values, dict):
+            raise InputError("preset-empty", "a preset must be a mapping of keys", where=f"{path}:1")
+        chain.append((path, values, lines))
+        base = values.pop("extends", None)
+        if base is None:
+            break
+        path = _find_base(base, path, lines, workspace)
+    document = Document(chain[0][0].stem, chain[0][0], {}, files=tuple(file for file, _, _ in chain))
+    for file, values, lines in reversed(chain):
+        _merge(document, values, (), file, lines)
+    return document
+
+
+def _find_base(base: Any, extending: Path, lines: Mapping[KeyPath, int], workspace: Workspace) -> Path:
+    where = f"{extending}:{lines.get(('extends',), 1)}"
+    if not isinstance(base, str):
+        raise InputError("preset-extends", "extends must be one preset's name or file", where=where)
+    try:
+        beside = extending.parent / base
+        return beside.absolute() if beside.is_file() else find(base, workspace)
+    except InputError as error:
+        raise InputError(error.code, f"extends: {error.message}", where=where, fix=error.fix) from error
+
+
+def _merge(
+    document: Document, values: dict[str, Any], path: KeyPath, file: Path, lines: Mapping[KeyPath, int]
+) -> None:
+    for key, value in values.items():
+        here = (*path, key)
+        line = lines.get(here, 1)
+        existing: Any = document.values
+        for part in here:
+            existing = existing.get(part) if isinstance(existing, dict) else None
+        if isinstance(value, dict) and (isinstance(existing, dict) or not path):
+            if not isinstance(existing, dict):
+                document.override(here, {}, "")
+            document.sources[here] = Source(f"{file}:{line}", file, line)
+            _merge(document, value, here, file, lines)
+        else:
+            document.override(here, value, "")
+            document.sources[here] = Source(f"{file}:{line}", file, line)
+
+
+def parse_override(text: str) -> tuple[KeyPath, Any]:
+    """`train.epochs=1` as key path and value.
+
+    Raises:
+        UsageError: there is no `=`.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError("set-syntax", f"--set needs key=value, got {text!r}", fix="--set train.epochs=1")
+    section, _, rest = key.strip().partition(".")
+    path = (section, rest) if section in FREE_SECTIONS and rest else tuple(key.strip().split("."))
+    return path, value if section == "env" else yaml12.parse_scalar(value)
+
+
+def check(document: Document, *, nodes: int = 1, ranks: int | None = None) -> LoadedPreset:
+    """Validate types and rules.
+
+    Args:
+        document: what was read.
+        nodes: machines that take part.
+        ranks: ranks per machine; None = the preset's GPUs, at least one.
+
+    Raises:
+        CheckFailed: every error at once, each with file:line, the bad value and what is allowed.
+    """
+    try:
+        preset = Preset.model_validate(document.values)
+    except ValidationError as error:
+        raise CheckFailed([_explain(document, details) for details in error.errors()]) from error
+    per_node = ranks if ranks is not None else max(preset.hardware.gpus, 1)
+    findings = [
+        Finding(
+            objection.id,
+            objection.message,
+            where=f"{document.source(objection.path).text} ({'.'.join(map(str, objection.path))})",
+            fix=objection.fix,
+            severity=objection.severity,
+        )
+        for objection in rules.object_to(preset, per_node * nodes)
+    ]
+    if any(finding.severity == "error" for finding in findings):
+        raise CheckFailed(findings)
+    return LoadedPreset(preset, document, tuple(findings))
+
+
+def _explain(document: Document, details: ErrorDetails) -> Finding:
+    """One pydantic error as a sentence with place, bad value and remedy."""
+    path: KeyPath = tuple(part for part in details["loc"] if not str(part).startswith(("str", "list[")))
+    key = ".".join(map(str, path))
+    where = document.source(path).text
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            near = _nearest_key(path)
+            hint = f"did you mean {near}?" if near else "iisft preset schema lists every key"
+            return Finding("preset-unknown-key", f"unknown key {key}: {hint}", where=where, fix=near and f"{near}:")
+        case "missing":
+            return Finding("preset-missing-key", f"{key} is missing", where=where, fix=f"add {key}")
+        case "literal_error":
+            allowed = details["ctx"]["expected"].replace("'", "")
+            return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
+    wanted = details["msg"].removeprefix("Input should be ")
+    return Finding("preset-value", f"{key} is {value!r}, but should be {wanted}", where=where)
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted; the free sections as themselves."""
+    return list(_keys_of(Preset, ""))
+
+
+def _keys_of(model: Any, prefix: str) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        if hasattr(info.annotation, "model_fields"):
+            yield from _keys_of(info.annotation, f"{prefix}{name}.")
+
+
+def _nearest_key(path: KeyPath) -> str:
+    """The known key that was probably meant: the same word elsewhere, or the nearest spelling."""
+    keys = known_keys()
+    dotted, word = ".".join(map(str, path)), str(path[-1])
+    same_section = [key for key in keys if key.rpartition(".")[0] == dotted.rpartition(".")[0]]
+    if near := difflib.get_close_matches(dotted, same_section, n=1, cutoff=0.75):
+        return near[0]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == word]
+    near = elsewhere or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.6)
+    return near[0] if near else ""

@@ -1,0 +1,195 @@
+"""The preset's schema. Each field's description carries its reason and its source; `preset show --explain`,
+`preset schema` and the documentation are made from it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Vendor = Literal["amd", "nvidia", "cpu"]
+Precision = Literal["fp32", "fp16", "bf16", "weights"]
+Weights = Literal["stored", "fp32", "fp16", "bf16", "nf4"]
+Attention = Literal["eager", "sdpa", "flash2"]
+Sharding = Literal["none", "fsdp", "zero2", "zero3"]
+Overlong = Literal["fail", "fit", "drop", "allow"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    """Frozen, unknown keys refused, and no coercion: "1e-5" is text, not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Hardware(_Section):
+    """The machine that the preset is made for."""
+
+    vendor: Vendor = Field(description="Whose GPUs, or cpu. Decides the environment and which checks apply.")
+    arch: str = Field(
+        description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is compared), cpu."
+    )
+    gpus: Annotated[int, Field(ge=0)] = Field(
+        description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU process."
+    )
+    memory_gib: Annotated[float, Field(ge=0)] = Field(
+        description="Memory of one GPU. A smaller card is refused before training, not by an OOM at step 2."
+    )
+
+
+class Model(_Section):
+    """The base model."""
+
+    id: str = Field(description="Hub id (owner/name, looked for under models/) or a folder.")
+    template: str = Field(
+        description="LLaMA-Factory's prompt template. It must be the one the model was trained with (qwen for "
+        "Qwen2.5): another one trains on prompts that never occur at inference."
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run the Python files that lie in the model folder. Never needed for the shipped presets' models.",
+    )
+
+
+class Lora(_Section):
+    """The low-rank adapter."""
+
+    rank: PositiveInt = Field(
+        default=64,
+        description="Rank of the LoRA matrices: the capacity of the adapter. 64 instead of the usual 8 or 16, so that "
+        "it can take up domain knowledge and not only an answer format (first user's design notes).",
+    )
+    alpha: PositiveInt = Field(
+        default=128, description="Scale of the update (alpha / rank). Rule of thumb: twice the rank (design notes)."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.05, description="Share of activations dropped before the adapter, against overfitting (design notes)."
+    )
+    target: str | list[str] = Field(
+        default="all",
+        description="Modules that get an adapter. all = every linear layer; attention alone (q, v) was weaker on "
+        "reasoning and instruction following (design notes).",
+    )
+
+
+class Train(_Section):
+    """Optimisation and batch."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        description="Peak learning rate. LoRA usually takes 1e-4; 1e-5 with cosine is the careful end (design notes)."
+    )
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
+    ] = Field(default="cosine", description="Cosine decays slowly at the end and converges better than linear (design notes).")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="Share of the steps over which the learning rate rises to its peak."
+    )
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against exploding "
+        "gradients and NaN (design notes)."
+    )
+    epochs: Annotated[float, Field(gt=0)] = Field(default=5.0, description="Passes over the data set.")
+    max_steps: PositiveInt | None = Field(
+        default=None, description="Stop after so many optimizer steps whatever `epochs` says; for trying things out."
+    )
+    batch_size: PositiveInt = Field(
+        default=1, description="Per-device batch size. 1 leaves the memory to the weights; accumulation makes the batch."
+    )
+    accumulation: PositiveInt = Field(
+        description="Micro-batches per optimizer step and GPU. Global batch = batch_size x accumulation x GPUs x nodes."
+    )
+    global_batch: PositiveInt | None = Field(
+        default=None, description="If given, it must equal the global batch that would run."
+    )
+    cutoff_len: Annotated[int, Field(ge=16)] = Field(
+        description="Longest row in tokens, prompt and answer together. LLaMA-Factory cuts longer prompts at their END, "
+        "which removes the assistant header, and says nothing."
+    )
+    gradient_checkpointing: bool = Field(
+        default=True, description="Recompute activations in the backward pass: about 30 % slower, about half the memory "
+        "(design notes)."
+    )
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
+        default="adamw_torch",
+        description="Named, never left to the library: since torch 2.8 its default is the fused AdamW, which differs in "
+        "the last bit.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=42, description="Seed of data order, dropout, adapter.")
+
+
+class Data(_Section):
+    """What is trained on."""
+
+    name: str = Field(description="A staged dataset: data/NAME (iisft data stage).")
+    eval: str | None = Field(default=None, description="A staged dataset for evaluation during training.")
+    overlong: Overlong = Field(
+        default="fail",
+        description="Rows longer than cutoff_len: fail, fit (shorten the body, keep header and answer), drop, or allow "
+        "(let LLaMA-Factory cut them). Applied when the data is staged.",
+    )
+
+
+class Save(_Section):
+    """Checkpoints and evaluation."""
+
+    every_steps: PositiveInt = Field(default=50, description="Steps between checkpoints: what a crash can cost.")
+    keep: PositiveInt = Field(default=3, description="Newest checkpoints kept; older ones are deleted by the trainer.")
+    eval_every_steps: PositiveInt | None = Field(default=None, description="Steps between evaluations (needs data.eval).")
+
+
+class Watch(_Section):
+    """What the supervisor does about what it sees."""
+
+    nan: Literal["stop", "ignore"] = Field(
+        default="stop",
+        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing can be learnt from there on.",
+    )
+
+
+class Preset(_Section):
+    """A whole preset, after `extends` and overrides."""
+
+    summary: str = Field(description="One line for `preset list`.")
+    run_on: list[str] = Field(
+        default_factory=list, description="Hardware on which this preset was run for real, with date and versions."
+    )
+    hardware: Hardware
+    model: Model
+    precision: Precision = Field(
+        description="Arithmetic: fp32; fp16 or bf16 by autocast; weights = in the stored dtype without autocast, which "
+        "is LLaMA-Factory's silent default (a bf16 checkpoint trains in bf16, LlamaFactory#8914)."
+    )
+    weights: Weights = Field(
+        default="stored",
+        description="Base weights in memory: stored (as published; with precision fp32 every product is still computed "
+        "in float32, bit for bit as with float32 weights, at half the memory), fp32, fp16, bf16, or nf4 (4 bit).",
+    )
+    attention: Attention = Field(
+        description="eager, sdpa (torch's kernels, math kernel where no fused one exists) or flash2. fp16 with eager "
+        "overflows on Qwen2.x: loss 0, grad_norm NaN (transformers PR 33317)."
+    )
+    lora: Lora = Lora()
+    train: Train
+    sharding: Sharding = Field(
+        default="none",
+        description="none = DDP, each GPU holds the whole model. LoRA on one or two GPUs needs nothing else.",
+    )
+    data: Data
+    save: Save = Save()
+    watch: Watch = Watch()
+    env: dict[str, str] = Field(default_factory=dict, description="Environment variables of the trainer.")
+    llamafactory: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any other LLaMA-Factory argument; name and type are checked against the installed version.",
+    )
+
+    def global_batch(self, world_size: int) -> int:
+        """Rows per optimizer step: per-device batch size x accumulation x ranks."""
+        return self.train.batch_size * self.train.accumulation * world_size
+
+
+def shipped_presets_folder() -> Path:
+    """configs/ of the checkout, or its copy inside the installed wheel."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parents[1] / "configs"

@@ -1,0 +1,123 @@
+"""YAML 1.2 scalars, places and duplicate keys on top of PyYAML's parser.
+
+PyYAML resolves scalars by YAML 1.1, where `1e-5` is text and `no` is false. LLaMA-Factory's users write both.
+The rules here are those of the YAML 1.2 core schema (yaml.org/spec/1.2.2, 10.3.2).
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iisft.errors import InputError
+
+KeyPath = tuple[str | int, ...]
+
+_SCALARS: tuple[tuple[str, str], ...] = (
+    ("null", r"^(?:~|null|Null|NULL|)$"),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$"),
+    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+    ),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _name, _pattern in _SCALARS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
+
+
+def parse_scalar(text: str) -> Any:
+    """The value of one `key=value` override: a YAML 1.2 scalar or flow collection (`[1, 2]`).
+
+    Raises:
+        InputError: the text is no YAML.
+    """
+    return parse(text, where="--set")[0]
+
+
+def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
+    """The document as plain Python values, and the line (from 1) at which each key path stands.
+
+    Raises:
+        InputError: broken YAML, a duplicate key, a key that is no text, an alias, or a tag.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        lines: dict[KeyPath, int] = {}
+        return _construct(loader, node, (), lines, where), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError("preset-yaml", f"no valid YAML: {error.problem}", where=f"{where}{line}") from error
+    except yaml.YAMLError as error:
+        raise InputError("preset-yaml", f"no valid YAML: {error}", where=where) from error
+    finally:
+        loader.dispose()
+
+
+def _construct(
+    loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], where: str
+) -> Any:
+    line = node.start_mark.line + 1
+    lines.setdefault(path, line)
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key, key_line, value in _pairs(node, where):
+            if key in result:
+                raise InputError("preset-duplicate-key", f"{key} stands twice", where=f"{where}:{key_line}")
+            lines[(*path, key)] = key_line
+            result[key] = _construct(loader, value, (*path, key), lines, where)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, item, (*path, i), lines, where) for i, item in enumerate(node.value)]
+    return _scalar(node, f"{where}:{line}")
+
+
+def _pairs(node: yaml.MappingNode, where: str) -> Iterator[tuple[str, int, yaml.Node]]:
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:null":
+            raise InputError("preset-yaml", "a key must be text", where=f"{where}:{line}")
+        yield str(key.value), line, value
+
+
+def _scalar(node: yaml.Node, where: str) -> Any:
+    tag, value = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
+    match tag:
+        case "str":
+            return value
+        case "null":
+            return None
+        case "bool":
+            return value.lower() == "true"
+        case "int":
+            return int(value, 0) if value[:2] in ("0o", "0x") else int(value)
+        case "float":
+            return float(re.sub(r"\.(?=inf|nan)", "", value.lower()))
+    raise InputError("preset-yaml", f"the tag {node.tag} is not allowed", where=where)
+
+
+def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
+    """parse for a file.
+
+    Raises:
+        InputError: also when the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("preset-encoding", "not UTF-8 text", where=str(path)) from error
+    except OSError as error:
+        raise InputError("preset-unreadable", f"can't be read: {error.strerror}", where=str(path)) from error
+    return parse(text, where=str(path))

@@ -1,0 +1,204 @@
+"""The only module that starts, finds, signals or waits for processes. Linux (/proc)."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Every process of a run carries this variable with the run's folder, so that orphans are found after any kill.
+RUN_MARKER = "IISFT_RUN"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process that can't be confused with a later one of the same pid: pid, start time and boot.
+
+    `start_ticks` is field 22 of /proc/PID/stat: clock ticks since boot, so that a changed clock doesn't matter.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"pid": self.pid, "start_ticks": self.start_ticks, "boot_id": self.boot_id}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ProcessIdentity | None":
+        try:
+            return cls(int(value["pid"]), int(value["start_ticks"]), str(value["boot_id"]))
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    def alive(self) -> bool:
+        return identity_of(self.pid) == self
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a finished child said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def identity_of(pid: int) -> ProcessIdentity | None:
+    """The identity of a live process; None when there is none or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else ProcessIdentity(pid, int(fields[18]), boot_id)
+
+
+def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Completed:
+    """Run a short command to its end, without a shell and without standard input.
+
+    Raises:
+        OSError: the program is missing or can't be executed.
+        TimeoutError: it ran longer than `timeout_s`; its whole process group was killed.
+    """
+    child = subprocess.Popen(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(env) if env is not None else None,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        _signal_group(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise TimeoutError(f"{argv[0]} did not end within {timeout_s:g} s") from error
+    except BaseException:
+        _signal_group(child.pid, signal.SIGKILL)
+        raise
+    return Completed(child.returncode, out, err)
+
+
+class Child:
+    """A started process that leads its own session, with its output appended to a file."""
+
+    def __init__(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: Path) -> None:
+        with output.open("ab") as stream:
+            self._process = subprocess.Popen(
+                list(argv),
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def returncode(self) -> int | None:
+        """None while it runs; minus the signal's number when a signal ended it."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def processes_of_run(run_folder: Path) -> list[int]:
+    """Every live process that carries the run's marker, orphans included, oldest pid first."""
+    marker = f"{RUN_MARKER}={run_folder}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and marker in _environment(entry) and identity_of(int(entry.name)):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def rank_processes(run_folder: Path) -> list[int]:
+    """The processes that train: torchrun's workers (they carry LOCAL_RANK), else the trainer itself."""
+    pids = processes_of_run(run_folder)
+    ranks = {pid for pid in pids if _has_variable(pid, b"LOCAL_RANK")}
+    if not ranks:
+        return pids
+    return sorted(pid for pid in ranks if _parent(pid) not in ranks)
+
+
+def terminate(pids: Iterable[int]) -> None:
+    """SIGTERM each process that still lives."""
+    _signal_all(pids, signal.SIGTERM)
+
+
+def kill(pids: Iterable[int]) -> None:
+    """SIGKILL each process that still lives."""
+    _signal_all(pids, signal.SIGKILL)
+
+
+def kill_run(run_folder: Path, timeout_s: float = 10.0) -> list[int]:
+    """SIGKILL every process of a run until none is left; what still lives after `timeout_s` is returned."""
+    deadline = time.monotonic() + timeout_s
+    while pids := processes_of_run(run_folder):
+        if time.monotonic() > deadline:
+            return pids
+        kill(pids)
+        time.sleep(0.05)
+    return []
+
+
+def on_terminate(handler: Callable[[], None]) -> None:
+    """Call `handler` on SIGTERM and SIGINT from now on; SIGHUP (a closed terminal) is ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: handler())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+
+
+def signal_name(returncode: int) -> str:
+    """SIGKILL for -9."""
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal {-returncode}"
+
+
+def _environment(entry: Path) -> list[bytes]:
+    try:
+        return (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _has_variable(pid: int, name: bytes) -> bool:
+    return any(item.startswith(name + b"=") for item in _environment(Path(f"/proc/{pid}")))
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _signal_all(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
