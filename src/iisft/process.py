@@ -165,8 +165,6 @@ def on_terminate(handler: Callable[[], None]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-
-
 def signal_name(returncode: int) -> str:
     """SIGKILL for -9."""
     try:

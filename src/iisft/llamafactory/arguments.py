@@ -8,6 +8,7 @@ from typing import Any
 from iisft.errors import Finding
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets.schema import Preset
+from iisft.secrets import is_secret
 
 _ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 
@@ -16,7 +17,12 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "model.template": lambda p: {"template": p.model.template},
     "precision": lambda p: {"bf16": p.precision == "bf16", "fp16": p.precision == "fp16", "pure_bf16": False},
     "weights": lambda p: (
-        {"quantization_bit": 4, "quantization_type": "nf4", "quantization_method": "bnb", "double_quantization": True}
+        {
+            "quantization_bit": 4,
+            "quantization_type": "nf4",
+            "quantization_method": "bnb",
+            "double_quantization": True,
+        }
         if p.weights == "nf4"
         else {}
     ),
@@ -68,10 +74,19 @@ ALWAYS: dict[str, Any] = {
 }
 
 # Decided by where the run lives and what it loads, never by a preset's free section.
-_PLACES = ("model_name_or_path", "output_dir", "dataset_dir", "trust_remote_code", "use_cpu", "resume_from_checkpoint")
+_PLACES = (
+    "model_name_or_path",
+    "output_dir",
+    "dataset_dir",
+    "trust_remote_code",
+    "use_cpu",
+    "resume_from_checkpoint",
+)
 
 
-def compile_arguments(preset: Preset, *, model: Path, dataset_dir: Path, output_dir: Path, on_cpu: bool) -> dict[str, Any]:
+def compile_arguments(
+    preset: Preset, *, model: Path, dataset_dir: Path, output_dir: Path, on_cpu: bool
+) -> dict[str, Any]:
     """The whole train.yaml.
 
     Args:
@@ -109,7 +124,10 @@ def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Ar
     found = []
     owned = own_arguments(preset)
     for name, value in extra.items():
-        if name in owned:
+        if is_secret(name):
+            text = f"llamafactory.{name} is a secret: it would be written to files"
+            found.append((name, Finding("llamafactory-secret", text, fix="put it into the environment (HF_TOKEN)")))
+        elif name in owned:
             text = f"llamafactory.{name} is decided by {owned[name]}"
             found.append((name, Finding("llamafactory-owned", text, fix=f"set {owned[name]} instead")))
         elif name not in known:
@@ -137,7 +155,11 @@ def _sharding(preset: Preset) -> dict[str, Any]:
         case "fsdp":
             return {
                 "fsdp": "full_shard auto_wrap",
-                "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"},
+                "fsdp_config": {
+                    "version": 2,
+                    "reshard_after_forward": True,
+                    "state_dict_type": "FULL_STATE_DICT",
+                },
             }
         case "zero2" | "zero3":
             return {"deepspeed": _deepspeed(int(preset.sharding[-1]))}

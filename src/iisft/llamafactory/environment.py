@@ -1,7 +1,6 @@
 """The trainer's environment: what iisft sets, and what of the caller's shell must not reach the trainer."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +31,6 @@ CLEARED = (
     "USE_V1",
     "WORLD_SIZE",
 )
-_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
-HIDDEN = "***"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +82,3 @@ def compile_environment(
 def inherited(env: Mapping[str, str]) -> dict[str, str]:
     """The caller's variables without those that would change the run behind the preset's back."""
     return {name: value for name, value in env.items() if name not in CLEARED}
-
-
-def redact(env: Mapping[str, str]) -> dict[str, str]:
-    """What may be written down: values of secret names, and passwords in URLs, are hidden."""
-    return {
-        name: HIDDEN if value and _SECRET_NAME.search(name) else _URL_PASSWORD.sub(HIDDEN, value)
-        for name, value in env.items()
-    }

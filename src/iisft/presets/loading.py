@@ -80,16 +80,17 @@ def find(name_or_file: str, workspace: Workspace) -> Path:
         if given.is_file():
             return given.absolute()
         raise InputError(
-            "preset-missing", "no such preset file", where=str(given), fix="iisft preset list shows the known ones"
+            "preset-missing",
+            "no such preset file",
+            where=str(given),
+            fix="iisft preset list shows the known ones",
         )
     known = available(workspace)
     if name_or_file in known:
         return known[name_or_file]
     near = difflib.get_close_matches(name_or_file, known, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(sorted(known))}"
-    raise InputError(
-        "preset-unknown", f"no preset named {name_or_file!r}{hint}", fix="iisft preset list"
-    )
+    raise InputError("preset-unknown", f"no preset named {name_or_file!r}{hint}", fix="iisft preset list")
 
 
 def read_document(name_or_file: str, workspace: Workspace) -> Document:
@@ -103,8 +104,11 @@ def read_document(name_or_file: str, workspace: Workspace) -> Document:
     while True:
         if any(path == seen for seen, _, _ in chain):
             names = " -> ".join(seen.stem for seen, _, _ in chain)
-            raise InputError("preset-extends-cycle", f"extends comes back to itself: {names} -> {path.stem}",
-                             where=f"{chain[-1][0]}:{chain[-1][2].get(('extends',), 1)}")
+            raise InputError(
+                "preset-extends-cycle",
+                f"extends comes back to itself: {names} -> {path.stem}",
+                where=f"{chain[-1][0]}:{chain[-1][2].get(('extends',), 1)}",
+            )
         values, lines = yaml12.read(path)
         if not isinstance(values, dict):
             raise InputError("preset-empty", "a preset must be a mapping of keys", where=f"{path}:1")
@@ -130,9 +134,7 @@ def _find_base(base: Any, extending: Path, lines: Mapping[KeyPath, int], workspa
         raise InputError(error.code, f"extends: {error.message}", where=where, fix=error.fix) from error
 
 
-def _merge(
-    document: Document, values: dict[str, Any], path: KeyPath, file: Path, lines: Mapping[KeyPath, int]
-) -> None:
+def _merge(document: Document, values: dict[str, Any], path: KeyPath, file: Path, lines: Mapping[KeyPath, int]) -> None:
     for key, value in values.items():
         here = (*path, key)
         line = lines.get(here, 1)

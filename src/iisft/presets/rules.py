@@ -181,7 +181,10 @@ def rule_cpu_only_without_gpus(preset: Preset, world_size: int) -> Iterator[Obje
     """hardware.gpus 0 means one CPU process."""
     if preset.hardware.gpus == 0 and preset.hardware.vendor != "cpu":
         yield Objection(
-            ("hardware", "gpus"), "no-gpus", f"vendor {preset.hardware.vendor} needs at least one GPU", "gpus: 1"
+            ("hardware", "gpus"),
+            "no-gpus",
+            f"vendor {preset.hardware.vendor} needs at least one GPU",
+            "gpus: 1",
         )
 
 
@@ -189,7 +192,10 @@ def rule_evaluation(preset: Preset, world_size: int) -> Iterator[Objection]:
     """Evaluation steps without a dataset would be dropped silently."""
     if preset.save.eval_every_steps is not None and preset.data.eval is None:
         yield Objection(
-            ("save", "eval_every_steps"), "eval-without-data", "eval_every_steps needs data.eval", "data.eval: NAME"
+            ("save", "eval_every_steps"),
+            "eval-without-data",
+            "eval_every_steps needs data.eval",
+            "data.eval: NAME",
         )
 
 

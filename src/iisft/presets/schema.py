@@ -60,10 +60,12 @@ class Lora(_Section):
         "it can take up domain knowledge and not only an answer format (first user's design notes).",
     )
     alpha: PositiveInt = Field(
-        default=128, description="Scale of the update (alpha / rank). Rule of thumb: twice the rank (design notes)."
+        default=128,
+        description="Scale of the update (alpha / rank). Rule of thumb: twice the rank (design notes).",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="Share of activations dropped before the adapter, against overfitting (design notes)."
+        default=0.05,
+        description="Share of activations dropped before the adapter, against overfitting (design notes).",
     )
     target: str | list[str] = Field(
         default="all",
@@ -79,21 +81,33 @@ class Train(_Section):
         description="Peak learning rate. LoRA usually takes 1e-4; 1e-5 with cosine is the careful end (design notes)."
     )
     scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
-    ] = Field(default="cosine", description="Cosine decays slowly at the end and converges better than linear (design notes).")
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "polynomial",
+    ] = Field(
+        default="cosine",
+        description="Cosine decays slowly at the end and converges better than linear (design notes).",
+    )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="Share of the steps over which the learning rate rises to its peak."
     )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(
-        default=0.5, description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against exploding "
-        "gradients and NaN (design notes)."
+        default=0.5,
+        description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against exploding "
+        "gradients and NaN (design notes).",
     )
     epochs: Annotated[float, Field(gt=0)] = Field(default=5.0, description="Passes over the data set.")
     max_steps: PositiveInt | None = Field(
-        default=None, description="Stop after so many optimizer steps whatever `epochs` says; for trying things out."
+        default=None,
+        description="Stop after so many optimizer steps whatever `epochs` says; for trying things out.",
     )
     batch_size: PositiveInt = Field(
-        default=1, description="Per-device batch size. 1 leaves the memory to the weights; accumulation makes the batch."
+        default=1,
+        description="Per-device batch size. 1 leaves the memory to the weights; accumulation makes the batch.",
     )
     accumulation: PositiveInt = Field(
         description="Micro-batches per optimizer step and GPU. Global batch = batch_size x accumulation x GPUs x nodes."
@@ -106,8 +120,9 @@ class Train(_Section):
         "which removes the assistant header, and says nothing."
     )
     gradient_checkpointing: bool = Field(
-        default=True, description="Recompute activations in the backward pass: about 30 % slower, about half the memory "
-        "(design notes)."
+        default=True,
+        description="Recompute activations in the backward pass: about 30 % slower, about half the memory "
+        "(design notes).",
     )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",
@@ -134,7 +149,9 @@ class Save(_Section):
 
     every_steps: PositiveInt = Field(default=50, description="Steps between checkpoints: what a crash can cost.")
     keep: PositiveInt = Field(default=3, description="Newest checkpoints kept; older ones are deleted by the trainer.")
-    eval_every_steps: PositiveInt | None = Field(default=None, description="Steps between evaluations (needs data.eval).")
+    eval_every_steps: PositiveInt | None = Field(
+        default=None, description="Steps between evaluations (needs data.eval)."
+    )
 
 
 class Watch(_Section):
@@ -151,7 +168,8 @@ class Preset(_Section):
 
     summary: str = Field(description="One line for `preset list`.")
     run_on: list[str] = Field(
-        default_factory=list, description="Hardware on which this preset was run for real, with date and versions."
+        default_factory=list,
+        description="Hardware on which this preset was run for real, with date and versions.",
     )
     hardware: Hardware
     model: Model

@@ -66,9 +66,7 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         loader.dispose()
 
 
-def _construct(
-    loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], where: str
-) -> Any:
+def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], where: str) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
     if isinstance(node, yaml.MappingNode):

@@ -1,0 +1,71 @@
+"""The Typer application and main(): errors become text and exit codes here and nowhere else."""
+
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from iisft import __version__
+from iisft.cli import console
+from iisft.cli.data import data_app
+from iisft.cli.preset import preset_app
+from iisft.cli.runs import register_run_commands
+from iisft.cli.train import train
+from iisft.errors import ExitCode, IisftError
+
+app = typer.Typer(
+    name="iisft",
+    help="Fine-tune language models on the GPUs you own: LLaMA-Factory runs that do exactly what their preset says.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(train)
+app.add_typer(preset_app, name="preset")
+app.add_typer(data_app, name="data")
+register_run_commands(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.out(f"iisft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        app(args=list(argv), prog_name="iisft")
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if os.environ.get("IISFT_DEBUG") == "1":
+            raise
+        return _report(error, as_json="--json" in argv)
+    return ExitCode.OK
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    if not isinstance(error, IisftError):
+        error = IisftError(
+            "internal-error",
+            f"this is a bug in iisft: {type(error).__name__}: {error}",
+            fix="IISFT_DEBUG=1 shows where; please report it",
+        )
+    if as_json:
+        console.out_json({"error": error.as_json()})
+    console.failure(error)
+    return error.exit_code

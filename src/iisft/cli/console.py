@@ -1,0 +1,76 @@
+"""The only prints: data goes to stdout, talk to stderr; colour and bars only on a terminal."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from iisft.errors import CheckFailed, Finding, IisftError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
+
+
+def out(text: str = "") -> None:
+    """One line of data."""
+    print(text, flush=True)
+
+
+def out_json(value: Any) -> None:
+    """The one JSON document of a command."""
+    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+
+
+def say(text: str = "") -> None:
+    """Talk."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def rich_stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
+    """Data for people: a plain aligned table on stdout, no boxes, so that grep and cut work."""
+    cells = [tuple(headers), *(tuple(row) for row in rows)]
+    widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
+    for row in cells:
+        padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        out("  ".join(padded).rstrip())
+
+
+def findings(found: Iterable[Finding]) -> None:
+    """Every finding with its place and its fix, errors in colour on a terminal."""
+    for finding in found:
+        mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
+        say(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {finding.message}")
+        if finding.where:
+            say(f"  where: {finding.where}")
+        if finding.fix:
+            say(f"  fix:   {finding.fix}")
+
+
+def failure(error: IisftError) -> None:
+    """An error as a person reads it."""
+    if isinstance(error, CheckFailed):
+        findings(error.findings)
+    else:
+        findings([Finding(error.code, error.message, where=error.where, fix=error.fix)])
+
+
+def _coloured(text: str, colour: str) -> str:
+    import os
+
+    codes = {"red": "31", "yellow": "33", "cyan": "36"}
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR")
+    return text if plain else f"\x1b[1;{codes[colour]}m{text}\x1b[0m"
+
+
+def _width(text: str) -> int:
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

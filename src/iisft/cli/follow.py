@@ -1,0 +1,137 @@
+"""Following a run in the terminal: a progress bar, or the trainer's own lines. Leaving never disturbs the run."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from iisft.cli import console
+from iisft.files import LineFollower
+from iisft.runs import control
+from iisft.runs.folder import RunFolder, parse_event
+from iisft.runs.state import RunStatus
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def follow(folder: RunFolder, *, verbose: bool) -> RunStatus:
+    """Show the run until it ends. Ctrl-C asks it to stop with a checkpoint, a second one kills it."""
+    show: Callable[[], None]
+    bar = None
+    if sys.stderr.isatty() and not verbose:
+        bar = _Bar(folder)
+        show = bar.update
+    else:
+        show = _LogLines(folder).update
+    interrupts = 0
+    try:
+        while True:
+            try:
+                return control.wait(folder, show)
+            except KeyboardInterrupt:
+                interrupts += 1
+                if status := _stop(folder, now=interrupts > 1):
+                    return status
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:
+    from iisft.errors import RunStateError
+    from iisft.runs.state import status_of
+
+    try:
+        control.request_stop(folder, now=now)
+    except RunStateError:
+        return status_of(folder)  # it ended by itself meanwhile
+    console.say("killing the run" if now else "stopping with a checkpoint; Ctrl-C again kills it at once")
+    return None
+
+
+class _LogLines:
+    """Copies the trainer's lines to stderr."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._lines = LineFollower(folder.train_log)
+
+    def update(self) -> None:
+        for line in self._lines.read():
+            console.say(line)
+
+
+class _Bar:
+    """Step, epoch, loss, lr, grad_norm, seconds per step, ETA."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._events = LineFollower(folder.events)
+        self._step_s: list[float] = []
+        self._progress, self._task = _new_bar()
+        self._progress.start()
+
+    def update(self) -> None:
+        for line in self._events.read():
+            event = parse_event(line)
+            if event is None:
+                continue
+            if event["kind"] == "metrics":
+                self._metrics(event)
+            elif event["kind"] == "observed":
+                self._progress.update(self._task, description="training")
+            elif event["kind"] == "finding":
+                self._progress.console.print(f"{event.get('severity', '')}: {event.get('message', '')}")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _metrics(self, event: dict[str, Any]) -> None:
+        if (seconds := event.get("step_s")) is not None:
+            self._step_s = [*self._step_s[-20:], float(seconds)]
+        self._progress.update(
+            self._task,
+            description="training",
+            completed=event["step"],
+            total=event["total_steps"],
+            facts=describe_metrics(event, self._step_s),
+        )
+
+
+def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
+    """One line of figures; the ETA is steps left x median seconds per step, right after a resume too."""
+    parts = []
+    for key, text in (("epoch", "epoch {:.2f}"), ("loss", "loss {:.4f}"), ("learning_rate", "lr {:.2e}"),
+                      ("grad_norm", "grad_norm {:.3g}")):  # fmt: skip
+        if key in event:
+            parts.append(text.format(float(event[key])))
+    if step_s:
+        median = sorted(step_s)[len(step_s) // 2]
+        left = median * (event["total_steps"] - event["step"])
+        parts += [f"{median:.3g} s/step", f"ETA {duration(left)}"]
+        if "tokens" in event:
+            parts.append(f"{event['tokens']:,} tokens")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """3d 4h, 2h 05m, 3m 20s, 7s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _new_bar() -> "tuple[Progress, TaskID]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console.rich_stderr(),
+    )
+    return progress, progress.add_task("loading", total=None, facts="the trainer imports torch, loads model and data")

@@ -1,0 +1,29 @@
+"""Options that several commands share, and what shell completion offers for them."""
+
+from typing import Annotated
+
+import typer
+
+from iisft.workspace import Workspace
+
+
+def complete_presets() -> list[str]:
+    from iisft.presets import loading
+
+    return sorted(loading.available(Workspace.current()))
+
+
+def complete_runs() -> list[str]:
+    return sorted(path.name for path in Workspace.current().runs.glob("*") if path.is_dir())
+
+
+def complete_datasets() -> list[str]:
+    return sorted(path.name for path in Workspace.current().data.glob("*") if path.is_dir())
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.epochs=1."),
+]

@@ -1,0 +1,151 @@
+"""iisft preset: list, show, validate, copy, schema."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
+from iisft.errors import ExitCode, IisftError, InputError, RunStateError
+from iisft.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iisft.llamafactory.explain import Explanation
+    from iisft.presets.loading import LoadedPreset
+
+preset_app = typer.Typer(help="Presets: typed recipes of a run.", no_args_is_help=True, rich_markup_mode=None)
+
+PresetArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A preset's name or file.", autocompletion=complete_presets)
+]
+
+
+@preset_app.command("list")
+def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Shipped presets and the workspace's own."""
+    from iisft.presets import loading
+
+    rows = []
+    workspace = Workspace.current()
+    for name, file in sorted(loading.available(workspace).items()):
+        try:
+            values = loading.read_document(str(file), workspace).values
+        except InputError as error:
+            values = {"summary": f"broken: {error.where}: {error.message}"}
+        rows.append({"name": name, "summary": str(values.get("summary", "")), "file": str(file)})
+    if as_json:
+        console.out_json(rows)
+    elif quiet:
+        for row in rows:
+            console.out(row["name"])
+    else:
+        console.table(((row["name"], row["summary"]) for row in rows), ("PRESET", "WHAT IT IS"))
+
+
+@preset_app.command()
+def show(
+    name: PresetArgument,
+    explain: Annotated[bool, typer.Option("--explain", help="Each value's reason and what it becomes.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A preset with everything it extends and every default."""
+    from iisft.llamafactory.explain import explain as explain_values
+    from iisft.runs.yaml_text import render_yaml
+
+    loaded = _load(name, overrides or [])
+    values = loaded.preset.model_dump(mode="json")
+    if as_json:
+        console.out_json({"explanations": [value.as_json() for value in explain_values(loaded)]} if explain else values)
+    elif explain:
+        _print_explanations(loaded, explain_values(loaded))
+    else:
+        console.out(render_yaml(values).rstrip())
+    console.findings(loaded.warnings)
+
+
+@preset_app.command()
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Preset files or names.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments. Exit 3 when one is wrong."""
+    from iisft.errors import CheckFailed, Finding
+    from iisft.runs.plan import extra_argument_findings
+
+    results = []
+    for file in files:
+        try:
+            loaded = _load(file, [])
+            found = [*loaded.warnings, *extra_argument_findings(loaded)]
+        except CheckFailed as error:
+            found = list(error.findings)
+        except IisftError as error:
+            found = [Finding(error.code, error.message, where=error.where, fix=error.fix)]
+        results.append({"file": file, "ok": all(f.severity != "error" for f in found), "findings": found})
+        console.findings(found)
+        if not as_json:
+            console.out(f"{file}: {'ok' if results[-1]['ok'] else 'wrong'}")
+    if as_json:
+        console.out_json([{**r, "findings": [f.as_json() for f in r["findings"]]} for r in results])  # type: ignore[attr-defined]
+    if not all(result["ok"] for result in results):
+        raise typer.Exit(ExitCode.INPUT)
+
+
+@preset_app.command()
+def copy(
+    name: PresetArgument,
+    file: Annotated[Path, typer.Argument(help="Where to, for example presets/mine.yaml.")],
+) -> None:
+    """A preset of your own that extends another one; change what you need in it."""
+    from iisft import files
+    from iisft.presets import loading
+
+    source = loading.find(name, Workspace.current())
+    if file.exists():
+        raise RunStateError("file-exists", "the file exists", where=str(file), fix="choose another name")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text_atomically(file, source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("copy-write", f"can't be written: {error.strerror}", where=str(file)) from error
+    console.say(f"{file}: edit it, then iisft preset validate {file}")
+
+
+@preset_app.command()
+def schema() -> None:
+    """JSON Schema of preset files, for editors."""
+    from iisft.llamafactory.explain import schema as preset_schema
+
+    console.out_json(preset_schema())
+
+
+def _load(name: str, overrides: list[str]) -> "LoadedPreset":
+    from iisft.presets import loading
+
+    document = loading.read_document(name, Workspace.current())
+    for text in overrides:
+        document.override(*loading.parse_override(text), f"--set {text}")
+    return loading.check(document)
+
+
+def _print_explanations(loaded: "LoadedPreset", explanations: "list[Explanation]") -> None:
+    console.out(f"{loaded.document.name}: {loaded.preset.summary}")
+    ran = loaded.preset.run_on
+    console.out(f"run for real on: {'; '.join(ran) if ran else 'nothing yet'}")
+    for item in explanations:
+        if item.key in ("summary", "run_on"):
+            continue
+        console.out()
+        console.out(f"{item.key}: {_short(item.value)}   ({item.source})")
+        for text in filter(None, (item.reason, item.meaning)):
+            console.out(f"    {text}")
+        for name, value in item.arguments.items():
+            console.out(f"    -> {name}: {_short(value)}")
+
+
+def _short(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

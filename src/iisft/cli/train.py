@@ -1,0 +1,168 @@
+"""iisft train: preflight, then a supervised run."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
+from iisft.errors import UsageError
+from iisft.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iisft.runs.plan import Plan
+    from iisft.runs.state import RunStatus
+
+
+def train(
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets)
+    ],
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's id; left out = preset and time.")] = None,
+    overrides: SetOption = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="Ranks on this machine; CPU ranks where there is no GPU. Keeps the global batch."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
+    node_rank: Annotated[int, typer.Option(help="Which of them this is, from 0.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 listens.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")] = False,
+    script: Annotated[Path | None, typer.Option(help="Write a bash script that trains without iisft.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
+    from iisft.runs.plan import TrainRequest, make_plan
+
+    if slurm and script is None:
+        raise UsageError("slurm-script", "--slurm goes with --script FILE")
+    workspace = Workspace.current()
+    if not dry_run:
+        _prepare_demo(preset, workspace)
+    request = TrainRequest(
+        preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
+    )  # fmt: skip
+    plan = make_plan(request, workspace)
+    if dry_run:
+        _print_plan(plan, as_json=as_json)
+        plan.require_sound()
+        return
+    plan.require_sound()
+    if script is not None:
+        _write_script(plan, script, slurm=slurm)
+        return
+    console.findings(plan.findings)
+    _run(plan, detach=detach, verbose=verbose, as_json=as_json)
+
+
+def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
+    from iisft.cli.follow import follow
+    from iisft.runs import control, launch
+
+    if plan.placement.node_rank:
+        launch.join(plan)
+    else:
+        launch.create(plan)
+    launch.start(plan)
+    folder = plan.folder
+    if detach:
+        console.out(folder.id)
+        console.say(f"running; follow it with: iisft logs -f {folder.id}   stop it with: iisft stop {folder.id}")
+        return
+    console.say(
+        f"run {folder.id}: global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
+        f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks; Ctrl-C stops it with a checkpoint"
+    )
+    ended = follow(folder, verbose=verbose)
+    if as_json:
+        console.out_json(ended.as_full_json())
+    else:
+        _print_end(plan, ended)
+    raise typer.Exit(control.exit_code(ended))
+
+
+def _prepare_demo(preset: str, workspace: Workspace) -> None:
+    from iisft import demo
+
+    if preset == demo.PRESET:
+        from iisft.demo import assets
+
+        assets.prepare(workspace, console.say)
+
+
+def _print_plan(plan: "Plan", *, as_json: bool) -> None:
+    from iisft.runs.yaml_text import render_yaml
+    from iisft.secrets import redact
+
+    env = redact(plan.env)
+    if as_json:
+        console.out_json(
+            {
+                "argv": plan.argv,
+                "env": env,
+                "train_yaml": plan.train_yaml,
+                "global_batch": plan.global_batch,
+                "world_size": plan.placement.world_size,
+                "run_dir": str(plan.folder.path),
+                "findings": [finding.as_json() for finding in plan.findings],
+            }
+        )
+    else:
+        console.out(f"# {plan.folder.path}")
+        for name, value in env.items():
+            console.out(f"export {name}={shlex.quote(value)}")
+        console.out(shlex.join(plan.argv))
+        console.out(f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks")
+        console.out(render_yaml(plan.train_yaml).rstrip())
+    if not plan.errors:
+        console.findings(plan.findings)
+
+
+def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
+    from iisft import files
+    from iisft.runs import script as scripts
+
+    text = scripts.render(plan, slurm=slurm)
+    try:
+        files.write_text_atomically(file.absolute(), text)
+        file.chmod(0o755)
+    except OSError as error:
+        raise UsageError("script-write", f"can't be written: {error.strerror}", where=str(file)) from error
+    console.findings(plan.findings)
+    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shlex.quote(str(file))}")
+
+
+def _print_end(plan: "Plan", ended: "RunStatus") -> None:
+    folder = plan.folder
+    if ended.state != "finished":
+        console.say(f"{folder.id}: {ended.state} - {ended.reason}")
+        console.say(f"  log: {folder.train_log}")
+        return
+    losses = [float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e]
+    observed = ended.observed or {}
+    console.out(f"{folder.id}: finished, {ended.reason}")
+    if losses:
+        tail = losses[-5:]
+        console.out(f"  loss       {losses[0]:.4f} -> {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)")
+    console.out(
+        f"  proven     {observed['weights_dtype']} weights, {observed['compute_dtype']} arithmetic, "
+        f"{observed['attention']} attention, global batch {observed['global_batch']}, {observed['rows']} rows"
+    )
+    plot = folder.output / "training_loss.png"
+    if plot.exists():
+        console.out(f"  loss plot  {plot}")
+    console.out(f"  adapter    {folder.output}")
+    console.out(f"  record     {folder.record}")
+    console.out(
+        f"  next       iisft status {folder.id}   iisft logs {folder.id}   iisft preset show --explain {plan.document.name}"
+    )

@@ -1,0 +1,164 @@
+"""What the trainer says: its log lines, its summary, its metrics, and the proof line of iisft's modelling file."""
+
+import ast
+import json
+import math
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+
+PROOF_MARK = "iisft-observed "
+
+_SUMMARY = {
+    "rows": re.compile(r"Num examples = ([\d,]+)$"),
+    "global_batch": re.compile(r"Total train batch size \(w\. parallel, distributed & accumulation\) = ([\d,]+)$"),
+    "total_steps": re.compile(r"Total optimization steps = ([\d,]+)$"),
+    "trainable_parameters": re.compile(r"Number of trainable parameters = ([\d,]+)$"),
+}
+_TRAINING_STARTS = "***** Running training *****"
+_ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$")
+_NOT_THE_CAUSE = ("CalledProcessError", "ChildFailedError", "SignalException", "DistNetworkError")
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One logging step. `loss` and `grad_norm` may be NaN; None = not said."""
+
+    step: int
+    total_steps: int
+    epoch: float | None
+    loss: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    eval_loss: float | None = None
+    tokens: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Only finite numbers are JSON; NaN and infinities become their names."""
+        pairs = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: _finite(value) for name, value in pairs.items() if value is not None}
+
+
+@dataclass
+class TrainerLog:
+    """Follows a run's log and LLaMA-Factory's trainer_log.jsonl from given places on.
+
+    trainer_log.jsonl has the step and the full-precision loss, the log has grad_norm: both get one entry per logging
+    step in the same order, so they are paired first in, first out.
+    """
+
+    log: files.LineFollower
+    metrics_log: files.LineFollower
+    proofs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    summary: dict[str, int] = field(default_factory=dict)
+    training_started: bool = False
+    checkpoint_saved_on_stop: bool = False
+    _printed: deque[dict[str, Any]] = field(default_factory=deque)
+    _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
+
+    @classmethod
+    def follow(cls, log: Path, metrics_log: Path) -> "TrainerLog":
+        """From the present end of both files."""
+        return cls(
+            files.LineFollower(log, _size(log)),
+            files.LineFollower(metrics_log, _size(metrics_log)),
+        )
+
+    def read(self, *, at_end: bool = False) -> list[Metrics]:
+        """Take in what was added; the metrics that are complete. At the end of the trainer nothing is waited for."""
+        for line in self.log.read():
+            self._take_line(line)
+        for line in self.metrics_log.read():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and "current_steps" in entry:
+                self._awaiting.append(entry)
+        return list(self._pair(at_end))
+
+    def _take_line(self, line: str) -> None:
+        if line.startswith(PROOF_MARK):
+            try:
+                proof = json.loads(line.removeprefix(PROOF_MARK))
+                self.proofs[int(proof["rank"])] = proof
+            except (ValueError, KeyError, TypeError):
+                return  # a torn proof is no proof
+        elif line.startswith("{'"):
+            try:
+                printed = ast.literal_eval(line)
+            except (ValueError, SyntaxError):
+                return
+            if "loss" in printed:
+                self._printed.append(printed)
+        elif _TRAINING_STARTS in line:
+            self.training_started = True
+            self.summary.clear()
+        elif "Immediate JIT checkpoint completed successfully" in line:
+            self.checkpoint_saved_on_stop = True
+        elif self.training_started:
+            for name, pattern in _SUMMARY.items():
+                if name not in self.summary and (match := pattern.search(line)):
+                    self.summary[name] = int(match[1].replace(",", ""))
+
+    def _pair(self, at_end: bool) -> list[Metrics]:
+        found = []
+        while self._awaiting:
+            entry = self._awaiting[0]
+            if "loss" in entry and not self._printed and not at_end:
+                break
+            self._awaiting.popleft()
+            printed = self._printed.popleft() if "loss" in entry and self._printed else {}
+            if "loss" in entry or "eval_loss" in entry:
+                found.append(_metrics(entry, printed))
+        return found
+
+
+def error_in_log(log: Path, tail_bytes: int = 200_000) -> str:
+    """The last exception in a log that names a cause, or "" when there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, _size(log) - tail_bytes))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    for line in reversed(text.splitlines()):
+        match = _ERROR.match(line.strip())
+        if match and match[1].rpartition(".")[2] not in _NOT_THE_CAUSE:
+            return f"{match[1]}: {match[2]}".rstrip(": ")
+    return ""
+
+
+def _metrics(entry: dict[str, Any], printed: dict[str, Any]) -> Metrics:
+    return Metrics(
+        step=int(entry["current_steps"]),
+        total_steps=int(entry.get("total_steps") or 0),
+        epoch=_number(entry.get("epoch")),
+        loss=_number(entry.get("loss")),
+        learning_rate=_number(entry.get("lr")),
+        grad_norm=_number(printed.get("grad_norm")),
+        eval_loss=_number(entry.get("eval_loss")),
+        tokens=entry.get("total_tokens"),
+    )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,146 @@
+"""The run folder: every file name that a run has, and the reading and writing of its records."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run. Node 0 owns the folder; other nodes of a shared workspace write files of their own beside."""
+
+    path: Path
+    node_rank: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def record(self) -> Path:
+        """What was asked and what was observed; written at creation, then by the supervisor alone."""
+        return self.path / "run.json"
+
+    @property
+    def preset(self) -> Path:
+        return self.path / "preset.yaml"
+
+    @property
+    def train_yaml(self) -> Path:
+        return self.path / "train.yaml"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "command.sh"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def train_log(self) -> Path:
+        return self.logs / f"train{self._node}.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / f"supervisor{self._node}.log"
+
+    @property
+    def events(self) -> Path:
+        return self.path / f"events{self._node}.jsonl"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / f"exit{self._node}.json"
+
+    @property
+    def processes(self) -> Path:
+        """Who supervises and who trains on this node."""
+        return self.path / f"processes{self._node}.json"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "stop.json"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    @property
+    def trainer_log(self) -> Path:
+        return self.output / "trainer_log.jsonl"
+
+    @property
+    def trainer_state(self) -> Path:
+        return self.output / "trainer_state.json"
+
+    @property
+    def model(self) -> Path:
+        """The view that the trainer loads."""
+        return self.path / "model"
+
+    @property
+    def dataset(self) -> Path:
+        return self.path / "dataset"
+
+    @property
+    def modules_cache(self) -> Path:
+        return self.path / f"modules{self._node}"
+
+    @property
+    def _node(self) -> str:
+        return f".node-{self.node_rank}" if self.node_rank else ""
+
+    def read_record(self) -> dict[str, Any] | None:
+        return files.read_json_object(self.record)
+
+    def update_record(self, **values: Any) -> None:
+        """Change some keys of run.json; only its one writer (the supervisor) may call this."""
+        files.write_json_atomically(self.record, (self.read_record() or {}) | values)
+
+    def append_event(self, kind: str, **values: Any) -> None:
+        """One line of events.jsonl with its time. A full disk must not end the supervision, so it is let go."""
+        try:
+            files.append_line(self.events, json.dumps({"time": round(time.time(), 3), "kind": kind, **values}))
+        except OSError:
+            return
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """All whole events so far; torn lines are passed over."""
+        for line in files.LineFollower(self.events).read():
+            if (event := parse_event(line)) is not None:
+                yield event
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """One line of events.jsonl, or None when it is torn."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
+
+
+def complete_checkpoints(output: Path) -> dict[int, bool]:
+    """Step of every checkpoint -> whether everything that a resume needs is there and whole."""
+    found = {}
+    for folder in output.glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if step.isdigit() and folder.is_dir():
+            found[int(step)] = _is_complete(folder, int(step))
+    return dict(sorted(found.items()))
+
+
+def _is_complete(folder: Path, step: int) -> bool:
+    state = files.read_json_object(folder / "trainer_state.json")  # the trainer writes it last
+    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
+    try:
+        sizes = [(folder / name).stat().st_size for name in needed]
+    except OSError:
+        return False
+    return bool(state) and (state or {}).get("global_step") == step and all(sizes)

@@ -1,0 +1,164 @@
+"""From a plan to a running trainer: the run folder, made whole or not at all, and its supervisor."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from iisft import __version__, files, process
+from iisft.data import staging
+from iisft.errors import EnvironmentFault, RunFailed, RunStateError
+from iisft.llamafactory.environment import inherited
+from iisft.models.view import build_view
+from iisft.runs import script
+from iisft.runs.folder import RunFolder
+from iisft.runs.plan import Plan, taken_error
+from iisft.runs.yaml_text import render_yaml
+from iisft.secrets import redact
+
+_START_TIMEOUT_S = 30.0
+_SHARED_FOLDER_TIMEOUT_S = 300.0
+
+
+def create(plan: Plan) -> None:
+    """Write the run folder under a temporary name and rename it, so that no half-made run is ever seen.
+
+    Raises:
+        RunStateError: the name was taken meanwhile.
+        EnvironmentFault: the disk is full or read-only.
+    """
+    final = plan.folder.path
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise _unwritable(final.parent, error) from error
+    try:
+        _write(plan, RunFolder(temporary))
+        temporary.chmod(0o755)
+        temporary.rename(final)
+    except OSError as error:
+        if final.exists():
+            raise taken_error(plan.folder) from error
+        raise _unwritable(final.parent, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(plan: Plan, folder: RunFolder) -> None:
+    assert plan.view is not None
+    for place in (folder.logs, folder.dataset):
+        place.mkdir()
+    build_view(plan.view, folder.model)
+    staging.link_into(folder.dataset, list(plan.datasets))
+    files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
+    preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
+    files.write_text_atomically(folder.preset, render_yaml(preset))
+    files.write_text_atomically(folder.command, script.render(plan))
+    files.write_json_atomically(folder.record, _record(plan))
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    checkpoint = plan.checkpoint
+    assert checkpoint is not None
+    launcher = process.identity_of(os.getpid())
+    return {
+        "id": plan.folder.id,
+        "created": time.time(),
+        "iisft": __version__,
+        "preset_name": plan.document.name,
+        "preset": plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)},
+        "argv": plan.argv,
+        "env": redact(plan.env),
+        "ranks": plan.placement.ranks,
+        "nodes": plan.placement.nodes,
+        "interpreter": {"path": str(plan.interpreter.path), "python": plan.interpreter.python},
+        "packages": plan.interpreter.packages,
+        "git_commit": _git_commit(),
+        "model": {
+            "id": plan.preset.model.id,
+            "folder": str(plan.model_folder),
+            "architecture": checkpoint.architecture,
+            "parameters": checkpoint.parameters,
+            "dtypes": checkpoint.dtypes,
+            "files": {name: (plan.model_folder / name).stat().st_size for name in checkpoint.weight_files},
+        },
+        "data": [
+            {"name": dataset.name, "rows": dataset.rows, "sha256": dataset.sha256, "source": dataset.source}
+            for dataset in plan.datasets
+        ],
+        "expected": plan.expected.as_json(),
+        "observed": None,
+        "watch": plan.preset.watch.model_dump(mode="json"),
+        "launcher": launcher.as_json() if launcher else None,
+    }
+
+
+def join(plan: Plan) -> None:
+    """As a later node of several: wait until node 0 has made the shared folder, and take part in the same run.
+
+    Raises:
+        RunStateError: the folder does not come, or holds another run.
+    """
+    deadline = time.monotonic() + _SHARED_FOLDER_TIMEOUT_S
+    while (record := plan.folder.read_record()) is None:
+        if time.monotonic() > deadline:
+            raise RunStateError(
+                "node-alone",
+                f"node 0 did not make the run {plan.folder.id} within {_SHARED_FOLDER_TIMEOUT_S:g} s",
+                where=str(plan.folder.path),
+                fix="start node 0, and give every node the same IISFT_HOME on a shared file system",
+            )
+        time.sleep(0.2)
+    if record["expected"] != plan.expected.as_json() or record["nodes"] != plan.placement.nodes:
+        raise RunStateError(
+            "node-differs",
+            "this node's preset is not that of node 0",
+            where=str(plan.folder.record),
+            fix="give every node the same preset and options",
+        )
+
+
+def start(plan: Plan) -> None:
+    """Start the supervisor in a session of its own, and wait until it has recorded its trainer.
+
+    Raises:
+        RunFailed: the supervisor died at once.
+    """
+    env = inherited(os.environ) | {name: value for name, value in plan.env.items() if name != process.RUN_MARKER}
+    argv = [sys.executable, "-m", "iisft.runs.supervisor", str(plan.folder.path), str(plan.folder.node_rank)]
+    supervisor = process.Child(argv, cwd=plan.folder.path, env=env, output=plan.folder.supervisor_log)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not (plan.folder.processes.exists() or plan.folder.exit.exists()):
+        if supervisor.returncode() is not None or time.monotonic() > deadline:
+            raise RunFailed(
+                "supervisor-died",
+                "the supervisor did not start",
+                where=str(plan.folder.supervisor_log),
+                fix=f"cat '{plan.folder.supervisor_log}'",
+            )
+        time.sleep(0.01)
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that iisft runs from, None for an installed wheel."""
+    checkout = Path(__file__).parents[3]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        result = process.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], timeout_s=5)
+    except (OSError, TimeoutError):
+        return None
+    return result.stdout.strip() or None
+
+
+def _unwritable(place: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        "output-unwritable",
+        f"the run folder can't be written: {error.strerror}",
+        where=str(place),
+        fix="free some space, or export IISFT_HOME=/a/writable/folder",
+    )

@@ -1,0 +1,346 @@
+"""From a request to a whole plan: everything that a run is and needs, and every finding that speaks against it.
+
+Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` executes the same object.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from iisft.data import staging
+from iisft.errors import CheckFailed, ExitCode, Finding, IisftError, InputError, RunStateError, UsageError
+from iisft.hardware.gpus import Gpu, visible_gpus
+from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import interpreter as llamafactory_interpreter
+from iisft.llamafactory.environment import Placement, compile_environment
+from iisft.llamafactory.interpreter import Interpreter
+from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
+from iisft.models.view import DTYPES, ViewPlan, plan_view
+from iisft.presets import loading
+from iisft.presets.loading import Document, LoadedPreset
+from iisft.presets.schema import Preset
+from iisft.runs import room
+from iisft.runs.folder import RunFolder
+from iisft.runs.proof import Expected
+from iisft.workspace import Workspace
+
+_NAME = re.compile(r"^\w[\w.-]*$")
+_ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
+# Arguments by which the trainer itself decides how many rows there are.
+_ROW_CHANGING = (
+    "packing",
+    "neat_packing",
+    "streaming",
+    "max_samples",
+    "val_size",
+    "mix_strategy",
+    "interleave_probs",
+)
+_MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What the command line asked for."""
+
+    preset: str
+    overrides: tuple[str, ...] = ()
+    model: str | None = None
+    data: str | None = None
+    name: str | None = None
+    gpus: int | None = None
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, whole. What could not be found out for lack of model or data is None, with a finding that says so."""
+
+    preset: Preset
+    document: Document
+    placement: Placement
+    interpreter: Interpreter
+    folder: RunFolder
+    model_folder: Path
+    train_yaml: dict[str, Any]
+    env: dict[str, str]
+    checkpoint: Checkpoint | None
+    view: ViewPlan | None
+    datasets: tuple[staging.StagedDataset, ...]
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def argv(self) -> list[str]:
+        """The configuration by its bare name: LLaMA-Factory splits its command line at spaces."""
+        return [str(self.interpreter.cli), "train", self.folder.train_yaml.name]
+
+    @property
+    def global_batch(self) -> int:
+        return self.preset.global_batch(self.placement.world_size)
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    def require_sound(self) -> None:
+        """Raises CheckFailed with all findings when one of them is an error."""
+        if self.errors:
+            raise CheckFailed(self.findings)
+
+    @property
+    def expected(self) -> Expected:
+        """What the trainer must report. Needs the view."""
+        assert self.view is not None
+        precision = self.preset.precision
+        rows = sum(dataset.rows for dataset in self.datasets[:1])
+        return Expected(
+            weights_dtype=self.view.expected_weights_dtype,
+            compute_dtype=self.view.expected_compute_dtype,
+            autocast=DTYPES[precision] if precision in ("fp16", "bf16") else None,
+            attention=_ATTENTION_NAMES[self.preset.attention],
+            arithmetic=self.view.arithmetic,
+            world_size=self.placement.world_size,
+            global_batch=self.global_batch,
+            rows=None if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING) else rows,
+        )
+
+
+def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
+    """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
+
+    Raises:
+        IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
+    """
+    _check_request(request)
+    document = loading.read_document(request.preset, workspace)
+    notes = _apply(request, document)
+    gpus = visible_gpus()
+    loaded, placement = _place(request, document, gpus, notes)
+    preset = loaded.preset
+    findings = [*loaded.warnings, *notes]
+    interpreter = _collect_interpreter(findings, preset, placement)
+    findings += extra_argument_findings(loaded, interpreter)
+    findings += _gpu_findings(preset, placement, gpus, explicit=request.gpus is not None)
+    model_folder = workspace.model_folder(preset.model.id)
+    checkpoint, view = _model(findings, preset, model_folder)
+    datasets = _datasets(findings, preset, workspace)
+    folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
+    findings += room.findings(preset, checkpoint, workspace.runs)
+    if folder.path.exists() and not request.node_rank:
+        findings.append(_taken(folder))
+    train_yaml = llamafactory_arguments.compile_arguments(
+        preset,
+        model=folder.model,
+        dataset_dir=folder.dataset,
+        output_dir=folder.output,
+        on_cpu=placement.on_cpu,
+    )
+    env = compile_environment(preset, interpreter, placement, folder.path, folder.modules_cache)
+    return Plan(
+        preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
+        tuple(datasets), tuple(findings),
+    )  # fmt: skip
+
+
+def _check_request(request: TrainRequest) -> None:
+    if request.name is not None and not _NAME.match(request.name):
+        raise UsageError("run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}")
+    if request.gpus is not None and request.gpus < 1:
+        raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
+    if request.nodes < 1 or not 0 <= request.node_rank < request.nodes:
+        raise UsageError("nodes", f"--node-rank {request.node_rank} is not one of {request.nodes} nodes (from 0)")
+    if request.nodes > 1:
+        if request.rendezvous is None or not re.fullmatch(r"\S+:\d+", request.rendezvous):
+            raise UsageError("rendezvous", "several nodes need --rendezvous HOST:PORT of node 0")
+        if request.name is None:
+            raise UsageError("nodes-name", "several nodes need the same --name on each, it is the folder they share")
+
+
+def _apply(request: TrainRequest, document: Document) -> list[Finding]:
+    """Put the command line's values into the document."""
+    for text in request.overrides:
+        document.override(*loading.parse_override(text), f"--set {text}")
+    if request.model is not None:
+        document.override(("model", "id"), request.model, "--model")
+    if request.data is not None:
+        document.override(("data", "name"), request.data, "--data")
+    return []
+
+
+def _place(
+    request: TrainRequest, document: Document, gpus: list[Gpu], notes: list[Finding]
+) -> tuple[LoadedPreset, Placement]:
+    """Where the ranks run; the accumulation is rescaled so that the global batch stays."""
+    asked = document.values.get("hardware")
+    asked = asked if isinstance(asked, dict) else {}
+    preset_ranks = asked.get("gpus") if isinstance(asked.get("gpus"), int) else 1
+    preset_ranks = max(preset_ranks or 0, 1)
+    ranks = request.gpus or preset_ranks
+    on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and not gpus)
+    placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
+    literal = [text for text in request.overrides if re.match(r"train\.(accumulation|batch_size)=", text)]
+    train = document.values.get("train")
+    accumulation = train.get("accumulation") if isinstance(train, dict) else None
+    if placement.world_size != preset_ranks and isinstance(accumulation, int):
+        if literal:
+            notes.append(Finding("global-batch-literal", f"{' '.join(literal)} is taken as it is", severity="info"))
+        else:
+            scaled = _rescale(accumulation, preset_ranks, placement.world_size)
+            document.override(("train", "accumulation"), scaled, document.source(("train", "accumulation")).text)
+            notes.append(
+                Finding(
+                    "accumulation-rescaled",
+                    f"{placement.world_size} ranks instead of {preset_ranks}: accumulation {accumulation} -> {scaled}, "
+                    "the global batch stays",
+                    severity="info",
+                )
+            )
+    return loading.check(document, nodes=request.nodes, ranks=ranks), placement
+
+
+def _rescale(accumulation: int, before: int, after: int) -> int:
+    total = accumulation * before
+    if total % after == 0:
+        return total // after
+    counts = [count for count in range(1, total + 1) if total % count == 0]
+    near = sorted(counts, key=lambda count: (abs(count - after), count))[:2]
+    raise InputError(
+        "accumulation-indivisible",
+        f"{after} ranks can't keep the global batch: accumulation x ranks = {total} is not divisible by {after}",
+        where="--gpus/--nodes",
+        fix=f"take {' or '.join(map(str, sorted(near)))} ranks, or say the batch yourself: --set train.accumulation=N",
+    )
+
+
+def _collect_interpreter(findings: list[Finding], preset: Preset, placement: Placement) -> Interpreter:
+    path = llamafactory_interpreter.training_interpreter()
+    try:
+        interpreter = llamafactory_interpreter.inspect(path)
+    except IisftError as error:
+        findings.append(_as_finding(error))
+        return Interpreter(path, "", {}, None)
+    vendor = "cpu" if placement.on_cpu else preset.hardware.vendor
+    findings += llamafactory_interpreter.findings(interpreter, vendor, placement.world_size)
+    return interpreter
+
+
+def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | None = None) -> list[Finding]:
+    """Objections to the preset's `llamafactory:` section, asked of the installed version."""
+    extra = loaded.preset.llamafactory
+    if not extra:
+        return []
+    try:
+        interpreter = interpreter or llamafactory_interpreter.inspect(llamafactory_interpreter.training_interpreter())
+        if "llamafactory" not in interpreter.packages:
+            text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
+            return [Finding("llamafactory-unchecked", text, fix=llamafactory_interpreter.INSTALL, severity="warn")]
+        known = llamafactory_interpreter.arguments(interpreter)
+    except IisftError as error:
+        return [_as_finding(error)]
+    return [
+        replace(finding, where=loaded.document.source(("llamafactory", name)).text)
+        for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
+    ]
+
+
+def _gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu], *, explicit: bool) -> Iterator[Finding]:
+    wanted = preset.hardware
+    if placement.on_cpu:
+        if wanted.vendor != "cpu":
+            text = f"no GPU here: {placement.ranks} CPU ranks instead of {wanted.vendor} {wanted.arch}"
+            yield Finding("on-cpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
+        return
+    if len(gpus) < placement.ranks:
+        yield Finding(
+            "too-few-gpus",
+            f"{placement.ranks} GPUs are needed ({wanted.vendor} {wanted.arch}), {len(gpus)} can be seen",
+            where="/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
+            fix=f"--gpus {len(gpus)}" if gpus else "--gpus 1 tries it on the CPU; or check the driver and permissions",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    for gpu in gpus[: placement.ranks]:
+        if gpu.arch and not gpu.arch.startswith(wanted.arch):
+            text = f"this GPU is {gpu.name or gpu.vendor} ({gpu.arch}), the preset is made for {wanted.arch}"
+            yield Finding("other-gpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
+        if 0 < gpu.memory_gib < wanted.memory_gib * _MEMORY_TOLERANCE:
+            yield Finding(
+                "gpu-memory",
+                f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted.memory_gib:g} GiB",
+                fix=f"take a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} to try it anyway",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+
+
+def _model(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Checkpoint | None, ViewPlan | None]:
+    if not folder.is_dir():
+        findings.append(
+            Finding(
+                "model-missing",
+                f"the model {preset.model.id} is not there",
+                where=str(folder),
+                fix=f"download it to {folder}, or --model DIR",
+            )
+        )
+        return None, None
+    faults = checkpoint_findings(folder)
+    if faults:
+        findings += faults
+        return None, None
+    try:
+        checkpoint = inspect_checkpoint(folder)
+        view = plan_view(
+            checkpoint,
+            precision=preset.precision,
+            weights=preset.weights,
+            trust_remote_code=preset.model.trust_remote_code,
+        )
+    except IisftError as error:
+        findings.append(_as_finding(error))
+        return None, None
+    if preset.precision == "fp16" and preset.attention == "eager" and checkpoint.model_type.startswith("qwen2"):
+        text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
+        findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
+    return checkpoint, view
+
+
+def _datasets(findings: list[Finding], preset: Preset, workspace: Workspace) -> list[staging.StagedDataset]:
+    found = []
+    for name in filter(None, (preset.data.name, preset.data.eval)):
+        try:
+            found.append(staging.load(name, workspace))
+        except IisftError as error:
+            findings.append(_as_finding(error))
+    return found
+
+
+def _taken(folder: RunFolder) -> Finding:
+    return Finding(
+        "run-name-taken",
+        f"a run named {folder.id} exists",
+        where=str(folder.path),
+        fix="another --name, or leave it out",
+        exit_code=ExitCode.RUN_STATE,
+    )
+
+
+def taken_error(folder: RunFolder) -> RunStateError:
+    """The same for a name that was taken between planning and starting."""
+    finding = _taken(folder)
+    return RunStateError(finding.id, finding.message, where=finding.where, fix=finding.fix)
+
+
+def _as_finding(error: IisftError) -> Finding:
+    return Finding(error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code)
+
+
+def _fresh_name(preset_name: str, workspace: Workspace) -> str:
+    base = f"{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name, number = base, 2
+    while (workspace.runs / name).exists():
+        name, number = f"{base}-{number}", number + 1
+    return name

@@ -1,0 +1,105 @@
+"""A plan as a bash script that needs no iisft: it makes the same view, dataset folder and train.yaml, and trains."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from iisft import __version__
+from iisft.errors import InputError
+from iisft.llamafactory import datasets
+from iisft.llamafactory.environment import CLEARED
+from iisft.llamafactory.logs import PROOF_MARK
+from iisft.process import RUN_MARKER
+from iisft.runs.plan import Plan
+from iisft.runs.yaml_text import render_yaml
+from iisft.secrets import HIDDEN, redact
+
+_END = "IISFT_END_OF_FILE"
+_PER_NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NNODES")
+
+
+def render(plan: Plan, *, slurm: bool = False) -> str:
+    """The script; with `slurm` an sbatch file that starts one torchrun per node.
+
+    Raises:
+        InputError: the plan has no model or no data, so there is nothing to write down.
+    """
+    if plan.view is None or not plan.datasets:
+        raise InputError("script-incomplete", "a script needs the model and the data to be there")
+    lines = [
+        "#!/usr/bin/env bash",
+        *(_slurm_header(plan) if slurm else ()),
+        f"# Written by iisft {__version__} from the preset {plan.document.name}; it runs without iisft.",
+        f"# Global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
+        f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks.",
+        "set -euo pipefail",
+        f"run={shlex.quote(str(plan.folder.path))}",
+        'mkdir -p "$run/model" "$run/dataset" "$run/logs"',
+        *_model(plan),
+        *_data(plan),
+        *_file("train.yaml", render_yaml(plan.train_yaml)),
+        f"unset {' '.join(CLEARED)}",
+        *_environment(plan, slurm=slurm),
+        'cd "$run"',
+        *(_slurm_command(plan) if slurm else _command(plan)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _model(plan: Plan) -> Iterator[str]:
+    assert plan.view is not None
+    for name, target in plan.view.links.items():
+        yield f'ln -sfn {shlex.quote(str(target))} "$run/model/"{shlex.quote(name)}'
+    for name, text in plan.view.texts.items():
+        yield from _file(f"model/{name}", text)
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    entries = {}
+    for dataset in plan.datasets:
+        entries[dataset.name] = datasets.entry(f"{dataset.name}.jsonl", dataset.keys)
+        yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+    yield from _file(f"dataset/{datasets.FILE_NAME}", datasets.render(entries))
+
+
+def _file(name: str, text: str) -> Iterator[str]:
+    yield f"cat > \"$run/\"{shlex.quote(name)} <<'{_END}'"
+    yield text.rstrip("\n")
+    yield _END
+
+
+def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
+    binaries = str(Path(plan.interpreter.path).parent)
+    yield f'export PATH={shlex.quote(binaries)}:"$PATH"'
+    left_out = ("PATH", RUN_MARKER, *(_PER_NODE if slurm else ()))
+    for name, value in redact(plan.env).items():
+        if HIDDEN in value:
+            yield f': "${{{name}:?is a secret: set it in your own environment}}"'
+        elif name not in left_out:
+            yield f"export {name}={shlex.quote(value)}"
+
+
+def _command(plan: Plan) -> Iterator[str]:
+    yield f"{shlex.join(plan.argv)} 2>&1 | tee -a logs/train.log"
+    yield f"proofs=$(grep -c '^{PROOF_MARK}' logs/train.log || true)"
+    yield f'if [ "$proofs" -lt {plan.placement.ranks} ]; then'
+    yield '  echo "not proven: fewer ranks than expected reported their precision" >&2'
+    yield "  exit 1"
+    yield "fi"
+
+
+def _slurm_header(plan: Plan) -> Iterator[str]:
+    yield f"#SBATCH --job-name={plan.folder.id}"
+    yield f"#SBATCH --nodes={plan.placement.nodes}"
+    yield "#SBATCH --ntasks-per-node=1"
+    if not plan.placement.on_cpu:
+        yield f"#SBATCH --gpus-per-node={plan.placement.ranks}"
+    yield "#SBATCH --output=%x-%j.log"
+
+
+def _slurm_command(plan: Plan) -> Iterator[str]:
+    yield f"export NNODES={plan.placement.nodes} FORCE_TORCHRUN=1"
+    yield 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    yield "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))"
+    yield "export MASTER_ADDR MASTER_PORT"
+    yield f"srun bash -c 'NODE_RANK=$SLURM_NODEID exec {shlex.join(plan.argv)}'"

@@ -1,0 +1,216 @@
+"""The small process that owns a trainer: starts it, follows its log, proves the preset, and records how it ended.
+
+Run as `python -m iisft.runs.supervisor RUN_FOLDER [NODE_RANK]`. It imports no pydantic, rich or typer, so that it stays
+small and starts whatever else is broken. The trainer writes to its log itself: the supervisor's death does not end it.
+"""
+
+import math
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from iisft import files, process
+from iisft.llamafactory.logs import Metrics, TrainerLog, error_in_log
+from iisft.models.view import restore_base_model_name
+from iisft.runs.folder import RunFolder, complete_checkpoints
+from iisft.runs.proof import Expected, Observed, differences
+
+_POLL_S = 1.0
+_NAN_STEPS = 2
+_MIN_STOP_GRACE_S = 180.0
+
+
+class Supervisor:
+    """One node's trainer, from start to exit.json."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        record = folder.read_record()
+        if record is None:
+            raise SystemExit(f"no run to supervise in {folder.path}")
+        self.folder = folder
+        self.record = record
+        self.expected = Expected(**record["expected"])
+        self.local_ranks = int(record["ranks"])
+        self.log = TrainerLog.follow(folder.train_log, folder.trainer_log)
+        self.last: Metrics | None = None
+        self.proven = False
+        self.fault = ""
+        self.stop_deadline: float | None = None
+        self._step_times: deque[float] = deque(maxlen=50)
+        self._last_step_at = time.monotonic()
+        self._not_finite = 0
+        self._checkpoints: set[int] = set()
+        self._signalled = False
+
+    def run(self) -> None:
+        """Supervise to the end."""
+        process.on_terminate(self._on_signal)
+        trainer = self._start_trainer()
+        if trainer is not None:
+            while (returncode := trainer.wait(_POLL_S)) is None:
+                self._look()
+            self._look(at_end=True)
+            left = process.kill_run(self.folder.path)  # ranks that outlived torchrun would keep their GPU
+            if left:
+                self.folder.append_event("finding", id="unkillable", message=f"processes {left} can't be killed")
+            self._finish(returncode)
+
+    def _start_trainer(self) -> process.Child | None:
+        # The environment comes by inheritance, never from run.json: secrets stand in no file.
+        env = dict(os.environ) | {process.RUN_MARKER: str(self.folder.path)}
+        try:
+            trainer = process.Child(self.record["argv"], cwd=self.folder.path, env=env, output=self.folder.train_log)
+        except OSError as error:
+            self._finish(None, f"the trainer can't be started: {error}")
+            return None
+        identities = {
+            "supervisor": process.identity_of(os.getpid()),
+            "trainer": process.identity_of(trainer.pid),
+        }
+        files.write_json_atomically(
+            self.folder.processes, {name: found and found.as_json() for name, found in identities.items()}
+        )
+        self.folder.append_event("state", state="running")
+        return trainer
+
+    def _look(self, *, at_end: bool = False) -> None:
+        """One round: take in the log, prove, watch for NaN, answer a stop request."""
+        for metrics in self.log.read(at_end=at_end):
+            self._take(metrics)
+        if not self.proven and not self.fault:
+            self._prove(at_end=at_end)
+        self._note_checkpoints()
+        if self.fault:
+            process.kill(process.processes_of_run(self.folder.path))
+        elif not at_end:
+            self._answer_stop_request()
+
+    def _take(self, metrics: Metrics) -> None:
+        now = time.monotonic()
+        step_s = None
+        if self.last is not None and metrics.step > self.last.step:
+            step_s = (now - self._last_step_at) / (metrics.step - self.last.step)
+            self._step_times.append(step_s)
+        if self.last is None or metrics.step > self.last.step:
+            self._last_step_at = now
+        self.last = metrics
+        self.folder.append_event(
+            "metrics", **metrics.as_json(), **({"step_s": round(step_s, 3)} if step_s is not None else {})
+        )
+        self._watch_for_nan(metrics)
+
+    def _watch_for_nan(self, metrics: Metrics) -> None:
+        """A NaN loss is logged as NaN; with fp16 overflow the loss is 0.0 beside a NaN or zero grad_norm."""
+        loss, norm = metrics.loss, metrics.grad_norm
+        if loss is None or self.record["watch"]["nan"] == "ignore":
+            return
+        broken = not math.isfinite(loss) or (norm is not None and not math.isfinite(norm))
+        self._not_finite = self._not_finite + 1 if broken or (loss == 0.0 and norm == 0.0) else 0
+        if self._not_finite >= _NAN_STEPS and not self.fault:
+            self._fail("nan", f"loss {loss}, grad_norm {norm} at step {metrics.step}: nothing is learnt from here on")
+
+    def _prove(self, *, at_end: bool) -> None:
+        """Compare as soon as everything was reported, and at the first step at the latest."""
+        first_node = self.folder.node_rank == 0
+        observed = Observed(self.log.proofs, self.log.summary)
+        reported = len(self.log.proofs) >= self.local_ranks and (not first_node or len(self.log.summary) == 4)
+        if not (reported or self.last is not None or (at_end and self.log.training_started)):
+            return
+        if first_node:
+            self.folder.update_record(observed=observed.as_json())
+        self.folder.append_event("observed", **observed.as_json())
+        found = differences(self.expected, observed, self.local_ranks, is_first_node=first_node)
+        if found:
+            self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
+        else:
+            self.proven = True
+
+    def _fail(self, finding: str, message: str) -> None:
+        self.fault = message
+        self.folder.append_event("finding", id=finding, severity="error", message=message)
+
+    def _note_checkpoints(self) -> None:
+        if self.folder.node_rank:
+            return
+        complete = {step for step, whole in complete_checkpoints(self.folder.output).items() if whole}
+        for step in sorted(complete - self._checkpoints):
+            self.folder.append_event("checkpoint", step=step)
+        self._checkpoints |= complete
+
+    def _answer_stop_request(self) -> None:
+        request = files.read_json_object(self.folder.stop_request)
+        if request is None and not self._signalled:
+            return
+        now = bool((request or {}).get("now"))
+        if self.stop_deadline is None and not now and self.log.training_started:
+            grace = max(_MIN_STOP_GRACE_S, 3 * statistics.median(self._step_times or [0.0]) + 120)
+            self.stop_deadline = time.monotonic() + grace
+            self.folder.append_event("state", state="stopping", message="asked every rank for a checkpoint")
+            # Each rank gets it directly: torchrun kills its workers 30 s after its own SIGTERM, in mid-step.
+            process.terminate(process.rank_processes(self.folder.path))
+        elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
+            self.stop_deadline = self.stop_deadline or time.monotonic()
+            process.kill(process.processes_of_run(self.folder.path))
+
+    def _on_signal(self) -> None:
+        self._signalled = True
+
+    def _finish(self, returncode: int | None, reason: str = "") -> None:
+        if not self.folder.node_rank:
+            restore_base_model_name(self.folder.output, self.folder.model, self.record["model"]["folder"])
+        state, reason = ("failed", reason) if reason else self._verdict(returncode)
+        step, total = self._progress()
+        outcome: dict[str, Any] = {
+            "state": state,
+            "reason": reason,
+            "returncode": returncode,
+            "ended": time.time(),
+            "step": step,
+            "total_steps": total,
+            "checkpoint": max(self._checkpoints, default=None),
+        }
+        self.folder.append_event("state", **outcome)
+        files.write_json_atomically(self.folder.exit, outcome)
+
+    def _verdict(self, returncode: int | None) -> tuple[str, str]:
+        """How the run ended, from everything but the trainer's own word: a stopped run ends with 0 as well."""
+        step, total = self._progress()
+        if self.fault:
+            return "failed", self.fault
+        whole = self.folder.node_rank or (total and step == total)
+        if returncode == 0 and whole and self.proven:
+            return "finished", f"all {total} steps" if total else "node done"
+        if self.stop_deadline is not None:
+            kept = max(self._checkpoints, default=None)
+            what = f"checkpoint-{kept} is kept" if kept is not None else "no checkpoint was made yet"
+            return "stopped", f"stopped on request at step {step}; {what}"
+        cause = error_in_log(self.folder.train_log)
+        if returncode == 0:
+            return (
+                "failed",
+                cause or f"the trainer ended at step {step} of {total or 'unknown'} without an error",
+            )
+        how = f"exit code {returncode}" if (returncode or 0) > 0 else process.signal_name(returncode or 0)
+        return "failed", f"{cause or 'the trainer died'} ({how})"
+
+    def _progress(self) -> tuple[int, int]:
+        """Step and total, from the trainer's state when it wrote one, else from the last metrics."""
+        state = files.read_json_object(self.folder.trainer_state) or {}
+        logged = (self.last.step, self.last.total_steps) if self.last else (0, self.log.summary.get("total_steps", 0))
+        try:
+            return int(state["global_step"]), int(state["max_steps"])
+        except (KeyError, TypeError, ValueError):
+            return logged
+
+
+def main(argv: list[str]) -> None:
+    """Supervise the run in argv[0] as node argv[1] (0 when left out)."""
+    Supervisor(RunFolder(Path(argv[0]), int(argv[1]) if len(argv) > 1 else 0)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
