@@ -2,7 +2,7 @@
 
 python tiny_models.py FOLDER NAME...
 
-FOLDER/NAME/model is the bf16 model, FOLDER/NAME/start its LoRA adapter (A and B not zero), FOLDER/data the rows.
+FOLDER/NAME/model is the bf16 model, FOLDER/NAME/start its LoRA adapter (A and B not zero), FOLDER/data rows.
 """
 
 import json

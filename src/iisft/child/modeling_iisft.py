@@ -1,7 +1,7 @@
 """The modelling file that iisft puts into every view: the stock architecture and a proof of what it computes.
 
 One file serves every architecture. The view's config.json names `modeling_iisft.<Architecture>`, transformers
-asks this module for that name, and `__getattr__` below answers with a subclass of transformers' own class. The
+asks this module for that name, and `__getattr__` below answers with a subclass of the stock class. The
 config's key `iisft_arithmetic` chooses the arithmetic:
 
 native
@@ -82,8 +82,8 @@ def make_exact(model):
     """Let every module of a stock model compute in float32 over its stored weights.
 
     Raises:
-        NotImplementedError: a module multiplies by weights in a way of its own (experts, convolutions), so that
-            float32 arithmetic can't be promised.
+        NotImplementedError: a module multiplies by weights in a way of its own (experts, convolutions), so
+            that float32 arithmetic can't be promised.
     """
     for module in model.modules():
         stock = next((known for known in EXACT if isinstance(module, known)), None)
@@ -108,8 +108,8 @@ def _exact_class(exact, stock):
 class Witness:
     """Looks at one training forward of the backbone and writes what it saw; its hooks are gone afterwards.
 
-    The hooks sit on the backbone because peft calls the top module's `forward` directly, past any hook. Attention
-    and linear layers are looked up only then, because quantizers and peft replace modules after `__init__`.
+    The hooks sit on the backbone because peft calls the top module's `forward` directly, past any hook. The
+    inner layers are looked up only then, because quantizers and peft replace modules after `__init__`.
     """
 
     def __init__(self, model, arithmetic):
@@ -185,7 +185,7 @@ def describe(model, arithmetic, device):
 
 
 def count_weights(model):
-    """Number of frozen base parameters by dtype. 4-bit weights count as nf4, with the number they stand for."""
+    """Frozen base parameters by dtype. 4-bit weights count as nf4, with the number they stand for."""
     counts = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and "lora_" not in name:

@@ -45,8 +45,8 @@ class ViewPlan:
     """Everything a view consists of: building it is writing `texts` and making `links`.
 
     `expected_weights_dtype` is what the frozen parameters must be in the trainer's proof (torch's name; with
-    nf4 only the linear layers are, the rest is `config["dtype"]`), `expected_compute_dtype` what its linear and
-    attention layers must put out.
+    nf4 only the linear layers are, the rest is `config["dtype"]`), `expected_compute_dtype` what its linear
+    and attention layers must put out.
     """
 
     config: dict[str, Any]
