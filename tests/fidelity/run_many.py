@@ -1,0 +1,25 @@
+"""Runs LLaMA-Factory trainings in one process, in the training interpreter: python run_many.py CASES.json
+
+CASES.json is a list of [name, arguments]. Each case is announced on stdout; one that fails leaves NAME.error.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from llamafactory.train.tuner import run_exp
+
+
+def main(cases):
+    for name, arguments in json.loads(cases.read_text(encoding="utf-8")):
+        print(f"\ncase {name}", flush=True)
+        try:
+            run_exp(arguments)
+        except Exception:
+            traceback.print_exc()
+            Path(arguments["output_dir"] + ".error").write_text(traceback.format_exc(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
