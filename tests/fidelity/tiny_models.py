@@ -82,9 +82,7 @@ def make_model(name, folder):
 
 def make_adapter(folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    config = peft.LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(11)
     adapted = peft.get_peft_model(model, config)
     with torch.no_grad():

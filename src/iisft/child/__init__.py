@@ -1,1 +1,1 @@
-"""Scripts and modules that run in the training interpreter. The command line never imports them: it passes their paths."""
+"""Runs in the training interpreter. The command line never imports these modules: it passes their paths."""

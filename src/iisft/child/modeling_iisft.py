@@ -62,17 +62,13 @@ class ExactLinear(nn.Linear):
 class ExactEmbedding(nn.Embedding):
     def forward(self, ids):
         rows = _float32(nn.Embedding.forward(self, ids))
-        scale = getattr(
-            self, "scalar_embed_scale", None
-        )  # Gemma's own forward rounds it to the weight's dtype
+        scale = getattr(self, "scalar_embed_scale", None)  # Gemma's own forward rounds it to the weight's dtype
         return rows if scale is None else rows * torch.tensor(scale, dtype=torch.float32, device=rows.device)
 
 
 class ExactLayerNorm(nn.LayerNorm):
     def forward(self, x):
-        return functional.layer_norm(
-            x, self.normalized_shape, _float32(self.weight), _float32(self.bias), self.eps
-        )
+        return functional.layer_norm(x, self.normalized_shape, _float32(self.weight), _float32(self.bias), self.eps)
 
 
 EXACT = {nn.Linear: ExactLinear, nn.Embedding: ExactEmbedding, nn.LayerNorm: ExactLayerNorm}
@@ -220,9 +216,7 @@ def _write_line(observed):
     line = f"\n{MARK} {json.dumps(observed)}\n".encode()
     if len(line) >= LONGEST_LINE:
         raise RuntimeError(f"{MARK}: {len(line)} bytes are too many for one line")
-    with contextlib.suppress(
-        OSError
-    ):  # nobody reads: the run goes on, and without this line it is not proven
+    with contextlib.suppress(OSError):  # nobody reads: the run goes on, and without this line it is not proven
         os.write(1, line)
 
 

@@ -8,9 +8,9 @@ from iisft.workspace import Workspace
 
 
 def complete_presets() -> list[str]:
-    from iisft.presets import loading
+    from iisft.presets import documents
 
-    return sorted(loading.available(Workspace.current()))
+    return sorted(documents.available(Workspace.current()))
 
 
 def complete_runs() -> list[str]:

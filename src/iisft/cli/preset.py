@@ -12,7 +12,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.llamafactory.explain import Explanation
-    from iisft.presets.loading import LoadedPreset
+    from iisft.presets.checking import LoadedPreset
 
 preset_app = typer.Typer(help="Presets: typed recipes of a run.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -24,13 +24,13 @@ PresetArgument = Annotated[
 @preset_app.command("list")
 def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Shipped presets and the workspace's own."""
-    from iisft.presets import loading
+    from iisft.presets import documents
 
     rows = []
     workspace = Workspace.current()
-    for name, file in sorted(loading.available(workspace).items()):
+    for name, file in sorted(documents.available(workspace).items()):
         try:
-            values = loading.read_document(str(file), workspace).values
+            values = documents.read_document(str(file), workspace).values
         except InputError as error:
             values = {"summary": f"broken: {error.where}: {error.message}"}
         rows.append({"name": name, "summary": str(values.get("summary", "")), "file": str(file)})
@@ -100,9 +100,9 @@ def copy(
 ) -> None:
     """A preset of your own that extends another one; change what you need in it."""
     from iisft import files
-    from iisft.presets import loading
+    from iisft.presets import documents
 
-    source = loading.find(name, Workspace.current())
+    source = documents.find(name, Workspace.current())
     if file.exists():
         raise RunStateError("file-exists", "the file exists", where=str(file), fix="choose another name")
     try:
@@ -122,12 +122,12 @@ def schema() -> None:
 
 
 def _load(name: str, overrides: list[str]) -> "LoadedPreset":
-    from iisft.presets import loading
+    from iisft.presets import checking, documents
 
-    document = loading.read_document(name, Workspace.current())
+    document = documents.read_document(name, Workspace.current())
     for text in overrides:
-        document.override(*loading.parse_override(text), f"--set {text}")
-    return loading.check(document)
+        document.override(*documents.parse_override(text), f"--set {text}")
+    return checking.check(document)
 
 
 def _print_explanations(loaded: "LoadedPreset", explanations: "list[Explanation]") -> None:

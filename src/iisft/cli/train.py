@@ -164,5 +164,6 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
     console.out(f"  adapter    {folder.output}")
     console.out(f"  record     {folder.record}")
     console.out(
-        f"  next       iisft status {folder.id}   iisft logs {folder.id}   iisft preset show --explain {plan.document.name}"
+        f"  next       iisft status {folder.id}   iisft preset show --explain {plan.document.name}   "
+        "iisft train --preset mi50 --dry-run"
     )

@@ -108,6 +108,12 @@ def compile_arguments(
     return compiled | ALWAYS | preset.llamafactory
 
 
+def needed_packages(preset: Preset) -> tuple[str, ...]:
+    """Packages beyond LLaMA-Factory's own that the preset's arguments make it import."""
+    needed = {"bitsandbytes": preset.weights == "nf4", "deepspeed": preset.sharding in ("zero2", "zero3")}
+    return tuple(name for name, wanted in needed.items() if wanted)
+
+
 def own_arguments(preset: Preset) -> dict[str, str]:
     """LLaMA-Factory arguments that a preset key decides, with that key."""
     return {name: key for key, arguments in MAPPING.items() for name in arguments(preset)} | {

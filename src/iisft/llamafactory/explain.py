@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from iisft.llamafactory.arguments import MAPPING
-from iisft.presets.loading import LoadedPreset, Source
+from iisft.presets.checking import LoadedPreset
+from iisft.presets.documents import Source
 from iisft.presets.schema import Preset
 
 _COMMENT = re.compile(r"""^(?:[^"'#]|"[^"]*"|'[^']*')*?\s#\s*(.*)$""")

@@ -71,7 +71,7 @@ def inspect(path: Path) -> Interpreter:
     return Interpreter(path, found["python"], found["packages"], Path(launcher) if launcher else None)
 
 
-def findings(interpreter: Interpreter, vendor: str, ranks: int) -> list[Finding]:
+def findings(interpreter: Interpreter, vendor: str, ranks: int, needs: tuple[str, ...] = ()) -> list[Finding]:
     """What keeps this interpreter from training, each with its command."""
     install = _ROCM_TORCH if vendor == "amd" else INSTALL
     missing = [name for name in ("llamafactory", "torch") if name not in interpreter.packages]
@@ -107,6 +107,17 @@ def findings(interpreter: Interpreter, vendor: str, ranks: int) -> list[Finding]
                 exit_code=ExitCode.ENVIRONMENT,
             )
         )
+    found += [
+        Finding(
+            "package-missing",
+            f"this preset needs {name}, which is not installed for {interpreter.path}",
+            where=str(interpreter.path),
+            fix=f"pip install {name}",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+        for name in needs
+        if name not in interpreter.packages
+    ]
     torch = interpreter.packages["torch"]
     if vendor == "amd" and "rocm" not in torch:
         found.append(

@@ -106,9 +106,7 @@ def checkpoint_findings(folder: Path) -> list[Finding]:
     Only headers are read: a bit that flipped inside a tensor needs `iisft download --verify`.
     """
     survey = _Survey(folder)
-    if survey.config and not any(
-        (folder / name).is_file() for name in (*TOKENIZER_FILES, "tokenizer_config.json")
-    ):
+    if survey.config and not any((folder / name).is_file() for name in (*TOKENIZER_FILES, "tokenizer_config.json")):
         survey.report("model-no-tokenizer", "the model folder has no tokenizer", folder)
     return survey.findings
 
@@ -143,9 +141,7 @@ def code_files(folder: Path) -> tuple[str, ...]:
     found: set[str] = set()
     for _, content in json_files(folder):
         for holder in auto_maps(content):
-            found.update(
-                f"{reference.rpartition('.')[0]}.py" for reference in _references(holder["auto_map"])
-            )
+            found.update(f"{reference.rpartition('.')[0]}.py" for reference in _references(holder["auto_map"]))
     return tuple(sorted(found))
 
 
@@ -202,9 +198,7 @@ class _Survey:
         elif index.is_file():
             self._read_shards(index)
         else:
-            self.report(
-                "model-no-safetensors", f"there is neither {SINGLE_FILE} nor {INDEX_FILE}", self.folder
-            )
+            self.report("model-no-safetensors", f"there is neither {SINGLE_FILE} nor {INDEX_FILE}", self.folder)
 
     def _read_shards(self, index: Path) -> None:
         weight_map = (read_json_object(index) or {}).get("weight_map")
@@ -288,7 +282,5 @@ def _tensor(name: str, entry: Any, file: str) -> tuple[Tensor, tuple[int, int]]:
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"its header gives tensor {name} a shape or place that is no whole number")
     if (end - begin) * 8 != math.prod(shape) * bits:
-        raise ValueError(
-            f"its header gives tensor {name} {end - begin} bytes, which is not its shape {list(shape)}"
-        )
+        raise ValueError(f"its header gives tensor {name} {end - begin} bytes, which is not its shape {list(shape)}")
     return Tensor(dtype, shape, file), (begin, end)

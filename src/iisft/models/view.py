@@ -130,9 +130,7 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
     for folder in (output, *sorted(output.glob("checkpoint-*"))):
         config = read_json_object(folder / "adapter_config.json")
         if config is not None and config.get("base_model_name_or_path") in names:
-            write_json_atomically(
-                folder / "adapter_config.json", {**config, "base_model_name_or_path": original}
-            )
+            write_json_atomically(folder / "adapter_config.json", {**config, "base_model_name_or_path": original})
         card = folder / "README.md"
         with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
             text = changed = card.read_text(encoding="utf-8")
@@ -142,9 +140,7 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
                 write_text_atomically(card, changed)
 
 
-def _view_config(
-    checkpoint: Checkpoint, memory: str, arithmetic: Arithmetic, *, keep_own: bool
-) -> dict[str, Any]:
+def _view_config(checkpoint: Checkpoint, memory: str, arithmetic: Arithmetic, *, keep_own: bool) -> dict[str, Any]:
     config = copy.deepcopy(checkpoint.config)
     own = top_auto_map(checkpoint) if keep_own else {}
     if not keep_own:

@@ -1,7 +1,6 @@
 """The preset's schema. Each field's description carries its reason and its source; `preset show --explain`,
 `preset schema` and the documentation are made from it."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -116,8 +115,8 @@ class Train(_Section):
         default=None, description="If given, it must equal the global batch that would run."
     )
     cutoff_len: Annotated[int, Field(ge=16)] = Field(
-        description="Longest row in tokens, prompt and answer together. LLaMA-Factory cuts longer prompts at their END, "
-        "which removes the assistant header, and says nothing."
+        description="Longest row in tokens, prompt and answer together. LLaMA-Factory cuts longer prompts at their "
+        "END, which removes the assistant header, and says nothing."
     )
     gradient_checkpointing: bool = Field(
         default=True,
@@ -126,8 +125,8 @@ class Train(_Section):
     )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",
-        description="Named, never left to the library: since torch 2.8 its default is the fused AdamW, which differs in "
-        "the last bit.",
+        description="Named, never left to the library: since torch 2.8 its default is the fused AdamW, which differs "
+        "in the last bit.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=42, description="Seed of data order, dropout, adapter.")
 
@@ -159,7 +158,7 @@ class Watch(_Section):
 
     nan: Literal["stop", "ignore"] = Field(
         default="stop",
-        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing can be learnt from there on.",
+        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing is learnt from there on.",
     )
 
 
@@ -204,10 +203,3 @@ class Preset(_Section):
     def global_batch(self, world_size: int) -> int:
         """Rows per optimizer step: per-device batch size x accumulation x ranks."""
         return self.train.batch_size * self.train.accumulation * world_size
-
-
-def shipped_presets_folder() -> Path:
-    """configs/ of the checkout, or its copy inside the installed wheel."""
-    package = Path(__file__).parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parents[1] / "configs"

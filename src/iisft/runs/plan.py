@@ -18,9 +18,11 @@ from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
-from iisft.models.view import DTYPES, ViewPlan, plan_view
-from iisft.presets import loading
-from iisft.presets.loading import Document, LoadedPreset
+from iisft.models.view import ViewPlan, plan_view
+from iisft.models.view_rules import DTYPES
+from iisft.presets import checking, documents
+from iisft.presets.checking import LoadedPreset
+from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.runs import room
 from iisft.runs.folder import RunFolder
@@ -117,7 +119,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
     """
     _check_request(request)
-    document = loading.read_document(request.preset, workspace)
+    document = documents.read_document(request.preset, workspace)
     notes = _apply(request, document)
     gpus = visible_gpus()
     loaded, placement = _place(request, document, gpus, notes)
@@ -164,7 +166,7 @@ def _check_request(request: TrainRequest) -> None:
 def _apply(request: TrainRequest, document: Document) -> list[Finding]:
     """Put the command line's values into the document."""
     for text in request.overrides:
-        document.override(*loading.parse_override(text), f"--set {text}")
+        document.override(*documents.parse_override(text), f"--set {text}")
     if request.model is not None:
         document.override(("model", "id"), request.model, "--model")
     if request.data is not None:
@@ -200,7 +202,7 @@ def _place(
                     severity="info",
                 )
             )
-    return loading.check(document, nodes=request.nodes, ranks=ranks), placement
+    return checking.check(document, nodes=request.nodes, ranks=ranks), placement
 
 
 def _rescale(accumulation: int, before: int, after: int) -> int:
@@ -225,7 +227,9 @@ def _collect_interpreter(findings: list[Finding], preset: Preset, placement: Pla
         findings.append(_as_finding(error))
         return Interpreter(path, "", {}, None)
     vendor = "cpu" if placement.on_cpu else preset.hardware.vendor
-    findings += llamafactory_interpreter.findings(interpreter, vendor, placement.world_size)
+    findings += llamafactory_interpreter.findings(
+        interpreter, vendor, placement.world_size, llamafactory_arguments.needed_packages(preset)
+    )
     return interpreter
 
 
@@ -271,7 +275,7 @@ def _gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu], *, expl
             yield Finding(
                 "gpu-memory",
                 f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted.memory_gib:g} GiB",
-                fix=f"take a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} to try it anyway",
+                fix=f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
                 exit_code=ExitCode.ENVIRONMENT,
             )
 

@@ -79,8 +79,7 @@ class Supervisor:
 
     def _look(self, *, at_end: bool = False) -> None:
         """One round: take in the log, prove, watch for NaN, answer a stop request."""
-        for metrics in self.log.read(at_end=at_end):
-            self._take(metrics)
+        self._take(self.log.read(at_end=at_end))
         if not self.proven and not self.fault:
             self._prove(at_end=at_end)
         self._note_checkpoints()
@@ -89,19 +88,19 @@ class Supervisor:
         elif not at_end:
             self._answer_stop_request()
 
-    def _take(self, metrics: Metrics) -> None:
+    def _take(self, arrived: list[Metrics]) -> None:
+        """Record metrics. Steps that arrived in one round share the time since the last round that had one."""
         now = time.monotonic()
-        step_s = None
-        if self.last is not None and metrics.step > self.last.step:
-            step_s = (now - self._last_step_at) / (metrics.step - self.last.step)
-            self._step_times.append(step_s)
-        if self.last is None or metrics.step > self.last.step:
-            self._last_step_at = now
-        self.last = metrics
-        self.folder.append_event(
-            "metrics", **metrics.as_json(), **({"step_s": round(step_s, 3)} if step_s is not None else {})
-        )
-        self._watch_for_nan(metrics)
+        before = self.last.step if self.last else None
+        steps = arrived[-1].step - before if arrived and before is not None else 0
+        step_s = round((now - self._last_step_at) / steps, 4) if steps > 0 else None
+        for metrics in arrived:
+            timed = {"step_s": step_s} if step_s is not None and metrics.loss is not None else {}
+            self.folder.append_event("metrics", **metrics.as_json(), **timed)
+            self._step_times.extend(timed.values())
+            self._watch_for_nan(metrics)
+        if arrived and (steps > 0 or before is None):
+            self.last, self._last_step_at = arrived[-1], now
 
     def _watch_for_nan(self, metrics: Metrics) -> None:
         """A NaN loss is logged as NaN; with fp16 overflow the loss is 0.0 beside a NaN or zero grad_norm."""

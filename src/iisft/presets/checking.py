@@ -1,0 +1,99 @@
+"""From a preset as written to a checked one: types and rules, every error at once and with its place."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from iisft.errors import CheckFailed, Finding
+from iisft.presets import rules
+from iisft.presets.documents import Document
+from iisft.presets.schema import Preset
+from iisft.presets.yaml12 import KeyPath
+
+
+@dataclass(frozen=True)
+class LoadedPreset:
+    """A checked preset, its document, and the warnings about it."""
+
+    preset: Preset
+    document: Document
+    warnings: tuple[Finding, ...]
+
+
+def check(document: Document, *, nodes: int = 1, ranks: int | None = None) -> LoadedPreset:
+    """Validate types and rules.
+
+    Args:
+        document: what was read.
+        nodes: machines that take part.
+        ranks: ranks per machine; None = the preset's GPUs, at least one.
+
+    Raises:
+        CheckFailed: every error at once, each with file:line, the bad value and what is allowed.
+    """
+    try:
+        preset = Preset.model_validate(document.values)
+    except ValidationError as error:
+        raise CheckFailed([_explain(document, details) for details in error.errors()]) from error
+    per_node = ranks if ranks is not None else max(preset.hardware.gpus, 1)
+    findings = [
+        Finding(
+            objection.id,
+            objection.message,
+            where=f"{document.source(objection.path).text} ({'.'.join(map(str, objection.path))})",
+            fix=objection.fix,
+            severity=objection.severity,
+        )
+        for objection in rules.object_to(preset, per_node * nodes)
+    ]
+    if any(finding.severity == "error" for finding in findings):
+        raise CheckFailed(findings)
+    return LoadedPreset(preset, document, tuple(findings))
+
+
+def _explain(document: Document, details: ErrorDetails) -> Finding:
+    """One pydantic error as a sentence with place, bad value and remedy."""
+    path: KeyPath = tuple(part for part in details["loc"] if not str(part).startswith(("str", "list[")))
+    key = ".".join(map(str, path))
+    where = document.source(path).text
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            near = _nearest_key(path)
+            hint = f"did you mean {near}?" if near else "iisft preset schema lists every key"
+            return Finding("preset-unknown-key", f"unknown key {key}: {hint}", where=where, fix=near and f"{near}:")
+        case "missing":
+            return Finding("preset-missing-key", f"{key} is missing", where=where, fix=f"add {key}")
+        case "literal_error":
+            allowed = details["ctx"]["expected"].replace("'", "")
+            return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
+    wanted = details["msg"].removeprefix("Input should be ")
+    return Finding("preset-value", f"{key} is {value!r}, but should be {wanted}", where=where)
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted; the free sections as themselves."""
+    return list(_keys_of(Preset, ""))
+
+
+def _keys_of(model: Any, prefix: str) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        if hasattr(info.annotation, "model_fields"):
+            yield from _keys_of(info.annotation, f"{prefix}{name}.")
+
+
+def _nearest_key(path: KeyPath) -> str:
+    """The known key that was probably meant: the same word elsewhere, or the nearest spelling."""
+    keys = known_keys()
+    dotted, word = ".".join(map(str, path)), str(path[-1])
+    same_section = [key for key in keys if key.rpartition(".")[0] == dotted.rpartition(".")[0]]
+    if near := difflib.get_close_matches(dotted, same_section, n=1, cutoff=0.75):
+        return near[0]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == word]
+    near = elsewhere or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.6)
+    return near[0] if near else ""
