@@ -1,0 +1,81 @@
+"""A tiny checkpoint without torch, a staged dataset, and a training interpreter whose llamafactory-cli is a fake."""
+
+import json
+import os
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A Qwen2 model folder in bf16: config, tokenizer files and one safetensors file of zeros."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "dtype": "bfloat16",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "vocab_size": 16,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    tensors = {"model.embed_tokens.weight": [16, 8], "model.layers.0.self_attn.q_proj.weight": [8, 8]}
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        size = shape[0] * shape[1] * 2
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
+    return folder
+
+
+@pytest.fixture
+def workspace() -> Path:
+    return Path(os.environ["IISFT_HOME"])
+
+
+@pytest.fixture
+def model(workspace: Path) -> Path:
+    return write_checkpoint(workspace / "models" / "测试" / "tiny qwen2")
+
+
+@pytest.fixture
+def rows(workspace: Path) -> Path:
+    file = workspace / "rows 行.jsonl"
+    lines = [{"instruction": f"say {i}", "input": "", "output": f"number {i}"} for i in range(8)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture
+def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """IISFT_PYTHON = an interpreter that reports LLaMA-Factory as installed and has the fake beside it."""
+    binaries = tmp_path / "fake env" / "bin"
+    binaries.mkdir(parents=True)
+    packages = {"llamafactory": "0.9.5", "torch": "2.11.0", "transformers": "5.5.4"}
+    report = json.dumps({"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")})
+    _script(binaries / "python", f"#!/bin/sh\nprintf '%s' '{report}'\n")
+    _script(binaries / "llamafactory-cli", f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
+    monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))
+
+    def behave(mode: str, **settings: str) -> None:
+        monkeypatch.setenv("FAKE_MODE", mode)
+        for name, value in settings.items():
+            monkeypatch.setenv(f"FAKE_{name}", value)
+
+    behave("ok")
+    return behave
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
