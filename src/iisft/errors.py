@@ -101,7 +101,7 @@ class CheckFailed(IisftError):
         self.errors = tuple(f for f in findings if f.severity == "error")
         first = self.errors[0]
         super().__init__(first.id, first.message, where=first.where, fix=first.fix)
-        self.exit_code = min(f.exit_code for f in self.errors)
+        self.exit_code = ExitCode(min(f.exit_code for f in self.errors))
 
     def as_json(self) -> dict[str, Any]:
         return {**super().as_json(), "findings": [f.as_json() for f in self.findings]}

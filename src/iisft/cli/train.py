@@ -55,8 +55,7 @@ def train(
     plan = make_plan(request, workspace)
     if dry_run:
         _print_plan(plan, as_json=as_json)
-        plan.require_sound()
-        return
+        raise typer.Exit(plan.exit_code)
     plan.require_sound()
     if script is not None:
         _write_script(plan, script, slurm=slurm)
@@ -124,8 +123,7 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
         console.out(shlex.join(plan.argv))
         console.out(f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks")
         console.out(render_yaml(plan.train_yaml).rstrip())
-    if not plan.errors:
-        console.findings(plan.findings)
+    console.findings(plan.findings)
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:

@@ -89,6 +89,11 @@ class Plan:
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == "error"]
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """What `train` would exit with before it starts anything."""
+        return CheckFailed(self.findings).exit_code if self.errors else ExitCode.OK
+
     def require_sound(self) -> None:
         """Raises CheckFailed with all findings when one of them is an error."""
         if self.errors:

@@ -1,0 +1,207 @@
+"""Every bad input: one clear error, its exit code, no traceback, no run folder left behind."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLI = Callable[..., Any]
+
+
+@pytest.fixture
+def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> CLI:
+    """A train command that is sound as it stands; options after it make it bad."""
+    assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
+
+    def run(*more: str, preset: str = "mi50") -> Any:
+        return iisft("train", "--preset", preset, "--model", str(model), "--data", "rows", "--gpus", "1", *more)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(workspace: Path, request: pytest.FixtureRequest) -> Any:
+    yield
+    left = [path.name for path in (workspace / "runs").glob("*")] if (workspace / "runs").exists() else []
+    assert left == ([] if "taken" not in request.node.name else ["taken"])
+
+
+def write_preset(workspace: Path, text: str) -> str:
+    file = workspace / "我的 preset.yaml"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def test_unknown_preset(train: CLI) -> None:
+    result = train(preset="mi5")
+    assert (result.code, result.out) == (3, "")
+    assert result.err == ("error: no preset named 'mi5'; did you mean mi50?\n  fix:   iisft preset list\n")
+
+
+def test_broken_yaml_has_its_line(train: CLI, workspace: Path) -> None:
+    file = write_preset(workspace, "extends: mi50\ntrain: {epochs: 1\nsave: [\n")
+    result = train(preset=file)
+    assert result.code == 3
+    assert f"where: {file}:3" in result.err or f"where: {file}:4" in result.err
+
+
+def test_all_errors_of_a_preset_come_together_with_file_and_line(train: CLI, workspace: Path) -> None:
+    file = write_preset(
+        workspace,
+        'extends: mi50\nlora:\n  rnak: 8\n  alpha: "16"\ntrain:\n  epochs: three\n  save_steps: 5\nprecision: fp64\n',
+    )
+    result = train(preset=file)
+    assert result.code == 3
+    for line, text in {
+        3: "unknown key lora.rnak: did you mean lora.rank?",
+        4: "lora.alpha is '16', but should be a valid integer",
+        6: "train.epochs is 'three', but should be a valid number",
+        7: "unknown key train.save_steps: ",
+        8: "precision is 'fp64'; allowed: fp32, fp16, bf16 or weights",
+    }.items():
+        assert text in result.err
+        assert f"where: {file}:{line}\n" in result.err
+
+
+def test_an_extends_cycle(train: CLI, workspace: Path) -> None:
+    (workspace / "a.yaml").write_text("extends: b.yaml\n")
+    (workspace / "b.yaml").write_text("extends: a.yaml\n")
+    result = train(preset=str(workspace / "a.yaml"))
+    assert (result.code, "extends comes back to itself: a -> b -> a" in result.err) == (3, True)
+
+
+def test_model_folder_missing(train: CLI, workspace: Path) -> None:
+    result = train("--model", "Qwen/Nothing")
+    assert result.code == 3
+    assert f"the model Qwen/Nothing is not there\n  where: {workspace}/models/Qwen/Nothing" in result.err
+
+
+def test_model_without_config(train: CLI, model: Path) -> None:
+    (model / "config.json").unlink()
+    result = train()
+    assert (result.code, "config.json" in result.err) == (3, True)
+
+
+def test_model_with_a_missing_shard_and_missing_data_are_told_together(train: CLI, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = train("--data", "row")
+    assert result.code == 3
+    assert "model-00001-of-00002.safetensors" in result.err
+    assert "model-00002-of-00002.safetensors" in result.err
+    assert "no staged dataset 'row'; did you mean rows?" in result.err
+
+
+def test_a_bare_machine_gets_the_whole_to_do_list_at_once(
+    iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf \'%s\' \'{"python": "3.11.7", "packages": {}, "launcher": null}\'\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("IISFT_PYTHON", str(python))
+    result = iisft("train", "--preset", "mi50", "--json")
+    document = json.loads(result.out)
+    assert result.code == 3
+    assert [finding["id"] for finding in document["error"]["findings"]] == [
+        "llamafactory-missing",
+        "too-few-gpus",
+        "model-missing",
+        "data-missing",
+    ]
+    assert all(finding["fix"] for finding in document["error"]["findings"])
+
+
+def test_an_interpreter_that_does_not_run(train: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IISFT_PYTHON", "/nowhere/python")
+    result = train()
+    assert (result.code, "the training interpreter does not run" in result.err) == (4, True)
+
+
+def test_an_empty_dataset(iisft: CLI, workspace: Path) -> None:
+    (workspace / "empty.json").write_text("[]")
+    result = iisft("data", "stage", str(workspace / "empty.json"), "--name", "x")
+    assert (result.code, "there is no row in it" in result.err) == (3, True)
+
+
+def test_rows_that_were_changed_after_staging(train: CLI, workspace: Path) -> None:
+    with (workspace / "data" / "rows" / "rows.jsonl").open("a") as rows:
+        rows.write('{"instruction": "x"}\n')
+    result = train()
+    assert (result.code, "the rows were changed after they were checked" in result.err) == (3, True)
+
+
+def test_an_output_that_can_not_be_written(train: CLI, workspace: Path) -> None:
+    (workspace / "runs").write_text("a file where the folder should be")
+    result = train()
+    assert (result.code, "the run folder can't be written" in result.err) == (4, True)
+    (workspace / "runs").unlink()
+
+
+def test_a_full_disk(train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Usage())
+    result = train()
+    assert (result.code, "checkpoints need" in result.err) == (4, True)
+
+
+class _Usage:
+    free = 1000
+
+
+def test_a_run_name_that_is_taken(train: CLI, workspace: Path) -> None:
+    (workspace / "runs" / "taken").mkdir(parents=True)
+    result = train("--name", "taken")
+    assert (result.code, "a run named taken exists" in result.err) == (6, True)
+
+
+def test_too_few_gpus(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> None:
+    iisft("data", "stage", str(rows), "--name", "rows")
+    result = iisft("train", "--preset", "v100", "--model", str(model), "--data", "rows")
+    assert (result.code, "1 GPUs are needed (nvidia sm_70), 0 can be seen" in result.err) == (4, True)
+
+
+def test_ranks_that_can_not_keep_the_global_batch(train: CLI) -> None:
+    result = train("--gpus", "3")
+    assert result.code == 3
+    assert "3 ranks can't keep the global batch" in result.err
+    assert "take 2 or 4 ranks" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--gpus", "0"), "--gpus must be at least 1"),
+        (("--set", "epochs"), "--set needs key=value"),
+        (("--name", "../x"), "a run's name has letters"),
+        (("--nodes", "2"), "several nodes need --rendezvous HOST:PORT"),
+        (("--nodes", "2", "--rendezvous", "host:1"), "several nodes need the same --name"),
+        (("--nodes", "2", "--node-rank", "2"), "--node-rank 2 is not one of 2 nodes"),
+        (("--slurm",), "--slurm goes with --script FILE"),
+    ],
+)
+def test_usage(train: CLI, options: tuple[str, ...], text: str) -> None:
+    result = train(*options)
+    assert (result.code, text in result.err) == (2, True)
+
+
+def test_an_unknown_option_is_usage_as_well(train: CLI) -> None:
+    assert train("--nonsense").code == 2
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "wait", "stop"])
+def test_an_unknown_run(iisft: CLI, command: str) -> None:
+    result = iisft(command, "nothing")
+    assert (result.code, "no run named 'nothing'" in result.err) == (6, True)
+
+
+def test_no_run_yet(iisft: CLI) -> None:
+    result = iisft("status")
+    assert (result.code, "there is no run yet" in result.err) == (6, True)
+
+
+def test_an_error_stands_on_stdout_as_json_when_asked(iisft: CLI) -> None:
+    result = iisft("status", "nothing", "--json")
+    assert json.loads(result.out)["error"]["code"] == "no-such-run"
