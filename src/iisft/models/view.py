@@ -27,6 +27,7 @@ from iisft.models.view_rules import (
     refuse_inexact,
     refuse_unprovable,
     stored_dtype,
+    top_auto_map,
 )
 
 MODULE = "modeling_iisft"
@@ -75,14 +76,15 @@ def plan_view(checkpoint: Checkpoint, *, precision: str, weights: str, trust_rem
     arithmetic: Arithmetic = "float32" if precision == "fp32" and memory != "float32" else "native"
     if arithmetic == "float32":
         refuse_inexact(checkpoint, weights, memory, own_class)
+    class_name = checkpoint.architecture if own_class is None else own_class.rpartition(".")[2]
+    own_map = top_auto_map(checkpoint) if with_code else {}
     config = copy.deepcopy(checkpoint.config)
     if not with_code:
         _drop_auto_maps(config)
     config |= {
         "dtype": memory,  # transformers 5 reads this one,
         "torch_dtype": memory,  # older readers that one; together they can't disagree
-        "auto_map": config.get("auto_map", {})
-        | {AUTO_CLASS: f"{MODULE}.{_class_name(checkpoint, own_class)}"},
+        "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         "iisft_arithmetic": arithmetic,
     }
     texts = {"config.json": _json_text(config), CODE_FILE: _code(own_class)}
@@ -149,10 +151,6 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
                 changed = changed.replace(name, original)
             if changed != text:
                 write_text_atomically(card, changed)
-
-
-def _class_name(checkpoint: Checkpoint, own_class: str | None) -> str:
-    return checkpoint.architecture if own_class is None else own_class.rpartition(".")[2]
 
 
 def _harmless_jsons(folder: Path) -> dict[str, str]:
