@@ -22,13 +22,14 @@ def say(text: str) -> None:
     os.write(1, (text + "\n").encode())
 
 
+def write_adapter_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(Path.cwd() / "model")}))
+
+
 def save_checkpoint(output: Path, step: int) -> None:
     folder = output / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
-    view = json.loads(Path("run.json").read_text())["id"]
-    (folder / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(Path.cwd() / "model"), "x": view})
-    )
+    write_adapter_config(folder)
     for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt"):
         (folder / name).write_bytes(b"x" * 8)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": STEPS}))
@@ -83,7 +84,7 @@ def main() -> None:
         loss = float("nan") if MODE == "nan" and step > 1 else 2.0 / step
         entry = {"current_steps": step, "total_steps": STEPS, "loss": loss, "lr": 1e-05, "epoch": step / STEPS}
         say(
-            str({"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05", "epoch": f"{step / STEPS:.4g}"})
+            str({"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05", "epoch": f"{step / STEPS}"})
         )
         with (output / "trainer_log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
@@ -103,7 +104,7 @@ def main() -> None:
             say("[INFO|trainer_jit_checkpoint.py:84] >> Immediate JIT checkpoint completed successfully")
             break
     (output / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": STEPS}))
-    (output / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(Path.cwd() / "model")}))
+    write_adapter_config(output)
 
 
 if __name__ == "__main__":

@@ -241,4 +241,6 @@ def __getattr__(name):
             Witness(self, arithmetic)
 
     Observed.__name__ = Observed.__qualname__ = name
+    # transformers reads the source of a class's module to learn which attention and expert kernels it may use
+    Observed.__module__ = base.__module__
     return Observed

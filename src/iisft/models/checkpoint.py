@@ -184,9 +184,14 @@ class _Survey:
             self.report("model-config-broken", "config.json is torn or no JSON object", path)
             return
         architectures = config.get("architectures")
-        named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
-        if not named or not isinstance(config.get("model_type"), str):
-            self.report("model-config-broken", "config.json names no architecture and model_type", path)
+        first = architectures[0] if isinstance(architectures, list) and architectures else None
+        # the name becomes part of an auto_map, where `--` or a dot would lead to other code
+        if (
+            not isinstance(first, str)
+            or not first.isidentifier()
+            or not isinstance(config.get("model_type"), str)
+        ):
+            self.report("model-config-broken", "config.json has no valid architecture and model_type", path)
             return
         self.config = config
 

@@ -70,18 +70,29 @@ def plan_view(checkpoint: Checkpoint, *, precision: str, weights: str, trust_rem
         InputError: the precision can't be held for this model; the message has the reason, `fix` the way out.
     """
     refuse_unprovable(checkpoint)
-    base_class = own_code_class(checkpoint, trust_remote_code) if checkpoint.code_files else None
+    own_class = own_code_class(checkpoint, trust_remote_code)
+    with_code = trust_remote_code and bool(checkpoint.code_files)
     memory = DTYPES.get(weights) or stored_dtype(checkpoint)
     arithmetic: Arithmetic = "float32" if precision == "fp32" and memory != "float32" else "native"
     if arithmetic == "float32":
-        refuse_inexact(checkpoint, weights, memory)
-    config = _view_config(checkpoint, memory, arithmetic, keep_own=base_class is not None)
-    texts = {"config.json": _json_text(config), CODE_FILE: _code(base_class)}
-    texts |= {} if base_class else _harmless_jsons(checkpoint.folder)
+        refuse_inexact(checkpoint, weights, memory, own_class)
+    class_name = checkpoint.architecture if own_class is None else own_class.rpartition(".")[2]
+    own_map = top_auto_map(checkpoint) if with_code else {}
+    config = copy.deepcopy(checkpoint.config)
+    if not with_code:
+        _drop_auto_maps(config)
+    config |= {
+        "dtype": memory,  # transformers 5 reads this one,
+        "torch_dtype": memory,  # older readers that one; together they can't disagree
+        "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
+        "iisft_arithmetic": arithmetic,
+    }
+    texts = {"config.json": _json_text(config), CODE_FILE: _code(own_class)}
+    texts |= {} if with_code else _harmless_jsons(checkpoint.folder)
     return ViewPlan(
         config=config,
         arithmetic=arithmetic,
-        links=_links(checkpoint, texts, with_code=base_class is not None),
+        links=_links(checkpoint, texts, with_code=with_code),
         texts=texts,
         expected_weights_dtype="nf4" if weights == "nf4" else memory,
         expected_compute_dtype=DTYPES.get(precision, memory),
@@ -140,6 +151,7 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
                 write_text_atomically(card, changed)
 
 
+<<<<<<< HEAD
 def _view_config(checkpoint: Checkpoint, memory: str, arithmetic: Arithmetic, *, keep_own: bool) -> dict[str, Any]:
     config = copy.deepcopy(checkpoint.config)
     own = top_auto_map(checkpoint) if keep_own else {}
@@ -153,6 +165,8 @@ def _view_config(checkpoint: Checkpoint, memory: str, arithmetic: Arithmetic, *,
     }
 
 
+=======
+>>>>>>> view
 def _harmless_jsons(folder: Path) -> dict[str, str]:
     """JSON files that name code, without the naming: trust_remote_code opens the tokenizer's too."""
     texts: dict[str, str] = {}
@@ -182,11 +196,11 @@ def _links(checkpoint: Checkpoint, texts: dict[str, str], *, with_code: bool) ->
     return {name: checkpoint.folder / name for name in sorted(names - texts.keys())}
 
 
-def _code(base_class: str | None) -> str:
+def _code(own_class: str | None) -> str:
     source = resources.files("iisft").joinpath("child", CODE_FILE).read_text(encoding="utf-8")
-    if base_class is None:
+    if own_class is None:
         return source
-    module, _, name = base_class.rpartition(".")
+    module, _, name = own_class.rpartition(".")
     placeholder, trusted = "\nTRUSTED = None", f"\nfrom .{module} import {name} as TRUSTED"
     if source.count(placeholder) != 1:
         raise RuntimeError(f"{CODE_FILE} has lost its place for trusted code")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from iisft.errors import InputError
-from iisft.models.checkpoint import Checkpoint, is_computed_buffer
+from iisft.models.checkpoint import TOKENIZER_FILES, Checkpoint, is_computed_buffer
 
 AUTO_CLASS = "AutoModelForCausalLM"
 
@@ -49,19 +49,27 @@ def refuse_unprovable(checkpoint: Checkpoint) -> None:
         )
 
 
-def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str:
-    """The class that the model's own code defines for this job, as `module.Class`."""
-    files = ", ".join(checkpoint.code_files)
+def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
+    """The class of the model's own code to load, as `module.Class`; None where the stock one serves.
+
+    Untrusted code that a stock architecture brings along is left behind; a model that can't do without it is
+    refused.
+    """
+    if not checkpoint.code_files:
+        return None
     if not trusted:
-        raise InputError(
-            "model-needs-code",
-            f"the model's JSON files ask transformers to execute {files}",
-            where=str(checkpoint.folder),
-            fix="read these files, then allow them: --set model.trust_remote_code=true",
-        )
+        if _needs_own_code(checkpoint):
+            raise InputError(
+                "model-needs-code",
+                f"{checkpoint.architecture} needs code of its own: {', '.join(checkpoint.code_files)}",
+                where=str(checkpoint.folder),
+                fix="read these files, then allow them: --set model.trust_remote_code=true",
+            )
+        return None
     reference = top_auto_map(checkpoint).get(AUTO_CLASS)
     missing = [name for name in checkpoint.code_files if not (checkpoint.folder / name).is_file()]
-    if missing or not isinstance(reference, str) or reference.count(".") != 1:
+    known = reference is None and checkpoint.architecture in EXACT_ARCHITECTURES  # own tokenizer, stock model
+    if missing or not (known or _is_class_reference(reference)):
         problem = f"{', '.join(missing)} is missing" if missing else f"no {AUTO_CLASS} among its classes"
         raise InputError(
             "model-code-incomplete",
@@ -70,6 +78,16 @@ def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str:
             fix="download the model again, code files included",
         )
     return reference
+
+
+def _needs_own_code(checkpoint: Checkpoint) -> bool:
+    tokenizer = any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
+    return checkpoint.architecture not in EXACT_ARCHITECTURES or not tokenizer
+
+
+def _is_class_reference(value: Any) -> bool:
+    parts = value.split(".") if isinstance(value, str) else []
+    return len(parts) == 2 and all(part.isidentifier() for part in parts)
 
 
 def top_auto_map(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -89,12 +107,12 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     return dtype
 
 
-def refuse_inexact(checkpoint: Checkpoint, weights: str, memory: str) -> None:
+def refuse_inexact(checkpoint: Checkpoint, weights: str, memory: str, own_class: str | None) -> None:
     """float32 arithmetic over narrower weights only where the tests have shown that it is exact."""
     reason = None
     if any(checkpoint.config.get(key) for key in EXPERT_KEYS):
         reason = f"{checkpoint.architecture} has experts, which multiply by weights in their own ways"
-    elif checkpoint.code_files:
+    elif own_class is not None:
         reason = f"{checkpoint.architecture} runs the model's own code"
     elif checkpoint.architecture not in EXACT_ARCHITECTURES:
         reason = f"nobody has shown it for {checkpoint.architecture}"
