@@ -83,9 +83,7 @@ def main() -> None:
     for step in range(1, STEPS + 1):
         loss = float("nan") if MODE == "nan" and step > 1 else 2.0 / step
         entry = {"current_steps": step, "total_steps": STEPS, "loss": loss, "lr": 1e-05, "epoch": step / STEPS}
-        say(
-            str({"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05", "epoch": f"{step / STEPS}"})
-        )
+        say(str({"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05", "epoch": f"{step / STEPS}"}))
         with (output / "trainer_log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
         if step % 2 == 0:

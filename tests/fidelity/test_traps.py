@@ -15,9 +15,7 @@ NAMES = re.findall(r"^def (check_\w+)", (HERE / "traps.py").read_text(encoding="
 def report(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     folder = tmp_path_factory.mktemp("traps")
     with resources.as_file(resources.files("iisft") / "child" / "modeling_iisft.py") as file:
-        run_python(
-            HERE / "traps.py", models, folder / "report.json", folder=folder, IISFT_MODELING_FILE=str(file)
-        )
+        run_python(HERE / "traps.py", models, folder / "report.json", folder=folder, IISFT_MODELING_FILE=str(file))
     found: dict[str, str | None] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return found
 

@@ -46,9 +46,7 @@ def exact(name, arithmetic="float32", module=None):
 
 def stock(name):
     folder = MODELS / name / "model"
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 def ids():

@@ -152,9 +152,7 @@ def one(**changes: Any) -> dict[str, Any]:
         ("x", 0, 2),  # a header cut in its middle
     ],
 )
-def test_a_header_that_lies_is_refused(
-    model_folder: Path, header: Any, body: int, claimed: int | None
-) -> None:
+def test_a_header_that_lies_is_refused(model_folder: Path, header: Any, body: int, claimed: int | None) -> None:
     write_raw(model_folder / "model.safetensors", header, b"\0" * body, claimed)
     assert codes(model_folder) == ["model-shard-torn"]
 

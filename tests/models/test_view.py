@@ -17,9 +17,7 @@ CODE = resources.files("iisft").joinpath("child", "modeling_iisft.py").read_text
 
 
 def plan(folder: Path, precision: str = "fp32", weights: str = "stored", trust: bool = False) -> ViewPlan:
-    return plan_view(
-        inspect_checkpoint(folder), precision=precision, weights=weights, trust_remote_code=trust
-    )
+    return plan_view(inspect_checkpoint(folder), precision=precision, weights=weights, trust_remote_code=trust)
 
 
 def refusal(folder: Path, **choice: Any) -> InputError:
@@ -134,9 +132,7 @@ def test_a_model_that_needs_its_own_code_is_refused_with_the_files(
     model_folder: Path, change_config: Callable[..., None], place: str
 ) -> None:
     if place == "config":
-        change_config(
-            architectures=["ToyForCausalLM"], auto_map={"AutoModelForCausalLM": "toy.ToyForCausalLM"}
-        )
+        change_config(architectures=["ToyForCausalLM"], auto_map={"AutoModelForCausalLM": "toy.ToyForCausalLM"})
     else:
         write_json(model_folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["toy.Toy", None]}})
         (model_folder / "tokenizer.json").unlink()
@@ -186,17 +182,13 @@ def trusted_folder(folder: Path, change_config: Callable[..., None]) -> Path:
     return folder
 
 
-def test_trusted_code_becomes_the_base_of_our_class(
-    model_folder: Path, change_config: Callable[..., None]
-) -> None:
+def test_trusted_code_becomes_the_base_of_our_class(model_folder: Path, change_config: Callable[..., None]) -> None:
     made = plan(trusted_folder(model_folder, change_config), "bf16", trust=True)
     assert made.config["auto_map"] == {
         "AutoConfig": "toy_config.ToyConfig",
         "AutoModelForCausalLM": "modeling_iisft.ToyForCausalLM",
     }
-    assert {"toy_config.py", "toy.py", "toy_tok.py", "toy_helper.py", "tokenizer_config.json"} <= set(
-        made.links
-    )
+    assert {"toy_config.py", "toy.py", "toy_tok.py", "toy_helper.py", "tokenizer_config.json"} <= set(made.links)
     changed = set(made.texts["modeling_iisft.py"].splitlines()) - set(CODE.splitlines())
     assert [line.partition("  #")[0] for line in changed] == ["from .toy import ToyForCausalLM as TRUSTED"]
 
@@ -207,9 +199,7 @@ def test_trusted_code_is_not_promised_exact(model_folder: Path, change_config: C
 
 
 @pytest.mark.parametrize("damage", ["missing", "elsewhere", "no model", "injection"])
-def test_trusted_code_that_cant_be_used(
-    model_folder: Path, change_config: Callable[..., None], damage: str
-) -> None:
+def test_trusted_code_that_cant_be_used(model_folder: Path, change_config: Callable[..., None], damage: str) -> None:
     trusted_folder(model_folder, change_config)
     if damage == "missing":
         (model_folder / "toy.py").unlink()
@@ -271,9 +261,7 @@ def test_the_way_out_of_a_refusal_works(model_folder: Path, change_config: Calla
 
 @pytest.mark.parametrize("odd", ["F32", "F16"])
 def test_mixed_checkpoints_that_loading_would_round_are_not_exact(model_folder: Path, odd: str) -> None:
-    write_safetensors(
-        model_folder / "model.safetensors", {"a.weight": ("BF16", [9]), "norm.weight": (odd, [3])}
-    )
+    write_safetensors(model_folder / "model.safetensors", {"a.weight": ("BF16", [9]), "norm.weight": (odd, [3])})
     assert "mixes" in refusal(model_folder).message
     assert plan(model_folder, "bf16").arithmetic == "native"
 
@@ -350,9 +338,7 @@ def test_adapters_name_the_real_model_after_the_run(tmp_path: Path) -> None:
     for folder in (output, output / "checkpoint-4"):
         folder.mkdir(parents=True)
         write_json(folder / "adapter_config.json", {"base_model_name_or_path": str(view), "r": 8})
-        (folder / "README.md").write_text(
-            f"---\nbase_model: {view}\ntags:\n- base_model:adapter:{view}\n---\n情报\n"
-        )
+        (folder / "README.md").write_text(f"---\nbase_model: {view}\ntags:\n- base_model:adapter:{view}\n---\n情报\n")
     other = {"base_model_name_or_path": "someone/else"}
     (output / "checkpoint-8").mkdir()
     write_json(output / "checkpoint-8" / "adapter_config.json", other)

@@ -186,11 +186,7 @@ class _Survey:
         architectures = config.get("architectures")
         first = architectures[0] if isinstance(architectures, list) and architectures else None
         # the name becomes part of an auto_map, where `--` or a dot would lead to other code
-        if (
-            not isinstance(first, str)
-            or not first.isidentifier()
-            or not isinstance(config.get("model_type"), str)
-        ):
+        if not isinstance(first, str) or not first.isidentifier() or not isinstance(config.get("model_type"), str):
             self.report("model-config-broken", "config.json has no valid architecture and model_type", path)
             return
         self.config = config

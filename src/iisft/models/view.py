@@ -151,22 +151,6 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
                 write_text_atomically(card, changed)
 
 
-<<<<<<< HEAD
-def _view_config(checkpoint: Checkpoint, memory: str, arithmetic: Arithmetic, *, keep_own: bool) -> dict[str, Any]:
-    config = copy.deepcopy(checkpoint.config)
-    own = top_auto_map(checkpoint) if keep_own else {}
-    if not keep_own:
-        _drop_auto_maps(config)
-    return config | {
-        "dtype": memory,  # transformers 5 reads this one,
-        "torch_dtype": memory,  # older readers that one; together they can't disagree
-        "auto_map": own | {AUTO_CLASS: f"{MODULE}.{checkpoint.architecture}"},
-        "iisft_arithmetic": arithmetic,
-    }
-
-
-=======
->>>>>>> view
 def _harmless_jsons(folder: Path) -> dict[str, str]:
     """JSON files that name code, without the naming: trust_remote_code opens the tokenizer's too."""
     texts: dict[str, str] = {}
