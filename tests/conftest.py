@@ -24,8 +24,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "工作 space"
+def _own_world(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path_factory.mktemp("home") / "工作 space"
     home.mkdir()
     monkeypatch.setenv("IISFT_HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))

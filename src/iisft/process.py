@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Every process of a run carries this variable with the run's folder, so that orphans are found after any kill.
+# Every process of a trainer carries this variable with its run's marker, so that orphans are found after any kill.
 RUN_MARKER = "IISFT_RUN"
 
 
@@ -118,19 +118,19 @@ class Child:
             return None
 
 
-def processes_of_run(run_folder: Path) -> list[int]:
-    """Every live process that carries the run's marker, orphans included, oldest pid first."""
-    marker = f"{RUN_MARKER}={run_folder}".encode()
+def processes_of_run(marker: str) -> list[int]:
+    """Every live process whose RUN_MARKER is `marker`, orphans included, in the order of their pids."""
+    wanted = f"{RUN_MARKER}={marker}".encode()
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and marker in _environment(entry) and identity_of(int(entry.name)):
+        if entry.name.isdigit() and wanted in _environment(entry) and identity_of(int(entry.name)):
             found.append(int(entry.name))
     return sorted(found)
 
 
-def rank_processes(run_folder: Path) -> list[int]:
+def rank_processes(marker: str) -> list[int]:
     """The processes that train: torchrun's workers (they carry LOCAL_RANK), else the trainer itself."""
-    pids = processes_of_run(run_folder)
+    pids = processes_of_run(marker)
     ranks = {pid for pid in pids if _has_variable(pid, b"LOCAL_RANK")}
     if not ranks:
         return pids
@@ -147,10 +147,10 @@ def kill(pids: Iterable[int]) -> None:
     _signal_all(pids, signal.SIGKILL)
 
 
-def kill_run(run_folder: Path, timeout_s: float = 10.0) -> list[int]:
+def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:
     """SIGKILL every process of a run until none is left; what still lives after `timeout_s` is returned."""
     deadline = time.monotonic() + timeout_s
-    while pids := processes_of_run(run_folder):
+    while pids := processes_of_run(marker):
         if time.monotonic() > deadline:
             return pids
         kill(pids)

@@ -151,7 +151,7 @@ def test_stop_asks_for_a_checkpoint_and_says_what_was_kept(
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     stopped = iisft("stop", "run-1")
     assert (stopped.code, stopped.out) == (0, "run-1: stopped - stopped on request at step 1; checkpoint-1 is kept\n")
-    assert process.processes_of_run(folder.path) == []
+    assert process.processes_of_run(folder.marker) == []
     assert iisft("wait", "run-1").code == 130
 
 
@@ -163,7 +163,7 @@ def test_a_trainer_that_ignores_sigterm_is_killed_by_stop_now(
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     stopped = iisft("stop", "run-1", "--now")
     assert stopped.out == "run-1: stopped - stopped on request at step 1; no checkpoint was made yet\n"
-    assert process.processes_of_run(folder.path) == []
+    assert process.processes_of_run(folder.marker) == []
 
 
 def test_no_orphan_outlives_its_run(
@@ -171,9 +171,9 @@ def test_no_orphan_outlives_its_run(
 ) -> None:
     fake_trainer("orphan")
     train("--detach")
-    until(lambda: len(process.processes_of_run(folder.path)) == 2)
+    until(lambda: len(process.processes_of_run(folder.marker)) == 2)
     assert iisft("stop", "run-1", "--now").code == 0
-    assert process.processes_of_run(folder.path) == []
+    assert process.processes_of_run(folder.marker) == []
 
 
 def test_a_killed_supervisor_does_not_take_the_trainer_with_it_and_stop_still_works(
@@ -187,7 +187,7 @@ def test_a_killed_supervisor_does_not_take_the_trainer_with_it_and_stop_still_wo
     until(lambda: status_of(folder).reason.startswith("unsupervised"))
     assert status_of(folder).state == "running"
     assert iisft("stop", "run-1").code == 0
-    assert (status_of(folder).state, process.processes_of_run(folder.path)) == ("stopped", [])
+    assert (status_of(folder).state, process.processes_of_run(folder.marker)) == ("stopped", [])
 
 
 def test_everything_killed_at_once_is_lost_and_wait_says_so(
@@ -197,7 +197,7 @@ def test_everything_killed_at_once_is_lost_and_wait_says_so(
     train("--detach")
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     process.kill([json.loads(folder.processes.read_text())["supervisor"]["pid"]])
-    process.kill_run(folder.path)
+    process.kill_run(folder.marker)
     until(lambda: status_of(folder).state == "lost")
     assert iisft("wait", "run-1").code == 1
     again = iisft("stop", "run-1")

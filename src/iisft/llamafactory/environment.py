@@ -7,7 +7,6 @@ from pathlib import Path
 
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets.schema import Preset
-from iisft.process import RUN_MARKER
 
 # Each changes what LLaMA-Factory runs: another launcher, other ranks, unchecked arguments.
 CLEARED = (
@@ -49,7 +48,7 @@ class Placement:
 
 
 def compile_environment(
-    preset: Preset, interpreter: Interpreter, placement: Placement, run_folder: Path, modules_cache: Path
+    preset: Preset, interpreter: Interpreter, placement: Placement, modules_cache: Path
 ) -> dict[str, str]:
     """The variables that iisft sets for the trainer, the preset's own ones last."""
     env = {
@@ -60,7 +59,6 @@ def compile_environment(
         "HF_MODULES_CACHE": str(modules_cache),
         "NPROC_PER_NODE": str(placement.ranks),
         "MAX_RESTARTS": "0",  # torchrun's own restart would change the world size and with it the global batch
-        RUN_MARKER: str(run_folder),
     }
     if placement.world_size > 1:
         env["FORCE_TORCHRUN"] = "1"

@@ -49,7 +49,7 @@ def request_stop(folder: RunFolder, *, now: bool) -> None:
 
 def _stop_unsupervised(folder: RunFolder) -> None:
     """Nobody is left to record the end, so this process does."""
-    left = process.kill_run(folder.path)
+    left = process.kill_run(folder.marker)
     kept = max((step for step, whole in complete_checkpoints(folder.output).items() if whole), default=None)
     reason = "stopped on request without a supervisor" + (f"; processes {left} can't be killed" if left else "")
     outcome = {

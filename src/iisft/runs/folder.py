@@ -22,6 +22,11 @@ class RunFolder:
         return self.path.name
 
     @property
+    def marker(self) -> str:
+        """What the processes of this run's trainer on this node carry in their environment."""
+        return f"{self.path}{self._node}"
+
+    @property
     def record(self) -> Path:
         """What was asked and what was observed; written at creation, then by the supervisor alone."""
         return self.path / "run.json"

@@ -128,7 +128,7 @@ def start(plan: Plan) -> None:
     Raises:
         RunFailed: the supervisor died at once.
     """
-    env = inherited(os.environ) | {name: value for name, value in plan.env.items() if name != process.RUN_MARKER}
+    env = inherited(os.environ) | plan.env
     argv = [sys.executable, "-m", "iisft.runs.supervisor", str(plan.folder.path), str(plan.folder.node_rank)]
     supervisor = process.Child(argv, cwd=plan.folder.path, env=env, output=plan.folder.supervisor_log)
     deadline = time.monotonic() + _START_TIMEOUT_S

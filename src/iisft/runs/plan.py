@@ -147,7 +147,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
-    env = compile_environment(preset, interpreter, placement, folder.path, folder.modules_cache)
+    env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
         tuple(datasets), tuple(findings),

@@ -9,7 +9,6 @@ from iisft.errors import InputError
 from iisft.llamafactory import datasets
 from iisft.llamafactory.environment import CLEARED
 from iisft.llamafactory.logs import PROOF_MARK
-from iisft.process import RUN_MARKER
 from iisft.runs.plan import Plan
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import HIDDEN, redact
@@ -71,7 +70,7 @@ def _file(name: str, text: str) -> Iterator[str]:
 def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
     binaries = str(Path(plan.interpreter.path).parent)
     yield f'export PATH={shlex.quote(binaries)}:"$PATH"'
-    left_out = ("PATH", RUN_MARKER, *(_PER_NODE if slurm else ()))
+    left_out = ("PATH", *(_PER_NODE if slurm else ()))
     for name, value in redact(plan.env).items():
         if HIDDEN in value:
             yield f': "${{{name}:?is a secret: set it in your own environment}}"'

@@ -54,14 +54,14 @@ class Supervisor:
             while (returncode := trainer.wait(_POLL_S)) is None:
                 self._look()
             self._look(at_end=True)
-            left = process.kill_run(self.folder.path)  # ranks that outlived torchrun would keep their GPU
+            left = process.kill_run(self.folder.marker)  # ranks that outlived torchrun would keep their GPU
             if left:
                 self.folder.append_event("finding", id="unkillable", message=f"processes {left} can't be killed")
             self._finish(returncode)
 
     def _start_trainer(self) -> process.Child | None:
         # The environment comes by inheritance, never from run.json: secrets stand in no file.
-        env = dict(os.environ) | {process.RUN_MARKER: str(self.folder.path)}
+        env = dict(os.environ) | {process.RUN_MARKER: self.folder.marker}
         try:
             trainer = process.Child(self.record["argv"], cwd=self.folder.path, env=env, output=self.folder.train_log)
         except OSError as error:
@@ -84,7 +84,7 @@ class Supervisor:
             self._prove(at_end=at_end)
         self._note_checkpoints()
         if self.fault:
-            process.kill(process.processes_of_run(self.folder.path))
+            process.kill(process.processes_of_run(self.folder.marker))
         elif not at_end:
             self._answer_stop_request()
 
@@ -150,10 +150,10 @@ class Supervisor:
             self.stop_deadline = time.monotonic() + grace
             self.folder.append_event("state", state="stopping", message="asked every rank for a checkpoint")
             # Each rank gets it directly: torchrun kills its workers 30 s after its own SIGTERM, in mid-step.
-            process.terminate(process.rank_processes(self.folder.path))
+            process.terminate(process.rank_processes(self.folder.marker))
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
-            process.kill(process.processes_of_run(self.folder.path))
+            process.kill(process.processes_of_run(self.folder.marker))
 
     def _on_signal(self) -> None:
         self._signalled = True

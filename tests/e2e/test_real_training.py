@@ -1,0 +1,168 @@
+"""The real LLaMA-Factory holds every line of the preset, or the run ends with 1 and says which line it broke."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iisft import process
+from iisft.runs.folder import RunFolder, complete_checkpoints
+
+CLI = Callable[..., Any]
+
+
+def record(workspace: Path, name: str = "run") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((workspace / "runs" / name / "run.json").read_text())
+    return content
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(train: CLI, workspace: Path) -> None:
+    result = train(gpus=2)
+    assert result.code == 0, result.err[-3000:]
+    observed = record(workspace)["observed"]
+    expected = {
+        "weights_dtype": "bfloat16",
+        "compute_dtype": "float32",
+        "attention": "eager",
+        "world_size": 2,
+        "global_batch": 4,
+        "rows": 24,
+    }
+    assert {key: observed[key] for key in expected} == expected
+    run = RunFolder(workspace / "runs" / "run")
+    assert complete_checkpoints(run.output) == {2: True, 4: True}
+    status = json.loads((run.exit).read_text())
+    assert (status["state"], status["step"], status["total_steps"]) == ("finished", 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--set", "weights=fp32"), ("float32", "float32", None, "native")),
+        (("--set", "precision=bf16", "--set", "attention=sdpa"), ("bfloat16", "bfloat16", "bfloat16", "native")),
+        (("--set", "precision=weights"), ("bfloat16", "bfloat16", None, "native")),
+    ],
+)
+def test_each_precision_is_what_the_trainer_reports(
+    options: tuple[str, ...], expected: tuple[str | None, ...], train: CLI, workspace: Path
+) -> None:
+    result = train(*options)
+    assert result.code == 0, result.err[-3000:]
+    observed = record(workspace)["observed"]
+    assert tuple(observed[key] for key in ("weights_dtype", "compute_dtype", "autocast", "arithmetic")) == expected
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        pytest.param(
+            "import json, pathlib; p = pathlib.Path('model/config.json'); c = json.loads(p.read_text()); "
+            "del c['auto_map']; p.write_text(json.dumps(c))",
+            "1 of 1 ranks did not report their precision: the model class that proves it was not used",
+            id="stock class",
+        ),
+        pytest.param(
+            "import pathlib; p = pathlib.Path('train.yaml'); "
+            "p.write_text(p.read_text().replace('flash_attn: disabled', 'flash_attn: sdpa'))",
+            "rank 0: attention sdpa, but the preset says eager",
+            id="wrong attention",
+        ),
+        pytest.param(
+            "import json, pathlib; p = next(pathlib.Path('dataset').glob('*.jsonl')); "
+            "lines = p.read_text().splitlines(); row = json.loads(lines[3]); row['output'] = None; lines[3] = json.dumps(row); p.unlink(); "
+            "p.write_text('\\n'.join(lines))",
+            "the trainer has 23 rows, but 24 were staged: 1 rows were dropped",
+            id="dropped row",
+        ),
+        pytest.param(
+            "import pathlib; p = pathlib.Path('train.yaml'); "
+            "p.write_text(p.read_text().replace('bf16: false', 'bf16: true', 1))",
+            "rank 0: arithmetic bfloat16, but the preset says float32",
+            id="autocast",
+        ),
+    ],
+)
+def test_a_trainer_that_does_something_else_is_ended_with_1(
+    fault: str, sentence: str, train: CLI, tampered_trainer: Callable[[str], None], workspace: Path
+) -> None:
+    tampered_trainer(fault)
+    result = train()
+    ended = json.loads((workspace / "runs" / "run" / "exit.json").read_text())
+    assert (result.code, ended["state"]) == (1, "failed"), result.err[-3000:]
+    assert sentence in ended["reason"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stop_leaves_a_complete_checkpoint_and_no_process(iisft: CLI, train: CLI, workspace: Path, ranks: int) -> None:
+    more = ("--detach", "--set", "train.max_steps=100000", "--set", "save.every_steps=100000")
+    assert train(*more, gpus=ranks).code == 0
+    run = RunFolder(workspace / "runs" / "run")
+    until(lambda: any(event["kind"] == "metrics" for event in run.read_events()))
+    stopped = iisft("stop", "run")
+    assert stopped.code == 0
+    checkpoints = complete_checkpoints(run.output)
+    assert list(checkpoints.values()) == [True]
+    assert stopped.out.endswith(f"checkpoint-{next(iter(checkpoints))} is kept\n")
+    assert process.processes_of_run(run.marker) == []
+    assert iisft("wait", "run").code == 130
+
+
+def test_two_nodes_share_one_run(train: CLI, tiny_models: Path, workspace: Path, iisft: CLI) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--set", "train.max_steps=3", "--set", "train.accumulation=2", "--set", "train.cutoff_len=256"]
+    argv = [
+        "train",
+        "--preset",
+        "mi50",
+        "--model",
+        str(tiny_models / "qwen2-tied" / "model"),
+        "--data",
+        "情报",
+        *options,
+    ]
+    argv += ["--name", "run", "--gpus", "1", "--nodes", "2", "--rendezvous", f"127.0.0.1:{port}"]
+    nodes = [
+        subprocess.Popen([sys.executable, "-m", "iisft", *argv, "--node-rank", str(rank)], env=dict(os.environ))
+        for rank in (1, 0)
+    ]
+    assert [node.wait(240) for node in nodes] == [0, 0]
+    run = workspace / "runs" / "run"
+    observed = record(workspace)["observed"]
+    assert (observed["world_size"], observed["global_batch"]) == (2, 4)
+    assert sorted(path.name for path in (run / "logs").glob("train*")) == ["train.log", "train.node-1.log"]
+    node_1 = [json.loads(line) for line in (run / "events.node-1.jsonl").read_text().splitlines()]
+    assert [event["state"] for event in node_1 if event["kind"] == "state"] == ["running", "finished"]
+
+
+def test_the_script_trains_without_iisft_with_the_same_arguments(
+    iisft: CLI, train: CLI, workspace: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "train 训练.sh"
+    assert train("--script", str(script)).code == 0
+    assert not (workspace / "runs").exists()
+    ended = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr
+    run = workspace / "runs" / "run"
+    written = (run / "train.yaml").read_text()
+    losses = [json.loads(line).get("loss") for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()]
+    run.rename(workspace / "by-script")
+    assert train().code == 0
+    assert (run / "train.yaml").read_text() == written
+    again = [json.loads(line).get("loss") for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()]
+    assert losses == again
