@@ -27,6 +27,8 @@ def child_environment(folder: Path, **more: str) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {
         **inherited,
+        # llamafactory-cli starts `torchrun` by its bare name
+        "PATH": f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(folder / "modules"),
         "HF_HOME": str(folder / "hf"),

@@ -2,7 +2,8 @@
 
 python tiny_models.py FOLDER NAME...
 
-FOLDER/NAME/model is the bf16 model, FOLDER/NAME/start its LoRA adapter (A and B not zero), FOLDER/data rows.
+FOLDER/NAME/model is the model (bf16, or fp16 where its name says so), FOLDER/NAME/start its LoRA adapter (A
+and B not zero), FOLDER/data the rows.
 """
 
 import json
@@ -41,6 +42,7 @@ EXPERTS = {
 RECIPES = {
     "qwen2-tied": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen2-untied": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": False}),
+    "qwen2-fp16": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
     "llama-tied": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama-untied": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": False}),
@@ -76,7 +78,8 @@ def make_model(name, folder):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif "embed" not in parameter_name:
                 parameter.mul_(2)
-    model.to(torch.bfloat16).save_pretrained(folder / "model")
+    stored = torch.float16 if name.endswith("fp16") else torch.bfloat16
+    model.to(stored).save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
 
 

@@ -216,7 +216,8 @@ def _write_line(observed):
     line = f"\n{MARK} {json.dumps(observed)}\n".encode()
     if len(line) >= LONGEST_LINE:
         raise RuntimeError(f"{MARK}: {len(line)} bytes are too many for one line")
-    with contextlib.suppress(OSError):  # nobody reads: the run goes on, and without this line it is not proven
+    # when nobody reads, the run goes on; without this line it is not proven
+    with contextlib.suppress(OSError):
         os.write(1, line)
 
 

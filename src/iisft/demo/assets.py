@@ -36,7 +36,7 @@ def _build(interpreter: training.Interpreter, workspace: Workspace) -> None:
     target = workspace.models / demo.MODEL_ID
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        argv = [str(interpreter.path), str(demo.BUILD_SCRIPT), str(demo.CORPUS), str(target)]
+        argv = [str(interpreter.path), str(demo.BUILD_SCRIPT), str(demo.TRAIN_ROWS), str(target)]
         result = process.run(argv, timeout_s=_BUILD_TIMEOUT_S)
     except (OSError, TimeoutError) as error:
         raise TransferError("demo-model", f"the demo model can't be built: {error}", where=str(target)) from error
