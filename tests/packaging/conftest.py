@@ -35,14 +35,14 @@ def uv() -> Uv:
     if program is None:
         pytest.fail("uv is missing: scripts/setup.sh installs it where the package index can be reached")
 
-    def run(*arguments: str, may_fail: bool = False) -> str:
+    def run(*arguments: str) -> str:
         done = subprocess.run(
             [program, *arguments], cwd=ROOT, env=MACHINE, capture_output=True, text=True, check=False, timeout=600
         )
         output = done.stdout + done.stderr
         if done.returncode and any(sign in output.lower() for sign in NO_INDEX):
             pytest.fail(f"this test needs the ordinary package index, and it can't be reached:\n{output}")
-        if done.returncode and not may_fail:
+        if done.returncode:
             pytest.fail(f"uv {' '.join(arguments)} failed:\n{output}")
         return output
 
