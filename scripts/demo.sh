@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets everything up in .venv and trains the demo: no GPU, no model hub.
+# Installs iisft into .venv and runs the demo training, without a GPU. Arguments go to `iisft train`.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-"$here/scripts/setup.sh" train
-cd "$here"
-exec .venv/bin/iisft train --preset demo "$@"
+
+root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
+"$root/scripts/setup.sh" train
+export IISFT_HOME=${IISFT_HOME:-$root}
+exec "$root/.venv/bin/iisft" train --preset demo "$@"

@@ -2,9 +2,9 @@
 
 Runs in the training interpreter: python build_demo_model.py ROWS.jsonl TARGET_FOLDER
 
-The model reads bulletins and JSON lines for some seconds, as any base model has read text before it is fine-tuned: the
-frozen head of an untrained model bounds its logits, so that no adapter could bring the loss down. It never sees which
-answer belongs to which bulletin, nor a chat.
+The model reads for some seconds, as any base model has read before it is fine-tuned: bulletins with the section and the
+place they are filed under, and lines of JSON. It never sees a chat, nor a bulletin answered with JSON. Without this the
+frozen head of an untrained model would bound its logits, and no adapter could bring the loss down.
 """
 
 import json
@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 1200
-STEPS, BATCH, LENGTH = 200, 16, 48
+STEPS, BATCH, LENGTH = 200, 12, 96
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -71,7 +71,7 @@ def build_model(tokenizer, texts):
     )
     model = Qwen2ForCausalLM(config)
     stream = torch.tensor(tokenizer("<|endoftext|>".join(texts), add_special_tokens=False)["input_ids"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, foreach=False, fused=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, foreach=False, fused=False)
     generator = torch.Generator().manual_seed(42)
     for _ in range(STEPS):
         starts = torch.randint(0, len(stream) - LENGTH, (BATCH,), generator=generator)
@@ -88,7 +88,12 @@ def main(rows_file, target):
     logging.disable_progress_bar()
     rows = [json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines()]
     tokenizer = build_tokenizer([text for row in rows for text in row.values()])
-    texts = [f"{row['instruction']}\n{row['input']}" for row in rows] + [row["output"] for row in rows]
+    answers = [json.loads(row["output"]) for row in rows]
+    texts = [
+        f"{row['input']} ({answer.get('topic', 'other')}, {answer.get('place', 'nowhere')})"
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    texts += [f"{row['instruction']}\n{row['input']}" for row in rows[::3]] + [row["output"] for row in rows]
     random.Random(42).shuffle(texts)
     model, loss = build_model(tokenizer, texts)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -1,0 +1,80 @@
+"""A wheel built from the checkout works in an environment that holds nothing else."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from iisft import __version__
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, machine_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built by way of the sdist, so that this has what the wheel needs, too."""
+    folder = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(checkout)],
+        env=machine_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [file] = folder.glob("*.whl")
+    return file
+
+
+def test_wheel_ships_every_preset_as_it_is(wheel: Path, checkout: Path) -> None:
+    prefix = "iisft/configs/"
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {
+            name.removeprefix(prefix): archive.read(name) for name in archive.namelist() if name.startswith(prefix)
+        }
+
+    assert shipped == {file.name: file.read_bytes() for file in (checkout / "configs").iterdir()}
+
+
+def test_wheel_ships_the_package_and_nothing_beside_it(wheel: Path, checkout: Path) -> None:
+    source = checkout / "src"
+    code = {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name and "/configs/" not in name}
+
+    assert names == code
+
+
+def test_wheel_works_in_an_empty_environment(
+    wheel: Path,
+    uv: Callable[..., str],
+    empty_venv: Path,
+    checkout: Path,
+    machine_environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    uv("pip", "install", "--python", str(empty_venv), str(wheel), "-c", "constraints.txt")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [str(empty_venv / "bin/iisft"), *arguments],
+            cwd=elsewhere,
+            env=machine_environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert __version__ in run("--version")
+    presets = json.loads(run("preset", "list", "--json"))
+    assert {preset["name"] for preset in presets} == {file.stem for file in (checkout / "configs").glob("*.yaml")}
+    assert "torch==" not in uv("pip", "freeze", "--python", str(empty_venv))
+    assert not list(elsewhere.iterdir()), "listing presets wrote into the workspace"
