@@ -83,8 +83,8 @@ def test_each_precision_is_what_the_trainer_reports(
         ),
         pytest.param(
             "import json, pathlib; p = next(pathlib.Path('dataset').glob('*.jsonl')); "
-            "lines = p.read_text().splitlines(); row = json.loads(lines[3]); row['output'] = None; lines[3] = json.dumps(row); p.unlink(); "
-            "p.write_text('\\n'.join(lines))",
+            "lines = p.read_text().splitlines(); row = json.loads(lines[3]); row['output'] = None; "
+            "lines[3] = json.dumps(row); p.unlink(); p.write_text('\\n'.join(lines))",
             "the trainer has 23 rows, but 24 were staged: 1 rows were dropped",
             id="dropped row",
         ),
