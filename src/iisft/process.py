@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import time
@@ -112,10 +113,20 @@ class Child:
         return self._process.poll()
 
     def wait(self, timeout_s: float) -> int | None:
+        """The return code as soon as it ends, None when it still runs after `timeout_s`. Sleeps, never polls."""
         try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return self.returncode()
+        except OSError:  # a kernel before 5.3
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_s)
+            return self.returncode()
+        try:
+            select.select([descriptor], [], [], timeout_s)
+        finally:
+            os.close(descriptor)
+        return self.returncode()
 
 
 def processes_of_run(marker: str) -> list[int]:

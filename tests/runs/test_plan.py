@@ -140,3 +140,11 @@ def test_the_slurm_script_starts_one_launcher_per_node(
     ]
     assert "srun bash -c 'NODE_RANK=$SLURM_NODEID exec " in text
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_fp16_is_refused_where_the_trainer_would_ignore_it(iisft: CLI, dry: CLI) -> None:
+    plan = dry("--gpus", "1", preset="mi50-fp16")
+    assert (plan["code"], [finding["id"] for finding in plan["findings"]]) == (
+        4,
+        ["accumulation-rescaled", "on-cpu", "fp16-on-cpu"],
+    )

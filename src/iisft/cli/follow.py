@@ -107,8 +107,8 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
         median = sorted(step_s)[len(step_s) // 2]
         left = median * (event["total_steps"] - event["step"])
         parts += [f"{median:.3g} s/step", f"ETA {duration(left)}"]
-        if "tokens" in event:
-            parts.append(f"{event['tokens']:,} tokens")
+        if "tokens_per_s" in event:
+            parts.append(f"{event['tokens_per_s']:.0f} tokens/s")
     return "  ".join(parts)
 
 

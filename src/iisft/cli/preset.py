@@ -72,7 +72,7 @@ def validate(
 ) -> None:
     """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments. Exit 3 when one is wrong."""
     from iisft.errors import CheckFailed, Finding
-    from iisft.runs.plan import extra_argument_findings
+    from iisft.runs.checks import extra_argument_findings
 
     results = []
     for file in files:

@@ -14,8 +14,9 @@ from iisft.errors import EnvironmentFault, RunFailed, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.models.view import build_view
 from iisft.runs import script
+from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
-from iisft.runs.plan import Plan, taken_error
+from iisft.runs.plan import Plan
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import redact
 

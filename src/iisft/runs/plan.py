@@ -5,26 +5,24 @@ Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` execut
 
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iisft.data import staging
-from iisft.errors import CheckFailed, ExitCode, Finding, IisftError, InputError, RunStateError, UsageError
+from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
 from iisft.hardware.gpus import Gpu, visible_gpus
 from iisft.llamafactory import arguments as llamafactory_arguments
-from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
-from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
-from iisft.models.view import ViewPlan, plan_view
+from iisft.models.checkpoint import Checkpoint
+from iisft.models.view import ViewPlan
 from iisft.models.view_rules import DTYPES
 from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.runs import room
+from iisft.runs import checks, room
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
 from iisft.workspace import Workspace
@@ -41,7 +39,6 @@ _ROW_CHANGING = (
     "mix_strategy",
     "interleave_probs",
 )
-_MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +127,16 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     loaded, placement = _place(request, document, gpus, notes)
     preset = loaded.preset
     findings = [*loaded.warnings, *notes]
-    interpreter = _collect_interpreter(findings, preset, placement)
-    findings += extra_argument_findings(loaded, interpreter)
-    findings += _gpu_findings(preset, placement, gpus, explicit=request.gpus is not None)
+    interpreter = checks.interpreter_for(findings, preset, placement)
+    findings += checks.extra_argument_findings(loaded, interpreter)
+    findings += checks.gpu_findings(preset, placement, gpus, explicit=request.gpus is not None)
     model_folder = workspace.model_folder(preset.model.id)
-    checkpoint, view = _model(findings, preset, model_folder)
-    datasets = _datasets(findings, preset, workspace)
+    checkpoint, view = checks.model_for(findings, preset, model_folder)
+    datasets = checks.datasets_for(findings, preset, workspace)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
-        findings.append(_taken(folder))
+        findings.append(checks.taken(folder))
     train_yaml = llamafactory_arguments.compile_arguments(
         preset,
         model=folder.model,
@@ -222,129 +219,6 @@ def _rescale(accumulation: int, before: int, after: int) -> int:
         where="--gpus/--nodes",
         fix=f"take {' or '.join(map(str, sorted(near)))} ranks, or say the batch yourself: --set train.accumulation=N",
     )
-
-
-def _collect_interpreter(findings: list[Finding], preset: Preset, placement: Placement) -> Interpreter:
-    path = llamafactory_interpreter.training_interpreter()
-    try:
-        interpreter = llamafactory_interpreter.inspect(path)
-    except IisftError as error:
-        findings.append(_as_finding(error))
-        return Interpreter(path, "", {}, None)
-    vendor = "cpu" if placement.on_cpu else preset.hardware.vendor
-    findings += llamafactory_interpreter.findings(
-        interpreter, vendor, placement.world_size, llamafactory_arguments.needed_packages(preset)
-    )
-    return interpreter
-
-
-def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | None = None) -> list[Finding]:
-    """Objections to the preset's `llamafactory:` section, asked of the installed version."""
-    extra = loaded.preset.llamafactory
-    if not extra:
-        return []
-    try:
-        interpreter = interpreter or llamafactory_interpreter.inspect(llamafactory_interpreter.training_interpreter())
-        if "llamafactory" not in interpreter.packages:
-            text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
-            return [Finding("llamafactory-unchecked", text, fix=llamafactory_interpreter.INSTALL, severity="warn")]
-        known = llamafactory_interpreter.arguments(interpreter)
-    except IisftError as error:
-        return [_as_finding(error)]
-    return [
-        replace(finding, where=loaded.document.source(("llamafactory", name)).text)
-        for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
-    ]
-
-
-def _gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu], *, explicit: bool) -> Iterator[Finding]:
-    wanted = preset.hardware
-    if placement.on_cpu:
-        if wanted.vendor != "cpu":
-            text = f"no GPU here: {placement.ranks} CPU ranks instead of {wanted.vendor} {wanted.arch}"
-            yield Finding("on-cpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
-        return
-    if len(gpus) < placement.ranks:
-        yield Finding(
-            "too-few-gpus",
-            f"{placement.ranks} GPUs are needed ({wanted.vendor} {wanted.arch}), {len(gpus)} can be seen",
-            where="/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
-            fix=f"--gpus {len(gpus)}" if gpus else "--gpus 1 tries it on the CPU; or check the driver and permissions",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    for gpu in gpus[: placement.ranks]:
-        if gpu.arch and not gpu.arch.startswith(wanted.arch):
-            text = f"this GPU is {gpu.name or gpu.vendor} ({gpu.arch}), the preset is made for {wanted.arch}"
-            yield Finding("other-gpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
-        if 0 < gpu.memory_gib < wanted.memory_gib * _MEMORY_TOLERANCE:
-            yield Finding(
-                "gpu-memory",
-                f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted.memory_gib:g} GiB",
-                fix=f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-
-
-def _model(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Checkpoint | None, ViewPlan | None]:
-    if not folder.is_dir():
-        findings.append(
-            Finding(
-                "model-missing",
-                f"the model {preset.model.id} is not there",
-                where=str(folder),
-                fix=f"download it to {folder}, or --model DIR",
-            )
-        )
-        return None, None
-    faults = checkpoint_findings(folder)
-    if faults:
-        findings += faults
-        return None, None
-    try:
-        checkpoint = inspect_checkpoint(folder)
-        view = plan_view(
-            checkpoint,
-            precision=preset.precision,
-            weights=preset.weights,
-            trust_remote_code=preset.model.trust_remote_code,
-        )
-    except IisftError as error:
-        findings.append(_as_finding(error))
-        return None, None
-    if preset.precision == "fp16" and preset.attention == "eager" and checkpoint.model_type.startswith("qwen2"):
-        text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
-        findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
-    return checkpoint, view
-
-
-def _datasets(findings: list[Finding], preset: Preset, workspace: Workspace) -> list[staging.StagedDataset]:
-    found = []
-    for name in filter(None, (preset.data.name, preset.data.eval)):
-        try:
-            found.append(staging.load(name, workspace))
-        except IisftError as error:
-            findings.append(_as_finding(error))
-    return found
-
-
-def _taken(folder: RunFolder) -> Finding:
-    return Finding(
-        "run-name-taken",
-        f"a run named {folder.id} exists",
-        where=str(folder.path),
-        fix="another --name, or leave it out",
-        exit_code=ExitCode.RUN_STATE,
-    )
-
-
-def taken_error(folder: RunFolder) -> RunStateError:
-    """The same for a name that was taken between planning and starting."""
-    finding = _taken(folder)
-    return RunStateError(finding.id, finding.message, where=finding.where, fix=finding.fix)
-
-
-def _as_finding(error: IisftError) -> Finding:
-    return Finding(error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code)
 
 
 def _fresh_name(preset_name: str, workspace: Workspace) -> str:

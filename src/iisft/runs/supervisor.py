@@ -42,6 +42,7 @@ class Supervisor:
         self.stop_deadline: float | None = None
         self._step_times: deque[float] = deque(maxlen=50)
         self._last_step_at = time.monotonic()
+        self._tokens: int | None = None
         self._not_finite = 0
         self._checkpoints: set[int] = set()
         self._signalled = False
@@ -96,8 +97,11 @@ class Supervisor:
         step_s = round((now - self._last_step_at) / steps, 4) if steps > 0 else None
         for metrics in arrived:
             timed = {"step_s": step_s} if step_s is not None and metrics.loss is not None else {}
-            self.folder.append_event("metrics", **metrics.as_json(), **timed)
             self._step_times.extend(timed.values())
+            if step_s and metrics.tokens is not None and self._tokens is not None:
+                timed["tokens_per_s"] = round((metrics.tokens - self._tokens) / step_s, 1)
+            self._tokens = metrics.tokens
+            self.folder.append_event("metrics", **metrics.as_json(), **timed)
             self._watch_for_nan(metrics)
         if arrived and (steps > 0 or before is None):
             self.last, self._last_step_at = arrived[-1], now
