@@ -5,7 +5,6 @@ The rules here are those of the YAML 1.2 core schema (yaml.org/spec/1.2.2, 10.3.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        lines: dict[KeyPath, int] = {}
-        return _construct(loader, node, (), lines, where), lines
+        builder = _Builder(where)
+        return builder.build(node, (), 1), builder.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -67,28 +66,39 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         loader.dispose()
 
 
-def _construct(loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], where: str) -> Any:
-    line = node.start_mark.line + 1
-    lines.setdefault(path, line)
-    if isinstance(node, yaml.MappingNode):
+class _Builder:
+    """Plain values from nodes. An alias would be the same node again: refused, so that every value has one place."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.lines: dict[KeyPath, int] = {}
+        self._seen: set[int] = set()
+
+    def build(self, node: yaml.Node, path: KeyPath, line: int) -> Any:
+        """The value of `node`, which stands at or below `line`."""
+        if id(node) in self._seen:
+            raise InputError("preset-yaml", "aliases are not allowed", where=f"{self.where}:{line}")
+        self._seen.add(id(node))
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, i), line) for i, item in enumerate(node.value)]
+        return _scalar(node, f"{self.where}:{line}")
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key, key_line, value in _pairs(node, where):
+        for key_node, value in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:null":
+                raise InputError("preset-yaml", "a key must be text", where=f"{self.where}:{line}")
+            key = str(key_node.value)
             if key in result:
-                raise InputError("preset-duplicate-key", f"{key} stands twice", where=f"{where}:{key_line}")
-            lines[(*path, key)] = key_line
-            result[key] = _construct(loader, value, (*path, key), lines, where)
+                raise InputError("preset-duplicate-key", f"{key} stands twice", where=f"{self.where}:{line}")
+            self.lines[(*path, key)] = line
+            result[key] = self.build(value, (*path, key), line)
         return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, item, (*path, i), lines, where) for i, item in enumerate(node.value)]
-    return _scalar(node, f"{where}:{line}")
-
-
-def _pairs(node: yaml.MappingNode, where: str) -> Iterator[tuple[str, int, yaml.Node]]:
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:null":
-            raise InputError("preset-yaml", "a key must be text", where=f"{where}:{line}")
-        yield str(key.value), line, value
 
 
 def _scalar(node: yaml.Node, where: str) -> Any:
