@@ -141,7 +141,7 @@ def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Ar
             hint = f"; did you mean {near[0]}?" if near else ""
             text = f"LLaMA-Factory has no argument {name}{hint}"
             found.append((name, Finding("llamafactory-unknown", text, fix=near[0] if near else "")))
-        elif not _fits(value, known[name]):
+        elif not fits(value, known[name]):
             argument = known[name]
             allowed = argument.choices or argument.types
             text = f"llamafactory.{name} is {value!r}; allowed: {', '.join(map(str, allowed))}"
@@ -149,7 +149,8 @@ def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Ar
     return found
 
 
-def _fits(value: Any, argument: Argument) -> bool:
+def fits(value: Any, argument: Argument) -> bool:
+    """Whether the argument takes this value: its type, an integer for a float, one of its choices."""
     if argument.choices is not None and isinstance(value, str):
         return value in argument.choices
     name = "null" if value is None else type(value).__name__

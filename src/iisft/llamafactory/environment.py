@@ -64,17 +64,17 @@ def compile_environment(
         env["FORCE_TORCHRUN"] = "1"
     if placement.nodes > 1:
         host, _, port = (placement.rendezvous or "").rpartition(":")
-        env |= {
-            "NNODES": str(placement.nodes),
-            "NODE_RANK": str(placement.node_rank),
-            "MASTER_ADDR": host,
-            "MASTER_PORT": port,
-        }
+        env |= node_environment(str(placement.nodes), str(placement.node_rank), host, port)
     if preset.hardware.vendor == "amd":
         env["OPTIM_TORCH"] = "0"  # LLaMA-Factory would force expandable_segments, which ROCm does not have
     if placement.on_cpu:
         env |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     return env | preset.env
+
+
+def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[str, str]:
+    """What tells LLaMA-Factory's torchrun which of several machines this is; values may be shell expressions."""
+    return {"NNODES": nodes, "MASTER_ADDR": host, "MASTER_PORT": port, "NODE_RANK": node_rank}
 
 
 def inherited(env: Mapping[str, str]) -> dict[str, str]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from iisft import __version__
 from iisft.errors import InputError
 from iisft.llamafactory import datasets
-from iisft.llamafactory.environment import CLEARED
+from iisft.llamafactory.environment import CLEARED, node_environment
 from iisft.llamafactory.logs import PROOF_MARK
 from iisft.runs.plan import Plan
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import HIDDEN, redact
 
 _END = "IISFT_END_OF_FILE"
-_PER_NODE = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NNODES")
 
 
 def render(plan: Plan, *, slurm: bool = False) -> str:
@@ -70,7 +69,7 @@ def _file(name: str, text: str) -> Iterator[str]:
 def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
     binaries = str(Path(plan.interpreter.path).parent)
     yield f'export PATH={shlex.quote(binaries)}:"$PATH"'
-    left_out = ("PATH", *(_PER_NODE if slurm else ()))
+    left_out = ("PATH", *(node_environment("", "", "", "") if slurm else ()))
     for name, value in redact(plan.env).items():
         if HIDDEN in value:
             yield f': "${{{name}:?is a secret: set it in your own environment}}"'
@@ -97,8 +96,9 @@ def _slurm_header(plan: Plan) -> Iterator[str]:
 
 
 def _slurm_command(plan: Plan) -> Iterator[str]:
-    yield f"export NNODES={plan.placement.nodes} FORCE_TORCHRUN=1"
-    yield 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-    yield "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))"
-    yield "export MASTER_ADDR MASTER_PORT"
-    yield f"srun bash -c 'NODE_RANK=$SLURM_NODEID exec {shlex.join(plan.argv)}'"
+    yield 'host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    yield "port=$((20000 + SLURM_JOB_ID % 20000))"
+    variables = node_environment(str(plan.placement.nodes), "$SLURM_NODEID", '"$host"', '"$port"')
+    *common, (rank_name, rank) = variables.items()
+    yield "export " + " ".join(f"{name}={value}" for name, value in common)
+    yield f"srun bash -c '{rank_name}={rank} exec {shlex.join(plan.argv)}'"

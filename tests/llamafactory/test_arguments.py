@@ -1,0 +1,163 @@
+"""A preset becomes exactly this train.yaml, and its free section is checked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iisft.llamafactory import arguments, interpreter
+from iisft.llamafactory.interpreter import Argument
+from iisft.presets import checking, documents
+from iisft.presets.schema import Preset
+from iisft.workspace import Workspace
+
+PLACES: dict[str, Any] = {"model": Path("/r/model"), "dataset_dir": Path("/r/data"), "output_dir": Path("/r/out")}
+
+
+def load(name: str, *overrides: str) -> Preset:
+    document = documents.read_document(name, Workspace.current())
+    for text in overrides:
+        document.override(*documents.parse_override(text), "--set")
+    return checking.check(document).preset
+
+
+def test_the_whole_train_yaml_of_mi50() -> None:
+    assert arguments.compile_arguments(load("mi50"), **PLACES, on_cpu=False) == {
+        "model_name_or_path": "/r/model",
+        "trust_remote_code": True,
+        "template": "qwen",
+        "bf16": False,
+        "fp16": False,
+        "pure_bf16": False,
+        "flash_attn": "disabled",
+        "lora_rank": 64,
+        "lora_alpha": 128,
+        "lora_dropout": 0.05,
+        "lora_target": "all",
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.1,
+        "max_grad_norm": 0.5,
+        "num_train_epochs": 5.0,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 32,
+        "cutoff_len": 2048,
+        "disable_gradient_checkpointing": False,
+        "optim": "adamw_torch",
+        "seed": 42,
+        "dataset": "intelligence",
+        "save_strategy": "steps",
+        "save_steps": 50,
+        "save_total_limit": 3,
+        "dataset_dir": "/r/data",
+        "output_dir": "/r/out",
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "ddp_timeout": 1800,
+        "report_to": "none",
+        "overwrite_output_dir": False,
+        "plot_loss": True,
+        "save_only_model": False,
+        "enable_jit_checkpoint": True,
+        "disable_tqdm": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("precision=fp16", "attention=sdpa"), {"fp16": True, "bf16": False, "flash_attn": "sdpa"}),
+        (("precision=bf16",), {"fp16": False, "bf16": True}),
+        (
+            ("weights=nf4", "precision=bf16"),
+            {"quantization_bit": 4, "quantization_type": "nf4", "quantization_method": "bnb",
+             "double_quantization": True},
+        ),
+        (("lora.target=[q_proj, v_proj]",), {"lora_target": "q_proj,v_proj"}),
+        (("train.max_steps=7",), {"max_steps": 7}),
+        (
+            ("data.eval=held", "save.eval_every_steps=5"),
+            {"eval_dataset": "held", "per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 5},
+        ),
+        (("train.gradient_checkpointing=false",), {"disable_gradient_checkpointing": True}),
+        (
+            ("llamafactory.report_to=tensorboard", "llamafactory.ddp_timeout=60"),
+            {"report_to": "tensorboard", "ddp_timeout": 60},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_value_becomes(overrides: tuple[str, ...], expected: dict[str, Any]) -> None:
+    compiled = arguments.compile_arguments(load("mi50", *overrides), **PLACES, on_cpu=False)
+    assert {key: compiled[key] for key in expected} == expected
+
+
+def test_the_cpu_is_named_where_no_gpu_takes_part() -> None:
+    assert arguments.compile_arguments(load("demo"), **PLACES, on_cpu=True)["use_cpu"] is True
+
+
+KNOWN = {
+    "packing": Argument(("bool", "null"), None),
+    "neat_packing": Argument(("bool",), None),
+    "additional_target": Argument(("null", "str"), None),
+    "save_steps": Argument(("float",), None),
+    "rope_scaling": Argument(("str",), ("linear", "dynamic")),
+    "lora_rank": Argument(("int",), None),
+    "hf_hub_token": Argument(("str",), None),
+    "max_samples": Argument(("int", "null"), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"paking": True}, "LLaMA-Factory has no argument paking; did you mean packing?"),
+        ({"packing": "yes"}, "llamafactory.packing is 'yes'; allowed: bool, null"),
+        ({"rope_scaling": "yarn"}, "llamafactory.rope_scaling is 'yarn'; allowed: linear, dynamic"),
+        ({"max_samples": 1.5}, "llamafactory.max_samples is 1.5; allowed: int, null"),
+        ({"lora_rank": 8}, "llamafactory.lora_rank is decided by lora.rank"),
+        ({"output_dir": "x"}, "llamafactory.output_dir is decided by iisft itself"),
+        ({"hf_hub_token": "hf_x"}, "llamafactory.hf_hub_token is a secret: it would be written to files"),
+    ],
+)
+def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
+    [(name, finding)] = arguments.check_extra(extra, load("mi50"), KNOWN)
+    assert (name, finding.message) == (next(iter(extra)), message)
+
+
+def test_right_arguments_pass() -> None:
+    extra = {"packing": None, "additional_target": "lm_head", "neat_packing": True, "rope_scaling": "linear"}
+    assert arguments.check_extra(extra, load("mi50"), KNOWN) == []
+
+
+VARIANTS = [
+    ("mi50", ()),
+    ("mi50-fp16", ("data.eval=x", "save.eval_every_steps=5", "train.max_steps=3")),
+    ("qlora-24g", ()),
+    ("mi50", ("sharding=fsdp", "weights=fp32")),
+    ("mi50", ("sharding=zero2", "weights=fp32")),
+    ("mi50", ("sharding=zero3", "weights=fp32")),
+    ("demo", ("attention=flash2", "precision=bf16", "hardware.arch=sm_80")),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS)
+def test_the_installed_llamafactory_knows_every_argument_and_its_type(name: str, overrides: tuple[str, ...]) -> None:
+    known = interpreter.arguments(interpreter.inspect(interpreter.training_interpreter()))
+    document = documents.read_document(name, Workspace.current())
+    for text in overrides:
+        document.override(*documents.parse_override(text), "--set")
+    preset = checking.check(document, ranks=2).preset
+    compiled = arguments.compile_arguments(preset, **PLACES, on_cpu=True)
+    unfit = {key: value for key, value in compiled.items() if key not in known or not arguments.fits(value, known[key])}
+    assert unfit == {}
+
+
+def test_the_installed_arguments_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = interpreter.inspect(interpreter.training_interpreter())
+    first = interpreter.arguments(found)
+    monkeypatch.setattr("iisft.process.run", None)  # a second child would fail
+    assert interpreter.arguments(found) == first
+    assert first["learning_rate"] == Argument(("float",), None)

@@ -1,0 +1,67 @@
+"""The trainer's environment by value, and what of the caller's never reaches it."""
+
+from pathlib import Path
+
+import pytest
+
+from iisft import secrets
+from iisft.llamafactory.environment import CLEARED, Placement, compile_environment, inherited
+from iisft.llamafactory.interpreter import Interpreter
+from iisft.presets import checking, documents
+from iisft.workspace import Workspace
+
+INTERPRETER = Interpreter(Path("/env/bin/python"), "3.11.7", {}, None)
+COMMON = {
+    "PATH": "/env/bin:/usr/bin",
+    "PYTHONUNBUFFERED": "1",
+    "LLAMAFACTORY_VERBOSITY": "INFO",
+    "HF_HUB_OFFLINE": "1",
+    "HF_MODULES_CACHE": "/r/modules",
+    "MAX_RESTARTS": "0",
+    "OPTIM_TORCH": "0",
+    "TORCH_BLAS_PREFER_HIPBLASLT": "0",
+}
+
+
+def environment(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    preset = checking.check(documents.read_document("mi50", Workspace.current())).preset
+    return compile_environment(preset, INTERPRETER, placement, Path("/r/modules"))
+
+
+@pytest.mark.parametrize(
+    ("placement", "more"),
+    [
+        (Placement(ranks=1), {"NPROC_PER_NODE": "1"}),
+        (Placement(ranks=2), {"NPROC_PER_NODE": "2", "FORCE_TORCHRUN": "1"}),
+        (
+            Placement(ranks=1, on_cpu=True),
+            {"NPROC_PER_NODE": "1", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""},
+        ),
+        (
+            Placement(ranks=1, nodes=2, node_rank=1, rendezvous="10.0.0.1:29500"),
+            {"NPROC_PER_NODE": "1", "FORCE_TORCHRUN": "1", "NNODES": "2", "NODE_RANK": "1",
+             "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"},
+        ),
+    ],
+)  # fmt: skip
+def test_the_whole_environment(placement: Placement, more: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment(placement, monkeypatch) == COMMON | more
+
+
+def test_nothing_of_the_callers_shell_changes_what_runs() -> None:
+    shell = {name: "1" for name in CLEARED} | {"HOME": "/h", "HF_TOKEN": "t"}
+    assert inherited(shell) == {"HOME": "/h", "HF_TOKEN": "t"}
+
+
+def test_secrets_are_hidden_before_anything_is_written() -> None:
+    env = {"HF_TOKEN": "a", "WANDB_API_KEY": "b", "my_secret": "c", "EMPTY_TOKEN": "", "P": "http://u:p@h:1", "A": "b"}
+    assert secrets.redact(env) == {
+        "HF_TOKEN": "***",
+        "WANDB_API_KEY": "***",
+        "my_secret": "***",
+        "EMPTY_TOKEN": "",
+        "P": "http://***@h:1",
+        "A": "b",
+    }
+    assert not secrets.is_secret("PATH")

@@ -1,0 +1,70 @@
+"""What no test of behaviour would notice: what is imported where, and that importing does nothing else."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "iisft"
+HEAVY = {"torch", "transformers", "datasets", "llamafactory", "modelscope", "peft", "accelerate", "numpy"}
+PROBE = """
+import contextlib, io, json, os, sys
+before = dict(os.environ)
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    {statement}
+print(json.dumps({{"modules": sorted({{name.partition(".")[0] for name in sys.modules}}), "same": before == dict(os.environ)}}))
+"""  # noqa: E501
+
+
+def modules_after(statement: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(statement=statement)], capture_output=True, text=True, check=True
+    )
+    answer = json.loads(done.stdout)
+    assert answer["same"], "the environment was changed"
+    return set(answer["modules"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["preset", "list"],
+        ["preset", "validate", "mi50"],
+        ["train", "--preset", "mi50", "--dry-run"],
+        ["runs"],
+    ],
+)
+def test_the_command_line_never_imports_what_trains(argv: list[str]) -> None:
+    loaded = modules_after(f"from iisft.cli.app import main; main({argv!r})")
+    assert "iisft" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_help_loads_neither_pydantic_nor_rich_nor_yaml() -> None:
+    assert modules_after('from iisft.cli.app import main; main(["--help"])') & {"pydantic", "rich", "yaml"} == set()
+
+
+def test_the_supervisor_stays_small() -> None:
+    assert modules_after("import iisft.runs.supervisor") & {"pydantic", "rich", "typer", "yaml"} == set()
+
+
+def test_llamafactorys_names_stand_in_one_package() -> None:
+    names = re.compile(
+        r"per_device_train|gradient_accumulation_steps|FORCE_TORCHRUN|NPROC_PER_NODE|NNODES|Num examples"
+    )
+    found = {str(path.relative_to(SOURCE).parts[0]) for path in SOURCE.rglob("*.py") if names.search(path.read_text())}
+    assert found == {"llamafactory"}
+
+
+def test_every_module_has_a_docstring_and_none_is_long() -> None:
+    modules = list(SOURCE.rglob("*.py"))
+    assert len(modules) > 40
+    for path in modules:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('"""'), path
+        assert len(text.splitlines()) <= 320, path
