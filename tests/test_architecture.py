@@ -54,9 +54,7 @@ def test_the_supervisor_stays_small() -> None:
 
 
 def test_llamafactorys_names_stand_in_one_package() -> None:
-    names = re.compile(
-        r"per_device_train|gradient_accumulation_steps|FORCE_TORCHRUN|NPROC_PER_NODE|Num examples"
-    )
+    names = re.compile(r"per_device_train|gradient_accumulation_steps|FORCE_TORCHRUN|NPROC_PER_NODE|Num examples")
     found = {str(path.relative_to(SOURCE).parts[0]) for path in SOURCE.rglob("*.py") if names.search(path.read_text())}
     assert found == {"llamafactory"}
 

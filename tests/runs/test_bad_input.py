@@ -134,6 +134,15 @@ def test_rows_that_were_changed_after_staging(train: CLI, workspace: Path) -> No
     assert (result.code, "the rows were changed after they were checked" in result.err) == (3, True)
 
 
+def test_rows_that_may_be_cut_are_a_warning(train: CLI, iisft: CLI, workspace: Path) -> None:
+    (workspace / "long.json").write_text(json.dumps([{"instruction": "中" * 1000, "output": "x"}]))
+    assert iisft("data", "stage", str(workspace / "long.json"), "--name", "long").code == 0
+    told = train("--data", "long", "--dry-run").err
+    assert "rows of long may exceed cutoff_len 2048 (the longest has 3001 bytes)" in told
+    assert "may exceed" not in train("--data", "long", "--set", "train.cutoff_len=4096", "--dry-run").err
+    assert "may exceed" not in train("--data", "long", "--set", "data.overlong=allow", "--dry-run").err
+
+
 def test_an_output_that_can_not_be_written(train: CLI, workspace: Path) -> None:
     (workspace / "runs").write_text("a file where the folder should be")
     result = train()

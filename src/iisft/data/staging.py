@@ -29,7 +29,10 @@ _SHOWN_FINDINGS = 50
 
 @dataclass(frozen=True, slots=True)
 class StagedDataset:
-    """A dataset under data/NAME: `rows` Alpaca rows with these `keys`, and the sha256 of their file."""
+    """A dataset under data/NAME: `rows` Alpaca rows with these `keys`, and the sha256 of their file.
+
+    `longest_row_bytes` is the UTF-8 size of the longest row's texts, prompt and answer together.
+    """
 
     name: str
     folder: Path
@@ -37,6 +40,7 @@ class StagedDataset:
     sha256: str
     keys: tuple[str, ...]
     source: str
+    longest_row_bytes: int
 
     @property
     def file(self) -> Path:
@@ -92,7 +96,13 @@ def load(name: str, workspace: Workspace) -> StagedDataset:
         )
     try:
         staged = StagedDataset(
-            name, folder, int(record["rows"]), record["sha256"], tuple(record["keys"]), record["source"]
+            name,
+            folder,
+            int(record["rows"]),
+            record["sha256"],
+            tuple(record["keys"]),
+            record["source"],
+            int(record["longest_row_bytes"]),
         )
         stat = staged.file.stat()
         untouched = (stat.st_size, stat.st_mtime_ns) == (record["size"], record["mtime_ns"])
@@ -194,6 +204,7 @@ def _write(
 ) -> StagedDataset:
     folder = workspace.data / name
     empty: dict[str, Any] = {"history": []}
+    longest = max(_text_bytes(row) for row in rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with files.atomic_writer(folder / ROWS) as stream:
@@ -210,12 +221,18 @@ def _write(
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
             "source": str(source.absolute()),
+            "longest_row_bytes": longest,
             "staged": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         files.write_json_atomically(folder / RECORD, record)
     except OSError as error:
         raise TransferError("stage-write", f"can't be written: {error.strerror}", where=str(folder)) from error
-    return StagedDataset(name, folder, len(rows), digest, keys, str(source.absolute()))
+    return StagedDataset(name, folder, len(rows), digest, keys, str(source.absolute()), longest)
+
+
+def _text_bytes(row: dict[str, Any]) -> int:
+    turns = [text for turn in row.get("history") or [] for text in turn]
+    return sum(len(text.encode()) for text in (*(row.get(key) or "" for key in _TEXT_KEYS), *turns))
 
 
 def _sha256(path: Path) -> str:

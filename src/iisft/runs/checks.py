@@ -18,6 +18,7 @@ from iisft.presets.schema import Preset
 from iisft.runs.folder import RunFolder
 from iisft.workspace import Workspace
 
+_TEMPLATE_BYTES = 256  # a template's own text around one turn, default system prompt included
 _MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
 
 
@@ -119,6 +120,23 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
         text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
         findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
     return checkpoint, view
+
+
+def overlong_findings(preset: Preset, datasets: list[staging.StagedDataset]) -> Iterator[Finding]:
+    """Rows that LLaMA-Factory might cut. A byte-level tokenizer makes at most one token of a byte."""
+    if preset.data.overlong == "allow":
+        return
+    for dataset in datasets:
+        if dataset.longest_row_bytes + _TEMPLATE_BYTES > preset.train.cutoff_len:
+            yield Finding(
+                "overlong-unchecked",
+                f"rows of {dataset.name} may exceed cutoff_len {preset.train.cutoff_len} (the longest has "
+                f"{dataset.longest_row_bytes} bytes), and data.overlong: {preset.data.overlong} is not applied yet: "
+                "LLaMA-Factory cuts such rows at their end and says nothing",
+                where=str(dataset.file),
+                fix="shorten these rows yourself, raise train.cutoff_len, or data.overlong: allow if you mean it",
+                severity="warn",
+            )
 
 
 def datasets_for(findings: list[Finding], preset: Preset, workspace: Workspace) -> list[staging.StagedDataset]:

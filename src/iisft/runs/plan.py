@@ -133,6 +133,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     model_folder = workspace.model_folder(preset.model.id)
     checkpoint, view = checks.model_for(findings, preset, model_folder)
     datasets = checks.datasets_for(findings, preset, workspace)
+    findings += checks.overlong_findings(preset, datasets)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
