@@ -14,6 +14,7 @@ from iisft.llamafactory import report
 
 _CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
 _IMPORT_TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 8 to 40 s cold
+TESTED_VERSION = "0.9.5"
 INSTALL = "pip install 'iisft[train]' -c constraints.txt -c constraints-torch.txt"
 _ROCM_TORCH = (
     "pip install torch==2.7.1 torchvision==0.22.1 torchaudio==2.7.1 --index-url https://download.pytorch.org/whl/rocm6.3"
@@ -92,7 +93,7 @@ def findings(interpreter: Interpreter, vendor: str, ranks: int, needs: tuple[str
                 "llamafactory-cli-missing",
                 "llamafactory is installed, but its command is not beside the interpreter",
                 where=str(interpreter.cli),
-                fix="pip install --force-reinstall --no-deps llamafactory==0.9.5",
+                fix=f"pip install --force-reinstall --no-deps llamafactory=={TESTED_VERSION}",
                 exit_code=ExitCode.ENVIRONMENT,
             )
         )
@@ -118,6 +119,17 @@ def findings(interpreter: Interpreter, vendor: str, ranks: int, needs: tuple[str
         for name in needs
         if name not in interpreter.packages
     ]
+    if (version := interpreter.packages["llamafactory"]) != TESTED_VERSION:
+        found.append(
+            Finding(
+                "llamafactory-version",
+                f"LLaMA-Factory {version} is installed; iisft is tested with {TESTED_VERSION}",
+                where=str(interpreter.path),
+                fix=f"pip install llamafactory=={TESTED_VERSION}",
+                severity="warn",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        )
     torch = interpreter.packages["torch"]
     if vendor == "amd" and "rocm" not in torch:
         found.append(

@@ -1,5 +1,6 @@
 """From a plan to a running trainer: the run folder, made whole or not at all, and its supervisor."""
 
+import hashlib
 import os
 import shutil
 import sys
@@ -85,7 +86,8 @@ def _record(plan: Plan) -> dict[str, Any]:
             "architecture": checkpoint.architecture,
             "parameters": checkpoint.parameters,
             "dtypes": checkpoint.dtypes,
-            "files": {name: (plan.model_folder / name).stat().st_size for name in checkpoint.weight_files},
+            "config_sha256": hashlib.sha256((plan.model_folder / "config.json").read_bytes()).hexdigest(),
+            "files": {name: _stamp(plan.model_folder / name) for name in checkpoint.weight_files},
         },
         "data": [
             {"name": dataset.name, "rows": dataset.rows, "sha256": dataset.sha256, "source": dataset.source}
@@ -96,6 +98,12 @@ def _record(plan: Plan) -> dict[str, Any]:
         "watch": plan.preset.watch.model_dump(mode="json"),
         "launcher": launcher.as_json() if launcher else None,
     }
+
+
+def _stamp(weights: Path) -> dict[str, int]:
+    """Enough to notice another file in its place; a digest of 15 GB would take longer than the whole preflight."""
+    stat = weights.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def join(plan: Plan) -> None:
