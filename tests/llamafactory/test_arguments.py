@@ -118,6 +118,13 @@ KNOWN = {
         ({"rope_scaling": "yarn"}, "llamafactory.rope_scaling is 'yarn'; allowed: linear, dynamic"),
         ({"max_samples": 1.5}, "llamafactory.max_samples is 1.5; allowed: int, null"),
         ({"lora_rank": 8}, "llamafactory.lora_rank is decided by lora.rank"),
+        ({"quantization_bit": 8}, "llamafactory.quantization_bit is decided by weights"),
+        ({"deepspeed": "ds.json"}, "llamafactory.deepspeed is decided by sharding"),
+        ({"max_steps": 3}, "llamafactory.max_steps is decided by train.max_steps"),
+        (
+            {"neat_packing": True},
+            "llamafactory.neat_packing multiplies by the stored weights past the float32 products of precision fp32",
+        ),
         ({"output_dir": "x"}, "llamafactory.output_dir is decided by iisft itself"),
         ({"hf_hub_token": "hf_x"}, "llamafactory.hf_hub_token is a secret: it would be written to files"),
     ],
@@ -128,8 +135,15 @@ def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
 
 
 def test_right_arguments_pass() -> None:
-    extra = {"packing": None, "additional_target": "lm_head", "neat_packing": True, "rope_scaling": "linear"}
+    extra = {"packing": None, "additional_target": "lm_head", "neat_packing": False, "rope_scaling": "linear"}
     assert arguments.check_extra(extra, load("mi50"), KNOWN) == []
+    assert arguments.check_extra({"neat_packing": True}, load("mi50-fp16"), KNOWN) == []
+    assert arguments.check_extra({"neat_packing": True}, load("mi50", "weights=fp32"), KNOWN) == []
+
+
+def test_every_way_past_the_view_is_an_argument_of_the_installed_llamafactory() -> None:
+    known = interpreter.arguments(interpreter.inspect(interpreter.training_interpreter()))
+    assert [name for name in arguments._PAST_THE_VIEW if name not in known] == []
 
 
 VARIANTS = [

@@ -3,11 +3,11 @@
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from iisft.errors import Finding
 from iisft.llamafactory.interpreter import Argument
-from iisft.presets.schema import Preset
+from iisft.presets.schema import Preset, Sharding
 from iisft.secrets import is_secret
 
 _ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
@@ -73,6 +73,22 @@ ALWAYS: dict[str, Any] = {
     "disable_tqdm": True,  # the log is a file; iisft draws the bar
 }
 
+# Each brings kernels or modules of its own that take a layer's weight directly, so that its float32 product is not used.
+_PAST_THE_VIEW = (
+    "enable_liger_kernel",
+    "fp8",
+    "mixture_of_depths",
+    "neat_packing",
+    "pissa_init",
+    "resize_vocab",
+    "shift_attn",
+    "use_dora",
+    "use_kt",
+    "use_unsloth",
+    "use_unsloth_gc",
+    "use_v1_kernels",
+)
+
 # Decided by where the run lives and what it loads, never by a preset's free section.
 _PLACES = (
     "model_name_or_path",
@@ -115,10 +131,18 @@ def needed_packages(preset: Preset) -> tuple[str, ...]:
 
 
 def own_arguments(preset: Preset) -> dict[str, str]:
-    """LLaMA-Factory arguments that a preset key decides, with that key."""
-    return {name: key for key, arguments in MAPPING.items() for name in arguments(preset)} | {
-        name: "iisft itself" for name in _PLACES
-    }
+    """LLaMA-Factory arguments that a preset key decides, in this preset or with another value of that key."""
+    everything = preset.model_copy(
+        update={
+            "weights": "nf4",
+            "train": preset.train.model_copy(update={"max_steps": 1}),
+            "data": preset.data.model_copy(update={"eval": "any"}),
+            "save": preset.save.model_copy(update={"eval_every_steps": 1}),
+        }
+    )
+    variants = [everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)]
+    owned = {name: key for variant in variants for key, arguments in MAPPING.items() for name in arguments(variant)}
+    return owned | {name: "iisft itself" for name in _PLACES}
 
 
 def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]) -> list[tuple[str, Finding]]:
@@ -136,6 +160,9 @@ def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Ar
         elif name in owned:
             text = f"llamafactory.{name} is decided by {owned[name]}"
             found.append((name, Finding("llamafactory-owned", text, fix=f"set {owned[name]} instead")))
+        elif value and name in _PAST_THE_VIEW and preset.precision == "fp32" and preset.weights != "fp32":
+            text = f"llamafactory.{name} multiplies by the stored weights past the float32 products of precision fp32"
+            found.append((name, Finding("llamafactory-past-the-view", text, fix=f"drop {name}, or weights: fp32")))
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -55,7 +55,7 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
     ]
 
 
-def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu], *, explicit: bool) -> Iterator[Finding]:
+def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu]) -> Iterator[Finding]:
     wanted = preset.hardware
     if placement.on_cpu:
         if wanted.vendor != "cpu":

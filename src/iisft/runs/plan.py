@@ -122,14 +122,15 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     """
     _check_request(request)
     document = documents.read_document(request.preset, workspace)
-    notes = _apply(request, document)
+    _apply(request, document)
+    notes: list[Finding] = []
     gpus = visible_gpus()
     loaded, placement = _place(request, document, gpus, notes)
     preset = loaded.preset
     findings = [*loaded.warnings, *notes]
     interpreter = checks.interpreter_for(findings, preset, placement)
     findings += checks.extra_argument_findings(loaded, interpreter)
-    findings += checks.gpu_findings(preset, placement, gpus, explicit=request.gpus is not None)
+    findings += checks.gpu_findings(preset, placement, gpus)
     model_folder = workspace.model_folder(preset.model.id)
     checkpoint, view = checks.model_for(findings, preset, model_folder)
     datasets = checks.datasets_for(findings, preset, workspace)
@@ -166,7 +167,7 @@ def _check_request(request: TrainRequest) -> None:
             raise UsageError("nodes-name", "several nodes need the same --name on each, it is the folder they share")
 
 
-def _apply(request: TrainRequest, document: Document) -> list[Finding]:
+def _apply(request: TrainRequest, document: Document) -> None:
     """Put the command line's values into the document."""
     for text in request.overrides:
         document.override(*documents.parse_override(text), f"--set {text}")
@@ -174,7 +175,6 @@ def _apply(request: TrainRequest, document: Document) -> list[Finding]:
         document.override(("model", "id"), request.model, "--model")
     if request.data is not None:
         document.override(("data", "name"), request.data, "--data")
-    return []
 
 
 def _place(
