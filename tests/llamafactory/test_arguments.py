@@ -125,6 +125,7 @@ KNOWN = {
             {"neat_packing": True},
             "llamafactory.neat_packing multiplies by the stored weights past the float32 products of precision fp32",
         ),
+        ({"finetuning_type": "full"}, "llamafactory.finetuning_type is decided by iisft itself"),
         ({"output_dir": "x"}, "llamafactory.output_dir is decided by iisft itself"),
         ({"hf_hub_token": "hf_x"}, "llamafactory.hf_hub_token is a secret: it would be written to files"),
     ],

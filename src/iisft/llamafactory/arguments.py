@@ -73,7 +73,7 @@ ALWAYS: dict[str, Any] = {
     "disable_tqdm": True,  # the log is a file; iisft draws the bar
 }
 
-# Each brings kernels or modules of its own that take a layer's weight directly, so that its float32 product is not used.
+# Each brings kernels or modules that take a layer's weight themselves, so that its float32 product is not used.
 _PAST_THE_VIEW = (
     "enable_liger_kernel",
     "fp8",
@@ -89,8 +89,11 @@ _PAST_THE_VIEW = (
     "use_v1_kernels",
 )
 
-# Decided by where the run lives and what it loads, never by a preset's free section.
-_PLACES = (
+# Decided by what iisft is and where a run lives, never by a preset's free section.
+_FIXED = (
+    "stage",
+    "do_train",
+    "finetuning_type",
     "model_name_or_path",
     "output_dir",
     "dataset_dir",
@@ -142,7 +145,7 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     )
     variants = [everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)]
     owned = {name: key for variant in variants for key, arguments in MAPPING.items() for name in arguments(variant)}
-    return owned | {name: "iisft itself" for name in _PLACES}
+    return owned | {name: "iisft itself" for name in _FIXED}
 
 
 def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]) -> list[tuple[str, Finding]]:
