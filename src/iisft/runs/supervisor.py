@@ -124,7 +124,10 @@ class Supervisor:
         if not (reported or self.last is not None or (at_end and self.log.training_started)):
             return
         if first_node:
-            self.folder.update_record(observed=observed.as_json())
+            try:
+                self.folder.update_record(observed=observed.as_json())
+            except OSError:
+                return  # a full disk: without the record there is no proof, so the next round tries again
         self.folder.append_event("observed", **observed.as_json())
         found = differences(self.expected, observed, self.local_ranks, is_first_node=first_node)
         if found:
@@ -149,7 +152,7 @@ class Supervisor:
         if request is None and not self._signalled:
             return
         now = bool((request or {}).get("now"))
-        if self.stop_deadline is None and not now and self.log.training_started:
+        if self.stop_deadline is None and not now and self.log.proofs:  # they train, so they answer SIGTERM
             grace = max(_MIN_STOP_GRACE_S, 3 * statistics.median(self._step_times or [0.0]) + 120)
             self.stop_deadline = time.monotonic() + grace
             self.folder.append_event("state", state="stopping", message="asked every rank for a checkpoint")
