@@ -121,33 +121,53 @@ def test_stop_leaves_a_complete_checkpoint_and_no_process(iisft: CLI, train: CLI
     assert iisft("wait", "run").code == 130
 
 
-def test_two_nodes_share_one_run(train: CLI, tiny_models: Path, workspace: Path, iisft: CLI) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--set", "train.max_steps=3", "--set", "train.accumulation=2", "--set", "train.cutoff_len=256"]
-    argv = [
-        "train",
-        "--preset",
-        "mi50",
-        "--model",
-        str(tiny_models / "qwen2-tied" / "model"),
-        "--data",
-        "情报",
-        *options,
-    ]
-    argv += ["--name", "run", "--gpus", "1", "--nodes", "2", "--rendezvous", f"127.0.0.1:{port}"]
-    nodes = [
-        subprocess.Popen([sys.executable, "-m", "iisft", *argv, "--node-rank", str(rank)], env=dict(os.environ))
-        for rank in (1, 0)
-    ]
-    assert [node.wait(240) for node in nodes] == [0, 0]
+@pytest.fixture
+def two_nodes(train: CLI, tiny_models: Path) -> Callable[..., list[int]]:
+    """Run `iisft train` as node 1 and node 0 of two on loopback; their exit codes."""
+
+    def run(*more: str) -> list[int]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        model = tiny_models / "qwen2-tied" / "model"
+        argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "情报", "--name", "run", "--gpus", "1"]
+        argv += ["--nodes", "2", "--rendezvous", f"127.0.0.1:{port}", "--set", "train.accumulation=2"]
+        argv += ["--set", "train.cutoff_len=256", *more]
+        nodes = [
+            subprocess.Popen([sys.executable, "-m", "iisft", *argv, "--node-rank", str(rank)], env=dict(os.environ))
+            for rank in (1, 0)
+        ]
+        return [node.wait(240) for node in nodes]
+
+    return run
+
+
+def node_states(run: Path) -> list[str]:
+    events = [json.loads(line) for line in (run / "events.node-1.jsonl").read_text().splitlines()]
+    return [event["state"] for event in events if event["kind"] == "state"]
+
+
+def test_two_nodes_share_one_run(two_nodes: Callable[..., list[int]], workspace: Path) -> None:
+    assert two_nodes("--set", "train.max_steps=3") == [0, 0]
     run = workspace / "runs" / "run"
     observed = record(workspace)["observed"]
     assert (observed["world_size"], observed["global_batch"]) == (2, 4)
     assert sorted(path.name for path in (run / "logs").glob("train*")) == ["train.log", "train.node-1.log"]
-    node_1 = [json.loads(line) for line in (run / "events.node-1.jsonl").read_text().splitlines()]
-    assert [event["state"] for event in node_1 if event["kind"] == "state"] == ["running", "finished"]
+    assert node_states(run) == ["running", "finished"]
+
+
+def test_a_stop_reaches_every_node_and_leaves_a_checkpoint(
+    iisft: CLI, two_nodes: Callable[..., list[int]], workspace: Path
+) -> None:
+    assert two_nodes("--set", "train.max_steps=100000", "--detach") == [0, 0]
+    folders = [RunFolder(workspace / "runs" / "run", node) for node in (0, 1)]
+    until(lambda: any(event["kind"] == "metrics" for event in folders[0].read_events()))
+    assert iisft("stop", "run").code == 0
+    until(lambda: folders[1].exit.exists())
+    assert list(complete_checkpoints(folders[0].output).values())[-1:] == [True]
+    assert json.loads(folders[0].exit.read_text())["state"] == "stopped"
+    assert node_states(folders[0].path) == ["running", "stopping", "stopped"]
+    assert [process.processes_of_run(folder.marker) for folder in folders] == [[], []]
 
 
 def test_the_script_trains_without_iisft_with_the_same_arguments(

@@ -187,7 +187,8 @@ class Supervisor:
         step, total = self._progress()
         if self.fault:
             return "failed", self.fault
-        whole = self.folder.node_rank or (total and step == total)
+        # Only node 0 sees the trainer's state; elsewhere a trainer that ended well unasked has done its part.
+        whole = self.stop_deadline is None if self.folder.node_rank else (total and step == total)
         if returncode == 0 and whole and self.proven:
             return "finished", f"all {total} steps" if total else "node done"
         if self.stop_deadline is not None:
