@@ -78,7 +78,9 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
 def logs(
     run: RunArgument = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Events (metrics, states, findings), one per line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Events (metrics, states, findings): a list, with --follow one per line.")
+    ] = False,
 ) -> None:
     """The trainer's log, or the run's events."""
     from iisft.files import LineFollower
@@ -86,6 +88,9 @@ def logs(
     from iisft.runs.state import find_run
 
     folder = find_run(Workspace.current(), run)
+    if as_json and not follow:
+        console.out_json(list(folder.read_events()))
+        return
     lines = LineFollower(folder.events if as_json else folder.train_log)
 
     def show() -> None:
@@ -97,12 +102,14 @@ def logs(
         control.wait(folder, show)
 
 
-def wait(run: RunArgument = None) -> None:
+def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
     from iisft.runs import control
     from iisft.runs.state import find_run
 
     ended = control.wait(find_run(Workspace.current(), run))
+    if as_json:
+        console.out_json(ended.as_full_json())
     console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
     raise typer.Exit(control.exit_code(ended))
 
@@ -110,6 +117,7 @@ def wait(run: RunArgument = None) -> None:
 def stop(
     run: RunArgument = None,
     now: Annotated[bool, typer.Option("--now", help="Kill it without asking for a checkpoint.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Stop a run: with a checkpoint where possible."""
     from iisft.runs import control
@@ -120,4 +128,7 @@ def stop(
     if not now:
         console.say("asked for a checkpoint; the present step is finished first (--now kills at once)")
     ended = control.wait(folder)
-    console.out(f"{folder.id}: {ended.state} - {ended.reason}")
+    if as_json:
+        console.out_json(ended.as_full_json())
+    else:
+        console.out(f"{folder.id}: {ended.state} - {ended.reason}")

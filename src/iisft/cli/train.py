@@ -75,7 +75,10 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     launch.start(plan)
     folder = plan.folder
     if detach:
-        console.out(folder.id)
+        if as_json:
+            console.out_json({"id": folder.id, "run_dir": str(folder.path)})
+        else:
+            console.out(folder.id)
         console.say(f"running; follow it with: iisft logs -f {folder.id}   stop it with: iisft stop {folder.id}")
         return
     console.say(
