@@ -166,6 +166,14 @@ def test_a_run_name_that_is_taken(train: CLI, workspace: Path) -> None:
     assert (result.code, "a run named taken exists" in result.err) == (6, True)
 
 
+def test_a_later_node_joins_no_run_whose_name_is_taken(train: CLI, workspace: Path) -> None:
+    taken = workspace / "runs" / "taken"
+    taken.mkdir(parents=True)
+    (taken / "exit.json").write_text("{}")
+    result = train("--name", "taken", "--nodes", "2", "--node-rank", "1", "--rendezvous", "127.0.0.1:1")
+    assert (result.code, "a run named taken exists" in result.err) == (6, True)
+
+
 def test_too_few_gpus(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> None:
     iisft("data", "stage", str(rows), "--name", "rows")
     result = iisft("train", "--preset", "v100", "--model", str(model), "--data", "rows")

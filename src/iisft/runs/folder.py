@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,16 @@ def parse_event(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and "kind" in event else None
 
 
-def complete_checkpoints(output: Path) -> dict[int, bool]:
-    """Step of every checkpoint -> whether everything that a resume needs is there and whole."""
+def complete_checkpoints(output: Path, known: Container[int] = ()) -> dict[int, bool]:
+    """Step of every checkpoint -> whether everything that a resume needs is there and whole.
+
+    Those in `known` were found whole before and are not read again.
+    """
     found = {}
     for folder in output.glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
         if step.isdigit() and folder.is_dir():
-            found[int(step)] = _is_complete(folder, int(step))
+            found[int(step)] = int(step) in known or _is_complete(folder, int(step))
     return dict(sorted(found.items()))
 
 

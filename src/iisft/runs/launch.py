@@ -112,6 +112,8 @@ def join(plan: Plan) -> None:
     Raises:
         RunStateError: the folder does not come, or holds another run.
     """
+    if RunFolder(plan.folder.path).exit.exists():
+        raise taken_error(plan.folder)  # an older run of that name, which node 0 will not touch either
     deadline = time.monotonic() + _SHARED_FOLDER_TIMEOUT_S
     while (record := plan.folder.read_record()) is None:
         if time.monotonic() > deadline:

@@ -142,7 +142,9 @@ class Supervisor:
     def _note_checkpoints(self) -> None:
         if self.folder.node_rank:
             return
-        complete = {step for step, whole in complete_checkpoints(self.folder.output).items() if whole}
+        complete = {
+            step for step, whole in complete_checkpoints(self.folder.output, self._checkpoints).items() if whole
+        }
         for step in sorted(complete - self._checkpoints):
             self.folder.append_event("checkpoint", step=step)
         self._checkpoints |= complete
