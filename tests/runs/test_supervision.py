@@ -229,6 +229,18 @@ def test_ctrl_c_in_the_foreground_stops_with_a_checkpoint(
     assert outcome(folder)["reason"] == "stopped on request at step 1; checkpoint-1 is kept"
 
 
+def test_a_second_ctrl_c_kills(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path) -> None:
+    fake_trainer("ignore-term")
+    argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
+    following = subprocess.Popen([sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True)
+    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
+    os.killpg(following.pid, 2)
+    until(lambda: any(event.get("state") == "stopping" for event in folder.read_events()))
+    os.killpg(following.pid, 2)
+    assert following.wait(20) == 130
+    assert process.processes_of_run(folder.marker) == []
+
+
 def test_secrets_reach_the_trainer_but_no_file(train: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
     assert train("--set", "env.WANDB_API_KEY=alsoverysecret", "--set", "env.PROXY=http://me:hunter22@host:1").code == 0
