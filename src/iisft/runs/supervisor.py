@@ -169,7 +169,11 @@ class Supervisor:
 
     def _finish(self, returncode: int | None, reason: str = "") -> None:
         if not self.folder.node_rank:
-            restore_base_model_name(self.folder.output, self.folder.model, self.record["model"]["folder"])
+            try:
+                restore_base_model_name(self.folder.output, self.folder.model, self.record["model"]["folder"])
+            except OSError as error:  # how the run ended matters more
+                message = f"the adapters still name the view as their base model: {error.strerror}"
+                self.folder.append_event("finding", id="base-model-name", severity="warn", message=message)
         state, reason = ("failed", reason) if reason else self._verdict(returncode)
         step, total = self._progress()
         outcome: dict[str, Any] = {
