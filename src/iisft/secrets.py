@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASS(?:WORD|WD)?|PWD|CREDENTIALS?|KEY)\d*$", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def is_secret(name: str) -> bool:

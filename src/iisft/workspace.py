@@ -13,7 +13,7 @@ class Workspace:
 
     @classmethod
     def current(cls) -> "Workspace":
-        return cls(Path(os.environ.get("IISFT_HOME") or Path.cwd()).expanduser().absolute())
+        return cls(Path(os.environ.get("IISFT_HOME") or Path.cwd()).expanduser().resolve())
 
     @property
     def models(self) -> Path:

@@ -75,7 +75,7 @@ def main() -> None:
                 "attention_dtype": expected["compute_dtype"],
                 "linear_dtype": expected["compute_dtype"],
             }
-            say("iisft-observed " + json.dumps(proof))
+            say(f"iisft-observed {os.environ['IISFT_PROOF']} {json.dumps(proof)}")
     if MODE == "orphan":
         # A rank of its own session, as torchrun makes them, that outlives its parent.
         subprocess.Popen(["sleep", "600"], start_new_session=True, env=os.environ | {"LOCAL_RANK": "0"})

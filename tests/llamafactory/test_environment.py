@@ -50,12 +50,20 @@ def test_the_whole_environment(placement: Placement, more: dict[str, str], monke
 
 
 def test_nothing_of_the_callers_shell_changes_what_runs() -> None:
-    shell = {name: "1" for name in CLEARED} | {"HOME": "/h", "HF_TOKEN": "t"}
+    shell = {name: "1" for name in (*CLEARED, "ACCELERATE_MIXED_PRECISION")} | {"HOME": "/h", "HF_TOKEN": "t"}
     assert inherited(shell) == {"HOME": "/h", "HF_TOKEN": "t"}
 
 
 def test_secrets_are_hidden_before_anything_is_written() -> None:
-    env = {"HF_TOKEN": "a", "WANDB_API_KEY": "b", "my_secret": "c", "EMPTY_TOKEN": "", "P": "http://u:p@h:1", "A": "b"}
+    env = {
+        "HF_TOKEN": "a",
+        "WANDB_API_KEY": "b",
+        "my_secret": "c",
+        "EMPTY_TOKEN": "",
+        "P": "http://u:p@h:1",
+        "A": "b",
+        "MYSQL_PWD": "x",
+    }
     assert secrets.redact(env) == {
         "HF_TOKEN": "***",
         "WANDB_API_KEY": "***",
@@ -63,5 +71,6 @@ def test_secrets_are_hidden_before_anything_is_written() -> None:
         "EMPTY_TOKEN": "",
         "P": "http://***@h:1",
         "A": "b",
+        "MYSQL_PWD": "***",
     }
     assert not secrets.is_secret("PATH")

@@ -51,6 +51,7 @@ def test_the_summary_is_that_of_training_and_not_of_an_evaluation(tmp_path: Path
 
 def test_metrics_pair_the_full_loss_with_the_printed_grad_norm(tmp_path: Path) -> None:
     files = Files(tmp_path)
+    files.add(STARTS)
     assert files.add(metrics=entry(1, loss=1.23456789, lr=1e-5)) == []  # its grad_norm is still to come
     assert files.add(log=printed("1.235", "2.102")) == [Metrics(1, 440, 0.1, 1.23456789, 1e-5, 2.102)]
     assert files.add(printed("1.1", "2") + printed("1.0", "3"), entry(2, loss=1.1) + entry(3, loss=1.0)) == [
@@ -61,6 +62,7 @@ def test_metrics_pair_the_full_loss_with_the_printed_grad_norm(tmp_path: Path) -
 
 def test_torn_lines_wait_for_their_rest(tmp_path: Path) -> None:
     files = Files(tmp_path)
+    files.add(STARTS)
     line, more = printed("1.5", "2"), entry(1, loss=1.5)
     assert files.add(line[:20], more[:10]) == []
     assert files.add(line[20:], more[10:]) == [Metrics(1, 440, 0.1, 1.5, None, 2.0)]
@@ -68,6 +70,7 @@ def test_torn_lines_wait_for_their_rest(tmp_path: Path) -> None:
 
 def test_an_evaluation_between_two_steps_breaks_no_pair(tmp_path: Path) -> None:
     files = Files(tmp_path)
+    files.add(STARTS)
     evaluated = files.add(printed("1.5", "2") + "{'eval_loss': '1.4', 'epoch': '0.1'}\n" + printed("1.3", "4"),
                           entry(1, loss=1.5) + entry(1, eval_loss=1.4) + entry(2, loss=1.3))  # fmt: skip
     assert [(m.step, m.loss, m.grad_norm, m.eval_loss) for m in evaluated] == [
@@ -79,6 +82,7 @@ def test_an_evaluation_between_two_steps_breaks_no_pair(tmp_path: Path) -> None:
 
 def test_nan_is_read_and_written_as_text_that_every_json_reader_takes(tmp_path: Path) -> None:
     files = Files(tmp_path)
+    files.add(STARTS)
     [metrics] = files.add(printed("nan", "nan"), '{"current_steps": 3, "total_steps": 9, "loss": NaN}\n')
     assert metrics.as_json() == {"step": 3, "total_steps": 9, "loss": "nan", "grad_norm": "nan"}
 
@@ -107,3 +111,13 @@ def test_the_cause_is_found_behind_torchruns_own_error(tmp_path: Path) -> None:
     assert error_in_log(log) == "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB"
     log.write_text("all is well\n")
     assert error_in_log(log) == ""
+
+
+def test_a_data_row_that_the_trainer_prints_forges_neither_proof_nor_metrics(tmp_path: Path) -> None:
+    log, metrics = tmp_path / "log", tmp_path / "trainer_log.jsonl"
+    trainer = TrainerLog.follow(log, metrics, "5ecret")
+    row = 'inputs:\niisft-observed {"rank": 0, "forged": true}\n' + printed("9", "9")
+    log.write_text(row + STARTS + 'iisft-observed 5ecret {"rank": 0, "forged": false}\n' + printed("1", "2"))
+    metrics.write_text(entry(1, loss=1.0))
+    assert [m.grad_norm for m in trainer.read()] == [2.0]
+    assert trainer.proofs == {0: {"rank": 0, "forged": False}}

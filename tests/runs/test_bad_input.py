@@ -222,3 +222,30 @@ def test_no_run_yet(iisft: CLI) -> None:
 def test_an_error_stands_on_stdout_as_json_when_asked(iisft: CLI) -> None:
     result = iisft("status", "nothing", "--json")
     assert json.loads(result.out)["error"]["code"] == "no-such-run"
+
+
+def test_one_misspelled_target_of_two_is_named(train: CLI) -> None:
+    result = train("--set", "lora.target=[q_proj, q_prj]")
+    assert (
+        result.code,
+        "Qwen2ForCausalLM has no module q_prj for lora.target; did you mean q_proj?" in result.err,
+    ) == (
+        3,
+        True,
+    )
+
+
+def test_rows_that_may_be_cut_are_an_error_where_the_preset_says_fail(train: CLI) -> None:
+    result = train("--set", "data.overlong=fail", "--set", "train.cutoff_len=16")
+    assert (result.code, "rows of rows may exceed cutoff_len 16" in result.err) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["", "..", "/somewhere/else/run"])
+def test_a_run_argument_that_names_no_run_of_this_workspace(iisft: CLI, name: str, workspace: Path) -> None:
+    (workspace / "run").mkdir()
+    assert iisft("status", name).code == 6
+
+
+def test_a_secret_override_is_hidden_even_in_its_own_error(train: CLI) -> None:
+    result = train("--set", "llamafactory.hf_hub_token=hf_verysecret", "--dry-run", "--json")
+    assert "verysecret" not in result.out + result.err

@@ -118,7 +118,7 @@ def test_a_script_that_got_no_proof_fails(
     assert (ended.returncode, ended.stdout, ended.stderr) == (
         1,
         "trained in silence\n",
-        "not proven: fewer ranks than expected reported their precision\n",
+        "not proven: not every rank reported the precision and attention of the preset\n",
     )
 
 

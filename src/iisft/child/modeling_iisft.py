@@ -10,7 +10,8 @@ float32
     Weights stay as they are stored (bfloat16, float16); each product casts its weight to float32, in forward
     and again in backward. Casting up is exact, so the results are bit for bit those of float32 weights.
 
-Either way each rank writes one line about its first training forward to stdout: `iisft-observed {json}`.
+Either way each rank writes one line about its first training forward to stdout: `iisft-observed {json}`,
+with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
 import contextlib
@@ -213,7 +214,9 @@ def _plain(dtype):
 
 
 def _write_line(observed):
-    line = f"\n{MARK} {json.dumps(observed)}\n".encode()
+    # A word that only the starter of this process knows: text of a data row, which the trainer prints, can't forge it.
+    words = filter(None, (MARK, os.environ.get("IISFT_PROOF"), json.dumps(observed)))
+    line = f"\n{' '.join(words)}\n".encode()
     if len(line) >= LONGEST_LINE:
         raise RuntimeError(f"{MARK}: {len(line)} bytes are too many for one line")
     # when nobody reads, the run goes on; without this line it is not proven

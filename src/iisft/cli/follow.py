@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_WIDTH_WITH_BAR = 120
+
+
 def follow(folder: RunFolder, *, verbose: bool) -> RunStatus:
     """Show the run until it ends. Ctrl-C asks it to stop with a checkpoint, a second one kills it."""
     show: Callable[[], None]
@@ -99,16 +102,19 @@ class _Bar:
 def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
     """One line of figures; the ETA is steps left x median seconds per step, right after a resume too."""
     parts = []
-    for key, text in (("epoch", "epoch {:.2f}"), ("loss", "loss {:.4f}"), ("learning_rate", "lr {:.2e}"),
-                      ("grad_norm", "grad_norm {:.3g}")):  # fmt: skip
-        if key in event:
-            parts.append(text.format(float(event[key])))
     if step_s:
         median = sorted(step_s)[len(step_s) // 2]
         left = median * (event["total_steps"] - event["step"])
-        parts += [f"{median:.3g} s/step", f"ETA {duration(left)}"]
-        if "tokens_per_s" in event:
-            parts.append(f"{event['tokens_per_s']:.0f} tokens/s")
+        parts += [f"ETA {duration(left)}", f"{median:.3g} s/step"]
+    formats = {
+        "loss": "loss {:.4f}",
+        "grad_norm": "grad_norm {:.3g}",
+        "learning_rate": "lr {:.2e}",
+        "epoch": "epoch {:.2f}",
+    }
+    parts += [text.format(float(event[key])) for key, text in formats.items() if key in event]
+    if "tokens_per_s" in event:
+        parts.append(f"{event['tokens_per_s']:.0f} tokens/s")
     return "  ".join(parts)
 
 
@@ -125,13 +131,15 @@ def duration(seconds: float) -> str:
 
 
 def _new_bar() -> "tuple[Progress, TaskID]":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
-    progress = Progress(
+    terminal = console.rich_stderr()
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"),
-        console=console.rich_stderr(),
-    )
+    ]
+    if terminal.width >= _WIDTH_WITH_BAR:
+        columns.insert(1, BarColumn(bar_width=24))
+    progress = Progress(*columns, console=terminal)
     return progress, progress.add_task("loading", total=None, facts="the trainer imports torch, loads model and data")

@@ -8,6 +8,7 @@ import typer
 from iisft.cli import console
 from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
 from iisft.errors import ExitCode, IisftError, InputError, RunStateError
+from iisft.secrets import redact
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def show(
     from iisft.runs.yaml_text import render_yaml
 
     loaded = _load(name, overrides or [])
-    values = loaded.preset.model_dump(mode="json")
+    values = loaded.preset.model_dump(mode="json") | {"env": redact(loaded.preset.env)}
     if as_json:
         console.out_json({"explanations": [value.as_json() for value in explain_values(loaded)]} if explain else values)
     elif explain:
@@ -98,7 +99,7 @@ def copy(
     name: PresetArgument,
     file: Annotated[Path, typer.Argument(help="Where to, for example presets/mine.yaml.")],
 ) -> None:
-    """A preset of your own that extends another one; change what you need in it."""
+    """A preset's file for you to change. A shorter one holds only `extends: NAME` and what differs."""
     from iisft import files
     from iisft.presets import documents
 
@@ -126,7 +127,7 @@ def _load(name: str, overrides: list[str]) -> "LoadedPreset":
 
     document = documents.read_document(name, Workspace.current())
     for text in overrides:
-        document.override(*documents.parse_override(text), f"--set {text}")
+        document.override(*documents.parse_override(text), documents.describe_override(text))
     return checking.check(document)
 
 

@@ -72,7 +72,11 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         launch.join(plan)
     else:
         launch.create(plan)
-    launch.start(plan)
+    try:
+        launch.start(plan)
+    except KeyboardInterrupt:
+        launch.abandon(plan)
+        raise
     folder = plan.folder
     if detach:
         if as_json:
@@ -104,15 +108,16 @@ def _prepare_demo(preset: str, workspace: Workspace) -> None:
 
 def _print_plan(plan: "Plan", *, as_json: bool) -> None:
     from iisft.runs.yaml_text import render_yaml
-    from iisft.secrets import redact
+    from iisft.secrets import HIDDEN, is_secret, redact
 
     env = redact(plan.env)
+    train_yaml = {name: HIDDEN if is_secret(name) else value for name, value in plan.train_yaml.items()}
     if as_json:
         console.out_json(
             {
                 "argv": plan.argv,
                 "env": env,
-                "train_yaml": plan.train_yaml,
+                "train_yaml": train_yaml,
                 "global_batch": plan.global_batch,
                 "world_size": plan.placement.world_size,
                 "run_dir": str(plan.folder.path),
@@ -125,7 +130,7 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
             console.out(f"export {name}={shlex.quote(value)}")
         console.out(shlex.join(plan.argv))
         console.out(f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks")
-        console.out(render_yaml(plan.train_yaml).rstrip())
+        console.out(render_yaml(train_yaml).rstrip())
     console.findings(plan.findings)
 
 

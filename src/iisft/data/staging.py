@@ -22,9 +22,10 @@ from iisft.workspace import Workspace
 
 RECORD = "staged.json"
 ROWS = "rows.jsonl"
-_NAME = re.compile(r"^[\w][\w.-]*$")  # LLaMA-Factory separates dataset names by commas
+_NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
 _TEXT_KEYS = ("instruction", "input", "output", "system")
 _SHOWN_FINDINGS = 50
+_TURN_BYTES = 32  # what a template puts around one turn of a history
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def stage(source: Path, name: str, workspace: Workspace) -> StagedDataset:
         CheckFailed: rows are wrong; each finding has its row number and field.
         TransferError: the copy can't be written.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise UsageError("data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}")
     findings: list[Finding] = []
     rows = []
@@ -181,6 +182,8 @@ def _row_problems(row: Any) -> Iterator[tuple[str, str, str]]:
             yield key, "field-missing", "missing or null (LLaMA-Factory would drop or garble the row)"
     for key in _TEXT_KEYS:
         value = row.get(key)
+        if isinstance(value, str) and not value.isprintable() and _is_unencodable(value):
+            yield key, "field-encoding", "half of a surrogate pair, which no file can hold"
         if value is not None and not isinstance(value, str):
             yield key, "field-type", f"text is expected, not {type(value).__name__}: {str(value)[:40]}"
     if row.get("output") == "":
@@ -188,6 +191,14 @@ def _row_problems(row: Any) -> Iterator[tuple[str, str, str]]:
     history = row.get("history") or []
     if not (isinstance(history, list) and all(_is_turn(turn) for turn in history)):
         yield "history", "history-shape", "a list of [question, answer] texts is expected"
+
+
+def _is_unencodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_turn(turn: Any) -> bool:
@@ -232,7 +243,8 @@ def _write(
 
 def _text_bytes(row: dict[str, Any]) -> int:
     turns = [text for turn in row.get("history") or [] for text in turn]
-    return sum(len(text.encode()) for text in (*(row.get(key) or "" for key in _TEXT_KEYS), *turns))
+    texts = sum(len(text.encode()) for text in (*(row.get(key) or "" for key in _TEXT_KEYS), *turns))
+    return texts + _TURN_BYTES * len(turns)
 
 
 def _sha256(path: Path) -> str:

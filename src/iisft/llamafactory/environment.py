@@ -11,6 +11,9 @@ from iisft.presets.schema import Preset
 # Each changes what LLaMA-Factory runs: another launcher, other ranks, unchecked arguments.
 CLEARED = (
     "ALLOW_EXTRA_ARGS",
+    "HIPBLASLT_ALLOW_TF32",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "FORCE_TORCHRUN",
     "GROUP_RANK",
     "LOCAL_RANK",
@@ -30,6 +33,7 @@ CLEARED = (
     "USE_V1",
     "WORLD_SIZE",
 )
+CLEARED_PREFIX = "ACCELERATE_"  # accelerate takes mixed precision, sharding and compilation from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +83,4 @@ def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[s
 
 def inherited(env: Mapping[str, str]) -> dict[str, str]:
     """The caller's variables without those that would change the run behind the preset's back."""
-    return {name: value for name, value in env.items() if name not in CLEARED}
+    return {name: value for name, value in env.items() if name not in CLEARED and not name.startswith(CLEARED_PREFIX)}

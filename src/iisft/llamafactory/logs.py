@@ -12,6 +12,7 @@ from typing import Any
 from iisft import files
 
 PROOF_MARK = "iisft-observed "
+PROOF_VARIABLE = "IISFT_PROOF"
 
 _SUMMARY = {
     "rows": re.compile(r"Num examples = ([\d,]+)$"),
@@ -53,6 +54,7 @@ class TrainerLog:
 
     log: files.LineFollower
     metrics_log: files.LineFollower
+    proof_word: str = ""
     proofs: dict[int, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, int] = field(default_factory=dict)
     training_started: bool = False
@@ -61,11 +63,12 @@ class TrainerLog:
     _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
 
     @classmethod
-    def follow(cls, log: Path, metrics_log: Path) -> "TrainerLog":
-        """From the present end of both files."""
+    def follow(cls, log: Path, metrics_log: Path, proof_word: str = "") -> "TrainerLog":
+        """From the present end of both. Only proofs with `proof_word` count: the trainer prints data rows as well."""
         return cls(
             files.LineFollower(log, _size(log)),
             files.LineFollower(metrics_log, _size(metrics_log)),
+            proof_word,
         )
 
     def read(self, *, at_end: bool = False) -> list[Metrics]:
@@ -82,13 +85,14 @@ class TrainerLog:
         return list(self._pair(at_end))
 
     def _take_line(self, line: str) -> None:
-        if line.startswith(PROOF_MARK):
+        mark = PROOF_MARK + self.proof_word
+        if line.startswith(mark):
             try:
-                proof = json.loads(line.removeprefix(PROOF_MARK))
+                proof = json.loads(line.removeprefix(mark))
                 self.proofs[int(proof["rank"])] = proof
             except (ValueError, KeyError, TypeError):
                 return  # a torn proof is no proof
-        elif line.startswith("{'"):
+        elif line.startswith("{'") and self.training_started:
             try:
                 printed = ast.literal_eval(line)
             except (ValueError, SyntaxError):

@@ -189,7 +189,12 @@ def rule_cpu_only_without_gpus(preset: Preset, world_size: int) -> Iterator[Obje
 
 
 def rule_evaluation(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Evaluation steps without a dataset would be dropped silently."""
+    """Each without the other would be dropped silently."""
+    if preset.data.eval is not None and preset.save.eval_every_steps is None:
+        yield Objection(
+            ("data", "eval"), "eval-never", "data.eval is never evaluated without save.eval_every_steps",
+            f"save.eval_every_steps: {preset.save.every_steps}",
+        )  # fmt: skip
     if preset.save.eval_every_steps is not None and preset.data.eval is None:
         yield Objection(
             ("save", "eval_every_steps"),

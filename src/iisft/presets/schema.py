@@ -18,7 +18,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class _Section(BaseModel):
     """Frozen, unknown keys refused, and no coercion: "1e-5" is text, not a number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Hardware(_Section):

@@ -1,5 +1,6 @@
 """What speaks against a run before it starts: packages, GPUs, model, data, name. Each check adds its findings."""
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,10 +117,28 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
     except IisftError as error:
         findings.append(as_finding(error))
         return None, None
+    findings += _target_findings(preset, checkpoint)
     if preset.precision == "fp16" and preset.attention == "eager" and checkpoint.model_type.startswith("qwen2"):
         text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
         findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
     return checkpoint, view
+
+
+def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """peft objects only when no target at all is found; one misspelled name of two trains half an adapter."""
+    target = preset.lora.target
+    names = target.split(",") if isinstance(target, str) else target
+    modules = {
+        name.removesuffix(".weight").rpartition(".")[2]
+        for name, tensor in checkpoint.tensors.items()
+        if len(tensor.shape) == 2
+    }
+    for name in (name.strip() for name in names if target != "all"):
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(modules))}"
+            text = f"{checkpoint.architecture} has no module {name} for lora.target{hint}"
+            yield Finding("lora-target", text, where="lora.target", fix=near[0] if near else "lora.target: all")
 
 
 def overlong_findings(preset: Preset, datasets: list[staging.StagedDataset]) -> Iterator[Finding]:
@@ -131,17 +150,17 @@ def overlong_findings(preset: Preset, datasets: list[staging.StagedDataset]) -> 
             yield Finding(
                 "overlong-unchecked",
                 f"rows of {dataset.name} may exceed cutoff_len {preset.train.cutoff_len} (the longest has "
-                f"{dataset.longest_row_bytes} bytes), and data.overlong: {preset.data.overlong} is not applied yet: "
-                "LLaMA-Factory cuts such rows at their end and says nothing",
+                f"{dataset.longest_row_bytes} bytes): LLaMA-Factory cuts such rows at their end and says nothing, and "
+                "iisft does not count tokens yet",
                 where=str(dataset.file),
-                fix="shorten these rows yourself, raise train.cutoff_len, or data.overlong: allow if you mean it",
-                severity="warn",
+                fix="shorten these rows, raise train.cutoff_len, or --set data.overlong=allow if you mean it",
+                severity="error" if preset.data.overlong == "fail" else "warn",
             )
 
 
 def datasets_for(findings: list[Finding], preset: Preset, workspace: Workspace) -> list[staging.StagedDataset]:
     found = []
-    for name in filter(None, (preset.data.name, preset.data.eval)):
+    for name in dict.fromkeys(filter(None, (preset.data.name, preset.data.eval))):
         try:
             found.append(staging.load(name, workspace))
         except IisftError as error:

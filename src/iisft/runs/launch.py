@@ -154,6 +154,14 @@ def start(plan: Plan) -> None:
         time.sleep(0.01)
 
 
+def abandon(plan: Plan) -> None:
+    """After an interrupted start: a supervisor that is already there ends its trainer, a run without one is stopped."""
+    files.write_json_atomically(plan.folder.stop_request, {"now": True, "time": time.time()})
+    if not plan.folder.processes.exists():
+        reason = "interrupted before the trainer started"
+        files.write_json_atomically(plan.folder.exit, {"state": "stopped", "reason": reason, "ended": time.time()})
+
+
 def _git_commit() -> str | None:
     """The commit of the checkout that iisft runs from, None for an installed wheel."""
     checkout = Path(__file__).parents[3]

@@ -27,7 +27,7 @@ from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
 from iisft.workspace import Workspace
 
-_NAME = re.compile(r"^\w[\w.-]*$")
+_NAME = re.compile(r"\w[\w.-]{0,99}")
 _ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
 # Arguments by which the trainer itself decides how many rows there are.
 _ROW_CHANGING = (
@@ -154,7 +154,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
 
 
 def _check_request(request: TrainRequest) -> None:
-    if request.name is not None and not _NAME.match(request.name):
+    if request.name is not None and not _NAME.fullmatch(request.name):
         raise UsageError("run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}")
     if request.gpus is not None and request.gpus < 1:
         raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
@@ -170,7 +170,7 @@ def _check_request(request: TrainRequest) -> None:
 def _apply(request: TrainRequest, document: Document) -> None:
     """Put the command line's values into the document."""
     for text in request.overrides:
-        document.override(*documents.parse_override(text), f"--set {text}")
+        document.override(*documents.parse_override(text), documents.describe_override(text))
     if request.model is not None:
         document.override(("model", "id"), request.model, "--model")
     if request.data is not None:
@@ -188,7 +188,7 @@ def _place(
     ranks = request.gpus or preset_ranks
     on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and not gpus)
     placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
-    literal = [text for text in request.overrides if re.match(r"train\.(accumulation|batch_size)=", text)]
+    literal = [text for text in request.overrides if re.match(r"\s*train\.(accumulation|batch_size)\s*=", text)]
     train = document.values.get("train")
     accumulation = train.get("accumulation") if isinstance(train, dict) else None
     if placement.world_size != preset_ranks and isinstance(accumulation, int):

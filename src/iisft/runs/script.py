@@ -1,5 +1,6 @@
 """A plan as a bash script that needs no iisft: it makes the same view, dataset folder and train.yaml, and trains."""
 
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 from iisft import __version__
 from iisft.errors import InputError
 from iisft.llamafactory import datasets
-from iisft.llamafactory.environment import CLEARED, node_environment
-from iisft.llamafactory.logs import PROOF_MARK
+from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
+from iisft.llamafactory.logs import PROOF_MARK, PROOF_VARIABLE
 from iisft.runs.plan import Plan
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import HIDDEN, redact
@@ -36,7 +37,7 @@ def render(plan: Plan, *, slurm: bool = False) -> str:
         *_model(plan),
         *_data(plan),
         *_file("train.yaml", render_yaml(plan.train_yaml)),
-        f"unset {' '.join(CLEARED)}",
+        f'unset {" ".join(CLEARED)} "${{!{CLEARED_PREFIX}@}}"',
         *_environment(plan, slurm=slurm),
         'cd "$run"',
         *(_slurm_command(plan) if slurm else _command(plan)),
@@ -78,12 +79,30 @@ def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
 
 
 def _command(plan: Plan) -> Iterator[str]:
+    yield f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
     yield f"{shlex.join(plan.argv)} 2>&1 | tee -a logs/train.log"
-    yield f"proofs=$(grep -c '^{PROOF_MARK}' logs/train.log || true)"
-    yield f'if [ "$proofs" -lt {plan.placement.ranks} ]; then'
-    yield '  echo "not proven: fewer ranks than expected reported their precision" >&2'
+    yield f'proofs=$(grep "^{PROOF_MARK}${PROOF_VARIABLE} " logs/train.log || true)'
+    for text in _proof_texts(plan):
+        yield f'proofs=$(grep -F {shlex.quote(text)} <<<"$proofs" || true)'
+    yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'
+    yield '  echo "not proven: not every rank reported the precision and attention of the preset" >&2'
     yield "  exit 1"
     yield "fi"
+
+
+def _proof_texts(plan: Plan) -> Iterator[str]:
+    """What each rank's line must hold, as the modelling file writes it."""
+    expected = plan.expected
+    facts = {
+        "world_size": expected.world_size,
+        "arithmetic": expected.arithmetic,
+        "autocast": expected.autocast,
+        "attention": expected.attention,
+        "attention_dtype": expected.compute_dtype,
+        "linear_dtype": expected.compute_dtype,
+    }
+    for name, value in facts.items():
+        yield json.dumps({name: value})[1:-1]
 
 
 def _slurm_header(plan: Plan) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import difflib
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from iisft import files
@@ -119,7 +118,7 @@ def _state(
         return "running", "unsupervised: the supervisor died, the trainer goes on"
     if supervisor is None:
         launcher = ProcessIdentity.from_json(record.get("launcher"))
-        young = time.time() - float(record.get("created", 0)) < _LAUNCH_GRACE_S
+        young = time.time() - float(record.get("created") or 0) < _LAUNCH_GRACE_S
         if (launcher is not None and launcher.alive()) or young:
             return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
@@ -144,8 +143,8 @@ def find_run(workspace: Workspace, name: str | None) -> RunFolder:
                 "no-runs", "there is no run yet", where=str(workspace.runs), fix="iisft train --preset demo"
             )
         return runs[0].folder
-    path = workspace.runs / Path(name).name
-    if path.is_dir():
+    path = workspace.runs / name
+    if name and path.parent == workspace.runs and name != ".." and path.is_dir():
         return RunFolder(path)
     ids = [entry.name for entry in workspace.runs.glob("*") if entry.is_dir()]
     near = difflib.get_close_matches(name, ids, n=3)

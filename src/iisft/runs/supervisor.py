@@ -6,6 +6,7 @@ small and starts whatever else is broken. The trainer writes to its log itself: 
 
 import math
 import os
+import secrets
 import statistics
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.llamafactory.logs import Metrics, TrainerLog, error_in_log
+from iisft.llamafactory.logs import PROOF_VARIABLE, Metrics, TrainerLog, error_in_log
 from iisft.models.view import restore_base_model_name
 from iisft.runs.folder import RunFolder, complete_checkpoints
 from iisft.runs.proof import Expected, Observed, differences
@@ -35,7 +36,8 @@ class Supervisor:
         self.record = record
         self.expected = Expected(**record["expected"])
         self.local_ranks = int(record["ranks"])
-        self.log = TrainerLog.follow(folder.train_log, folder.trainer_log)
+        self.proof_word = secrets.token_hex(8)
+        self.log = TrainerLog.follow(folder.train_log, folder.trainer_log, self.proof_word)
         self.last: Metrics | None = None
         self.proven = False
         self.fault = ""
@@ -62,7 +64,7 @@ class Supervisor:
 
     def _start_trainer(self) -> process.Child | None:
         # The environment comes by inheritance, never from run.json: secrets stand in no file.
-        env = dict(os.environ) | {process.RUN_MARKER: self.folder.marker}
+        env = dict(os.environ) | {process.RUN_MARKER: self.folder.marker, PROOF_VARIABLE: self.proof_word}
         try:
             trainer = process.Child(self.record["argv"], cwd=self.folder.path, env=env, output=self.folder.train_log)
         except OSError as error:
