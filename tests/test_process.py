@@ -99,7 +99,7 @@ def test_a_child_is_waited_for_and_its_output_appended(tmp_path: Path) -> None:
     log = tmp_path / "a log"
     log.write_text("before\n")
     child = process.Child(["sh", "-c", "echo after; kill -9 $$"], cwd=tmp_path, env=os.environ, output=log)
-    until(lambda: child.wait(5) is not None)
+    until(lambda: child.wait(5))
     assert child.returncode() == -9
     assert process.signal_name(-9) == "SIGKILL"
     assert log.read_text() == "before\nafter\n"
@@ -107,6 +107,6 @@ def test_a_child_is_waited_for_and_its_output_appended(tmp_path: Path) -> None:
 
 def test_waiting_ends_in_time_while_the_child_runs(tmp_path: Path) -> None:
     child = process.Child(SLEEP, cwd=tmp_path, env=os.environ, output=tmp_path / "log")
-    assert child.wait(0.05) is None
+    assert not child.wait(0.05)
     process.kill([child.pid])
-    until(lambda: child.wait(5) is not None)
+    until(lambda: child.wait(5))

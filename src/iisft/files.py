@@ -1,6 +1,8 @@
 """Files that another process may read while we write them, or may have torn: written by rename, read with suspicion."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import tempfile
@@ -68,6 +70,38 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     """read_json for files that must hold an object."""
     value = read_json(path)
     return value if isinstance(value, dict) else None
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold `path` as a lock for the block; it ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file can't be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a network file system without locks
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def last_lines(path: Path, tail_bytes: int = 64 * 1024) -> list[str]:
+    """The whole lines in the last bytes of a file, without line ends; none when it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            start = max(0, stream.seek(0, os.SEEK_END) - tail_bytes)
+            stream.seek(start)
+            lines = stream.read().replace(b"\r", b"\n").split(b"\n")
+    except OSError:
+        return []
+    return [line.decode("utf-8", "replace") for line in lines[1 if start else 0 :] if line.strip()]
 
 
 class LineFollower:

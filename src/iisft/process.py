@@ -112,21 +112,44 @@ class Child:
         """None while it runs; minus the signal's number when a signal ended it."""
         return self._process.poll()
 
-    def wait(self, timeout_s: float) -> int | None:
-        """The return code as soon as it ends, None when it still runs after `timeout_s`. Sleeps, never polls."""
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return self.returncode()
-        except OSError:  # a kernel before 5.3
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout_s)
-            return self.returncode()
-        try:
-            select.select([descriptor], [], [], timeout_s)
-        finally:
-            os.close(descriptor)
-        return self.returncode()
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended; waits for that up to `timeout_s` seconds."""
+        _sleep_until_end(self.pid, timeout_s)
+        return self.returncode() is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A running process that another one started. How it ends can be seen, but not its return code."""
+
+    identity: ProcessIdentity
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    def returncode(self) -> None:
+        return None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended; waits for that up to `timeout_s` seconds."""
+        if self.identity.alive():
+            _sleep_until_end(self.pid, timeout_s)
+        return not self.identity.alive()
+
+
+def _sleep_until_end(pid: int, timeout_s: float) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # a kernel before 5.3
+        time.sleep(timeout_s)
+        return
+    try:
+        select.select([descriptor], [], [], timeout_s)
+    finally:
+        os.close(descriptor)
 
 
 def processes_of_run(marker: str) -> list[int]:
@@ -156,6 +179,20 @@ def terminate(pids: Iterable[int]) -> None:
 def kill(pids: Iterable[int]) -> None:
     """SIGKILL each process that still lives."""
     _signal_all(pids, signal.SIGKILL)
+
+
+def ask_for_stacks(pids: Iterable[int]) -> None:
+    """SIGUSR1: a trainer with iisft's callback writes the stacks of its threads to its log."""
+    _signal_all(pids, signal.SIGUSR1)
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """The value of an environment variable that a process was started with."""
+    prefix = name.encode() + b"="
+    for item in _environment(Path(f"/proc/{pid}")):
+        if item.startswith(prefix):
+            return item.removeprefix(prefix).decode("utf-8", "surrogateescape")
+    return None
 
 
 def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.folder import RunFolder, complete_checkpoints
+from iisft.runs.checkpoints import checkpoints
+from iisft.runs.folder import RunFolder
 
 CLI = Callable[..., Any]
 
@@ -44,7 +45,7 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(train: CLI, wo
     }
     assert {key: observed[key] for key in expected} == expected
     run = RunFolder(workspace / "runs" / "run")
-    assert complete_checkpoints(run.output) == {2: True, 4: True}
+    assert [(saved.step, saved.fault) for saved in checkpoints(run.output, 2, thorough=True)] == [(2, ""), (4, "")]
     status = json.loads((run.exit).read_text())
     assert (status["state"], status["step"], status["total_steps"]) == ("finished", 4, 4)
 
@@ -114,9 +115,9 @@ def test_stop_leaves_a_complete_checkpoint_and_no_process(iisft: CLI, train: CLI
     until(lambda: any(event["kind"] == "metrics" for event in run.read_events()))
     stopped = iisft("stop", "run")
     assert stopped.code == 0
-    checkpoints = complete_checkpoints(run.output)
-    assert list(checkpoints.values()) == [True]
-    assert stopped.out.endswith(f"checkpoint-{next(iter(checkpoints))} is kept\n")
+    (saved,) = checkpoints(run.output, ranks, thorough=True)
+    assert saved.complete
+    assert stopped.out.endswith(f"checkpoint-{saved.step} is kept\n")
     assert process.processes_of_run(run.marker) == []
     assert iisft("wait", "run").code == 130
 
@@ -163,8 +164,8 @@ def test_a_stop_reaches_every_node_and_leaves_a_checkpoint(
     folders = [RunFolder(workspace / "runs" / "run", node) for node in (0, 1)]
     until(lambda: any(event["kind"] == "metrics" for event in folders[0].read_events()))
     assert iisft("stop", "run").code == 0
-    until(lambda: folders[1].exit.exists())
-    assert list(complete_checkpoints(folders[0].output).values())[-1:] == [True]
+    until(lambda: all(folder.exit.exists() for folder in folders))
+    assert checkpoints(folders[0].output, 2, thorough=True)[-1].complete
     assert json.loads(folders[0].exit.read_text())["state"] == "stopped"
     assert node_states(folders[0].path) == ["running", "stopping", "stopped"]
     assert [process.processes_of_run(folder.marker) for folder in folders] == [[], []]

@@ -1,14 +1,17 @@
 """A stand-in for llamafactory-cli: writes what the real one writes, and misbehaves as FAKE_MODE says.
 
-ok | crash | stock-class | wrong-attention | dropped-row | nan | hang | ignore-term | early-end | orphan
+ok | crash | stock-class | wrong-attention | dropped-row | nan | hang | ignore-stop | early-end | orphan |
+crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step 2 and ends with 1)
 """
 
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import yaml
@@ -30,9 +33,20 @@ def save_checkpoint(output: Path, step: int) -> None:
     folder = output / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
     write_adapter_config(folder)
-    for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt"):
-        (folder / name).write_bytes(b"x" * 8)
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data.pkl", f"step {step}")
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": STEPS}))
+
+
+def once(name: str) -> bool:
+    """True at the first call of a run's whole life."""
+    try:
+        Path(name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def main() -> None:
@@ -40,10 +54,16 @@ def main() -> None:
     output = Path(config["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     stop = {"asked": False}
-    if MODE == "ignore-term":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
+    signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
+    signal.signal(signal.SIGUSR1, lambda *_: say("Thread 0x1 (most recent call first): in fake all_reduce"))
+    stop_file = Path(os.environ["IISFT_STOP_FILE"])
+
+    def asked() -> bool:
+        return MODE != "ignore-stop" and (stop["asked"] or stop_file.exists())
+
+    begin = 0
+    if "resume_from_checkpoint" in config:
+        begin = json.loads(Path(config["resume_from_checkpoint"], "trainer_state.json").read_text())["global_step"]
     if MODE == "crash":
         say("Traceback (most recent call last):")
         say("ValueError: Cannot find valid samples, check `data/README.md` for the data format.")
@@ -79,8 +99,8 @@ def main() -> None:
     if MODE == "orphan":
         # A rank of its own session, as torchrun makes them, that outlives its parent.
         subprocess.Popen(["sleep", "600"], start_new_session=True, env=os.environ | {"LOCAL_RANK": "0"})
-    step = 0
-    for step in range(1, STEPS + 1):
+    step = begin
+    for step in range(begin + 1, STEPS + 1):
         loss = float("nan") if MODE == "nan" and step > 1 else 2.0 / step
         entry = {"current_steps": step, "total_steps": STEPS, "loss": loss, "lr": 1e-05, "epoch": step / STEPS}
         say(str({"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05", "epoch": f"{step / STEPS}"}))
@@ -90,16 +110,20 @@ def main() -> None:
             save_checkpoint(output, step)
         if MODE == "early-end" and step == 2:
             break
-        if MODE in ("hang", "ignore-term", "orphan"):
-            while not stop["asked"]:
+        if MODE in ("hang", "ignore-stop", "orphan") or (MODE == "hang-once" and step == 3 and once("hung")):
+            while not asked():
                 time.sleep(0.01)
         elif STEP_S:
             time.sleep(STEP_S)
         if MODE == "nan" and step >= 3:
             time.sleep(600)
-        if stop["asked"]:
+        if f"crash-at-{step}" == MODE or (f"crash-once-at-{step}" == MODE and once("crashed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if MODE.startswith("log:") and step == 2:
+            say(Path(MODE.removeprefix("log:")).read_text())
+            sys.exit(1)
+        if asked():
             save_checkpoint(output, step)
-            say("[INFO|trainer_jit_checkpoint.py:84] >> Immediate JIT checkpoint completed successfully")
             break
     (output / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": STEPS}))
     write_adapter_config(output)

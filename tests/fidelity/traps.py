@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+import types
 from pathlib import Path
 
 import torch
@@ -21,7 +22,10 @@ WRITTEN = []
 
 
 def fresh_module():
-    spec = importlib.util.spec_from_file_location("modeling_iisft_under_test", FILE)
+    view = types.ModuleType("view_under_test")  # the file stands beside its companion, as in a view
+    view.__path__ = [str(FILE.parent)]
+    sys.modules[view.__name__] = view
+    spec = importlib.util.spec_from_file_location("view_under_test.modeling_iisft", FILE)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -61,7 +61,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         "overwrite_output_dir": False,
         "plot_loss": True,
         "save_only_model": False,
-        "enable_jit_checkpoint": True,
+        "enable_jit_checkpoint": False,
         "disable_tqdm": True,
     }
 

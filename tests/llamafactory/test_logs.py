@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from iisft.llamafactory.logs import Metrics, TrainerLog, error_in_log
+from iisft.llamafactory.logs import Begin, Metrics, TrainerLog, error_in, last_lines
 
 STARTS = "[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running training *****\n"
 SUMMARY = """[INFO|trainer.py:1468] 2026-11-23 23:01:56,861 >>   Num examples = 5,600
@@ -20,7 +20,7 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.log, self.metrics = folder / "训练 train.log", folder / "trainer_log.jsonl"
         self.log.write_text("")
-        self.trainer = TrainerLog.follow(self.log, self.metrics)
+        self.trainer = TrainerLog.follow(self.log, self.metrics, Begin(0, 0))
 
     def add(self, log: str = "", metrics: str = "") -> list[Metrics]:
         for path, text in ((self.log, log), (self.metrics, metrics)):
@@ -96,7 +96,7 @@ def test_proofs_of_all_ranks_are_kept_and_a_torn_one_is_none(tmp_path: Path) -> 
 def test_a_log_of_an_earlier_life_is_not_read_again(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add('iisft-observed {"rank": 0}\n' + STARTS + printed("1", "1"), entry(1, loss=1.0))
-    again = TrainerLog.follow(files.log, files.metrics)
+    again = TrainerLog.follow(files.log, files.metrics, Begin.here(files.log, files.metrics))
     assert (again.read(), again.proofs, again.training_started) == ([], {}, False)
 
 
@@ -108,14 +108,14 @@ def test_the_cause_is_found_behind_torchruns_own_error(tmp_path: Path) -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
         "subprocess.CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.\n"
     )
-    assert error_in_log(log) == "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB"
+    assert error_in(last_lines(log)) == "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB"
     log.write_text("all is well\n")
-    assert error_in_log(log) == ""
+    assert error_in(last_lines(log)) == ""
 
 
 def test_a_data_row_that_the_trainer_prints_forges_neither_proof_nor_metrics(tmp_path: Path) -> None:
     log, metrics = tmp_path / "log", tmp_path / "trainer_log.jsonl"
-    trainer = TrainerLog.follow(log, metrics, "5ecret")
+    trainer = TrainerLog.follow(log, metrics, Begin(0, 0), "5ecret")
     row = 'inputs:\niisft-observed {"rank": 0, "forged": true}\n' + printed("9", "9")
     log.write_text(row + STARTS + 'iisft-observed 5ecret {"rank": 0, "forged": false}\n' + printed("1", "2"))
     metrics.write_text(entry(1, loss=1.0))

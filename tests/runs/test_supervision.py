@@ -121,7 +121,7 @@ def test_an_end_before_the_last_step_is_no_success(
     train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
     fake_trainer("early-end")
-    assert train().code == 1
+    assert train("--set", "watch.restarts=0").code == 1
     assert outcome(folder)["reason"] == "the trainer ended at step 2 of 4 without an error"
 
 
@@ -155,14 +155,14 @@ def test_stop_asks_for_a_checkpoint_and_says_what_was_kept(
     assert iisft("wait", "run-1").code == 130
 
 
-def test_a_trainer_that_ignores_sigterm_is_killed_by_stop_now(
+def test_a_trainer_that_ignores_the_request_is_killed_by_stop_now(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
-    fake_trainer("ignore-term")
+    fake_trainer("ignore-stop")
     train("--detach")
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     stopped = iisft("stop", "run-1", "--now")
-    assert stopped.out == "run-1: stopped - stopped on request at step 1; no checkpoint was made yet\n"
+    assert stopped.out == "run-1: stopped - stopped on request at step 1; no checkpoint is kept\n"
     assert process.processes_of_run(folder.marker) == []
 
 
@@ -230,7 +230,7 @@ def test_ctrl_c_in_the_foreground_stops_with_a_checkpoint(
 
 
 def test_a_second_ctrl_c_kills(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path) -> None:
-    fake_trainer("ignore-term")
+    fake_trainer("ignore-stop")
     argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
     following = subprocess.Popen([sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True)
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))

@@ -10,7 +10,8 @@ from iisft import __version__
 from iisft.cli import console
 from iisft.cli.data import data_app
 from iisft.cli.preset import preset_app
-from iisft.cli.runs import register_run_commands
+from iisft.cli.run import register_run_commands
+from iisft.cli.runs import runs_app
 from iisft.cli.train import train
 from iisft.errors import ExitCode, IisftError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(train)
 app.add_typer(preset_app, name="preset")
 app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 
 

@@ -21,6 +21,10 @@ def complete_datasets() -> list[str]:
     return sorted(path.name for path in Workspace.current().data.glob("*") if path.is_dir())
 
 
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
 SetOption = Annotated[

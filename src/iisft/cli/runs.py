@@ -1,4 +1,4 @@
-"""iisft runs, status, logs, wait, stop."""
+"""iisft runs: list, remove, compare."""
 
 import time
 from typing import Annotated
@@ -7,22 +7,17 @@ import typer
 
 from iisft.cli import console
 from iisft.cli.options import JsonOption, QuietOption, complete_runs
+from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
-RunArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs),
-]
+runs_app = typer.Typer(help="Every run, newest first.", invoke_without_command=True)
 
 
-def register_run_commands(app: typer.Typer) -> None:
-    """Put this file's commands at the top level."""
-    for command in (runs, status, logs, wait, stop):
-        app.command()(command)
-
-
-def runs(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+@runs_app.callback()
+def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Every run, newest first."""
+    if context.invoked_subcommand is not None:
+        return
     from iisft.cli.follow import duration
     from iisft.runs.state import all_runs
 
@@ -44,91 +39,51 @@ def runs(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
                     f"{facts['step']}/{facts['total_steps'] or '?'}",
                     f"{float(loss):.4f}" if loss is not None else "-",
                     duration(run.eta_s) if run.eta_s is not None else "-",
+                    str(run.ranks or "-"),
                     time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)) if run.started else "-",
                 )
             )
-        console.table(rows, ("RUN", "STATE", "STEP", "LOSS", "ETA", "STARTED"))
+        console.table(rows, ("RUN", "STATE", "STEP", "LOSS", "ETA", "RANKS", "STARTED"))
 
 
-def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """One run: state, progress, what was observed, checkpoints, findings."""
-    from iisft.cli.follow import describe_metrics
-    from iisft.runs.state import find_run, status_of
-
-    found = status_of(find_run(Workspace.current(), run))
-    facts = found.as_full_json()
-    if as_json:
-        console.out_json(facts)
-        return
-    console.out(f"{found.folder.id}: {found.state}{' - ' + found.reason if found.reason else ''}")
-    console.out(f"preset       {found.preset}")
-    if found.metrics:
-        step_s = [found.metrics["median_step_s"]] if "median_step_s" in found.metrics else []
-        figures = describe_metrics(found.metrics, step_s if found.live else [])
-        console.out(f"progress     step {found.metrics['step']}/{found.metrics['total_steps']}  {figures}")
-    for name, value in (found.observed or {}).items():
-        console.out(f"{name.replace('_', ' '):<21}{value}")
-    for checkpoint in facts["checkpoints"]:
-        console.out(f"checkpoint-{checkpoint['step']}{'' if checkpoint['complete'] else ' (not complete)'}")
-    for finding in facts["findings"]:
-        console.out(f"{finding.get('severity', 'finding')}: {finding.get('message', '')}")
-    console.out(f"folder       {found.folder.path}")
-
-
-def logs(
-    run: RunArgument = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Events (metrics, states, findings): a list, with --follow one per line.")
-    ] = False,
+@runs_app.command()
+def rm(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids.", autocompletion=complete_runs)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
-    """The trainer's log, or the run's events."""
-    from iisft.files import LineFollower
+    """Delete runs that are not running, with their checkpoints and adapters."""
     from iisft.runs import control
     from iisft.runs.state import find_run
 
-    folder = find_run(Workspace.current(), run)
-    if as_json and not follow:
-        console.out_json(list(folder.read_events()))
-        return
-    lines = LineFollower(folder.events if as_json else folder.train_log)
-
-    def show() -> None:
-        for line in lines.read():
-            console.out(line)
-
-    show()
-    if follow:
-        control.wait(folder, show)
+    folders = [find_run(Workspace.current(), name) for name in runs]
+    for folder in folders:
+        control.check_removable(folder)
+    if not yes and not console.confirmed(f"delete {', '.join(folder.id for folder in folders)} with all checkpoints?"):
+        raise UsageError("not-confirmed", "nothing was deleted", fix="say yes, or iisft runs rm --yes RUN...")
+    for folder in folders:
+        control.remove(folder)
+        console.out(folder.id)
 
 
-def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
-    from iisft.runs import control
-    from iisft.runs.state import find_run
-
-    ended = control.wait(find_run(Workspace.current(), run))
-    if as_json:
-        console.out_json(ended.as_full_json())
-    console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
-    raise typer.Exit(control.exit_code(ended))
-
-
-def stop(
-    run: RunArgument = None,
-    now: Annotated[bool, typer.Option("--now", help="Kill it without asking for a checkpoint.")] = False,
+@runs_app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="A", autocompletion=complete_runs)],
+    other: Annotated[str, typer.Argument(metavar="B", autocompletion=complete_runs)],
     as_json: JsonOption = False,
 ) -> None:
-    """Stop a run: with a checkpoint where possible."""
-    from iisft.runs import control
+    """What two runs differ in: preset, data, model, versions, and what was observed."""
+    from iisft.runs import drift, resume
     from iisft.runs.state import find_run
 
-    folder = find_run(Workspace.current(), run)
-    control.request_stop(folder, now=now)
-    if not now:
-        console.say("asked for a checkpoint; the present step is finished first (--now kills at once)")
-    ended = control.wait(folder)
+    records = [resume.record_of(find_run(Workspace.current(), name)) for name in (one, other)]
+    found = drift.compare(*records)
     if as_json:
-        console.out_json(ended.as_full_json())
+        console.out_json({key: list(values) for key, values in found.items()})
+    elif not found:
+        console.say(f"{one} and {other} do not differ")
     else:
-        console.out(f"{folder.id}: {ended.state} - {ended.reason}")
+        console.table([(key, *map(_shown, values)) for key, values in found.items()], ("", one, other))
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else str(value)

@@ -69,7 +69,7 @@ ALWAYS: dict[str, Any] = {
     "overwrite_output_dir": False,
     "plot_loss": True,
     "save_only_model": False,  # a checkpoint without the optimizer can't be resumed
-    "enable_jit_checkpoint": True,  # SIGTERM saves a checkpoint
+    "enable_jit_checkpoint": False,  # its ranks do not agree on the step; the view's own callback saves and stops
     "disable_tqdm": True,  # the log is a file; iisft draws the bar
 }
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _SUMMARY = {
     "trainable_parameters": re.compile(r"Number of trainable parameters = ([\d,]+)$"),
 }
 _TRAINING_STARTS = "***** Running training *****"
+_EVALUATION_STARTS = "***** Running Evaluation *****"
 _ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$")
 _NOT_THE_CAUSE = ("CalledProcessError", "ChildFailedError", "SignalException", "DistNetworkError")
 
@@ -44,6 +46,19 @@ class Metrics:
         return {name: _finite(value) for name, value in pairs.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Where one start of the trainer begins in its two logs, in bytes."""
+
+    log_offset: int
+    metrics_offset: int
+
+    @classmethod
+    def here(cls, log: Path, metrics_log: Path) -> "Begin":
+        """The present end of both."""
+        return cls(_size(log), _size(metrics_log))
+
+
 @dataclass
 class TrainerLog:
     """Follows a run's log and LLaMA-Factory's trainer_log.jsonl from given places on.
@@ -58,22 +73,23 @@ class TrainerLog:
     proofs: dict[int, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, int] = field(default_factory=dict)
     training_started: bool = False
-    checkpoint_saved_on_stop: bool = False
+    evaluating: bool = False
+    grew: bool = False
     _printed: deque[dict[str, Any]] = field(default_factory=deque)
     _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
 
     @classmethod
-    def follow(cls, log: Path, metrics_log: Path, proof_word: str = "") -> "TrainerLog":
-        """From the present end of both. Only proofs with `proof_word` count: the trainer prints data rows as well."""
+    def follow(cls, log: Path, metrics_log: Path, begin: Begin, proof_word: str = "") -> "TrainerLog":
+        """Only proofs with `proof_word` count: the trainer prints data rows as well."""
         return cls(
-            files.LineFollower(log, _size(log)),
-            files.LineFollower(metrics_log, _size(metrics_log)),
-            proof_word,
+            files.LineFollower(log, begin.log_offset), files.LineFollower(metrics_log, begin.metrics_offset), proof_word
         )
 
     def read(self, *, at_end: bool = False) -> list[Metrics]:
         """Take in what was added; the metrics that are complete. At the end of the trainer nothing is waited for."""
-        for line in self.log.read():
+        lines = self.log.read()
+        self.grew = bool(lines)
+        for line in lines:
             self._take_line(line)
         for line in self.metrics_log.read():
             try:
@@ -102,8 +118,8 @@ class TrainerLog:
         elif _TRAINING_STARTS in line:
             self.training_started = True
             self.summary.clear()
-        elif "Immediate JIT checkpoint completed successfully" in line:
-            self.checkpoint_saved_on_stop = True
+        elif _EVALUATION_STARTS in line:
+            self.evaluating = True
         elif self.training_started:
             for name, pattern in _SUMMARY.items():
                 if name not in self.summary and (match := pattern.search(line)):
@@ -117,20 +133,20 @@ class TrainerLog:
                 break
             self._awaiting.popleft()
             printed = self._printed.popleft() if "loss" in entry and self._printed else {}
+            self.evaluating = self.evaluating and "eval_loss" not in entry
             if "loss" in entry or "eval_loss" in entry:
                 found.append(_metrics(entry, printed))
         return found
 
 
-def error_in_log(log: Path, tail_bytes: int = 200_000) -> str:
-    """The last exception in a log that names a cause, or "" when there is none."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, _size(log) - tail_bytes))
-            text = stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    for line in reversed(text.splitlines()):
+def last_lines(log: Path, begin: int = 0, tail_bytes: int = 200_000) -> list[str]:
+    """The last whole lines that were written since `begin` (bytes)."""
+    return files.last_lines(log, min(tail_bytes, max(0, _size(log) - begin)))
+
+
+def error_in(lines: Sequence[str]) -> str:
+    """The last exception that names a cause, or "" when there is none."""
+    for line in reversed(lines):
         match = _ERROR.match(line.strip())
         if match and match[1].rpartition(".")[2] not in _NOT_THE_CAUSE:
             return f"{match[1]}: {match[2]}".rstrip(": ")

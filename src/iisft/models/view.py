@@ -32,6 +32,7 @@ from iisft.models.view_rules import (
 
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
+STOPPING_FILE = "stopping_iisft.py"
 
 Arithmetic = Literal["float32", "native"]
 
@@ -87,7 +88,11 @@ def plan_view(checkpoint: Checkpoint, *, precision: str, weights: str, trust_rem
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         "iisft_arithmetic": arithmetic,
     }
-    texts = {"config.json": _json_text(config), CODE_FILE: _code(own_class)}
+    texts = {
+        "config.json": _json_text(config),
+        CODE_FILE: _code(own_class),
+        STOPPING_FILE: _child_source(STOPPING_FILE),
+    }
     texts |= {} if with_code else _harmless_jsons(checkpoint.folder)
     return ViewPlan(
         config=config,
@@ -175,13 +180,13 @@ def _links(checkpoint: Checkpoint, texts: dict[str, str], *, with_code: bool) ->
         wanted = path.suffix in LINKED_SUFFIXES and path.name not in NEVER_LINKED
         if wanted and path.is_file() and (path.suffix != ".json" or path.name in readable):
             names.add(path.name)
-        if with_code and path.suffix == ".py" and path.name != CODE_FILE:
+        if with_code and path.suffix == ".py" and path.name not in (CODE_FILE, STOPPING_FILE):
             names.add(path.name)
     return {name: checkpoint.folder / name for name in sorted(names - texts.keys())}
 
 
 def _code(own_class: str | None) -> str:
-    source = resources.files("iisft").joinpath("child", CODE_FILE).read_text(encoding="utf-8")
+    source = _child_source(CODE_FILE)
     if own_class is None:
         return source
     module, _, name = own_class.rpartition(".")
@@ -189,6 +194,10 @@ def _code(own_class: str | None) -> str:
     if source.count(placeholder) != 1:
         raise RuntimeError(f"{CODE_FILE} has lost its place for trusted code")
     return source.replace(placeholder, trusted)
+
+
+def _child_source(name: str) -> str:
+    return resources.files("iisft").joinpath("child", name).read_text(encoding="utf-8")
 
 
 def _is_view(folder: Path) -> bool:

@@ -158,7 +158,22 @@ class Watch(_Section):
 
     nan: Literal["stop", "ignore"] = Field(
         default="stop",
-        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing is learnt from there on.",
+        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing is learnt from there on. "
+        "With fp16 sixteen steps with an overflowing gradient are let through: the scaler skips them.",
+    )
+    hang_factor: Annotated[float, Field(ge=2)] = Field(
+        default=10.0,
+        description="No step within this many times the median step time is a hang; saving and evaluating don't count.",
+    )
+    hang_min_s: Annotated[float, Field(gt=0)] = Field(
+        default=300.0,
+        description="Seconds below which nothing is a hang; loading, the first step, saving and evaluating may take "
+        "twelve times as long.",
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        default=3,
+        description="How often a crashed or hung trainer is started again from its last complete checkpoint, never "
+        "twice at the same step for the same reason. Not with several nodes.",
     )
 
 

@@ -1,11 +1,14 @@
-"""Waiting for a run and asking it to stop, from outside of its supervisor."""
+"""Waiting for a run, asking it to stop, and removing it, from outside of its supervisor."""
 
+import shutil
 import time
 from collections.abc import Callable
 
 from iisft import files, process
 from iisft.errors import ExitCode, RunStateError
-from iisft.runs.folder import RunFolder, complete_checkpoints
+from iisft.runs import resume
+from iisft.runs.checkpoints import newest_complete
+from iisft.runs.folder import RunFolder
 from iisft.runs.state import RunStatus, status_of
 
 _EXIT_CODES = {"finished": ExitCode.OK, "stopped": ExitCode.INTERRUPTED}
@@ -32,32 +35,57 @@ def wait(folder: RunFolder, on_poll: Callable[[], None] = lambda: None, poll_s: 
 def request_stop(folder: RunFolder, *, now: bool) -> None:
     """Ask the supervisors of all nodes to stop: with a checkpoint where possible, or at once.
 
+    A trainer without a supervisor gets one first; what is left of a lost run is ended.
+
     Raises:
         RunStateError: the run is not running.
     """
     status = status_of(folder)
+    if status.state == "lost" and process.processes_of_run(folder.marker):
+        _end_what_is_left(folder)
+        return
     if not status.live:
         raise RunStateError(
             "not-running",
             f"{folder.id} is {status.state}{': ' + status.reason if status.reason else ''}",
             where=str(folder.path),
         )
+    if not status.supervised:
+        resume.attach(folder)
     files.write_json_atomically(folder.stop_request, {"now": now, "time": time.time()})
-    if status.reason.startswith("unsupervised"):
-        _stop_unsupervised(folder)
 
 
-def _stop_unsupervised(folder: RunFolder) -> None:
-    """Nobody is left to record the end, so this process does."""
+def _end_what_is_left(folder: RunFolder) -> None:
+    """Ranks whose parents died hold their GPUs; nobody else is there to record the end."""
     left = process.kill_run(folder.marker)
-    kept = max((step for step, whole in complete_checkpoints(folder.output).items() if whole), default=None)
-    reason = "stopped on request without a supervisor" + (f"; processes {left} can't be killed" if left else "")
-    outcome = {
-        "state": "stopped",
-        "reason": reason,
-        "returncode": None,
-        "ended": time.time(),
-        "checkpoint": kept,
-    }
+    ranks = status_of(folder).ranks or 1
+    saved = newest_complete(folder.output, ranks)
+    kept = f"checkpoint-{saved.step} is kept" if saved else "no checkpoint is kept"
+    reason = f"stopped on request without a supervisor; {kept}" + (f"; {left} can't be killed" if left else "")
+    outcome = {"state": "stopped", "reason": reason, "returncode": None, "ended": time.time()}
     folder.append_event("state", **outcome)
     files.write_json_atomically(folder.exit, outcome)
+
+
+def check_removable(folder: RunFolder) -> None:
+    """Raises RunStateError when the run is running."""
+    status = status_of(folder)
+    if status.live or process.processes_of_run(folder.marker):
+        raise RunStateError(
+            "still-running", f"{folder.id} is running", where=str(folder.path), fix=f"iisft stop {folder.id}"
+        )
+
+
+def remove(folder: RunFolder) -> None:
+    """Delete a run that is not running, as a whole: it is renamed first.
+
+    Raises:
+        RunStateError: it is running, or can't be deleted.
+    """
+    check_removable(folder)
+    hidden = folder.path.with_name(f".removed-{folder.id}-{time.time_ns()}")
+    try:
+        folder.path.rename(hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        raise RunStateError("not-removed", f"can't be deleted: {error.strerror}", where=str(folder.path)) from error

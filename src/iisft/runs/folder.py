@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,21 @@ class RunFolder:
     @property
     def train_yaml(self) -> Path:
         return self.path / "train.yaml"
+
+    @property
+    def resume_yaml(self) -> Path:
+        """train.yaml and the checkpoint to go on from."""
+        return self.path / "resume.yaml"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by this node's supervisor as long as it lives."""
+        return self.path / f".supervisor{self._node}.lock"
+
+    @property
+    def resume_lock(self) -> Path:
+        """Held while a run is being brought back on this node."""
+        return self.path / f".resume{self._node}.lock"
 
     @property
     def command(self) -> Path:
@@ -129,26 +144,3 @@ def parse_event(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None
-
-
-def complete_checkpoints(output: Path, known: Container[int] = ()) -> dict[int, bool]:
-    """Step of every checkpoint -> whether everything that a resume needs is there and whole.
-
-    Those in `known` were found whole before and are not read again.
-    """
-    found = {}
-    for folder in output.glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if step.isdigit() and folder.is_dir():
-            found[int(step)] = int(step) in known or _is_complete(folder, int(step))
-    return dict(sorted(found.items()))
-
-
-def _is_complete(folder: Path, step: int) -> bool:
-    state = files.read_json_object(folder / "trainer_state.json")  # the trainer writes it last
-    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
-    try:
-        sizes = [(folder / name).stat().st_size for name in needed]
-    except OSError:
-        return False
-    return bool(state) and (state or {}).get("global_step") == step and all(sizes)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,17 +10,17 @@ from typing import Any
 
 from iisft import __version__, files, process
 from iisft.data import staging
-from iisft.errors import EnvironmentFault, RunFailed, RunStateError
+from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.models.view import build_view
-from iisft.runs import script
+from iisft.runs import drift, script
 from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
 from iisft.runs.plan import Plan
+from iisft.runs.spawn import start_supervisor
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import redact
 
-_START_TIMEOUT_S = 30.0
 _SHARED_FOLDER_TIMEOUT_S = 300.0
 
 
@@ -60,12 +59,12 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
     files.write_text_atomically(folder.preset, render_yaml(preset))
     files.write_text_atomically(folder.command, script.render(plan))
-    files.write_json_atomically(folder.record, _record(plan))
+    files.write_json_atomically(folder.record, _record(plan, folder))
 
 
-def _record(plan: Plan) -> dict[str, Any]:
+def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     checkpoint = plan.checkpoint
-    assert checkpoint is not None
+    assert checkpoint is not None and plan.view is not None
     launcher = process.identity_of(os.getpid())
     return {
         "id": plan.folder.id,
@@ -75,6 +74,9 @@ def _record(plan: Plan) -> dict[str, Any]:
         "preset": plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)},
         "argv": plan.argv,
         "env": redact(plan.env),
+        "train_yaml": plan.train_yaml,
+        "view": drift.view_digests(folder.model, plan.view.texts),
+        "gpus": [] if plan.placement.on_cpu else [gpu.arch for gpu in plan.gpus],
         "ranks": plan.placement.ranks,
         "nodes": plan.placement.nodes,
         "interpreter": {"path": str(plan.interpreter.path), "python": plan.interpreter.python},
@@ -139,19 +141,7 @@ def start(plan: Plan) -> None:
     Raises:
         RunFailed: the supervisor died at once.
     """
-    env = inherited(os.environ) | plan.env
-    argv = [sys.executable, "-m", "iisft.runs.supervisor", str(plan.folder.path), str(plan.folder.node_rank)]
-    supervisor = process.Child(argv, cwd=plan.folder.path, env=env, output=plan.folder.supervisor_log)
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not (plan.folder.processes.exists() or plan.folder.exit.exists()):
-        if supervisor.returncode() is not None or time.monotonic() > deadline:
-            raise RunFailed(
-                "supervisor-died",
-                "the supervisor did not start",
-                where=str(plan.folder.supervisor_log),
-                fix=f"cat '{plan.folder.supervisor_log}'",
-            )
-        time.sleep(0.01)
+    start_supervisor(plan.folder, inherited(os.environ) | plan.env)
 
 
 def abandon(plan: Plan) -> None:

@@ -71,6 +71,7 @@ class Plan:
     checkpoint: Checkpoint | None
     view: ViewPlan | None
     datasets: tuple[staging.StagedDataset, ...]
+    gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
     @property
@@ -149,7 +150,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tuple(findings),
+        tuple(datasets), tuple(gpus), tuple(findings),
     )  # fmt: skip
 
 

@@ -1,23 +1,27 @@
 """A run's state, derived from its files and the live processes, never remembered."""
 
 import difflib
-import time
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, process
 from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
-from iisft.runs.folder import RunFolder, complete_checkpoints
+from iisft.runs.checkpoints import checkpoints
+from iisft.runs.folder import RunFolder, parse_event
 from iisft.workspace import Workspace
 
-_LAUNCH_GRACE_S = 60.0
 LIVE = ("pending", "running", "stopping")
+UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
+_RECENT_STEPS = 21
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What is known about one run now. `eta_s` counts from the present run of the trainer."""
+    """What is known about one run now. `eta_s` counts from the present life of the trainer."""
 
     folder: RunFolder
     state: str
@@ -25,13 +29,19 @@ class RunStatus:
     preset: str
     started: float | None
     ended: float | None
+    ranks: int | None
     metrics: dict[str, Any]
-    observed: dict[str, Any] | None
-    findings: tuple[dict[str, Any], ...]
+    observed: dict[str, Any] | None = None
+    restarts: int = 0
+    findings: tuple[dict[str, Any], ...] = ()
 
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def supervised(self) -> bool:
+        return self.reason != UNSUPERVISED
 
     @property
     def eta_s(self) -> float | None:
@@ -54,14 +64,14 @@ class RunStatus:
             "total_steps": self.metrics.get("total_steps"),
             "loss": self.metrics.get("loss"),
             "eta_s": self.eta_s,
+            "ranks": self.ranks,
         }
 
     def as_full_json(self) -> dict[str, Any]:
-        checkpoints = complete_checkpoints(self.folder.output)
         return self.as_json() | {
             "observed": self.observed,
-            "checkpoints": [{"step": step, "complete": whole} for step, whole in checkpoints.items()],
-            "restarts": 0,
+            "checkpoints": [saved.as_json() for saved in checkpoints(self.folder.output, self.ranks or 1)],
+            "restarts": self.restarts,
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
             "metrics": self.metrics,
@@ -73,14 +83,48 @@ def status_of(folder: RunFolder) -> RunStatus:
     record = folder.read_record()
     events = list(folder.read_events())
     outcome = files.read_json_object(folder.exit)
-    metrics, step_times = {}, []
-    for event in events:
-        if event["kind"] == "metrics":
-            metrics = {key: value for key, value in event.items() if key != "kind"}
-            step_times.append(event.get("step_s"))
-    known = sorted(seconds for seconds in step_times[-21:] if seconds is not None)
-    if known:
-        metrics["median_step_s"] = known[len(known) // 2]
+    state, reason = _state(folder, record, outcome, events)
+    findings = [
+        {key: value for key, value in event.items() if key != "kind"} for event in events if event["kind"] == "finding"
+    ]
+    if reason == UNSUPERVISED:
+        fix = f"iisft resume {folder.id}"
+        findings.append({"id": "unsupervised", "severity": "warn", "message": reason, "fix": fix})
+    if state == "lost" and (left := process.processes_of_run(folder.marker)):
+        reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
+    record = record or {}
+    return RunStatus(
+        folder=folder,
+        state=state,
+        reason=reason,
+        preset=str(record.get("preset_name", "")),
+        started=record.get("created"),
+        ended=(outcome or {}).get("ended"),
+        ranks=_ranks(record),
+        metrics=_latest_metrics(events),
+        observed=record.get("observed"),
+        restarts=sum(event.get("state") == "restarting" for event in events),
+        findings=tuple(findings),
+    )
+
+
+def brief_of(folder: RunFolder) -> RunStatus:
+    """What a list shows of a run: one file for an ended run, the end of the events for another."""
+    outcome = files.read_json_object(folder.exit)
+    if outcome is not None and "preset" in outcome:
+        keys = ("step", "total_steps", "loss")
+        return RunStatus(
+            folder=folder,
+            state=str(outcome.get("state", "failed")),
+            reason=str(outcome.get("reason", "")),
+            preset=str(outcome["preset"]),
+            started=outcome.get("started"),
+            ended=outcome.get("ended"),
+            ranks=outcome.get("ranks"),
+            metrics={key: outcome[key] for key in keys if outcome.get(key) is not None},
+        )
+    record = folder.read_record()
+    events = [event for line in files.last_lines(folder.events) if (event := parse_event(line)) is not None]
     state, reason = _state(folder, record, outcome, events)
     record = record or {}
     return RunStatus(
@@ -90,44 +134,20 @@ def status_of(folder: RunFolder) -> RunStatus:
         preset=str(record.get("preset_name", "")),
         started=record.get("created"),
         ended=(outcome or {}).get("ended"),
-        metrics=metrics,
-        observed=record.get("observed"),
-        findings=tuple(
-            {k: v for k, v in event.items() if k != "kind"} for event in events if event["kind"] == "finding"
-        ),
+        ranks=_ranks(record),
+        metrics=_latest_metrics(events),
     )
-
-
-def _state(
-    folder: RunFolder,
-    record: dict[str, Any] | None,
-    outcome: dict[str, Any] | None,
-    events: list[dict[str, Any]],
-) -> tuple[str, str]:
-    if outcome is not None:
-        return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
-    if record is None:
-        return "lost", "run.json is missing or broken"
-    processes = files.read_json_object(folder.processes) or {}
-    supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
-    trainer = ProcessIdentity.from_json(processes.get("trainer"))
-    if supervisor is not None and supervisor.alive():
-        states = [event["state"] for event in events if event["kind"] == "state"]
-        return (states[-1] if states and states[-1] in LIVE else "running"), ""
-    if trainer is not None and trainer.alive():
-        return "running", "unsupervised: the supervisor died, the trainer goes on"
-    if supervisor is None:
-        launcher = ProcessIdentity.from_json(record.get("launcher"))
-        young = time.time() - float(record.get("created") or 0) < _LAUNCH_GRACE_S
-        if (launcher is not None and launcher.alive()) or young:
-            return "pending", ""
-    return "lost", "the supervisor and the trainer are gone and left no exit record"
 
 
 def all_runs(workspace: Workspace) -> list[RunStatus]:
     """Every run of the workspace, newest first."""
-    folders = [RunFolder(path) for path in workspace.runs.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    return sorted((status_of(folder) for folder in folders), key=lambda status: status.started or 0, reverse=True)
+    try:
+        with os.scandir(workspace.runs) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    found = [brief_of(RunFolder(workspace.runs / name)) for name in names]
+    return sorted(found, key=lambda status: status.started or 0, reverse=True)
 
 
 def find_run(workspace: Workspace, name: str | None) -> RunFolder:
@@ -150,3 +170,54 @@ def find_run(workspace: Workspace, name: str | None) -> RunFolder:
     near = difflib.get_close_matches(name, ids, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise RunStateError("no-such-run", f"no run named {name!r}{hint}", where=str(workspace.runs), fix="iisft runs")
+
+
+def _state(
+    folder: RunFolder, record: dict[str, Any] | None, outcome: dict[str, Any] | None, events: list[dict[str, Any]]
+) -> tuple[str, str]:
+    if outcome is not None:
+        return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
+    if record is None:
+        return "lost", _why_no_record(folder.record)
+    processes = files.read_json_object(folder.processes) or {}
+    supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
+    trainer = ProcessIdentity.from_json(processes.get("trainer"))
+    if supervisor is not None and supervisor.alive():
+        last: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "state"), {})
+        if last.get("state") == "restarting":
+            return "running", f"restarting after: {last.get('message', '')}"
+        return ("stopping" if last.get("state") == "stopping" else "running"), ""
+    if trainer is not None and trainer.alive():
+        return "running", UNSUPERVISED
+    launcher = ProcessIdentity.from_json(record.get("launcher"))
+    if supervisor is None and launcher is not None and launcher.alive():
+        return "pending", ""
+    return "lost", "the supervisor and the trainer are gone and left no exit record"
+
+
+def _why_no_record(record: Path) -> str:
+    try:
+        record.read_bytes()
+    except FileNotFoundError:
+        return "run.json is missing"
+    except OSError as error:
+        return f"run.json can't be read: {error.strerror}"
+    return "run.json is broken"
+
+
+def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    step_times = []
+    for event in events:
+        if event["kind"] in ("metrics", "redone"):
+            metrics = {key: value for key, value in event.items() if key != "kind"}
+            step_times.append(event.get("step_s"))
+    known = sorted(seconds for seconds in step_times[-_RECENT_STEPS:] if seconds is not None)
+    if known:
+        metrics["median_step_s"] = known[len(known) // 2]
+    return metrics
+
+
+def _ranks(record: dict[str, Any]) -> int | None:
+    expected = record.get("expected")
+    return expected.get("world_size") if isinstance(expected, dict) else None

@@ -1,0 +1,187 @@
+"""What is done to one run: status, logs, wait, stop, resume."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import JsonOption, RunArgument
+from iisft.errors import UsageError
+from iisft.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iisft.runs.resume import Resumed
+
+
+def register_run_commands(app: typer.Typer) -> None:
+    """Put this file's commands at the top level."""
+    for command in (status, logs, wait, stop, resume):
+        app.command()(command)
+
+
+def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """One run: state, progress, what was observed, checkpoints, findings."""
+    from iisft.cli.follow import describe_metrics
+    from iisft.runs.state import find_run, status_of
+
+    found = status_of(find_run(Workspace.current(), run))
+    facts = found.as_full_json()
+    if as_json:
+        console.out_json(facts)
+        return
+    console.out(f"{found.folder.id}: {found.state}{' - ' + found.reason if found.reason else ''}")
+    console.out(f"preset       {found.preset}")
+    if found.metrics:
+        step_s = [found.metrics["median_step_s"]] if "median_step_s" in found.metrics else []
+        figures = describe_metrics(found.metrics, step_s if found.live else [])
+        console.out(f"progress     step {found.metrics['step']}/{found.metrics['total_steps']}  {figures}")
+    for name, value in (found.observed or {}).items():
+        console.out(f"{name.replace('_', ' '):<21}{value}")
+    for checkpoint in facts["checkpoints"]:
+        fault = checkpoint.get("fault", "")
+        console.out(f"checkpoint-{checkpoint['step']}{' (not complete: ' + fault + ')' if fault else ''}")
+    for finding in facts["findings"]:
+        console.out(f"{finding.get('severity', 'finding')}: {finding.get('message', '')}")
+        if finding.get("fix"):
+            console.out(f"  fix: {finding['fix']}")
+    console.out(f"folder       {found.folder.path}")
+
+
+def logs(
+    run: RunArgument = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Events (metrics, states, findings): a list, with --follow one per line.")
+    ] = False,
+) -> None:
+    """The trainer's log, or the run's events."""
+    from iisft.files import LineFollower
+    from iisft.runs import control
+    from iisft.runs.state import find_run
+
+    folder = find_run(Workspace.current(), run)
+    if as_json and not follow:
+        console.out_json(list(folder.read_events()))
+        return
+    lines = LineFollower(folder.events if as_json else folder.train_log)
+
+    def show() -> None:
+        for line in lines.read():
+            console.out(line)
+
+    show()
+    if follow:
+        control.wait(folder, show)
+
+
+def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
+    """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
+    from iisft.runs import control
+    from iisft.runs.state import find_run
+
+    ended = control.wait(find_run(Workspace.current(), run))
+    if as_json:
+        console.out_json(ended.as_full_json())
+    console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
+    raise typer.Exit(control.exit_code(ended))
+
+
+def stop(
+    run: RunArgument = None,
+    now: Annotated[bool, typer.Option("--now", help="Kill it without asking for a checkpoint.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a run: with a checkpoint where possible."""
+    from iisft.runs import control
+    from iisft.runs.state import find_run
+
+    folder = find_run(Workspace.current(), run)
+    control.request_stop(folder, now=now)
+    if not now:
+        console.say("asked for a checkpoint; the present step is finished first (--now kills at once)")
+    ended = control.wait(folder)
+    if as_json:
+        console.out_json(ended.as_full_json())
+    else:
+        console.out(f"{folder.id}: {ended.state} - {ended.reason}")
+
+
+def resume(
+    run: RunArgument = None,
+    all_lost: Annotated[bool, typer.Option("--all-lost", help="Every run that was lost, as after a reboot.")] = False,
+    accept_drift: Annotated[
+        bool, typer.Option("--accept-drift", help="Go on though model, data, packages or files have changed.")
+    ] = False,
+    node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run from its last complete checkpoint, or supervise a trainer again that still runs."""
+    from iisft.cli.follow import follow
+    from iisft.runs import control
+    from iisft.runs.folder import RunFolder
+    from iisft.runs.resume import resume as bring_back
+    from iisft.runs.state import find_run
+
+    workspace = Workspace.current()
+    if all_lost:
+        if run is not None or accept_drift:
+            raise UsageError("all-lost", "--all-lost takes no run and accepts no drift")
+        _resume_all_lost(workspace, as_json=as_json)
+        return
+    folder = RunFolder(find_run(workspace, run).path, node_rank)
+    resumed = bring_back(folder, accept_drift=accept_drift)
+    console.say(_describe(resumed))
+    if detach:
+        if as_json:
+            console.out_json(_as_json(resumed))
+        else:
+            console.out(folder.id)
+        return
+    ended = follow(folder, verbose=verbose)
+    if as_json:
+        console.out_json(ended.as_full_json())
+    else:
+        console.out(f"{folder.id}: {ended.state} - {ended.reason}")
+    raise typer.Exit(control.exit_code(ended))
+
+
+def _resume_all_lost(workspace: Workspace, *, as_json: bool) -> None:
+    from iisft.errors import IisftError
+    from iisft.runs.resume import resume as bring_back
+    from iisft.runs.state import all_runs
+
+    results: list[dict[str, object]] = []
+    first_failure: IisftError | None = None
+    for status in all_runs(workspace):
+        if status.state != "lost" and status.supervised:
+            continue
+        try:
+            resumed = bring_back(status.folder)
+        except IisftError as error:  # one run that can't come back must not keep the others down
+            first_failure = first_failure or error
+            results.append({"id": status.folder.id, "error": error.as_json()})
+            console.failure(error)
+        else:
+            results.append(_as_json(resumed))
+            console.say(_describe(resumed))
+    if as_json:
+        console.out_json(results)
+    elif not results:
+        console.say("no run is lost")
+    if first_failure is not None:
+        raise typer.Exit(first_failure.exit_code)
+
+
+def _describe(resumed: "Resumed") -> str:
+    name = resumed.folder.id
+    if resumed.attached:
+        return f"{name}: the trainer still runs; a new supervisor took over at step {resumed.step}"
+    if resumed.step:
+        return f"{name}: goes on from checkpoint-{resumed.step}"
+    return f"{name}: no complete checkpoint, so it begins anew"
+
+
+def _as_json(resumed: "Resumed") -> dict[str, object]:
+    return {"id": resumed.folder.id, "attached": resumed.attached, "from_step": resumed.step}

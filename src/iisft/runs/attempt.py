@@ -1,0 +1,221 @@
+"""One life of a trainer: started, or adopted when its supervisor died; watched until it ends."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from iisft import files, process
+from iisft.llamafactory import failures
+from iisft.llamafactory.logs import TrainerLog, error_in, last_lines
+from iisft.runs import checkpoints, hang, starting
+from iisft.runs.folder import RunFolder
+from iisft.runs.proof import Expected, Observed, differences
+from iisft.runs.recorder import Recorder
+from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+
+_POLL_S = 1.0
+_MIN_STOP_GRACE_S = 180.0
+_NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 with eager overflows on Qwen2)"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a trainer ended. `passing` = crashed for a reason that another start may not meet."""
+
+    state: Literal["finished", "stopped", "failed", "lost"]
+    reason: str
+    step: int
+    total_steps: int
+    returncode: int | None = None
+    fix: str = ""
+    passing: bool = False
+
+
+class Attempt:
+    """A trainer and what is known about its life."""
+
+    def __init__(self, folder: RunFolder, record: dict[str, Any], start: "starting.Start") -> None:
+        self.folder = folder
+        self.record = record
+        self.start = start
+        self.expected = Expected(**record["expected"])
+        self.log = TrainerLog.follow(folder.train_log, folder.trainer_log, start.begin, start.proof_word)
+        self.recorder = Recorder(folder, adopted=start.adopted)
+        self.proven = False
+        self.fault: Ending | None = None
+        self.stop_deadline: float | None = None
+        self.told_to_end = False
+        watch = record["watch"]
+        self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
+        self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]))
+        self._disk = DiskWatch(folder.path)
+        self._thermal = ThermalWatch()
+        self.kept: int | None = start.from_step or None
+
+    @property
+    def step(self) -> int:
+        return self.recorder.last.step if self.recorder.last else self.start.from_step
+
+    @property
+    def _world_size(self) -> int:
+        return self.expected.world_size
+
+    def run(self) -> Ending:
+        """Watch the trainer to its end; no process of it is left afterwards."""
+        while not self.start.trainer.wait(_POLL_S):
+            self._look()
+        self._look(at_end=True)
+        left = process.kill_run(self.folder.marker)  # ranks that outlived torchrun would keep their GPU
+        if left:
+            self._finding("unkillable", f"processes {left} can't be killed", severity="error")
+        return self._ending(self.start.trainer.returncode())
+
+    def _look(self, *, at_end: bool = False) -> None:
+        """One round: take in the log, prove, watch, answer a stop request."""
+        arrived = self.recorder.take(self.log.read(at_end=at_end))
+        for metrics in arrived:
+            if (sentence := self._nan.see(metrics)) and self.fault is None:
+                self._fail("nan", sentence, fix=f"{self._kept_text()} is kept; {_NAN_FIX}")
+        if not self.proven and self.fault is None:
+            self._prove(at_end=at_end)
+        saving = not self.folder.node_rank and self._note_checkpoints()
+        if self.fault is not None:
+            process.kill(process.processes_of_run(self.folder.marker))
+            return
+        if not at_end:
+            self._watch(moved=bool(arrived), saving=saving)
+        self._answer_stop_request(at_end=at_end)
+
+    def _watch(self, *, moved: bool, saving: bool) -> None:
+        loading = self.recorder.last is None
+        phase = "loading" if loading else "saving" if saving else "evaluating" if self.log.evaluating else "training"
+        moved = moved or (loading and self.log.grew)
+        if sentence := self._hang.look(phase, moved=moved, median_step_s=self.recorder.median_step_s):
+            stacks = hang.collect_stacks(self.folder)
+            fix = hang.likely_causes(self.record)
+            self._fail("hang", f"{sentence} at step {self.step}; {stacks}", fix=fix, passing=True)
+        for finding in (self._disk.look(), self._thermal.look()):
+            if finding is not None:
+                self.folder.append_event("finding", **finding)
+
+    def _prove(self, *, at_end: bool) -> None:
+        """Compare as soon as everything was reported, and at the first step at the latest."""
+        if self._nothing_left_to_train():
+            self.proven = True
+            return
+        first_node = self.folder.node_rank == 0
+        observed = Observed(self.log.proofs, self.log.summary)
+        reported = len(self.log.proofs) >= self.record["ranks"] and (not first_node or len(self.log.summary) == 4)
+        if not (reported or self.recorder.last is not None or (at_end and self.log.training_started)):
+            return
+        if first_node:
+            try:
+                self.folder.update_record(observed=observed.as_json())
+            except OSError:
+                return  # a full disk: without the record there is no proof, so the next round tries again
+        self.folder.append_event("observed", **observed.as_json())
+        found = differences(self.expected, observed, self.record["ranks"], is_first_node=first_node)
+        if found:
+            self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
+        else:
+            self.proven = True
+
+    def _nothing_left_to_train(self) -> bool:
+        """The checkpoint was of the last step: no forward comes that could prove anything; earlier lives did."""
+        total = self.log.summary.get("total_steps")
+        return total is not None and self.start.from_step >= total and bool(self.record.get("observed"))
+
+    def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
+        step, total = self._progress()
+        self.fault = Ending("failed", message, step, total, fix=fix, passing=passing)
+        self._finding(finding, message, severity="error", fix=fix)
+
+    def _finding(self, finding: str, message: str, *, severity: str, fix: str = "") -> None:
+        self.folder.append_event("finding", id=finding, severity=severity, message=message, fix=fix)
+
+    def _note_checkpoints(self) -> bool:
+        """Seal what has become whole; whether one is being written now."""
+        writing = False
+        for saved in checkpoints.checkpoints(self.folder.output, self._world_size):
+            if saved.step <= self.start.from_step:
+                continue
+            if not saved.complete:
+                writing = writing or (not saved.folder.name.startswith("torn-") and saved.step >= self.step)
+            elif not checkpoints.is_sealed(saved):
+                try:
+                    checkpoints.seal(saved, self._world_size)
+                except OSError:
+                    continue  # rotated away meanwhile, or a full disk: the next round looks again
+                self.kept = saved.step
+                self._disk.needed = checkpoints.sealed_size(saved)
+                self.folder.append_event("checkpoint", step=saved.step)
+        return writing
+
+    def _answer_stop_request(self, *, at_end: bool) -> None:
+        request = files.read_json_object(self.folder.stop_request)
+        if request is None and not self.told_to_end:
+            return
+        now = bool((request or {}).get("now"))
+        if self.stop_deadline is None and not now and self.log.proofs:  # they train, so they look for the request
+            if request is None:
+                files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
+            grace = max(_MIN_STOP_GRACE_S, 3 * (self.recorder.median_step_s or 0.0) + 120)
+            self.stop_deadline = time.monotonic() + grace
+            self.folder.append_event("state", state="stopping", message="asked for a checkpoint after this step")
+        elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
+            self.stop_deadline = self.stop_deadline or time.monotonic()
+            if not at_end:
+                process.kill(process.processes_of_run(self.folder.marker))
+
+    def _ending(self, returncode: int | None) -> Ending:
+        """How it ended, from everything but the trainer's own word: a stopped run ends with 0 as well."""
+        step, total = self._progress()
+        if self.fault is not None:
+            return self.fault
+        if self._did_all(returncode, step, total):
+            return Ending("finished", f"all {total} steps" if total else "node done", step, total, returncode)
+        if self.stop_deadline is not None:
+            asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
+            state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"
+            return Ending(state, f"{asked} at step {step}; {self._kept_text()} is kept", step, total, returncode)
+        lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
+        known = failures.diagnose(lines)
+        cause = error_in(lines)
+        how = self._how(returncode)
+        if known is not None:
+            self._finding(known.id, known.cause, severity="error", fix=known.fix)
+            text = f"{cause or known.cause} ({how})"
+            return Ending("failed", text, step, total, returncode, known.fix, known.passing)
+        if not cause and returncode in (0, None):
+            text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"
+            return Ending("failed", text, step, total, returncode, passing=True)
+        # An exception before the first step comes again at each start; a killed process says nothing about the next.
+        passing = self.step > self.start.from_step or not cause
+        return Ending("failed", f"{cause or 'the trainer died'} ({how})", step, total, returncode, passing=passing)
+
+    def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
+        if not self.proven or returncode not in (0, None):
+            return False
+        if self.folder.node_rank:  # only node 0 sees the trainer's state: a trainer that ended unasked did its part
+            return returncode == 0 and self.stop_deadline is None
+        # The trainer writes this file after the adapter; an earlier one was removed before this start.
+        return bool(total) and step == total and self.folder.trainer_state.exists()
+
+    @staticmethod
+    def _how(returncode: int | None) -> str:
+        if returncode is None:
+            return "unsupervised at its end"
+        return f"exit code {returncode}" if returncode >= 0 else process.signal_name(returncode)
+
+    def _kept_text(self) -> str:
+        return f"checkpoint-{self.kept}" if self.kept is not None else "no checkpoint"
+
+    def _progress(self) -> tuple[int, int]:
+        """Step and total, from the trainer's state when it wrote one, else from the last metrics."""
+        state = files.read_json_object(self.folder.trainer_state) or {}
+        try:
+            return int(state["global_step"]), int(state["max_steps"])
+        except (KeyError, TypeError, ValueError):
+            last = self.recorder.last
+            total = last.total_steps if last else self.log.summary.get("total_steps", 0)
+            return self.step, total

@@ -1,0 +1,131 @@
+"""Bringing a run back: what it has become unlike since it began, and a new supervisor for it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+from iisft.errors import EnvironmentFault, RunStateError
+from iisft.llamafactory.environment import inherited
+from iisft.runs import drift
+from iisft.runs.checkpoints import newest_complete
+from iisft.runs.folder import RunFolder
+from iisft.runs.spawn import start_supervisor
+from iisft.runs.state import status_of
+from iisft.secrets import HIDDEN
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a resume did. `step` is the checkpoint that it goes on from, 0 for the beginning."""
+
+    folder: RunFolder
+    attached: bool
+    step: int
+
+
+def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
+    """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor instead.
+
+    Raises:
+        RunStateError: it is running, finished or being resumed by someone else; it drifted (with the list of what
+            differs); or its folder was moved.
+        EnvironmentFault: its interpreter or a secret of its environment is missing.
+        RunFailed: the supervisor died at once.
+    """
+    status = status_of(folder)
+    if status.live and not status.supervised:
+        attach(folder)
+        return Resumed(folder, attached=True, step=int(status.metrics.get("step", 0)))
+    if status.live:
+        raise RunStateError(
+            "already-running", f"{folder.id} is {status.state}", where=str(folder.path), fix=f"iisft watch {folder.id}"
+        )
+    if status.state == "finished":
+        text = f"{folder.id} is finished ({status.reason}): nothing to resume"
+        raise RunStateError("nothing-to-resume", text, where=str(folder.path))
+    with _only_one(folder):
+        if status_of(folder).live:  # another resume was faster
+            raise RunStateError("already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}")
+        record = record_of(folder)
+        env = _environment(folder, record)
+        found = drift.differences(folder, record)
+        if found and not accept_drift:
+            text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
+            fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
+            raise RunStateError("drift", text, where=str(folder.path), fix=fix)
+        if found:
+            folder.append_event("finding", id="drift", severity="warn", message="resumed with " + "; ".join(found))
+        for name in (folder.stop_request, folder.exit):
+            name.unlink(missing_ok=True)
+        saved = newest_complete(folder.output, int(record["expected"]["world_size"]))
+        start_supervisor(folder, env)
+    return Resumed(folder, attached=False, step=saved.step if saved else 0)
+
+
+def attach(folder: RunFolder) -> None:
+    """Give a running trainer whose supervisor died a new one.
+
+    Raises:
+        RunStateError: someone else is doing that.
+        RunFailed: the supervisor died at once.
+    """
+    with _only_one(folder):
+        if not status_of(folder).supervised:
+            start_supervisor(folder, dict(os.environ))
+
+
+@contextlib.contextmanager
+def _only_one(folder: RunFolder) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive_lock(folder.resume_lock))
+        except BlockingIOError:
+            raise _already_resuming(folder) from None
+        except OSError as error:
+            text = f"the run folder can't be written: {error.strerror}"
+            raise EnvironmentFault("output-unwritable", text, where=str(folder.path)) from error
+        yield
+
+
+def _already_resuming(folder: RunFolder) -> RunStateError:
+    text = f"{folder.id} is being resumed by another command"
+    return RunStateError("already-resuming", text, where=str(folder.path), fix=f"iisft watch {folder.id}")
+
+
+def record_of(folder: RunFolder) -> dict[str, Any]:
+    """run.json.
+
+    Raises:
+        RunStateError: it is missing, unreadable or broken.
+    """
+    record = folder.read_record()
+    if record is None:
+        raise RunStateError(
+            "record-broken",
+            f"{folder.id}: {status_of(folder).reason}",
+            where=str(folder.record),
+            fix="its checkpoints are in output/; start a new run",
+        )
+    return record
+
+
+def _environment(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
+    """What the run was started with; values that are secret stand in no file, so they come from the shell."""
+    interpreter = Path(record["interpreter"]["path"])
+    if not interpreter.exists():
+        raise EnvironmentFault(
+            "interpreter-missing",
+            "the run's training interpreter is gone",
+            where=str(interpreter),
+            fix="make it anew at that place",
+        )
+    own = {name: value for name, value in record["env"].items() if HIDDEN not in value}
+    missing = [name for name in record["env"] if name not in own and name not in os.environ]
+    if missing:
+        text = f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in no file"
+        raise EnvironmentFault("secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=...")
+    return inherited(os.environ) | own

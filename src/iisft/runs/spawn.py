@@ -1,0 +1,38 @@
+"""Starting a run's supervisor."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from iisft import files, process
+from iisft.errors import RunFailed
+from iisft.process import ProcessIdentity
+from iisft.runs.folder import RunFolder
+
+_START_TIMEOUT_S = 60.0
+
+
+def start_supervisor(folder: RunFolder, env: Mapping[str, str]) -> None:
+    """Start it in a session of its own, and wait until it has recorded its trainer.
+
+    Raises:
+        RunFailed: it died at once.
+    """
+    argv = [sys.executable, "-m", "iisft.runs.supervisor", str(folder.path), str(folder.node_rank)]
+    supervisor = process.Child(argv, cwd=folder.path, env=env, output=folder.supervisor_log)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not (_is_recorded(folder, supervisor.pid) or folder.exit.exists()):
+        if supervisor.returncode() is not None or time.monotonic() > deadline:
+            raise RunFailed(
+                "supervisor-died",
+                "the supervisor did not start",
+                where=str(folder.supervisor_log),
+                fix=f"cat '{folder.supervisor_log}'",
+            )
+        time.sleep(0.01)
+
+
+def _is_recorded(folder: RunFolder, pid: int) -> bool:
+    processes = files.read_json_object(folder.processes) or {}
+    identity = ProcessIdentity.from_json(processes.get("supervisor"))
+    return identity is not None and identity.pid == pid

@@ -1,0 +1,103 @@
+"""Starting a trainer from the right place, or adopting the one that still runs."""
+
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from iisft import files, process
+from iisft.llamafactory.logs import PROOF_VARIABLE, Begin
+from iisft.process import Adopted, Child, ProcessIdentity
+from iisft.runs import checkpoints
+from iisft.runs.folder import RunFolder
+
+STOP_VARIABLE = "IISFT_STOP_FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A running trainer. `from_step` is the checkpoint it began with, 0 without one."""
+
+    trainer: Child | Adopted
+    begin: Begin
+    proof_word: str
+    from_step: int
+
+    @property
+    def adopted(self) -> bool:
+        return isinstance(self.trainer, Adopted)
+
+
+def adopt(folder: RunFolder) -> Start | None:
+    """Take over the trainer of a supervisor that died; None when there is no such trainer."""
+    processes = files.read_json_object(folder.processes) or {}
+    identity = ProcessIdentity.from_json(processes.get("trainer"))
+    if identity is None or not identity.alive():
+        return None
+    begin = Begin(int(processes.get("log_offset", 0)), int(processes.get("metrics_offset", 0)))
+    word = process.variable_of(identity.pid, PROOF_VARIABLE) or ""
+    start = Start(Adopted(identity), begin, word, int(processes.get("from_step", 0)))
+    _record(folder, start)
+    folder.append_event("state", state="running", message="a new supervisor took over the running trainer")
+    return start
+
+
+def start(folder: RunFolder, record: dict[str, Any]) -> Start:
+    """Start the trainer from the last complete checkpoint, from the beginning when there is none.
+
+    Raises:
+        OSError: the folder can't be written, or the trainer can't be started.
+    """
+    process.kill_run(folder.marker)  # ranks that outlived an earlier trainer
+    ranks = int(record["expected"]["world_size"])
+    saved = checkpoints.newest_complete(folder.output, ranks, thorough=True)
+    from_step = saved.step if saved else 0
+    argv = list(record["argv"])
+    if not folder.node_rank:
+        for name in checkpoints.put_torn_aside(folder.output, from_step):
+            message = f"{name}: it was not complete, so it was put aside"
+            folder.append_event("finding", id="torn-checkpoint", severity="warn", message=message)
+        folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
+    if folder.output.exists():
+        argv[-1] = _resume_yaml(folder, saved)
+    begin = Begin.here(folder.train_log, folder.trainer_log)
+    word = secrets.token_hex(8)
+    # The environment comes by inheritance, never from run.json: secrets stand in no file.
+    env = dict(os.environ) | {
+        process.RUN_MARKER: folder.marker,
+        PROOF_VARIABLE: word,
+        STOP_VARIABLE: str(folder.stop_request),
+    }
+    started = Start(Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step)
+    _record(folder, started)
+    folder.append_event("state", state="running", from_step=from_step)
+    return started
+
+
+def _resume_yaml(folder: RunFolder, saved: checkpoints.Saved | None) -> str:
+    """The checkpoint is always named: LLaMA-Factory itself would take the highest number, torn or not."""
+    own = ("overwrite_output_dir:", "resume_from_checkpoint:")
+    lines = [line for line in folder.train_yaml.read_text(encoding="utf-8").splitlines() if not line.startswith(own)]
+    if saved is None:
+        lines.append("overwrite_output_dir: true")  # an earlier life came to no checkpoint: begin anew
+    else:
+        lines.append(f"resume_from_checkpoint: {json.dumps(str(saved.folder), ensure_ascii=False)}")  # JSON is YAML
+    files.write_text_atomically(folder.resume_yaml, "\n".join(lines) + "\n")
+    return folder.resume_yaml.name
+
+
+def _record(folder: RunFolder, start: Start) -> None:
+    supervisor, trainer = process.identity_of(os.getpid()), process.identity_of(start.trainer.pid)
+    files.write_json_atomically(
+        folder.processes,
+        {
+            "supervisor": supervisor and supervisor.as_json(),
+            "trainer": trainer and trainer.as_json(),
+            "log_offset": start.begin.log_offset,
+            "metrics_offset": start.begin.metrics_offset,
+            "from_step": start.from_step,
+            "started": time.time(),
+        },
+    )
