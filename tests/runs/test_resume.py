@@ -1,0 +1,346 @@
+"""A run comes back: after a crash, after its supervisor's death, after everything died, and never twice at once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iisft import process
+from iisft.runs.checkpoints import SEAL
+from iisft.runs.folder import RunFolder
+from iisft.runs.state import status_of
+
+CLI = Callable[..., Any]
+SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
+
+
+@pytest.fixture
+def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> CLI:
+    assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
+
+    def run(*more: str) -> Any:
+        return iisft("train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more)
+
+    return run
+
+
+@pytest.fixture
+def folder(workspace: Path) -> RunFolder:
+    return RunFolder(workspace / "runs" / "run")
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def steps(folder: RunFolder, kind: str = "metrics") -> list[int]:
+    return [event["step"] for event in folder.read_events() if event["kind"] == kind]
+
+
+def ended(folder: RunFolder) -> tuple[str, str]:
+    outcome = json.loads(folder.exit.read_text())
+    return outcome["state"], outcome["reason"]
+
+
+def supervisor_of(folder: RunFolder) -> int:
+    pid: int = json.loads(folder.processes.read_text())["supervisor"]["pid"]
+    return pid
+
+
+def lose(folder: RunFolder) -> None:
+    """As a power cut leaves it."""
+    process.kill([supervisor_of(folder)])
+    process.kill_run(folder.marker)
+    until(lambda: status_of(folder).state == "lost")
+
+
+def test_a_crashed_trainer_comes_back_from_its_last_checkpoint_and_the_curve_is_one(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("crash-once-at-3")
+    assert train().code == 0
+    assert ended(folder) == ("finished", "all 4 steps")
+    assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [3])
+    states = [(event["state"], event.get("from_step")) for event in folder.read_events() if event["kind"] == "state"]
+    assert states == [("running", 0), ("restarting", None), ("running", 2), ("finished", None)]
+    status = json.loads(iisft("status", "run", "--json").out)
+    assert (status["restarts"], status["checkpoints"]) == (
+        1,
+        [{"step": 2, "complete": True}, {"step": 4, "complete": True}],
+    )
+
+
+def test_the_same_crash_at_the_same_step_is_not_tried_a_third_time(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("crash-at-3")
+    assert train().code == 1
+    assert ended(folder) == ("failed", "the trainer died (SIGKILL)")
+    assert status_of(folder).restarts == 1
+
+
+def test_an_exception_before_the_first_step_would_come_again(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("crash")
+    assert train().code == 1
+    assert status_of(folder).restarts == 0
+
+
+def test_a_hang_is_seen_its_stacks_are_kept_and_the_run_goes_on(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    assert train("--set", "watch.hang_min_s=0.3").code == 0
+    (finding,) = [event for event in folder.read_events() if event["kind"] == "finding"]
+    assert (finding["id"], finding["severity"]) == ("hang", "error")
+    assert "no sign of life for" in finding["message"] and f"stacks are in {folder.train_log}" in finding["message"]
+    assert "in fake all_reduce" in folder.train_log.read_text()
+    assert steps(folder) == [1, 2, 3, 4]
+
+
+def test_a_new_supervisor_adopts_the_trainer_that_lost_its_own(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("ok", STEPS="40", STEP_S="0.1")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    trainer = json.loads(folder.processes.read_text())["trainer"]
+    process.kill([supervisor_of(folder)])
+    until(lambda: not status_of(folder).supervised)
+    listed = json.loads(iisft("status", "run", "--json").out)
+    assert (listed["state"], [finding["id"] for finding in listed["findings"]]) == ("running", ["unsupervised"])
+    resumed = iisft("resume", "run", "--detach", "--json")
+    assert (resumed.code, json.loads(resumed.out)["attached"]) == (0, True)
+    assert json.loads(folder.processes.read_text())["trainer"] == trainer
+    assert iisft("wait", "run").code == 0
+    assert (steps(folder), steps(folder, "redone")) == (list(range(1, 41)), [])
+
+
+def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang")
+    train("--detach")
+    until(lambda: 1 in steps(folder))
+    process.kill([supervisor_of(folder)])
+    until(lambda: not status_of(folder).supervised)
+    assert iisft("resume", "run", "--detach").code == 0
+    process.kill_run(folder.marker)
+    until(lambda: status_of(folder).restarts == 1)
+    assert iisft("stop", "run", "--now").code == 0
+    assert ended(folder)[0] == "stopped"
+
+
+def test_everything_killed_then_resumed_is_one_curve(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    resumed = iisft("resume", "run")
+    assert (resumed.code, "run: goes on from checkpoint-2" in resumed.err) == (0, True)
+    assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [3])
+    assert "resume_from_checkpoint" in folder.resume_yaml.read_text()
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    assert iisft("stop", "run").out == "run: stopped - stopped on request at step 3; checkpoint-3 is kept\n"
+    assert iisft("resume", "run").code == 0
+    assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [])
+
+
+def test_without_a_whole_checkpoint_it_begins_anew(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang")
+    train("--detach")
+    until(lambda: 1 in steps(folder))
+    lose(folder)
+    fake_trainer("ok")
+    resumed = iisft("resume", "run")
+    assert (resumed.code, "run: no complete checkpoint, so it begins anew" in resumed.err) == (0, True)
+    assert folder.resume_yaml.read_text().endswith("\noverwrite_output_dir: true\n")
+    assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        pytest.param(lambda f: f.write_bytes(f.read_bytes()[:-3]), "has 112 bytes instead of 115", id="cut"),
+        pytest.param(lambda f: f.write_bytes(b"y" * len(f.read_bytes())), "is not what was recorded", id="flipped"),
+        pytest.param(lambda f: f.unlink(), "is missing", id="missing"),
+    ],
+)
+def test_a_torn_checkpoint_is_put_aside_and_listed(
+    damage: Callable[[Path], None],
+    fault: str,
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+) -> None:
+    fake_trainer("hang-once", STEPS="6")
+    train("--detach")
+    until(lambda: (folder.output / "checkpoint-2" / SEAL).exists())
+    until(lambda: 3 in steps(folder))
+    assert iisft("stop", "run").code == 0
+    damage(folder.output / "checkpoint-3" / "optimizer.pt")
+    resumed = iisft("resume", "run")
+    assert (resumed.code, "goes on from checkpoint-2" in resumed.err) == (0, True)
+    assert (folder.output / "torn-checkpoint-3").is_dir()
+    status = json.loads(iisft("status", "run", "--json").out)
+    assert {"step": 3, "complete": False, "fault": "torn, put aside"} in status["checkpoints"]
+    assert [finding["id"] for finding in status["findings"]] == ["torn-checkpoint"]
+    assert steps(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_of_two_resumes_one_wins(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    argv = [sys.executable, "-m", "iisft", "resume", "run", "--detach"]
+    both = [subprocess.Popen(argv, env=dict(os.environ)) for _ in range(2)]
+    assert sorted(one.wait(30) for one in both) == [0, 6]
+    assert iisft("wait", "run").code == 0
+    assert steps(folder) == [1, 2, 3, 4]
+
+
+def test_what_can_not_be_resumed(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], workspace: Path
+) -> None:
+    fake_trainer("hang")
+    train("--detach")
+    again = iisft("resume", "run")
+    assert (again.code, "run is running" in again.err) == (6, True)
+    assert iisft("stop", "run", "--now").code == 0
+    moved = workspace / "runs" / "moved"
+    folder.path.rename(moved)
+    error = iisft("resume", "moved")
+    assert (error.code, "its files name that place" in error.err) == (6, True)
+    moved.rename(folder.path)
+    fake_trainer("ok")
+    assert iisft("resume", "run").code == 0
+    done = iisft("resume", "run")
+    assert (done.code, "nothing to resume" in done.err) == (6, True)
+    near = iisft("resume", "runn")
+    assert (near.code, "did you mean run?" in near.err) == (6, True)
+    assert "run is finished" in iisft("stop", "run").err
+
+
+def test_drift_is_refused_with_the_list_and_accepted_on_request(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path, workspace: Path
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    assert iisft("stop", "run").code == 0
+    os.utime(model / "model.safetensors")
+    (rows,) = (workspace / "data" / "数据").glob("*.jsonl")
+    rows.write_text(rows.read_text() + '{"instruction": "more", "output": "x"}\n')
+    folder.train_yaml.write_text(folder.train_yaml.read_text().replace("learning_rate: 1.0e-05", "learning_rate: 0.1"))
+    refused = iisft("resume", "run", "--json")
+    assert (refused.code, json.loads(refused.out)["error"]["code"]) == (6, "drift")
+    for part in ("train.yaml learning_rate 1e-05 -> 0.1", "model.safetensors was replaced", "the rows of 数据 have"):
+        assert part in refused.err
+    assert folder.exit.exists()
+    assert iisft("resume", "run", "--accept-drift").code == 0
+    assert "learning_rate: 0.1" in folder.resume_yaml.read_text()
+    assert [event["id"] for event in folder.read_events() if event["kind"] == "finding"] == ["drift"]
+
+
+def test_a_secret_of_the_run_must_be_given_again(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach", "--set", "env.MY_TOKEN=verysecret")
+    until(lambda: 3 in steps(folder))
+    assert iisft("stop", "run").code == 0
+    refused = iisft("resume", "run")
+    assert (refused.code, "export MY_TOKEN=..." in refused.err) == (4, True)
+    monkeypatch.setenv("MY_TOKEN", "verysecret")
+    assert iisft("resume", "run").code == 0
+
+
+def test_all_lost_brings_back_what_was_lost_and_nothing_else(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    fake_trainer("ok")
+    assert train("--name", "done").code == 0
+    back = iisft("resume", "--all-lost", "--json")
+    assert (back.code, json.loads(back.out)) == (0, [{"id": "run", "attached": False, "from_step": 2}])
+    assert iisft("wait", "run").code == 0
+    assert "no run is lost" in iisft("resume", "--all-lost").err
+
+
+def test_a_supervisor_told_to_end_saves_and_leaves_the_run_to_all_lost(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    process.terminate([supervisor_of(folder)])
+    until(folder.exit.exists)
+    assert ended(folder) == ("lost", "told to end, as at a shutdown, at step 3; checkpoint-3 is kept")
+    assert iisft("resume", "--all-lost").code == 0
+    assert iisft("wait", "run").code == 0
+    assert steps(folder) == [1, 2, 3, 4]
+
+
+def test_ranks_that_outlived_everything_are_told_and_ended(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("orphan")
+    train("--detach")
+    until(lambda: len(process.processes_of_run(folder.marker)) == 2)
+    pids = json.loads(folder.processes.read_text())
+    process.kill([pids["supervisor"]["pid"], pids["trainer"]["pid"]])
+    until(lambda: status_of(folder).state == "lost")
+    assert "1 processes of it still run (iisft stop run ends them)" in status_of(folder).reason
+    assert iisft("stop", "run").code == 0
+    assert process.processes_of_run(folder.marker) == []
+    assert ended(folder)[0] == "stopped"
+
+
+def test_rm_deletes_what_has_ended_and_refuses_what_runs(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], workspace: Path
+) -> None:
+    fake_trainer("hang")
+    train("--detach")
+    refused = iisft("runs", "rm", "run", "--yes")
+    assert (refused.code, "fix:   iisft stop run" in refused.err) == (6, True)
+    assert iisft("stop", "run", "--now").code == 0
+    unasked = iisft("runs", "rm", "run")
+    assert (unasked.code, folder.path.exists()) == (2, True)
+    assert (iisft("runs", "rm", "run", "--yes").out, list((workspace / "runs").iterdir())) == ("run\n", [])
+
+
+def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
+    assert train().code == 0
+    assert train("--name", "other", "--set", "lora.rank=8").code == 0
+    found = json.loads(iisft("runs", "diff", "run", "other", "--json").out)
+    assert found == {"preset.lora.rank": [64, 8]}
+    assert iisft("runs", "diff", "run", "other").out.splitlines() == [
+        "                  run  other",
+        "preset.lora.rank  64   8",
+    ]
