@@ -13,6 +13,7 @@ from iisft.cli.preset import preset_app
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
 from iisft.cli.train import train
+from iisft.cli.watch import watch
 from iisft.errors import ExitCode, IisftError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.add_typer(preset_app, name="preset")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
+app.command()(watch)
 
 
 def _print_version(wanted: bool) -> None:

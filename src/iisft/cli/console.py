@@ -1,5 +1,6 @@
 """The only prints: data goes to stdout, talk to stderr; colour and bars only on a terminal."""
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
+_WIDTH_WITHOUT_TERMINAL = 100
 
 
 def out(text: str = "") -> None:
@@ -40,6 +42,17 @@ def rich_stderr() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def rich_stdout() -> "Console":
+    """The terminal as it is; anything else is 100 columns wide and has no colour."""
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no Chinese or braille shows question marks
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL, force_terminal=False, color_system=None)
 
 
 def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:

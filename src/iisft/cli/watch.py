@@ -1,0 +1,94 @@
+"""iisft watch: a run in the terminal, live. It only reads: leaving it never disturbs the run."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import RunArgument
+from iisft.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iisft.cli.frame import View
+    from iisft.runs.folder import RunFolder
+    from iisft.runs.state import RunStatus
+
+_REFRESH_S = 1.0
+_LOOKS_PER_STATUS = 5
+_LOG_LINES = 12
+
+
+def watch(
+    run: RunArgument = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+) -> None:
+    """Watch a run: progress, curves, GPUs, log. Ctrl-C leaves it running."""
+    from iisft.runs import control
+    from iisft.runs.state import find_run
+
+    folder = find_run(Workspace.current(), run)
+    if once:
+        _print_frame(_Watched(folder).look())
+        return
+    try:
+        ended = _follow(folder)
+    except KeyboardInterrupt:
+        console.say(f"left {folder.id}; the run is not touched. Back to it: iisft watch {folder.id}")
+        return
+    raise typer.Exit(control.exit_code(ended))
+
+
+def _follow(folder: "RunFolder") -> "RunStatus":
+    """Show the run until it has ended, then its last picture. Without a terminal that one alone."""
+    from rich.live import Live
+
+    from iisft.cli.frame import frame
+    from iisft.runs import control
+
+    watched = _Watched(folder)
+    terminal = console.rich_stdout()
+    if terminal.is_terminal and not terminal.is_dumb_terminal:
+        with Live(console=terminal, screen=True, auto_refresh=False) as live:
+            while (view := watched.look()).status.live:
+                live.update(frame(view, terminal, terminal.height), refresh=True)
+                time.sleep(_REFRESH_S)
+    else:
+        control.wait(folder)
+    view = watched.look()
+    _print_frame(view)
+    return view.status
+
+
+def _print_frame(view: "View") -> None:
+    from iisft.cli.frame import frame
+
+    terminal = console.rich_stdout()
+    terminal.print(frame(view, terminal), no_wrap=True, overflow="ellipsis")
+
+
+class _Watched:
+    """Looks at one run again and again; the whole status, which reads all events, only when it may have changed."""
+
+    def __init__(self, folder: "RunFolder") -> None:
+        from iisft.cli.history import History
+
+        self._history = History(folder)
+        self._folder = folder
+        self._status: RunStatus | None = None
+        self._looks = 0
+
+    def look(self) -> "View":
+        from iisft.cli.frame import View
+        from iisft.cli.history import last_lines
+        from iisft.hardware import telemetry
+        from iisft.runs.state import status_of
+
+        changed = self._history.update()
+        stale = self._looks % _LOOKS_PER_STATUS == 0 or self._folder.exit.exists()
+        self._looks += 1
+        if self._status is None or changed or stale:
+            self._status = status_of(self._folder)
+            self._history.update()  # what was written before the state that was just read
+        gpus = telemetry.sample() if self._status.live else []
+        return View(self._status, self._history, gpus, last_lines(self._folder.train_log, _LOG_LINES))
