@@ -11,7 +11,6 @@ from iisft import files
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.runs import drift
-from iisft.runs.checkpoints import newest_complete
 from iisft.runs.folder import RunFolder
 from iisft.runs.spawn import start_supervisor
 from iisft.runs.state import status_of
@@ -61,9 +60,9 @@ def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
             folder.append_event("finding", id="drift", severity="warn", message="resumed with " + "; ".join(found))
         for name in (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
-        saved = newest_complete(folder.output, int(record["expected"]["world_size"]))
         start_supervisor(folder, env)
-    return Resumed(folder, attached=False, step=saved.step if saved else 0)
+    chosen = files.read_json_object(folder.processes) or {}
+    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
 
 
 def attach(folder: RunFolder) -> None:

@@ -117,9 +117,13 @@ class ThermalWatch:
         if now - self._looked < _GPU_EVERY_S or now - self._said < _THERMAL_EVERY_S:
             return None
         self._looked = now
-        hot = [f"{gpu.name or gpu.vendor} {gpu.temperature_c:.0f} C" for gpu in telemetry.sample() if gpu.throttled]
+        hot = [f"{gpu.name or gpu.vendor}{_degrees(gpu.temperature_c)}" for gpu in telemetry.sample() if gpu.throttled]
         if not hot:
             return None
         self._said = now
         message = f"throttled by temperature: {', '.join(hot)}"
         return {"id": "thermal", "severity": "warn", "message": message, "fix": "check the fans and the air flow"}
+
+
+def _degrees(temperature_c: float | None) -> str:
+    return "" if temperature_c is None else f" {temperature_c:.0f} C"

@@ -1,0 +1,78 @@
+"""What was interrupted and resumed equals what was never interrupted, bit for bit, with the real LLaMA-Factory."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iisft import process
+from iisft.runs.checkpoints import SEAL
+from iisft.runs.folder import RunFolder
+
+CLI = Callable[..., Any]
+# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is no such device.
+LOAD_ON_CPU_RANKS = """
+import os
+if "LOCAL_RANK" in os.environ:
+    import torch
+    torch.serialization.register_package(
+        5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
+"""
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def curve(folder: RunFolder) -> dict[int, tuple[float, float]]:
+    """Step -> loss and grad_norm; that of a step that was done again must be the same again."""
+    found: dict[int, tuple[float, float]] = {}
+    for event in folder.read_events():
+        if event["kind"] in ("metrics", "redone") and "loss" in event:
+            seen = (event["loss"], event["grad_norm"])
+            assert found.setdefault(event["step"], seen) == seen, event
+    return found
+
+
+def kill_everything(folder: RunFolder) -> None:
+    process.kill([json.loads(folder.processes.read_text())["supervisor"]["pid"]])
+    process.kill_run(folder.marker)
+
+
+@pytest.mark.parametrize(("ranks", "interrupt"), [(1, "kill -9"), (2, "stop")])
+def test_the_resumed_run_is_the_uninterrupted_one(
+    ranks: int,
+    interrupt: str,
+    iisft: CLI,
+    train: CLI,
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LOAD_ON_CPU_RANKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    size = ("--set", "train.max_steps=60", "--set", "save.every_steps=7")
+    whole, part = (RunFolder(workspace / "runs" / name) for name in ("whole", "part"))
+    assert train(*size, name="whole", gpus=ranks).code == 0
+    assert train(*size, "--detach", name="part", gpus=ranks).code == 0
+    if interrupt == "stop":
+        until(lambda: curve(part))
+        assert iisft("stop", "part").code == 0
+    else:
+        until(lambda: (part.output / "checkpoint-7" / SEAL).exists())
+        kill_everything(part)
+    assert len(curve(part)) < 60
+    resumed = iisft("resume", "part")
+    assert resumed.code == 0, resumed.err[-3000:]
+    assert "goes on from checkpoint-" in resumed.err
+    assert curve(part) == curve(whole)
+    adapters = [folder.output / "adapter_model.safetensors" for folder in (whole, part)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert json.loads(part.record.read_text())["observed"] == json.loads(whole.record.read_text())["observed"]
