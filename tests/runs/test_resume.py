@@ -344,3 +344,26 @@ def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
         "                  run  other",
         "preset.lora.rank  64   8",
     ]
+
+
+EXCERPTS = Path(__file__).parents[1] / "llamafactory" / "failures"
+
+
+@pytest.mark.parametrize(("excerpt", "code", "restarts"), [("gpu-out-of-memory", 1, 0), ("gpu-lost", 0, 1)])
+def test_only_what_may_pass_is_tried_again(
+    excerpt: str, code: int, restarts: int, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer(f"log:{EXCERPTS / excerpt}.log")
+    assert train().code == code
+    status = status_of(folder)
+    assert (status.findings[0]["id"], status.restarts) == (excerpt, restarts)
+
+
+def test_out_of_memory_is_told_with_its_phase_and_its_fix(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer(f"log:{EXCERPTS / 'gpu-out-of-memory'}.log")
+    train()
+    outcome = json.loads(folder.exit.read_text())
+    assert "OutOfMemoryError" in outcome["reason"] and " while training at step 2 " in outcome["reason"]
+    assert f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]

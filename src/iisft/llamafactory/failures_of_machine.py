@@ -10,7 +10,7 @@ _gpu = partial(known, "gpu")
 _communication = partial(known, "communication")
 _environment = partial(known, "environment")
 
-_RESEAT = "iisft env-check; read dmesg, check the card's power, temperature and seat; reboot if it is gone"
+_RESEAT = "read dmesg, check the card's power, temperature and seat; reboot if it is gone"
 _SHORTER = "--set train.batch_size=1 (raise train.accumulation as much), then a smaller --set train.cutoff_len="
 _MI50 = (
     "MI50: pip install torch==2.7.1 torchvision==0.22.1 torchaudio==2.7.1"
@@ -77,7 +77,7 @@ MACHINE: tuple[Failure, ...] = (
         "hip-no-code-for-gpu",
         rf"{RAISED}HIP error: invalid device function|hipErrorNoBinaryForGpu: (?:Unable to|Coudn't) find",
         cause="torch, or a library with GPU kernels, was built without code for this GPU.",
-        fix=f"{_MI50}; unset HSA_OVERRIDE_GFX_VERSION unless the GPU needs it; see iisft env-check",
+        fix=f"{_MI50}; unset HSA_OVERRIDE_GFX_VERSION unless the GPU needs it",
         source="R03, R05, verl#3163, pytorch#164346",
     ),
     _environment(
@@ -92,7 +92,7 @@ MACHINE: tuple[Failure, ...] = (
         rf"{RAISED}(?:Found no NVIDIA driver on your system|The NVIDIA driver on your system is too old"
         r"|No (?:CUDA|HIP) GPUs are available|Torch not compiled with CUDA enabled)",
         cause="torch sees no usable GPU: no driver, one too old for this torch, no access, or a torch for the CPU.",
-        fix="iisft env-check; AMD: sudo usermod -aG render,video $USER, then log in again",
+        fix="AMD: sudo usermod -aG render,video $USER, then log in again",
         source="R01, R15, Fooocus#3674; provoked",
     ),
     _gpu(
@@ -158,7 +158,7 @@ MACHINE: tuple[Failure, ...] = (
         r"Watchdog caught collective operation timeout: Work\w+\("
         rf"|{RAISED}\[\S*gloo/transport/tcp/unbound_buffer\.cc:\d+\] Timed out waiting \d+ms",
         cause="A rank waited for the others until the timeout: one of them hung, or was far slower.",
-        fix="if it returns: iommu=pt on the kernel's command line, export NCCL_P2P_DISABLE=1; see iisft env-check",
+        fix="if it returns: iommu=pt on the kernel's command line, export NCCL_P2P_DISABLE=1",
         passing=True,
         source="R08, R17, LlamaFactory#6269, #8261",
     ),
@@ -181,7 +181,7 @@ MACHINE: tuple[Failure, ...] = (
         r"^(?:\w+\.)*DistBackendError: NCCL error in: .*unhandled cuda error"
         rf"|^ncclUnhandledCudaError: |{RAISED}NCCL error: unhandled cuda error",
         cause="NCCL or RCCL could not use the GPUs together: peer access, IPC or the fabric manager refuses.",
-        fix="export NCCL_P2P_DISABLE=1; in-tree amdgpu: export HSA_ENABLE_IPC_MODE_LEGACY=0; see iisft env-check",
+        fix="export NCCL_P2P_DISABLE=1; in-tree amdgpu: export HSA_ENABLE_IPC_MODE_LEGACY=0",
         source="R09, LlamaFactory#8968, rccl#1454",
     ),
     _communication(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iisft import files, process
-from iisft.llamafactory import failures
 from iisft.llamafactory.logs import TrainerLog, error_in, last_lines
 from iisft.runs import checkpoints, hang, starting
 from iisft.runs.folder import RunFolder
@@ -45,6 +44,7 @@ class Attempt:
         self.fault: Ending | None = None
         self.stop_deadline: float | None = None
         self.told_to_end = False
+        self.phase = "loading"
         watch = record["watch"]
         self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
         self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]))
@@ -88,9 +88,10 @@ class Attempt:
 
     def _watch(self, *, moved: bool, saving: bool) -> None:
         loading = self.recorder.last is None
-        phase = "loading" if loading else "saving" if saving else "evaluating" if self.log.evaluating else "training"
+        waiting = "saving" if saving else "evaluating" if self.log.evaluating else "training"
+        self.phase = "loading" if loading else waiting
         moved = moved or (loading and self.log.grew)
-        if sentence := self._hang.look(phase, moved=moved, median_step_s=self.recorder.median_step_s):
+        if sentence := self._hang.look(self.phase, moved=moved, median_step_s=self.recorder.median_step_s):
             stacks = hang.collect_stacks(self.folder)
             fix = hang.likely_causes(self.record)
             self._fail("hang", f"{sentence} at step {self.step}; {stacks}", fix=fix, passing=True)
@@ -178,13 +179,18 @@ class Attempt:
             asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
             state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"
             return Ending(state, f"{asked} at step {step}; {self._kept_text()} is kept", step, total, returncode)
+        return self._crash(returncode, step, total)
+
+    def _crash(self, returncode: int | None, step: int, total: int) -> Ending:
+        from iisft.llamafactory import failures  # a table that a run that goes well never needs
+
         lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
-        known = failures.diagnose(lines)
         cause = error_in(lines)
         how = self._how(returncode)
-        if known is not None:
-            self._finding(known.id, known.cause, severity="error", fix=known.fix)
-            text = f"{cause or known.cause} ({how})"
+        if known := failures.diagnose(lines):
+            where = f" while {self.phase} at step {step}" if known.kind in ("memory", "disk") else ""
+            self._finding(known.id, known.cause + where, severity="error", fix=known.fix)
+            text = f"{cause or known.cause}{where} ({how})"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if not cause and returncode in (0, None):
             text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"

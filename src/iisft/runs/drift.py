@@ -88,7 +88,7 @@ def _gpus(record: Mapping[str, Any]) -> Iterator[str]:
         raise EnvironmentFault(
             "gpus-missing",
             f"the run has {record['ranks']} GPUs, {len(present)} are visible now",
-            fix="iisft env-check; look at HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES",
+            fix="look at HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES",
         )
     before, now = recorded[: record["ranks"]], present[: record["ranks"]]
     if before != now:

@@ -11,7 +11,7 @@ _PY_SPY_TIMEOUT_S = 20.0
 _STACKS_S = 2.0
 _CAUSES = {  # gpu-pitfalls R08, R09, R16; NCCL's troubleshooting guide
     "amd": "several AMD GPUs hang at the first all-reduce without iommu=pt on the kernel command line, with in-tree "
-    "amdgpu (export HSA_ENABLE_IPC_MODE_LEGACY=0), or with P2P (export NCCL_P2P_DISABLE=1); see iisft env-check",
+    "amdgpu (export HSA_ENABLE_IPC_MODE_LEGACY=0), or with P2P (export NCCL_P2P_DISABLE=1)",
     "nvidia": "several GPUs hang with a translating IOMMU or broken P2P: try export NCCL_P2P_DISABLE=1, and look at "
     "/dev/shm",
     "cpu": "look at the stacks and at the load of the machine",
