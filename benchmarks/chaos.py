@@ -287,7 +287,10 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         with_disk = stack.enter_context(small_disk(Path(folder)))
         home = Path(folder)
-        os.environ |= {"IISFT_HOME": folder, "PYTHONPATH": str(home / "site")}
+        os.environ |= {
+            "IISFT_HOME": folder,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(home / "site"), os.environ.get("PYTHONPATH")))),
+        }
         (home / "site").mkdir()
         (home / "site" / "sitecustomize.py").write_text(LOAD_ON_CPU_RANKS)
         subprocess.run([sys.executable, TINY_MODELS, home / "tiny", "qwen2-tied"], check=True)
@@ -318,9 +321,8 @@ def main() -> None:
 def report(bench: Bench, tried: int) -> None:
     lost = bench.lost_steps or [0]
     print(f"survived {tried} of {tried} faults; {bench.resumes} of them with one `iisft resume`")
-    print(
-        f"steps done again per kill: median {statistics.median(lost)}, most {max(lost)} (a checkpoint every {SAVE_EVERY})"
-    )
+    again = f"median {statistics.median(lost)}, most {max(lost)}"
+    print(f"steps done again per restart: {again} (a checkpoint every {SAVE_EVERY})")
     print(f"noticed after: median {statistics.median(bench.noticed_s):.1f} s, most {max(bench.noticed_s):.1f} s")
     print(f"stepping again after: median {statistics.median(bench.back_s):.1f} s, most {max(bench.back_s):.1f} s")
     print(f"orphans {bench.orphans}; wrong: {bench.wrong or 'nothing'}")

@@ -186,13 +186,10 @@ def ask_for_stacks(pids: Iterable[int]) -> None:
     _signal_all(pids, signal.SIGUSR1)
 
 
-def variable_of(pid: int, name: str) -> str | None:
-    """The value of an environment variable that a process was started with."""
-    prefix = name.encode() + b"="
-    for item in _environment(Path(f"/proc/{pid}")):
-        if item.startswith(prefix):
-            return item.removeprefix(prefix).decode("utf-8", "surrogateescape")
-    return None
+def environment_of(pid: int) -> dict[str, str]:
+    """The variables that a process was started with; empty when it is gone or another user's."""
+    pairs = (item.decode("utf-8", "surrogateescape").partition("=") for item in _environment(Path(f"/proc/{pid}")))
+    return {name: value for name, separator, value in pairs if separator}
 
 
 def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:

@@ -130,15 +130,36 @@ def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
     fake_trainer("hang")
-    train("--detach")
+    train("--detach", "--set", "env.MY_TOKEN=verysecret")
     until(lambda: 1 in steps(folder))
     process.kill([supervisor_of(folder)])
     until(lambda: not status_of(folder).supervised)
     assert iisft("resume", "run", "--detach").code == 0
+    first = process.processes_of_run(folder.marker)
     process.kill_run(folder.marker)
-    until(lambda: status_of(folder).restarts == 1)
+    until(lambda: set(process.processes_of_run(folder.marker)) - set(first))
+    assert status_of(folder).restarts == 1
+    (second,) = process.processes_of_run(folder.marker)
+    until(lambda: process.environment_of(second).get("MY_TOKEN") == "verysecret")
     assert iisft("stop", "run", "--now").code == 0
     assert ended(folder)[0] == "stopped"
+
+
+def test_the_shell_of_the_start_is_there_again_after_a_reboot(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    fake_trainer("hang")
+    train("--detach")
+    until(lambda: 1 in steps(folder))
+    assert iisft("stop", "run").code == 0
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
+    assert "variable NCCL_P2P_DISABLE 1 -> 0" in iisft("resume", "run").err
+    monkeypatch.delenv("NCCL_P2P_DISABLE")
+    assert iisft("resume", "run", "--detach").code == 0
+    (trainer,) = process.processes_of_run(folder.marker)
+    assert process.environment_of(trainer)["NCCL_P2P_DISABLE"] == "1"
+    assert iisft("stop", "run", "--now").code == 0
 
 
 def test_everything_killed_then_resumed_is_one_curve(

@@ -1,12 +1,14 @@
 """The trainer's environment: what iisft sets, and what of the caller's shell must not reach the trainer."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets.schema import Preset
+from iisft.secrets import redact
 
 # Each changes what LLaMA-Factory runs: another launcher, other ranks, unchecked arguments.
 CLEARED = (
@@ -32,6 +34,11 @@ CLEARED = (
     "USE_RAY",
     "USE_V1",
     "WORLD_SIZE",
+)
+# What the libraries below the trainer read: which GPUs there are, how they talk, which kernels they take.
+_STEERING = re.compile(
+    r"(CUDA|HIP|ROCR|HSA|ROC|AMD|GPU|NCCL|RCCL|GLOO|UCX|MIOPEN|HIPBLASLT|ROCBLAS|CUBLAS|PYTORCH|TORCH|OMP|MKL|OPENBLAS"
+    r"|NUMEXPR|DS|BNB)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHONPATH|PYTHONHASHSEED"
 )
 CLEARED_PREFIX = "ACCELERATE_"  # accelerate takes mixed precision, sharding and compilation from them
 
@@ -84,3 +91,8 @@ def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[s
 def inherited(env: Mapping[str, str]) -> dict[str, str]:
     """The caller's variables without those that would change the run behind the preset's back."""
     return {name: value for name, value in env.items() if name not in CLEARED and not name.startswith(CLEARED_PREFIX)}
+
+
+def steering(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a shell that decide how the trainer's libraries work; a resume elsewhere needs them again."""
+    return redact({name: value for name, value in inherited(env).items() if _STEERING.fullmatch(name)})

@@ -82,15 +82,13 @@ class Attempt:
         if self.fault is not None:
             process.kill(process.processes_of_run(self.folder.marker))
             return
+        waiting = "saving" if saving else "evaluating" if self.log.evaluating else "training"
+        self.phase = waiting if self.recorder.last else "loading"
         if not at_end:
-            self._watch(moved=bool(arrived), saving=saving)
+            self._watch(moved=bool(arrived) or (self.phase == "loading" and self.log.grew))
         self._answer_stop_request(at_end=at_end)
 
-    def _watch(self, *, moved: bool, saving: bool) -> None:
-        loading = self.recorder.last is None
-        waiting = "saving" if saving else "evaluating" if self.log.evaluating else "training"
-        self.phase = "loading" if loading else waiting
-        moved = moved or (loading and self.log.grew)
+    def _watch(self, *, moved: bool) -> None:
         if sentence := self._hang.look(self.phase, moved=moved, median_step_s=self.recorder.median_step_s):
             stacks = hang.collect_stacks(self.folder)
             fix = hang.likely_causes(self.record)

@@ -1,6 +1,7 @@
 """What a run has become unlike since it began, and what two runs differ in."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.hardware.gpus import visible_gpus
 from iisft.llamafactory import interpreter
+from iisft.llamafactory.environment import steering
 from iisft.runs.folder import RunFolder
 
 _COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
@@ -37,6 +39,7 @@ def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
         *_model(record["model"]),
         *_data(folder, record["data"]),
         *_packages(record),
+        *_shell(record),
         *_gpus(record),
     ]
 
@@ -77,6 +80,14 @@ def _data(folder: RunFolder, recorded: list[Mapping[str, Any]]) -> Iterator[str]
 def _packages(record: Mapping[str, Any]) -> Iterator[str]:
     now = interpreter.inspect(Path(record["interpreter"]["path"])).packages
     yield from _changed("package", record["packages"], now)
+
+
+def _shell(record: Mapping[str, Any]) -> Iterator[str]:
+    """A variable that this shell has not is taken from the record; one that it has otherwise is a decision."""
+    recorded, now = record.get("shell", {}), steering(os.environ)
+    for name in sorted(now):
+        if name not in record["env"] and now[name] != recorded.get(name):
+            yield f"variable {name} {recorded.get(name, 'unset')} -> {now[name]}"
 
 
 def _gpus(record: Mapping[str, Any]) -> Iterator[str]:

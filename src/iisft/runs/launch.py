@@ -11,7 +11,7 @@ from typing import Any
 from iisft import __version__, files, process
 from iisft.data import staging
 from iisft.errors import EnvironmentFault, RunStateError
-from iisft.llamafactory.environment import inherited
+from iisft.llamafactory.environment import inherited, steering
 from iisft.models.view import build_view
 from iisft.runs import drift, script
 from iisft.runs.checks import taken_error
@@ -74,6 +74,7 @@ def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
         "preset": plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)},
         "argv": plan.argv,
         "env": redact(plan.env),
+        "shell": steering(os.environ),
         "train_yaml": plan.train_yaml,
         "view": drift.view_digests(folder.model, plan.view.texts),
         "gpus": [] if plan.placement.on_cpu else [gpu.arch for gpu in plan.gpus],

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, process
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited
+from iisft.process import ProcessIdentity
 from iisft.runs import drift
 from iisft.runs.folder import RunFolder
 from iisft.runs.spawn import start_supervisor
@@ -73,8 +74,13 @@ def attach(folder: RunFolder) -> None:
         RunFailed: the supervisor died at once.
     """
     with _only_one(folder):
-        if not status_of(folder).supervised:
-            start_supervisor(folder, dict(os.environ))
+        processes = files.read_json_object(folder.processes) or {}
+        trainer = ProcessIdentity.from_json(processes.get("trainer"))
+        # A later restart must meet what the trainer met, secrets included; only its own environment has them all.
+        env = process.environment_of(trainer.pid) if trainer else {}
+        env.pop(process.RUN_MARKER, None)  # by which a trainer's processes are known, and killed
+        if env and not status_of(folder).supervised:
+            start_supervisor(folder, env)
 
 
 @contextlib.contextmanager
@@ -127,4 +133,5 @@ def _environment(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
     if missing:
         text = f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in no file"
         raise EnvironmentFault("secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=...")
-    return inherited(os.environ) | own
+    shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}
+    return shell | inherited(os.environ) | own

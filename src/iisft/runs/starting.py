@@ -37,7 +37,7 @@ def adopt(folder: RunFolder) -> Start | None:
     if identity is None or not identity.alive():
         return None
     begin = Begin(int(processes.get("log_offset", 0)), int(processes.get("metrics_offset", 0)))
-    word = process.variable_of(identity.pid, PROOF_VARIABLE) or ""
+    word = process.environment_of(identity.pid).get(PROOF_VARIABLE, "")
     start = Start(Adopted(identity), begin, word, int(processes.get("from_step", 0)))
     _record(folder, start)
     folder.append_event("state", state="running", message="a new supervisor took over the running trainer")
