@@ -187,3 +187,18 @@ def test_the_script_trains_without_iisft_with_the_same_arguments(
     assert (run / "train.yaml").read_text() == written
     again = [json.loads(line).get("loss") for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()]
     assert losses == again
+
+
+def test_nan_ends_the_run_before_a_broken_checkpoint_takes_a_good_ones_place(train: CLI, workspace: Path) -> None:
+    """A learning rate that destroys the weights in the second step."""
+    size = ("train.learning_rate=1e30", "train.warmup_ratio=0.0", "save.every_steps=1", "train.max_steps=100000")
+    result = train(*(part for value in size for part in ("--set", value)))
+    run = RunFolder(workspace / "runs" / "run")
+    ended = json.loads(run.exit.read_text())
+    assert (result.code, ended["state"]) == (1, "failed")
+    assert "loss nan" in ended["reason"]
+    losses = {event["step"]: event["loss"] for event in run.read_events() if event["kind"] == "metrics"}
+    first_broken = min(step for step, loss in losses.items() if isinstance(loss, str))
+    kept = [saved.step for saved in checkpoints(run.output, 1, thorough=True) if saved.complete]
+    assert max(kept) < first_broken
+    assert ended["checkpoint"] == max(kept)

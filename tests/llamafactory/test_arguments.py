@@ -55,6 +55,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         "do_train": True,
         "finetuning_type": "lora",
         "logging_steps": 1,
+        "include_num_input_tokens_seen": "non_padding",
         "logging_nan_inf_filter": False,
         "ddp_timeout": 1800,
         "report_to": "none",

@@ -15,6 +15,7 @@ COMMON = {
     "PATH": "/env/bin:/usr/bin",
     "PYTHONUNBUFFERED": "1",
     "LLAMAFACTORY_VERBOSITY": "INFO",
+    "RECORD_VRAM": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_MODULES_CACHE": "/r/modules",
     "MAX_RESTARTS": "0",

@@ -77,12 +77,14 @@ class _Bar:
             event = parse_event(line)
             if event is None:
                 continue
-            if event["kind"] == "metrics":
+            if event["kind"] in ("metrics", "redone"):
                 self._metrics(event)
+            elif event.get("state") == "restarting":
+                self._progress.console.print(f"restarting: {event.get('message', '')}", markup=False)
             elif event["kind"] == "observed":
                 self._progress.update(self._task, description="training")
             elif event["kind"] == "finding":
-                self._progress.console.print(f"{event.get('severity', '')}: {event.get('message', '')}")
+                self._progress.console.print(f"{event.get('severity', '')}: {event.get('message', '')}", markup=False)
 
     def close(self) -> None:
         self._progress.stop()
@@ -115,6 +117,8 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
     parts += [text.format(float(event[key])) for key, text in formats.items() if key in event]
     if "tokens_per_s" in event:
         parts.append(f"{event['tokens_per_s']:.0f} tokens/s")
+    if "vram_allocated_gib" in event:
+        parts.append(f"{event['vram_allocated_gib']:.1f} GiB")
     return "  ".join(parts)
 
 

@@ -63,6 +63,7 @@ ALWAYS: dict[str, Any] = {
     "do_train": True,
     "finetuning_type": "lora",
     "logging_steps": 1,
+    "include_num_input_tokens_seen": "non_padding",
     "logging_nan_inf_filter": False,  # the default turns a NaN loss into 0.0 in the log
     "ddp_timeout": 1800,  # seconds; the examples' 180000000 is 5.7 years, so a hang never ends
     "report_to": "none",

@@ -66,6 +66,7 @@ def compile_environment(
         "PATH": f"{interpreter.path.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "LLAMAFACTORY_VERBOSITY": "INFO",  # the trainer's summary is part of the proof
+        "RECORD_VRAM": "1",  # peak memory of the GPU in each logged step
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(modules_cache),
         "NPROC_PER_NODE": str(placement.ranks),

@@ -29,7 +29,10 @@ _NOT_THE_CAUSE = ("CalledProcessError", "ChildFailedError", "SignalException", "
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One logging step. `loss` and `grad_norm` may be NaN; None = not said."""
+    """One logging step. `loss` and `grad_norm` may be NaN; None = not said.
+
+    `tokens` counts from the run's first step, padding left out; the memory is the first rank's peak so far.
+    """
 
     step: int
     total_steps: int
@@ -39,6 +42,8 @@ class Metrics:
     grad_norm: float | None
     eval_loss: float | None = None
     tokens: int | None = None
+    vram_allocated_gib: float | None = None
+    vram_reserved_gib: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Only finite numbers are JSON; NaN and infinities become their names."""
@@ -163,6 +168,8 @@ def _metrics(entry: dict[str, Any], printed: dict[str, Any]) -> Metrics:
         grad_norm=_number(printed.get("grad_norm")),
         eval_loss=_number(entry.get("eval_loss")),
         tokens=entry.get("total_tokens"),
+        vram_allocated_gib=_number(entry.get("vram_allocated")) or None,  # 0.0 without a GPU
+        vram_reserved_gib=_number(entry.get("vram_reserved")) if entry.get("vram_allocated") else None,
     )
 
 

@@ -109,7 +109,7 @@ class DiskWatch:
 class ThermalWatch:
     """GPUs at their temperature limit, noted once an hour: a slower step has then a reason on record."""
 
-    _looked: float = field(default_factory=time.monotonic)
+    _looked: float = -math.inf
     _said: float = -math.inf
 
     def look(self) -> dict[str, Any] | None:
