@@ -33,7 +33,7 @@ def make_run(home: Path) -> RunFolder:
     record = {
         "preset_name": "mi50",
         "created": time.time(),
-        "argv": [sys.executable, str(FAKE), "train.yaml"],
+        "argv": [sys.executable, str(FAKE), "train", "train.yaml"],
         "ranks": 1,
         "nodes": 1,
         "expected": expected,

@@ -59,9 +59,11 @@ def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
     """Data for people: a plain aligned table on stdout, no boxes, so that grep and cut work."""
     cells = [tuple(headers), *(tuple(row) for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
+    lines = []
     for row in cells:
         padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        out("  ".join(padded).rstrip())
+        lines.append("  ".join(padded).rstrip())
+    out("\n".join(lines))
 
 
 def findings(found: Iterable[Finding]) -> None:
@@ -92,6 +94,8 @@ def _coloured(text: str, colour: str) -> str:
 
 
 def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
     import unicodedata
 
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

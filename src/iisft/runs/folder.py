@@ -9,6 +9,8 @@ from typing import Any
 
 from iisft import files
 
+EXIT = "exit.json"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -76,7 +78,7 @@ class RunFolder:
 
     @property
     def exit(self) -> Path:
-        return self.path / f"exit{self._node}.json"
+        return self.path / (f"exit{self._node}.json" if self.node_rank else EXIT)
 
     @property
     def processes(self) -> Path:

@@ -11,7 +11,7 @@ from iisft import files, process
 from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
 from iisft.runs.checkpoints import checkpoints
-from iisft.runs.folder import RunFolder, parse_event
+from iisft.runs.folder import EXIT, RunFolder, parse_event
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
@@ -110,7 +110,7 @@ def status_of(folder: RunFolder) -> RunStatus:
 
 def brief_of(folder: RunFolder) -> RunStatus:
     """What a list shows of a run: one file for an ended run, the end of the events for another."""
-    outcome = files.read_json_object(folder.exit)
+    outcome = files.read_json_object(f"{folder.path}/{EXIT}")
     if outcome is not None and "preset" in outcome:
         keys = ("step", "total_steps", "loss")
         return RunStatus(

@@ -20,6 +20,7 @@ from iisft.runs.folder import RunFolder
 
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
+_LONGEST_BACKOFF_S = 60.0
 
 
 class Supervisor:
@@ -33,6 +34,8 @@ class Supervisor:
         self.record = record
         self.restarts = 0
         self._crashes: set[tuple[int, str]] = set()
+        self._furthest = -1
+        self._vain_restarts = 0
         self._attempt: Attempt | None = None
         self._told_to_end = False
 
@@ -71,7 +74,9 @@ class Supervisor:
 
     def _wait_for_restart(self, ending: Ending) -> bool:
         """The pause before another start; False when a stop is asked for meanwhile."""
-        pause = _FIRST_BACKOFF_S * _BACKOFF_FACTOR**self.restarts
+        self._vain_restarts = 0 if ending.step > self._furthest else self._vain_restarts + 1
+        self._furthest = max(self._furthest, ending.step)
+        pause = min(_FIRST_BACKOFF_S * _BACKOFF_FACTOR**self._vain_restarts, _LONGEST_BACKOFF_S)
         self.restarts += 1
         self.folder.append_event("state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s")
         deadline = time.monotonic() + pause
