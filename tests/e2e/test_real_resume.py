@@ -13,15 +13,6 @@ from iisft.runs.checkpoints import SEAL
 from iisft.runs.folder import RunFolder
 
 CLI = Callable[..., Any]
-# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is no such device.
-LOAD_ON_CPU_RANKS = """
-import os
-if "LOCAL_RANK" in os.environ:
-    import torch
-    torch.serialization.register_package(
-        5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
-    )
-"""
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -53,11 +44,8 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     iisft: CLI,
     train: CLI,
     workspace: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    loading_on_cpu_ranks: None,
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(LOAD_ON_CPU_RANKS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     size = ("--set", "train.max_steps=60", "--set", "save.every_steps=7")
     whole, part = (RunFolder(workspace / "runs" / name) for name in ("whole", "part"))
     assert train(*size, name="whole", gpus=ranks).code == 0

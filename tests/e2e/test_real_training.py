@@ -157,18 +157,29 @@ def test_two_nodes_share_one_run(two_nodes: Callable[..., list[int]], workspace:
     assert node_states(run) == ["running", "finished"]
 
 
-def test_a_stop_reaches_every_node_and_leaves_a_checkpoint(
-    iisft: CLI, two_nodes: Callable[..., list[int]], workspace: Path
+def test_a_stop_reaches_every_node_and_a_resume_brings_them_back(
+    iisft: CLI, two_nodes: Callable[..., list[int]], workspace: Path, loading_on_cpu_ranks: None
 ) -> None:
     assert two_nodes("--set", "train.max_steps=100000", "--detach") == [0, 0]
     folders = [RunFolder(workspace / "runs" / "run", node) for node in (0, 1)]
-    until(lambda: any(event["kind"] == "metrics" for event in folders[0].read_events()))
+
+    def last_step() -> int:
+        return max((event["step"] for event in folders[0].read_events() if event["kind"] == "metrics"), default=0)
+
+    until(last_step)
     assert iisft("stop", "run").code == 0
     until(lambda: all(folder.exit.exists() for folder in folders))
-    assert checkpoints(folders[0].output, 2, thorough=True)[-1].complete
-    assert json.loads(folders[0].exit.read_text())["state"] == "stopped"
-    assert node_states(folders[0].path) == ["running", "stopping", "stopped"]
+    stopped_at = checkpoints(folders[0].output, 2, thorough=True)[-1]
+    assert stopped_at.complete
+    assert [json.loads(folder.exit.read_text())["state"] for folder in folders] == ["stopped", "stopped"]
     assert [process.processes_of_run(folder.marker) for folder in folders] == [[], []]
+    for rank in (1, 0):
+        resumed = iisft("resume", "run", "--node-rank", str(rank), "--detach", "--json")
+        assert json.loads(resumed.out)["from_step"] == stopped_at.step, resumed.err
+    until(lambda: last_step() > stopped_at.step)
+    assert iisft("stop", "run").code == 0
+    until(lambda: all(folder.exit.exists() for folder in folders))
+    assert node_states(folders[0].path) == ["running", "stopping", "stopped"] * 2
 
 
 def test_the_script_trains_without_iisft_with_the_same_arguments(

@@ -133,5 +133,7 @@ def _environment(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
     if missing:
         text = f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in no file"
         raise EnvironmentFault("secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=...")
+    if folder.node_rank:
+        own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
     shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}
     return shell | inherited(os.environ) | own
