@@ -386,5 +386,5 @@ def test_out_of_memory_is_told_with_its_phase_and_its_fix(
     fake_trainer(f"log:{EXCERPTS / 'gpu-out-of-memory'}.log")
     train()
     outcome = json.loads(folder.exit.read_text())
-    assert "OutOfMemoryError" in outcome["reason"] and " while training at step 2 " in outcome["reason"]
+    assert outcome["reason"].startswith("while training at step 2: torch.OutOfMemoryError: ")
     assert f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]

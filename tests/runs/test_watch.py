@@ -99,7 +99,7 @@ def test_the_whole_picture_of_a_running_run(iisft: CLI, folder: RunFolder) -> No
         "                  ⠑⢄⡀",
         "       1            ⠈⠢⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀",
         "",
-        "checkpoints  2 4",
+        "saved at     2 4",
         "restarts     1  SIGKILL ended the trainer at step 3",
         "",
         "GPU  NAME                    BUSY  MEMORY         TEMP            POWER",
@@ -223,7 +223,7 @@ def test_only_the_last_findings_and_checkpoints_are_shown(iisft: CLI, folder: Ru
     happened(folder, step(1), *findings, *({"kind": "checkpoint", "step": 1000 * n} for n in range(1, 60)))
     out = iisft("watch", "--once").out.splitlines()
     kept = " ".join(str(1000 * n) for n in range(46, 60))
-    assert f"checkpoints  … {kept}" in out
+    assert f"saved at     … {kept}" in out
     start = out.index("3 earlier findings: iisft status")
     assert out[start + 1 :] == [f"info: message {n}" for n in range(3, 8)]
 

@@ -143,10 +143,10 @@ def _milestones(history: History, width: int) -> list[Text]:
     lines = []
     if history.checkpoints:
         steps = " ".join(str(step) for step in history.checkpoints)
-        room = width - len("checkpoints  ")
+        room = width - len("saved at     ")
         if len(steps) > room:
             steps = "… " + steps[-(room - 2) :].partition(" ")[2]
-        lines.append(_line(f"checkpoints  {steps}"))
+        lines.append(_line(f"saved at     {steps}"))
     if history.restarts:
         lines.append(_line(f"restarts     {len(history.restarts)}  {history.restarts[-1]}", "yellow"))
     return [_line(), *lines] if lines else []

@@ -155,7 +155,7 @@ def _resume_all_lost(workspace: Workspace, *, as_json: bool) -> None:
     results: list[dict[str, object]] = []
     first_failure: IisftError | None = None
     for status in all_runs(workspace):
-        if status.state != "lost" and status.supervised:
+        if not status.folder.record.exists() or (status.state != "lost" and status.supervised):
             continue
         try:
             resumed = bring_back(status.folder)

@@ -106,6 +106,8 @@ _FIXED = (
     "trust_remote_code",
     "use_cpu",
     "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "enable_jit_checkpoint",
 )
 
 

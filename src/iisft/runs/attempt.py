@@ -186,9 +186,9 @@ class Attempt:
         cause = error_in(lines)
         how = self._how(returncode)
         if known := failures.diagnose(lines):
-            where = f" while {self.phase} at step {step}" if known.kind in ("memory", "disk") else ""
-            self._finding(known.id, known.cause + where, severity="error", fix=known.fix)
-            text = f"{cause or known.cause}{where} ({how})"
+            where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
+            self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
+            text = f"{where}{cause or known.cause} ({how})"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if not cause and returncode in (0, None):
             text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"

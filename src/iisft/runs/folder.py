@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "resume.yaml"
 
     @property
+    def reserve(self) -> Path:
+        """Room on the disk that is given back before the end is recorded."""
+        return self.path / f".reserve{self._node}"
+
+    @property
     def supervisor_lock(self) -> Path:
         """Held by this node's supervisor as long as it lives."""
         return self.path / f".supervisor{self._node}.lock"

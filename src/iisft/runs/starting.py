@@ -57,7 +57,7 @@ def start(folder: RunFolder, record: dict[str, Any]) -> Start:
     argv = list(record["argv"])
     if not folder.node_rank:
         for name in checkpoints.put_torn_aside(folder.output, from_step):
-            message = f"{name}: it was not complete, so it was put aside"
+            message = f"{name} was not complete, so it was put aside; delete it when you need the room"
             folder.append_event("finding", id="torn-checkpoint", severity="warn", message=message)
         folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
     if folder.output.exists():

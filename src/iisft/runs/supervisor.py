@@ -21,6 +21,7 @@ from iisft.runs.folder import RunFolder
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
 _LONGEST_BACKOFF_S = 60.0
+_RESERVE_BYTES = 256 * 1024
 
 
 class Supervisor:
@@ -42,6 +43,8 @@ class Supervisor:
     def run(self) -> None:
         """Supervise to the end."""
         process.on_terminate(self._on_signal)
+        with contextlib.suppress(OSError):
+            self.folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
         start = starting.adopt(self.folder)
         while True:
             try:
@@ -92,6 +95,7 @@ class Supervisor:
         if ending.state == "failed" and self.folder.stop_request.exists() and ending.passing:
             ending = replace(ending, state="stopped", reason=f"stopped on request after: {ending.reason}")
         outcome = self._outcome(ending)
+        self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.folder.append_event("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
 
