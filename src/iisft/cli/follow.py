@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 _WIDTH_WITH_BAR = 120
 
 
-def follow(folder: RunFolder, *, verbose: bool) -> RunStatus:
-    """Show the run until it ends. Ctrl-C asks it to stop with a checkpoint, a second one kills it."""
+def follow(folder: RunFolder, *, verbose: bool, log_offset: int = 0) -> RunStatus:
+    """Show the run until it ends. Ctrl-C asks it to stop with a checkpoint, a second one kills it.
+
+    Args:
+        folder: the run.
+        verbose: the trainer's lines on a terminal too.
+        log_offset: bytes of the log that were there before.
+    """
     show: Callable[[], None]
     bar = None
     if sys.stderr.isatty() and not verbose:
         bar = _Bar(folder)
         show = bar.update
     else:
-        show = _LogLines(folder).update
+        show = _LogLines(folder, log_offset).update
     interrupts = 0
     try:
         while True:
@@ -55,8 +61,8 @@ def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:
 class _LogLines:
     """Copies the trainer's lines to stderr."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._lines = LineFollower(folder.train_log)
+    def __init__(self, folder: RunFolder, offset: int) -> None:
+        self._lines = LineFollower(folder.train_log, offset)
 
     def update(self) -> None:
         for line in self._lines.read():

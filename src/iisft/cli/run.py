@@ -131,6 +131,7 @@ def resume(
         _resume_all_lost(workspace, as_json=as_json)
         return
     folder = RunFolder(find_run(workspace, run).path, node_rank)
+    log_offset = folder.train_log.stat().st_size if folder.train_log.exists() else 0
     resumed = bring_back(folder, accept_drift=accept_drift)
     console.say(_describe(resumed))
     if detach:
@@ -139,7 +140,7 @@ def resume(
         else:
             console.out(folder.id)
         return
-    ended = follow(folder, verbose=verbose)
+    ended = follow(folder, verbose=verbose, log_offset=log_offset)
     if as_json:
         console.out_json(ended.as_full_json())
     else:

@@ -1,5 +1,6 @@
 """One life of a trainer: started, or adopted when its supervisor died; watched until it ends."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,11 @@ _NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 w
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a trainer ended. `passing` = crashed for a reason that another start may not meet."""
+    """How a trainer ended.
+
+    `passing`: it crashed for a reason that another start may not meet. `cause` is the same for the same reason, where
+    `reason` has figures that differ each time.
+    """
 
     state: Literal["finished", "stopped", "failed", "lost"]
     reason: str
@@ -28,6 +33,7 @@ class Ending:
     returncode: int | None = None
     fix: str = ""
     passing: bool = False
+    cause: str = ""
 
 
 class Attempt:
@@ -126,7 +132,7 @@ class Attempt:
 
     def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
         step, total = self._progress()
-        self.fault = Ending("failed", message, step, total, fix=fix, passing=passing)
+        self.fault = Ending("failed", message, step, total, fix=fix, passing=passing, cause=finding)
         self._finding(finding, message, severity="error", fix=fix)
 
     def _finding(self, finding: str, message: str, *, severity: str, fix: str = "") -> None:
@@ -140,15 +146,18 @@ class Attempt:
                 continue
             if not saved.complete:
                 writing = writing or (not saved.folder.name.startswith("torn-") and saved.step >= self.step)
-            elif not checkpoints.is_sealed(saved):
-                try:
-                    checkpoints.seal(saved, self._world_size)
-                except OSError:
-                    continue  # rotated away meanwhile, or a full disk: the next round looks again
+            elif checkpoints.is_sealed(saved) or self._seal(saved):
                 self.kept = saved.step
                 self._disk.needed = checkpoints.sealed_size(saved)
-                self.folder.append_event("checkpoint", step=saved.step)
         return writing
+
+    def _seal(self, saved: checkpoints.Saved) -> bool:
+        try:
+            checkpoints.seal(saved, self._world_size)
+        except OSError:
+            return False  # rotated away meanwhile, or a full disk: the next round looks again
+        self.folder.append_event("checkpoint", step=saved.step)
+        return True
 
     def _answer_stop_request(self, *, at_end: bool) -> None:
         request = files.read_json_object(self.folder.stop_request)
@@ -157,7 +166,8 @@ class Attempt:
         now = bool((request or {}).get("now"))
         if self.stop_deadline is None and not now and self.log.proofs:  # they train, so they look for the request
             if request is None:
-                files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
+                with contextlib.suppress(OSError):  # a full disk: the deadline will end it
+                    files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
             grace = max(_MIN_STOP_GRACE_S, 3 * (self.recorder.median_step_s or 0.0) + 120)
             self.stop_deadline = time.monotonic() + grace
             self.folder.append_event("state", state="stopping", message="asked for a checkpoint after this step")

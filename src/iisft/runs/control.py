@@ -82,10 +82,11 @@ def remove(folder: RunFolder) -> None:
     Raises:
         RunStateError: it is running, or can't be deleted.
     """
-    check_removable(folder)
     hidden = folder.path.with_name(f".removed-{folder.id}-{time.time_ns()}")
     try:
-        folder.path.rename(hidden)
+        with resume.only_one(folder):
+            check_removable(folder)
+            folder.path.rename(hidden)
         shutil.rmtree(hidden)
     except OSError as error:
         raise RunStateError("not-removed", f"can't be deleted: {error.strerror}", where=str(folder.path)) from error

@@ -47,7 +47,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path))
-    with _only_one(folder):
+    with only_one(folder):
         if status_of(folder).live:  # another resume was faster
             raise RunStateError("already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}")
         record = record_of(folder)
@@ -73,7 +73,7 @@ def attach(folder: RunFolder) -> None:
         RunStateError: someone else is doing that.
         RunFailed: the supervisor died at once.
     """
-    with _only_one(folder):
+    with only_one(folder):
         processes = files.read_json_object(folder.processes) or {}
         trainer = ProcessIdentity.from_json(processes.get("trainer"))
         # A later restart must meet what the trainer met, secrets included; only its own environment has them all.
@@ -84,7 +84,13 @@ def attach(folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(folder: RunFolder) -> Iterator[None]:
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Keep every other command from bringing back or removing this run meanwhile.
+
+    Raises:
+        RunStateError: another one is at it.
+        EnvironmentFault: the folder can't be written.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(files.exclusive_lock(folder.resume_lock))
@@ -97,7 +103,7 @@ def _only_one(folder: RunFolder) -> Iterator[None]:
 
 
 def _already_resuming(folder: RunFolder) -> RunStateError:
-    text = f"{folder.id} is being resumed by another command"
+    text = f"{folder.id} is being resumed or removed by another command"
     return RunStateError("already-resuming", text, where=str(folder.path), fix=f"iisft watch {folder.id}")
 
 

@@ -70,7 +70,7 @@ class Supervisor:
         """Not what would come again, and not with several nodes: one alone can't rejoin the others."""
         if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
             return False
-        crash = (ending.step, ending.reason)
+        crash = (ending.step, ending.cause or ending.reason)
         known = crash in self._crashes
         self._crashes.add(crash)
         return not known and self.restarts < int(self.record["watch"]["restarts"]) and not self._told_to_end
