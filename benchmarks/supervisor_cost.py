@@ -32,6 +32,7 @@ def make_run(home: Path) -> RunFolder:
     }
     record = {
         "preset_name": "mi50",
+        "preset": {"sharding": "none", "hardware": {"vendor": "cpu"}},
         "created": time.time(),
         "argv": [sys.executable, str(FAKE), "train", "train.yaml"],
         "ranks": 1,

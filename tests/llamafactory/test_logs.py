@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from iisft.llamafactory.logs import Begin, Metrics, TrainerLog, error_in, last_lines
+from iisft.llamafactory.logs import Begin, Metrics, TrainerLog, dead_rank, error_in, last_lines
 
 STARTS = "[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running training *****\n"
 SUMMARY = """[INFO|trainer.py:1468] 2026-11-23 23:01:56,861 >>   Num examples = 5,600
@@ -121,3 +121,25 @@ def test_a_data_row_that_the_trainer_prints_forges_neither_proof_nor_metrics(tmp
     metrics.write_text(entry(1, loss=1.0))
     assert [m.grad_norm for m in trainer.read()] == [2.0]
     assert trainer.proofs == {0: {"rank": 0, "forged": False}}
+
+
+def test_the_rank_that_was_killed_is_named_from_torchruns_report() -> None:
+    report = """\
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+/venv/lib/llamafactory/launcher.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-24_03:40:10
+  host      : box
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 31337)
+  error_file: <N/A>
+  traceback : Signal 9 (SIGKILL) received by PID 31337
+============================================================"""
+    assert (error_in(report.splitlines()), dead_rank(report.splitlines())) == ("", "rank 1 was killed (SIGKILL)")
+    assert dead_rank(["  rank      : 1 (local_rank: 1)", "  traceback : To enable traceback see: ..."]) == ""

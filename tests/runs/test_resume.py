@@ -232,6 +232,20 @@ def test_a_torn_checkpoint_is_put_aside_and_listed(
     assert steps(folder) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_that_lost_every_whole_checkpoint_does_not_begin_anew_by_itself(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    assert iisft("stop", "run").code == 0
+    for checkpoint in folder.output.glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    refused = iisft("resume", "run", "--json")
+    assert (refused.code, json.loads(refused.out)["error"]["code"]) == (6, "no-whole-checkpoint")
+    assert sorted(path.name for path in folder.output.glob("*checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_of_two_resumes_one_wins(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI) -> None:
     fake_trainer("hang-once")
     train("--detach")

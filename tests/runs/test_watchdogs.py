@@ -45,6 +45,7 @@ def first_objection(watch: NanWatch, pairs: list[tuple[float | None, float | Non
         ([(0.0, NAN), (0.0, NAN)], 2),
         ([(0.0, 0.0), (0.0, 0.0)], 2),
         ([(0.0, 1.0), (0.0, 1.0)], None),
+        ([(5.63, 0.0), (5.63, 0.0)], 2),
         ([(NAN, None), (None, None), (NAN, None)], 3),
     ],
 )

@@ -24,6 +24,9 @@ _SUMMARY = {
 _TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
 _ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$")
+# torch.distributed.elastic's failure report
+_REPORTED_RANK = re.compile(r"^\s+rank\s+: (\d+) \(local_rank: \d+\)$")
+_REPORTED_SIGNAL = re.compile(r"^\s+traceback : Signal \d+ \((SIG\w+)\) received by PID \d+$")
 _NOT_THE_CAUSE = ("CalledProcessError", "ChildFailedError", "SignalException", "DistNetworkError")
 
 
@@ -155,6 +158,17 @@ def error_in(lines: Sequence[str]) -> str:
         match = _ERROR.match(line.strip())
         if match and match[1].rpartition(".")[2] not in _NOT_THE_CAUSE:
             return f"{match[1]}: {match[2]}".rstrip(": ")
+    return ""
+
+
+def dead_rank(lines: Sequence[str]) -> str:
+    """Which rank torchrun saw killed first, from the report at its end, or ""."""
+    rank = ""
+    for line in lines:
+        if match := _REPORTED_RANK.match(line):
+            rank = match[1]
+        elif (match := _REPORTED_SIGNAL.match(line)) and rank:
+            return f"rank {rank} was killed ({match[1]})"
     return ""
 
 

@@ -158,7 +158,7 @@ def rule_unproven_sharding(preset: Preset, world_size: int) -> Iterator[Objectio
         yield Objection(
             ("sharding",),
             "sharding-unverified",
-            f"sharding {preset.sharding} is passed on to LLaMA-Factory, but was not run on GPUs with iisft",
+            f"sharding {preset.sharding} is passed on to LLaMA-Factory; iisft ran and resumed it on no GPU yet",
             "sharding: none where the model fits",
             severity="warn",
         )

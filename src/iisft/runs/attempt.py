@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iisft import files, process
-from iisft.llamafactory.logs import TrainerLog, error_in, last_lines
+from iisft.llamafactory.logs import TrainerLog, dead_rank, error_in, last_lines
 from iisft.runs import checkpoints, hang, starting
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected, Observed, differences
@@ -193,19 +193,19 @@ class Attempt:
         from iisft.llamafactory import failures  # a table that a run that goes well never needs
 
         lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
-        cause = error_in(lines)
-        how = self._how(returncode)
+        exception, how = error_in(lines), self._how(returncode)
         if known := failures.diagnose(lines):
             where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
-            text = f"{where}{cause or known.cause} ({how})"
+            text = f"{where}{exception or known.cause} ({how})"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
-        if not cause and returncode in (0, None):
+        if not exception and returncode in (0, None):
             text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"
             return Ending("failed", text, step, total, returncode, passing=True)
         # An exception before the first step comes again at each start; a killed process says nothing about the next.
-        passing = self.step > self.start.from_step or not cause
-        return Ending("failed", f"{cause or 'the trainer died'} ({how})", step, total, returncode, passing=passing)
+        passing = self.step > self.start.from_step or not exception
+        cause = exception or dead_rank(lines) or "the trainer died"
+        return Ending("failed", f"{cause} ({how})", step, total, returncode, passing=passing)
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):

@@ -11,7 +11,7 @@ from iisft import files, process
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.process import ProcessIdentity
-from iisft.runs import drift
+from iisft.runs import drift, starting
 from iisft.runs.folder import RunFolder
 from iisft.runs.spawn import start_supervisor
 from iisft.runs.state import status_of
@@ -32,7 +32,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
 
     Raises:
         RunStateError: it is running, finished or being resumed by someone else; it drifted (with the list of what
-            differs); or its folder was moved.
+            differs); its folder was moved; or it has lost the checkpoints that it had.
         EnvironmentFault: its interpreter or a secret of its environment is missing.
         RunFailed: the supervisor died at once.
     """
@@ -59,6 +59,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
             raise RunStateError("drift", text, where=str(folder.path), fix=fix)
         if found:
             folder.append_event("finding", id="drift", severity="warn", message="resumed with " + "; ".join(found))
+        starting.whole_checkpoint(folder, record, thorough=False)
         for name in (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
         start_supervisor(folder, env)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from iisft import files, process
+from iisft.errors import RunStateError
 from iisft.llamafactory.logs import PROOF_VARIABLE, Begin
 from iisft.process import Adopted, Child, ProcessIdentity
 from iisft.runs import checkpoints
+from iisft.runs.checkpoints import Saved
 from iisft.runs.folder import RunFolder
 
 STOP_VARIABLE = "IISFT_STOP_FILE"
@@ -44,15 +46,38 @@ def adopt(folder: RunFolder) -> Start | None:
     return start
 
 
+def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: bool) -> Saved | None:
+    """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing is lost anew.
+
+    Raises:
+        RunStateError: there were whole checkpoints and none is left, or they are of a kind that iisft can't check.
+    """
+    sharding = record["preset"]["sharding"]
+    if sharding == "fsdp" and folder.output.exists():
+        text = "fsdp's checkpoints are of a kind that iisft can't check: none of them was ever resumed"
+        raise RunStateError(
+            "resume-unverified", text, where=str(folder.output), fix=f"use {folder.train_yaml} yourself"
+        )
+    saved = checkpoints.newest_complete(folder.output, int(record["expected"]["world_size"]), thorough=thorough)
+    if saved is None and any(event["kind"] == "checkpoint" for event in folder.read_events()):
+        raise RunStateError(
+            "no-whole-checkpoint",
+            "every checkpoint that was whole once is torn or gone; iisft does not begin anew by itself",
+            where=str(folder.output),
+            fix=f"iisft train --preset '{folder.preset}' --name another-name",
+        )
+    return saved
+
+
 def start(folder: RunFolder, record: dict[str, Any]) -> Start:
     """Start the trainer from the last complete checkpoint, from the beginning when there is none.
 
     Raises:
         OSError: the folder can't be written, or the trainer can't be started.
+        RunStateError: as whole_checkpoint.
     """
     process.kill_run(folder.marker)  # ranks that outlived an earlier trainer
-    ranks = int(record["expected"]["world_size"])
-    saved = checkpoints.newest_complete(folder.output, ranks, thorough=True)
+    saved = whole_checkpoint(folder, record, thorough=True)
     from_step = saved.step if saved else 0
     argv = list(record["argv"])
     if not folder.node_rank:
@@ -76,7 +101,7 @@ def start(folder: RunFolder, record: dict[str, Any]) -> Start:
     return started
 
 
-def _resume_yaml(folder: RunFolder, saved: checkpoints.Saved | None) -> str:
+def _resume_yaml(folder: RunFolder, saved: Saved | None) -> str:
     """The checkpoint is always named: LLaMA-Factory itself would take the highest number, torn or not."""
     own = ("overwrite_output_dir:", "resume_from_checkpoint:")
     lines = [line for line in folder.train_yaml.read_text(encoding="utf-8").splitlines() if not line.startswith(own)]

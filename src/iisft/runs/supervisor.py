@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
+from iisft.errors import RunStateError
 from iisft.models.view import restore_base_model_name
 from iisft.runs import starting
 from iisft.runs.attempt import Attempt, Ending
@@ -49,8 +50,9 @@ class Supervisor:
         while True:
             try:
                 start = start or starting.start(self.folder, self.record)
-            except OSError as error:
-                self._finish(Ending("failed", f"the trainer can't be started: {error}", 0, 0))
+            except (OSError, RunStateError) as error:
+                fix = error.fix if isinstance(error, RunStateError) else ""
+                self._finish(Ending("failed", f"the trainer can't be started: {error}", 0, 0, fix=fix))
                 return
             self._attempt = Attempt(self.folder, self.record, start)
             self._attempt.told_to_end = self._told_to_end

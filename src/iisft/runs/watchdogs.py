@@ -35,8 +35,8 @@ class NanWatch:
         if loss is None or self.reaction == "ignore":
             return ""
         no_gradient = norm is not None and not math.isfinite(norm)
-        # With logging_nan_inf_filter a NaN loss is logged as 0.0.
-        lost = not math.isfinite(loss) or (loss == 0.0 and (norm == 0.0 or no_gradient))
+        # With logging_nan_inf_filter a NaN loss is logged as 0.0; ZeRO-3 on the CPU gave grad_norm 0 at any loss.
+        lost = not math.isfinite(loss) or norm == 0.0 or (loss == 0.0 and no_gradient)
         overflow = no_gradient and self.with_scaler and not lost
         self._broken = self._broken + 1 if lost or (no_gradient and not overflow) else 0
         self._overflows = self._overflows + 1 if overflow else 0
