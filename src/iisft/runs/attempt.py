@@ -131,7 +131,7 @@ class Attempt:
         return total is not None and self.start.from_step >= total and bool(self.record.get("observed"))
 
     def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
-        step, total = self._progress()
+        step, total = self.progress()
         self.fault = Ending("failed", message, step, total, fix=fix, passing=passing, cause=finding)
         self._finding(finding, message, severity="error", fix=fix)
 
@@ -178,7 +178,7 @@ class Attempt:
 
     def _ending(self, returncode: int | None) -> Ending:
         """How it ended, from everything but the trainer's own word: a stopped run ends with 0 as well."""
-        step, total = self._progress()
+        step, total = self.progress()
         if self.fault is not None:
             return self.fault
         if self._did_all(returncode, step, total):
@@ -224,7 +224,7 @@ class Attempt:
     def _kept_text(self) -> str:
         return f"checkpoint-{self.kept}" if self.kept is not None else "no checkpoint"
 
-    def _progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int]:
         """Step and total, from the trainer's state when it wrote one, else from the last metrics."""
         state = files.read_json_object(self.folder.trainer_state) or {}
         try:

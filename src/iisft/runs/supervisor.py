@@ -52,7 +52,9 @@ class Supervisor:
                 start = start or starting.start(self.folder, self.record)
             except (OSError, RunStateError) as error:
                 fix = error.fix if isinstance(error, RunStateError) else ""
-                self._finish(Ending("failed", f"the trainer can't be started: {error}", 0, 0, fix=fix))
+                reason = f"the trainer can't be started: {error}"
+                before = self._attempt.progress() if self._attempt else (0, 0)
+                self._finish(Ending("failed", reason, *before, fix=fix))
                 return
             self._attempt = Attempt(self.folder, self.record, start)
             self._attempt.told_to_end = self._told_to_end
