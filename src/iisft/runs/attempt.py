@@ -96,9 +96,10 @@ class Attempt:
 
     def _watch(self, *, moved: bool) -> None:
         if sentence := self._hang.look(self.phase, moved=moved, median_step_s=self.recorder.median_step_s):
+            seen = hang.gpu_use()
             stacks = hang.collect_stacks(self.folder)
             fix = hang.likely_causes(self.record)
-            self._fail("hang", f"{sentence} at step {self.step}; {stacks}", fix=fix, passing=True)
+            self._fail("hang", f"{sentence} at step {self.step}{seen}; {stacks}", fix=fix, passing=True)
         for finding in (self._disk.look(), self._thermal.look()):
             if finding is not None:
                 self.folder.append_event("finding", **finding)

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from iisft import files, process
+from iisft.hardware import telemetry
 from iisft.runs.folder import RunFolder
 
 _PY_SPY_TIMEOUT_S = 20.0
@@ -39,6 +40,12 @@ def collect_stacks(folder: RunFolder) -> str:
     except OSError as error:
         return f"stacks can't be written: {error.strerror}"
     return f"stacks are in {file}"
+
+
+def gpu_use() -> str:
+    """How busy each GPU is: all at 100 % beside a standing run is a collective that waits, 0 % a rank that does."""
+    shares = ["?" if gpu.busy_percent is None else f"{gpu.busy_percent:.0f} %" for gpu in telemetry.sample()]
+    return f"; GPUs busy {', '.join(shares)}" if shares else ""
 
 
 def likely_causes(record: dict[str, Any]) -> str:
