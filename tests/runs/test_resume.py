@@ -84,7 +84,7 @@ def test_the_same_crash_at_the_same_step_is_not_tried_a_third_time(
 ) -> None:
     fake_trainer("crash-at-3")
     assert train().code == 1
-    assert ended(folder) == ("failed", "the trainer died (SIGKILL)")
+    assert ended(folder) == ("failed", "the trainer was killed (SIGKILL)")
     assert status_of(folder).restarts == 1
 
 

@@ -15,6 +15,7 @@ from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
+_KILLED_FIX = "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
 _NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 with eager overflows on Qwen2)"
 
 
@@ -194,19 +195,24 @@ class Attempt:
         from iisft.llamafactory import failures  # a table that a run that goes well never needs
 
         lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
-        exception, how = error_in(lines), self._how(returncode)
-        if known := failures.diagnose(lines):
+        exception, killed, how = error_in(lines), dead_rank(lines), self._how(returncode)
+        known = failures.diagnose(lines)
+        if known and not (killed and known.kind == "communication"):  # the others only lost the one that was killed
             where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
             text = f"{where}{exception or known.cause} ({how})"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
+        if killed or how == "SIGKILL":
+            cause = killed or "the trainer was killed (SIGKILL)"
+            self._finding("killed", cause, severity="error", fix=_KILLED_FIX)
+            return Ending("failed", cause, step, total, returncode, _KILLED_FIX, passing=True)
         if not exception and returncode in (0, None):
             text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"
             return Ending("failed", text, step, total, returncode, passing=True)
-        # An exception before the first step comes again at each start; a killed process says nothing about the next.
+        # An exception before the first step comes again at each start.
         passing = self.step > self.start.from_step or not exception
-        cause = exception or dead_rank(lines) or "the trainer died"
-        return Ending("failed", f"{cause} ({how})", step, total, returncode, passing=passing)
+        text = f"{exception or 'the trainer died'} ({how})"
+        return Ending("failed", text, step, total, returncode, passing=passing)
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):
