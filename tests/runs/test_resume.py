@@ -100,7 +100,7 @@ def test_a_hang_is_seen_its_stacks_are_kept_and_the_run_goes_on(
     train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
     fake_trainer("hang-once")
-    assert train("--set", "watch.hang_min_s=0.3").code == 0
+    assert train("--set", "watch.hang_min_s=0.6").code == 0
     (finding,) = [event for event in folder.read_events() if event["kind"] == "finding"]
     assert (finding["id"], finding["severity"]) == ("hang", "error")
     assert "no sign of life for" in finding["message"] and f"stacks are in {folder.train_log}" in finding["message"]
