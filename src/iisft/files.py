@@ -50,10 +50,18 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line with a single write, so that concurrent readers see it whole or not at all."""
+    """Append one line whole or not at all, so that concurrent readers never see a part of it.
+
+    Raises:
+        OSError: the disk is full, or the file can't be written.
+    """
+    content = line.rstrip("\n").encode("utf-8") + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        os.write(descriptor, line.rstrip("\n").encode("utf-8") + b"\n")
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, content) != len(content):  # the disk became full in the middle
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

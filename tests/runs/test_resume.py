@@ -176,6 +176,21 @@ def test_everything_killed_then_resumed_is_one_curve(
     assert "resume_from_checkpoint" in folder.resume_yaml.read_text()
 
 
+def test_steps_that_nobody_saw_but_that_stand_in_the_checkpoint_are_recorded(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("ok", STEPS="60", STEP_S="0.1")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    process.kill([supervisor_of(folder)])
+    seen = max(steps(folder))
+    until(lambda: any(int(path.name[11:]) > seen + 4 for path in folder.output.glob("checkpoint-*")))
+    lose(folder)
+    assert iisft("resume", "run").code == 0
+    assert steps(folder) == list(range(1, 61))
+    assert {event["grad_norm"] for event in folder.read_events() if event["kind"] == "metrics"} == {2.102}
+
+
 def test_a_stopped_run_goes_on_where_it_stopped(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from iisft import files, process
 from iisft.llamafactory.logs import TrainerLog, dead_rank, error_in, last_lines
-from iisft.runs import checkpoints, hang, starting
+from iisft.runs import checkpoints, hang
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected, Observed, differences
-from iisft.runs.recorder import Recorder
+from iisft.runs.recorder import Events, Recorder
+from iisft.runs.starting import Start
 from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 _POLL_S = 1.0
@@ -40,13 +41,14 @@ class Ending:
 class Attempt:
     """A trainer and what is known about its life."""
 
-    def __init__(self, folder: RunFolder, record: dict[str, Any], start: "starting.Start") -> None:
+    def __init__(self, folder: RunFolder, record: dict[str, Any], start: Start, events: Events) -> None:
         self.folder = folder
+        self.events = events
         self.record = record
         self.start = start
         self.expected = Expected(**record["expected"])
         self.log = TrainerLog.follow(folder.train_log, folder.trainer_log, start.begin, start.proof_word)
-        self.recorder = Recorder(folder, adopted=start.adopted)
+        self.recorder = Recorder(folder, events, adopted=start.adopted)
         self.proven = False
         self.fault: Ending | None = None
         self.stop_deadline: float | None = None
@@ -79,6 +81,7 @@ class Attempt:
 
     def _look(self, *, at_end: bool = False) -> None:
         """One round: take in the log, prove, watch, answer a stop request."""
+        self.events.flush()
         arrived = self.recorder.take(self.log.read(at_end=at_end))
         for metrics in arrived:
             if (sentence := self._nan.see(metrics)) and self.fault is None:
@@ -103,7 +106,7 @@ class Attempt:
             self._fail("hang", f"{sentence} at step {self.step}{seen}; {stacks}", fix=fix, passing=True)
         for finding in (self._disk.look(), self._thermal.look()):
             if finding is not None:
-                self.folder.append_event("finding", **finding)
+                self.events.append("finding", **finding)
 
     def _prove(self, *, at_end: bool) -> None:
         """Compare as soon as everything was reported, and at the first step at the latest."""
@@ -120,7 +123,7 @@ class Attempt:
                 self.folder.update_record(observed=observed.as_json())
             except OSError:
                 return  # a full disk: without the record there is no proof, so the next round tries again
-        self.folder.append_event("observed", **observed.as_json())
+        self.events.append("observed", **observed.as_json())
         found = differences(self.expected, observed, self.record["ranks"], is_first_node=first_node)
         if found:
             self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
@@ -138,7 +141,7 @@ class Attempt:
         self._finding(finding, message, severity="error", fix=fix)
 
     def _finding(self, finding: str, message: str, *, severity: str, fix: str = "") -> None:
-        self.folder.append_event("finding", id=finding, severity=severity, message=message, fix=fix)
+        self.events.append("finding", id=finding, severity=severity, message=message, fix=fix)
 
     def _note_checkpoints(self) -> bool:
         """Seal what has become whole; whether one is being written now."""
@@ -158,7 +161,7 @@ class Attempt:
             checkpoints.seal(saved, self._world_size)
         except OSError:
             return False  # rotated away meanwhile, or a full disk: the next round looks again
-        self.folder.append_event("checkpoint", step=saved.step)
+        self.events.append("checkpoint", step=saved.step)
         return True
 
     def _answer_stop_request(self, *, at_end: bool) -> None:
@@ -172,7 +175,7 @@ class Attempt:
                     files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
             grace = max(_MIN_STOP_GRACE_S, 3 * (self.recorder.median_step_s or 0.0) + 120)
             self.stop_deadline = time.monotonic() + grace
-            self.folder.append_event("state", state="stopping", message="asked for a checkpoint after this step")
+            self.events.append("state", state="stopping", message="asked for a checkpoint after this step")
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
             if not at_end:

@@ -1,5 +1,6 @@
 """The run folder: every file name that a run has, and the reading and writing of its records."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -131,17 +132,20 @@ class RunFolder:
         files.write_json_atomically(self.record, (self.read_record() or {}) | values)
 
     def append_event(self, kind: str, **values: Any) -> None:
-        """One line of events.jsonl with its time. A full disk must not end the supervision, so it is let go."""
-        try:
-            files.append_line(self.events, json.dumps({"time": round(time.time(), 3), "kind": kind, **values}))
-        except OSError:
-            return
+        """One line of events.jsonl with its time; on a full disk it is let go."""
+        with contextlib.suppress(OSError):
+            files.append_line(self.events, event_line(kind, **values))
 
     def read_events(self) -> Iterator[dict[str, Any]]:
         """All whole events so far; torn lines are passed over."""
         for line in files.LineFollower(self.events).read():
             if (event := parse_event(line)) is not None:
                 yield event
+
+
+def event_line(kind: str, **values: Any) -> str:
+    """An event of this moment."""
+    return json.dumps({"time": round(time.time(), 3), "kind": kind, **values})
 
 
 def parse_event(line: str) -> dict[str, Any] | None:

@@ -1,14 +1,36 @@
 """What the trainer reports becomes events.jsonl: every step once, however often the trainer was started."""
 
+import contextlib
 import statistics
 import time
 from collections import deque
+from typing import Any
 
 from iisft import files
 from iisft.llamafactory.logs import Metrics
-from iisft.runs.folder import RunFolder, parse_event
+from iisft.runs.folder import RunFolder, event_line, parse_event
 
 _Position = tuple[int, bool]  # step, and whether it is the evaluation after that step
+
+
+class Events:
+    """Appends to events.jsonl in order. What finds no room on a full disk waits in memory until there is some."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._file = folder.events
+        self._waiting: deque[str] = deque()
+
+    def append(self, kind: str, **values: Any) -> None:
+        """One event with the present time. Never raises: a full disk must not end the supervision."""
+        self._waiting.append(event_line(kind, **values))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as there is room."""
+        with contextlib.suppress(OSError):
+            while self._waiting:
+                files.append_line(self._file, self._waiting[0])
+                self._waiting.popleft()
 
 
 class Recorder:
@@ -19,11 +41,12 @@ class Recorder:
 
     Args:
         folder: the run.
+        events: where to.
         adopted: the trainer was running before: what an earlier supervisor wrote of this life is not written again.
     """
 
-    def __init__(self, folder: RunFolder, *, adopted: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, events: Events, *, adopted: bool) -> None:
+        self._events = events
         self.last: Metrics | None = None
         self._recorded, written = _positions(folder)
         self._written: _Position = written if adopted else (-1, False)
@@ -55,7 +78,7 @@ class Recorder:
             timed["tokens_per_s"] = round((metrics.tokens - self._tokens) / step_s, 1)
         self._tokens = metrics.tokens if metrics.tokens is not None else self._tokens
         kind = "metrics" if _position(metrics) > self._recorded else "redone"
-        self.folder.append_event(kind, **metrics.as_json(), **timed)
+        self._events.append(kind, **metrics.as_json(), **timed)
         self._written = _position(metrics)
         self._recorded = max(self._recorded, self._written)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from iisft import files, process
 from iisft.errors import RunStateError
-from iisft.llamafactory.logs import PROOF_VARIABLE, Begin
+from iisft.llamafactory.logs import PROOF_VARIABLE, Begin, TrainerLog
 from iisft.process import Adopted, Child, ProcessIdentity
 from iisft.runs import checkpoints
 from iisft.runs.checkpoints import Saved
 from iisft.runs.folder import RunFolder
+from iisft.runs.recorder import Events, Recorder
 
 STOP_VARIABLE = "IISFT_STOP_FILE"
 
@@ -32,17 +33,17 @@ class Start:
         return isinstance(self.trainer, Adopted)
 
 
-def adopt(folder: RunFolder) -> Start | None:
+def adopt(folder: RunFolder, events: Events) -> Start | None:
     """Take over the trainer of a supervisor that died; None when there is no such trainer."""
     processes = files.read_json_object(folder.processes) or {}
     identity = ProcessIdentity.from_json(processes.get("trainer"))
     if identity is None or not identity.alive():
         return None
-    begin = Begin(int(processes.get("log_offset", 0)), int(processes.get("metrics_offset", 0)))
+    begin = _begin_of(processes)
     word = process.environment_of(identity.pid).get(PROOF_VARIABLE, "")
     start = Start(Adopted(identity), begin, word, int(processes.get("from_step", 0)))
     _record(folder, start)
-    folder.append_event("state", state="running", message="a new supervisor took over the running trainer")
+    events.append("state", state="running", message="a new supervisor took over the running trainer")
     return start
 
 
@@ -69,7 +70,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
     return saved
 
 
-def start(folder: RunFolder, record: dict[str, Any]) -> Start:
+def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
     """Start the trainer from the last complete checkpoint, from the beginning when there is none.
 
     Raises:
@@ -79,11 +80,12 @@ def start(folder: RunFolder, record: dict[str, Any]) -> Start:
     process.kill_run(folder.marker)  # ranks that outlived an earlier trainer
     saved = whole_checkpoint(folder, record, thorough=True)
     from_step = saved.step if saved else 0
+    _record_unseen_steps(folder, events, from_step)
     argv = list(record["argv"])
     if not folder.node_rank:
         for name in checkpoints.put_torn_aside(folder.output, from_step):
             message = f"{name} was not complete, so it was put aside; delete it when you need the room"
-            folder.append_event("finding", id="torn-checkpoint", severity="warn", message=message)
+            events.append("finding", id="torn-checkpoint", severity="warn", message=message)
         folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
     if folder.output.exists():
         argv[-1] = _resume_yaml(folder, saved)
@@ -97,8 +99,21 @@ def start(folder: RunFolder, record: dict[str, Any]) -> Start:
     }
     started = Start(Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step)
     _record(folder, started)
-    folder.append_event("state", state="running", from_step=from_step)
+    events.append("state", state="running", from_step=from_step)
     return started
+
+
+def _record_unseen_steps(folder: RunFolder, events: Events, up_to: int) -> None:
+    """What a trainer did after its supervisor had died, as far as it stands in the checkpoint: nobody does it again."""
+    processes = files.read_json_object(folder.processes)
+    if processes is not None:
+        log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes))
+        unseen = [metrics for metrics in log.read(at_end=True) if metrics.step <= up_to]
+        Recorder(folder, events, adopted=True).take(unseen)
+
+
+def _begin_of(processes: dict[str, Any]) -> Begin:
+    return Begin(int(processes.get("log_offset", 0)), int(processes.get("metrics_offset", 0)))
 
 
 def _resume_yaml(folder: RunFolder, saved: Saved | None) -> str:

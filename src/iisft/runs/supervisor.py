@@ -18,6 +18,7 @@ from iisft.models.view import restore_base_model_name
 from iisft.runs import starting
 from iisft.runs.attempt import Attempt, Ending
 from iisft.runs.folder import RunFolder
+from iisft.runs.recorder import Events
 
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
@@ -34,6 +35,7 @@ class Supervisor:
             raise SystemExit(f"no run to supervise in {folder.path}")
         self.folder = folder
         self.record = record
+        self.events = Events(folder)
         self.restarts = 0
         self._crashes: set[tuple[int, str]] = set()
         self._furthest = -1
@@ -46,17 +48,17 @@ class Supervisor:
         process.on_terminate(self._on_signal)
         with contextlib.suppress(OSError):
             self.folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
-        start = starting.adopt(self.folder)
+        start = starting.adopt(self.folder, self.events)
         while True:
             try:
-                start = start or starting.start(self.folder, self.record)
+                start = start or starting.start(self.folder, self.record, self.events)
             except (OSError, RunStateError) as error:
                 fix = error.fix if isinstance(error, RunStateError) else ""
                 reason = f"the trainer can't be started: {error}"
                 before = self._attempt.progress() if self._attempt else (0, 0)
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
-            self._attempt = Attempt(self.folder, self.record, start)
+            self._attempt = Attempt(self.folder, self.record, start, self.events)
             self._attempt.told_to_end = self._told_to_end
             ending = self._attempt.run()
             self.record = self.folder.read_record() or self.record
@@ -85,7 +87,7 @@ class Supervisor:
         self._furthest = max(self._furthest, ending.step)
         pause = min(_FIRST_BACKOFF_S * _BACKOFF_FACTOR**self._vain_restarts, _LONGEST_BACKOFF_S)
         self.restarts += 1
-        self.folder.append_event("state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s")
+        self.events.append("state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s")
         deadline = time.monotonic() + pause
         while time.monotonic() < deadline:
             if self._told_to_end or self.folder.stop_request.exists():
@@ -100,7 +102,7 @@ class Supervisor:
             ending = replace(ending, state="stopped", reason=f"stopped on request after: {ending.reason}")
         outcome = self._outcome(ending)
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
-        self.folder.append_event("state", **outcome)
+        self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
 
     def _restore_names(self) -> None:
@@ -108,7 +110,7 @@ class Supervisor:
             restore_base_model_name(self.folder.output, self.folder.model, self.record["model"]["folder"])
         except OSError as error:  # how the run ended matters more
             message = f"the adapters still name the view as their base model: {error.strerror}"
-            self.folder.append_event("finding", id="base-model-name", severity="warn", message=message)
+            self.events.append("finding", id="base-model-name", severity="warn", message=message)
 
     def _outcome(self, ending: Ending) -> dict[str, Any]:
         """All that a list of runs shows, so that it reads one file per ended run."""
