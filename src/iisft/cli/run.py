@@ -45,6 +45,8 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         if finding.get("fix"):
             console.out(f"  fix: {finding['fix']}")
     console.out(f"folder       {found.folder.path}")
+    if found.state in ("lost", "stopped", "failed"):
+        console.out(f"go on        iisft resume {found.folder.id}")
 
 
 def logs(
