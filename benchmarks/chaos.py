@@ -66,6 +66,16 @@ class Bench:
     def iisft(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([BINARIES / "iisft", *argv], env=os.environ, capture_output=True, text=True, check=False)
 
+    def resume(self, fault: str) -> None:
+        """The one command of a person; --from-start where the only checkpoint is the one that was cut."""
+        self.resumes += 1
+        for more in ([], ["--from-start"]):
+            resumed = self.iisft("resume", "chaos", "--detach", *more)
+            if "every checkpoint that was whole once is torn" not in resumed.stderr:
+                break
+        if resumed.returncode:
+            self.wrong.append(f"{fault}: resume said {resumed.stderr.strip()[-300:]}")
+
     def train(self, name: str, *more: str) -> None:
         size = {
             "train.accumulation": 4,
@@ -201,10 +211,7 @@ def meet(bench: Bench, name: str) -> None:
     began = time.monotonic()
     by_hand = FAULTS[name](bench)
     if by_hand == "resume":
-        bench.resumes += 1
-        resumed = bench.iisft("resume", "chaos", "--detach")
-        if resumed.returncode not in (0, 6):
-            bench.wrong.append(f"{name}: resume said {resumed.stderr.strip()[-300:]}")
+        bench.resume(name)
     noticed = back = None
     while back is None:
         time.sleep(0.1)
@@ -218,8 +225,7 @@ def meet(bench: Bench, name: str) -> None:
                 bench.lost_steps.append(max(0, furthest - int(str(origin))))
         elif not status_of(bench.folder).live:
             bench.wrong.append(f"{name}: it ended as {status_of(bench.folder).reason!r}; resumed by hand")
-            bench.resumes += 1
-            bench.iisft("resume", "chaos", "--detach")
+            bench.resume(name)
         elif time.monotonic() - began > BACK_WITHIN_S:
             raise SystemExit(f"{name}: not back within {BACK_WITHIN_S} s")
     bench.noticed_s.append(noticed or 0.0)
@@ -233,8 +239,7 @@ def judge(bench: Bench) -> None:
         ended = bench.iisft("wait", "chaos")
         if ended.returncode:
             print(f"  ended: {ended.stderr.strip()}", flush=True)
-            bench.resumes += 1
-            bench.iisft("resume", "chaos", "--detach")
+            bench.resume("the end")
     whole = RunFolder(bench.home / "runs" / "whole")
     expected = {e["step"]: (e["loss"], e["grad_norm"]) for e in whole.read_events() if e["kind"] == "metrics"}
     metrics = bench.events("metrics")

@@ -254,11 +254,15 @@ def test_a_run_that_lost_every_whole_checkpoint_does_not_begin_anew_by_itself(
     train("--detach")
     until(lambda: 3 in steps(folder))
     assert iisft("stop", "run").code == 0
+    whole = iisft("resume", "run", "--from-start")
+    assert (whole.code, "has a whole checkpoint-3" in whole.err) == (6, True)
     for checkpoint in folder.output.glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     refused = iisft("resume", "run", "--json")
     assert (refused.code, json.loads(refused.out)["error"]["code"]) == (6, "no-whole-checkpoint")
     assert sorted(path.name for path in folder.output.glob("*checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert iisft("resume", "run", "--from-start").code == 0
+    assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [1, 2, 3])
 
 
 def test_of_two_resumes_one_wins(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI) -> None:

@@ -114,6 +114,9 @@ def resume(
     accept_drift: Annotated[
         bool, typer.Option("--accept-drift", help="Go on though model, data, packages or files have changed.")
     ] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Begin anew when no whole checkpoint is left.")
+    ] = False,
     node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")] = False,
@@ -128,13 +131,13 @@ def resume(
 
     workspace = Workspace.current()
     if all_lost:
-        if run is not None or accept_drift:
-            raise UsageError("all-lost", "--all-lost takes no run and accepts no drift")
+        if run is not None or accept_drift or from_start:
+            raise UsageError("all-lost", "--all-lost takes no run, accepts no drift and begins nothing anew")
         _resume_all_lost(workspace, as_json=as_json)
         return
     folder = RunFolder(find_run(workspace, run).path, node_rank)
     log_offset = folder.train_log.stat().st_size if folder.train_log.exists() else 0
-    resumed = bring_back(folder, accept_drift=accept_drift)
+    resumed = bring_back(folder, accept_drift=accept_drift, from_start=from_start)
     console.say(_describe(resumed))
     if detach:
         if as_json:

@@ -12,6 +12,7 @@ from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.process import ProcessIdentity
 from iisft.runs import drift, starting
+from iisft.runs.checkpoints import newest_complete
 from iisft.runs.folder import RunFolder
 from iisft.runs.spawn import start_supervisor
 from iisft.runs.state import status_of
@@ -27,8 +28,13 @@ class Resumed:
     step: int
 
 
-def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
+def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = False) -> Resumed:
     """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor instead.
+
+    Args:
+        folder: the run.
+        accept_drift: go on though something has changed.
+        from_start: begin anew when no whole checkpoint is left.
 
     Raises:
         RunStateError: it is running, finished or being resumed by someone else; it drifted (with the list of what
@@ -59,6 +65,11 @@ def resume(folder: RunFolder, *, accept_drift: bool = False) -> Resumed:
             raise RunStateError("drift", text, where=str(folder.path), fix=fix)
         if found:
             folder.append_event("finding", id="drift", severity="warn", message="resumed with " + "; ".join(found))
+        if from_start and (saved := newest_complete(folder.output, int(record["expected"]["world_size"]))):
+            text = f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or make a new run"
+            raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
+        if from_start:
+            starting.allow_from_start(folder)
         starting.whole_checkpoint(folder, record, thorough=False)
         for name in (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from iisft.runs.folder import RunFolder
 from iisft.runs.recorder import Events, Recorder
 
 STOP_VARIABLE = "IISFT_STOP_FILE"
+_FROM_START = "from-start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,26 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
             "resume-unverified", text, where=str(folder.output), fix=f"use {folder.train_yaml} yourself"
         )
     saved = checkpoints.newest_complete(folder.output, int(record["expected"]["world_size"]), thorough=thorough)
-    if saved is None and any(event["kind"] == "checkpoint" for event in folder.read_events()):
+    if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
             "every checkpoint that was whole once is torn or gone; iisft does not begin anew by itself",
             where=str(folder.output),
-            fix=f"iisft train --preset '{folder.preset}' --name another-name",
+            fix=f"iisft resume {folder.id} --from-start",
         )
     return saved
+
+
+def allow_from_start(folder: RunFolder) -> None:
+    """From here on the checkpoints that the run once had count no more."""
+    folder.append_event("state", state=_FROM_START)
+
+
+def _had_checkpoint(folder: RunFolder) -> bool:
+    had = False
+    for event in folder.read_events():
+        had = event.get("state") != _FROM_START and (had or event["kind"] == "checkpoint")
+    return had
 
 
 def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
