@@ -30,16 +30,16 @@ def written(folder: RunFolder) -> list[tuple[str, int]]:
 
 
 def test_what_an_earlier_life_recorded_is_redone_and_what_it_did_not_is_new(folder: RunFolder) -> None:
-    Recorder(folder, Events(folder), adopted=False).take([step(1), step(2), step(3), step(3, evaluated=True)])
-    Recorder(folder, Events(folder), adopted=False).take([step(3), step(3, evaluated=True), step(4)])
+    Recorder(Events(folder), adopted=False).take([step(1), step(2), step(3), step(3, evaluated=True)])
+    Recorder(Events(folder), adopted=False).take([step(3), step(3, evaluated=True), step(4)])
     once, again = "metrics", "redone"
     assert written(folder) == [(once, 1), (once, 2), (once, 3), (once, 3), (again, 3), (again, 3), (once, 4)]
 
 
 def test_of_an_adopted_trainer_only_what_is_missing_is_written(folder: RunFolder) -> None:
-    Recorder(folder, Events(folder), adopted=False).take([step(1), step(2), step(3)])
-    Recorder(folder, Events(folder), adopted=False).take([step(2)])
-    Recorder(folder, Events(folder), adopted=True).take([step(2), step(3), step(3, evaluated=True), step(4)])
+    Recorder(Events(folder), adopted=False).take([step(1), step(2), step(3)])
+    Recorder(Events(folder), adopted=False).take([step(2)])
+    Recorder(Events(folder), adopted=True).take([step(2), step(3), step(3, evaluated=True), step(4)])
     assert written(folder)[3:] == [("redone", 2), ("redone", 3), ("metrics", 3), ("metrics", 4)]
 
 
@@ -56,6 +56,7 @@ def test_events_wait_for_room_and_keep_their_order(folder: RunFolder, monkeypatc
     for number in range(6):
         full[0] = 2 <= number < 5
         events.append("metrics", step=number)
+        assert [json.loads(line)["step"] for line in events.lines()] == list(range(number + 1))
     assert [event["step"] for event in folder.read_events()] == [0, 1, 2, 3, 4, 5]
     times = [event["time"] for event in folder.read_events()]
     assert times == sorted(times)

@@ -48,7 +48,7 @@ class Attempt:
         self.start = start
         self.expected = Expected(**record["expected"])
         self.log = TrainerLog.follow(folder.train_log, folder.trainer_log, start.begin, start.proof_word)
-        self.recorder = Recorder(folder, events, adopted=start.adopted)
+        self.recorder = Recorder(events, adopted=start.adopted)
         self.proven = False
         self.fault: Ending | None = None
         self.stop_deadline: float | None = None

@@ -20,6 +20,10 @@ class Events:
         self._file = folder.events
         self._waiting: deque[str] = deque()
 
+    def lines(self) -> list[str]:
+        """All of them so far."""
+        return [*files.LineFollower(self._file).read(), *self._waiting]
+
     def append(self, kind: str, **values: Any) -> None:
         """One event with the present time. Never raises: a full disk must not end the supervision."""
         self._waiting.append(event_line(kind, **values))
@@ -40,15 +44,14 @@ class Recorder:
     `metrics` are one curve.
 
     Args:
-        folder: the run.
-        events: where to.
+        events: where to, and what was there before.
         adopted: the trainer was running before: what an earlier supervisor wrote of this life is not written again.
     """
 
-    def __init__(self, folder: RunFolder, events: Events, *, adopted: bool) -> None:
+    def __init__(self, events: Events, *, adopted: bool) -> None:
         self._events = events
         self.last: Metrics | None = None
-        self._recorded, written = _positions(folder)
+        self._recorded, written = _positions(events)
         self._written: _Position = written if adopted else (-1, False)
         self._step_times: deque[float] = deque(maxlen=50)
         self._last_step_at: float | None = None
@@ -87,10 +90,10 @@ def _position(metrics: Metrics) -> _Position:
     return metrics.step, metrics.loss is None
 
 
-def _positions(folder: RunFolder) -> tuple[_Position, _Position]:
+def _positions(events: Events) -> tuple[_Position, _Position]:
     """The furthest place of the curve, and the last one that was written."""
     furthest = last = (-1, False)
-    for line in files.LineFollower(folder.events).read():
+    for line in events.lines():
         event = parse_event(line)
         if event is not None and event["kind"] in ("metrics", "redone") and isinstance(event.get("step"), int):
             last = (event["step"], "loss" not in event)

@@ -122,7 +122,7 @@ def _record_unseen_steps(folder: RunFolder, events: Events, up_to: int) -> None:
     if processes is not None:
         log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes))
         unseen = [metrics for metrics in log.read(at_end=True) if metrics.step <= up_to]
-        Recorder(folder, events, adopted=True).take(unseen)
+        Recorder(events, adopted=True).take(unseen)
 
 
 def _begin_of(processes: dict[str, Any]) -> Begin:
