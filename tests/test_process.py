@@ -110,3 +110,13 @@ def test_waiting_ends_in_time_while_the_child_runs(tmp_path: Path) -> None:
     assert not child.wait(0.05)
     process.kill([child.pid])
     until(lambda: child.wait(5))
+
+
+def test_a_killed_run_is_gone_and_not_only_dying(tmp_path: Path) -> None:
+    """A process that gives back its memory has no environment any more, but still its files and its GPU."""
+    code = "import time; big = bytearray(b'x') * 400_000_000; print('ready', flush=True); time.sleep(600)"
+    log, env = tmp_path / "log", os.environ | {process.RUN_MARKER: str(tmp_path)}
+    child = process.Child([sys.executable, "-c", code], cwd=tmp_path, env=env, output=log)
+    until(lambda: log.read_text())
+    assert process.kill_run(str(tmp_path)) == []
+    assert process.identity_of(child.pid) is None

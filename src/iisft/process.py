@@ -195,12 +195,17 @@ def environment_of(pid: int) -> dict[str, str]:
 def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:
     """SIGKILL every process of a run until none is left; what still lives after `timeout_s` is returned."""
     deadline = time.monotonic() + timeout_s
-    while pids := processes_of_run(marker):
+    dying: set[ProcessIdentity] = set()
+    while True:
+        pids = processes_of_run(marker)
+        # A process that is being torn down has no environment any more, and may hold its GPU a while longer.
+        dying = {one for one in dying | {identity_of(pid) for pid in pids} if one is not None and one.alive()}
+        if not pids and not dying:
+            return []
         if time.monotonic() > deadline:
-            return pids
+            return sorted({*pids, *(one.pid for one in dying)})
         kill(pids)
         time.sleep(0.05)
-    return []
 
 
 def on_terminate(handler: Callable[[], None]) -> None:

@@ -157,7 +157,8 @@ def test_the_shell_of_the_start_is_there_again_after_a_reboot(
     assert "variable NCCL_P2P_DISABLE 1 -> 0" in iisft("resume", "run").err
     monkeypatch.delenv("NCCL_P2P_DISABLE")
     assert iisft("resume", "run", "--detach").code == 0
-    (trainer,) = process.processes_of_run(folder.marker)
+    until(lambda: process.processes_of_run(folder.marker))
+    trainer = process.processes_of_run(folder.marker)[0]
     assert process.environment_of(trainer)["NCCL_P2P_DISABLE"] == "1"
     assert iisft("stop", "run", "--now").code == 0
 

@@ -41,6 +41,8 @@ def request_stop(folder: RunFolder, *, now: bool) -> None:
         RunStateError: the run is not running.
     """
     status = status_of(folder)
+    if status.live and not status.supervised and not resume.attach(folder):
+        status = status_of(folder)
     if status.state == "lost" and process.processes_of_run(folder.marker):
         _end_what_is_left(folder)
         return
@@ -50,8 +52,6 @@ def request_stop(folder: RunFolder, *, now: bool) -> None:
             f"{folder.id} is {status.state}{': ' + status.reason if status.reason else ''}",
             where=str(folder.path),
         )
-    if not status.supervised:
-        resume.attach(folder)
     files.write_json_atomically(folder.stop_request, {"now": now, "time": time.time()})
 
 

@@ -18,6 +18,8 @@ from iisft.runs.spawn import start_supervisor
 from iisft.runs.state import status_of
 from iisft.secrets import HIDDEN
 
+_DYING_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
@@ -44,8 +46,9 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
     """
     status = status_of(folder)
     if status.live and not status.supervised:
-        attach(folder)
-        return Resumed(folder, attached=True, step=int(status.metrics.get("step", 0)))
+        if attach(folder):
+            return Resumed(folder, attached=True, step=int(status.metrics.get("step", 0)))
+        status = status_of(folder)
     if status.live:
         raise RunStateError(
             "already-running", f"{folder.id} is {status.state}", where=str(folder.path), fix=f"iisft watch {folder.id}"
@@ -78,8 +81,8 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
     return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
 
 
-def attach(folder: RunFolder) -> None:
-    """Give a running trainer whose supervisor died a new one.
+def attach(folder: RunFolder) -> bool:
+    """Give a running trainer whose supervisor died a new one; False when that trainer has just ended.
 
     Raises:
         RunStateError: someone else is doing that.
@@ -88,11 +91,16 @@ def attach(folder: RunFolder) -> None:
     with only_one(folder):
         processes = files.read_json_object(folder.processes) or {}
         trainer = ProcessIdentity.from_json(processes.get("trainer"))
+        if trainer is None or status_of(folder).supervised:
+            return status_of(folder).live
         # A later restart must meet what the trainer met, secrets included; only its own environment has them all.
-        env = process.environment_of(trainer.pid) if trainer else {}
-        env.pop(process.RUN_MARKER, None)  # by which a trainer's processes are known, and killed
-        if env and not status_of(folder).supervised:
-            start_supervisor(folder, env)
+        env = process.environment_of(trainer.pid)
+        if process.RUN_MARKER not in env:  # killed this moment: it has no memory any more, but is not gone yet
+            process.Adopted(trainer).wait(_DYING_S)
+            return False
+        del env[process.RUN_MARKER]  # by which a trainer's processes are known, and killed
+        start_supervisor(folder, env)
+        return True
 
 
 @contextlib.contextmanager
