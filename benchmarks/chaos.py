@@ -246,9 +246,10 @@ def judge(bench: Bench) -> None:
     counts = Counter(int(str(event["step"])) for event in metrics)
     if odd := {step: counts[step] for step in range(1, bench.steps + 1) if counts[step] != 1}:
         bench.wrong.append(f"events.jsonl has these steps so many times: {odd}")
-    off = [e["step"] for e in bench.events("metrics", "redone") if expected[e["step"]][0] != e["loss"]]
+    steps = bench.events("metrics", "redone")
+    off = [e["step"] for e in steps if expected[e["step"]] != (e["loss"], e.get("grad_norm"))]
     if off:
-        bench.wrong.append(f"{len(off)} losses differ from the uninterrupted run, first at step {off[0]}")
+        bench.wrong.append(f"{len(off)} losses or norms differ from the uninterrupted run, first at step {off[0]}")
     adapters = [(folder.output / "adapter_model.safetensors").read_bytes() for folder in (whole, bench.folder)]
     if adapters[0] != adapters[1]:
         bench.wrong.append("the adapter differs from that of the uninterrupted run")

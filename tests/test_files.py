@@ -58,3 +58,13 @@ def test_lines_appended_at_the_same_time_stay_whole(tmp_path: Path) -> None:
     assert len(lines) == 600
     assert {len(line) for line in lines} == {300}
     assert all(len(set(line)) == 1 for line in lines)
+
+
+def test_a_followed_file_that_is_made_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
+    file = tmp_path / "日志.jsonl"
+    file.write_text("one\ntwo\nhal")
+    lines = files.LineFollower(file)
+    assert lines.read() == ["one", "two"]
+    file.unlink()
+    file.write_text("new\n")
+    assert lines.read() == ["new"]

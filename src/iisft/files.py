@@ -125,6 +125,8 @@ class LineFollower:
         """New complete lines, without line ends. A carriage return ends a line too (progress bars)."""
         try:
             with self.path.open("rb") as stream:
+                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew
+                    self._offset, self._rest = 0, b""
                 stream.seek(self._offset)
                 chunk = stream.read()
         except OSError:

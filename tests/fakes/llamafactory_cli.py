@@ -62,6 +62,8 @@ def main() -> None:
         return MODE != "ignore-stop" and (stop["asked"] or stop_file.exists())
 
     begin = 0
+    if config.get("overwrite_output_dir"):
+        (output / "trainer_log.jsonl").unlink(missing_ok=True)
     if "resume_from_checkpoint" in config:
         begin = json.loads(Path(config["resume_from_checkpoint"], "trainer_state.json").read_text())["global_step"]
     if MODE == "crash":

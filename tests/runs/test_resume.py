@@ -264,6 +264,7 @@ def test_a_run_that_lost_every_whole_checkpoint_does_not_begin_anew_by_itself(
     assert sorted(path.name for path in folder.output.glob("*checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     assert iisft("resume", "run", "--from-start").code == 0
     assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [1, 2, 3])
+    assert len(folder.trainer_log.read_text().splitlines()) == 4
 
 
 def test_of_two_resumes_one_wins(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI) -> None:

@@ -100,6 +100,8 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
             message = f"{name} was not complete, so it was put aside; delete it when you need the room"
             events.append("finding", id="torn-checkpoint", severity="warn", message=message)
         folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
+        if saved is None:
+            folder.trainer_log.unlink(missing_ok=True)  # as the trainer does when it begins anew, before it is followed
     if folder.output.exists():
         argv[-1] = _resume_yaml(folder, saved)
     begin = Begin.here(folder.train_log, folder.trainer_log)
