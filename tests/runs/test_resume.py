@@ -88,6 +88,17 @@ def test_the_same_crash_at_the_same_step_is_not_tried_a_third_time(
     assert status_of(folder).restarts == 1
 
 
+def test_a_stop_in_the_pause_before_a_restart_is_obeyed(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("crash-at-3")
+    train("--detach")
+    until(lambda: status_of(folder).reason.startswith("restarting after: the trainer was killed (SIGKILL)"))
+    assert iisft("stop", "run").code == 0
+    assert ended(folder) == ("stopped", "stopped on request after: the trainer was killed (SIGKILL)")
+    assert status_of(folder).restarts == 1
+
+
 def test_an_exception_before_the_first_step_would_come_again(
     train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:

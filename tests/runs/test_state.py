@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +53,17 @@ GONE = "the supervisor and the trainer are gone and left no exit record"
 def test_a_process_is_known_by_more_than_its_pid(
     change: dict[str, Any], expected: tuple[str, str], folder: RunFolder
 ) -> None:
-    folder.processes.write_text(json.dumps({"supervisor": me() | change, "trainer": None}))
+    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": me() | change}))
     assert state(folder) == expected
+
+
+def test_a_copy_of_a_running_run_does_not_run(folder: RunFolder) -> None:
+    record = json.loads(folder.record.read_text())
+    folder.record.write_text(json.dumps(record | {"launcher": me()}))
+    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": me(), "trainer": me()}))
+    copy = RunFolder(folder.path.with_name("copy"))
+    shutil.copytree(folder.path, copy.path)
+    assert (state(folder), state(copy)) == (("running", ""), ("lost", GONE))
 
 
 def test_pending_lasts_as_long_as_the_command_that_starts_it(folder: RunFolder) -> None:
@@ -67,7 +77,7 @@ def test_pending_lasts_as_long_as_the_command_that_starts_it(folder: RunFolder) 
 def test_a_clock_that_was_set_back_changes_no_state(folder: RunFolder) -> None:
     record = json.loads(folder.record.read_text())
     folder.record.write_text(json.dumps(record | {"created": time.time() + 10**6}))
-    folder.processes.write_text(json.dumps({"supervisor": me()}))
+    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": me()}))
     for step, when in ((1, 5000.0), (2, 10.0)):
         event = {"time": when, "kind": "metrics", "step": step, "total_steps": 10, "loss": 1.0, "step_s": 3.0}
         with folder.events.open("a") as stream:

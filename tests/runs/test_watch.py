@@ -39,7 +39,7 @@ def folder(workspace: Path) -> RunFolder:
     assert myself is not None
     record = {"id": "run-1", "preset_name": "mi50", "created": time.time(), "launcher": myself.as_json()}
     folder.record.write_text(json.dumps(record))
-    folder.processes.write_text(json.dumps({"supervisor": myself.as_json()}))
+    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": myself.as_json()}))
     return folder
 
 
@@ -137,7 +137,9 @@ def test_a_lost_run(iisft: CLI, folder: RunFolder) -> None:
 
 
 def test_an_unsupervised_run(iisft: CLI, folder: RunFolder) -> None:
-    folder.processes.write_text(json.dumps({"trainer": json.loads(folder.processes.read_text())["supervisor"]}))
+    folder.processes.write_text(
+        json.dumps({"run": folder.marker, "trainer": json.loads(folder.processes.read_text())["supervisor"]})
+    )
     out = iisft("watch", "--once").out.splitlines()
     assert out[:2] == [
         "run-1  running  preset mi50",

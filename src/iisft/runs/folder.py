@@ -127,6 +127,11 @@ class RunFolder:
     def read_record(self) -> dict[str, Any] | None:
         return files.read_json_object(self.record)
 
+    def read_processes(self) -> dict[str, Any]:
+        """Who supervises and trains here; nothing when it was written for another folder, of which this is a copy."""
+        found = files.read_json_object(self.processes) or {}
+        return found if found.get("run") == self.marker else {}
+
     def update_record(self, **values: Any) -> None:
         """Change some keys of run.json; only its one writer (the supervisor) may call this."""
         files.write_json_atomically(self.record, (self.read_record() or {}) | values)

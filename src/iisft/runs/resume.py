@@ -77,7 +77,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         for name in (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
         start_supervisor(folder, env)
-    chosen = files.read_json_object(folder.processes) or {}
+    chosen = folder.read_processes()
     return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
 
 
@@ -89,7 +89,7 @@ def attach(folder: RunFolder) -> bool:
         RunFailed: the supervisor died at once.
     """
     with only_one(folder):
-        processes = files.read_json_object(folder.processes) or {}
+        processes = folder.read_processes()
         trainer = ProcessIdentity.from_json(processes.get("trainer"))
         if trainer is None or status_of(folder).supervised:
             return status_of(folder).live

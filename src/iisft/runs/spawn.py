@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from iisft import files, process
+from iisft import process
 from iisft.errors import RunFailed
 from iisft.process import ProcessIdentity
 from iisft.runs.folder import RunFolder
@@ -33,6 +33,6 @@ def start_supervisor(folder: RunFolder, env: Mapping[str, str]) -> None:
 
 
 def _is_recorded(folder: RunFolder, pid: int) -> bool:
-    processes = files.read_json_object(folder.processes) or {}
+    processes = folder.read_processes()
     identity = ProcessIdentity.from_json(processes.get("supervisor"))
     return identity is not None and identity.pid == pid

@@ -36,7 +36,7 @@ class Start:
 
 def adopt(folder: RunFolder, events: Events) -> Start | None:
     """Take over the trainer of a supervisor that died; None when there is no such trainer."""
-    processes = files.read_json_object(folder.processes) or {}
+    processes = folder.read_processes()
     identity = ProcessIdentity.from_json(processes.get("trainer"))
     if identity is None or not identity.alive():
         return None
@@ -120,8 +120,8 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
 
 def _record_unseen_steps(folder: RunFolder, events: Events, up_to: int) -> None:
     """What a trainer did after its supervisor had died, as far as it stands in the checkpoint: nobody does it again."""
-    processes = files.read_json_object(folder.processes)
-    if processes is not None:
+    processes = folder.read_processes()
+    if processes:
         log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes))
         unseen = [metrics for metrics in log.read(at_end=True) if metrics.step <= up_to]
         Recorder(events, adopted=True).take(unseen)
@@ -148,6 +148,7 @@ def _record(folder: RunFolder, start: Start) -> None:
     files.write_json_atomically(
         folder.processes,
         {
+            "run": folder.marker,
             "supervisor": supervisor and supervisor.as_json(),
             "trainer": trainer and trainer.as_json(),
             "log_offset": start.begin.log_offset,

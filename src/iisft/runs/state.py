@@ -179,7 +179,7 @@ def _state(
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
     if record is None:
         return "lost", _why_no_record(folder.record)
-    processes = files.read_json_object(folder.processes) or {}
+    processes = folder.read_processes()
     supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
     trainer = ProcessIdentity.from_json(processes.get("trainer"))
     if supervisor is not None and supervisor.alive():
@@ -190,7 +190,7 @@ def _state(
     if trainer is not None and trainer.alive():
         return "running", UNSUPERVISED
     launcher = ProcessIdentity.from_json(record.get("launcher"))
-    if supervisor is None and launcher is not None and launcher.alive():
+    if not folder.processes.exists() and launcher is not None and launcher.alive():
         return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 
