@@ -375,6 +375,17 @@ def test_a_supervisor_told_to_end_saves_and_leaves_the_run_to_all_lost(
     assert steps(folder) == [1, 2, 3, 4]
 
 
+def test_a_shutdown_in_the_pause_before_a_restart_leaves_the_run_lost(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("crash-at-3")
+    train("--detach")
+    until(lambda: status_of(folder).reason.startswith("restarting"))
+    process.terminate([supervisor_of(folder)])
+    until(folder.exit.exists)
+    assert ended(folder) == ("lost", "told to end, as at a shutdown, after: the trainer was killed (SIGKILL)")
+
+
 def test_ranks_that_outlived_everything_are_told_and_ended(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
@@ -431,7 +442,8 @@ def test_out_of_memory_is_told_with_its_phase_and_its_fix(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
     fake_trainer(f"log:{EXCERPTS / 'gpu-out-of-memory'}.log")
-    train()
+    said = train().err
     outcome = json.loads(folder.exit.read_text())
+    assert f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n  go on with: iisft resume run\n" in said
     assert outcome["reason"].startswith("while training at step 2: torch.OutOfMemoryError: ")
     assert f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]

@@ -46,6 +46,18 @@ def follow(folder: RunFolder, *, verbose: bool, log_offset: int = 0) -> RunStatu
             bar.close()
 
 
+def say_end(ended: RunStatus) -> None:
+    """How a run ended, and what mends it."""
+    console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
+    if ended.state == "finished":
+        return
+    errors = [finding for finding in ended.findings if finding.get("severity") == "error" and finding.get("fix")]
+    if ended.state == "failed" and errors:
+        console.say(f"  fix: {errors[-1]['fix']}")
+    console.say(f"  log: {ended.folder.train_log}")
+    console.say(f"  go on with: iisft resume {ended.folder.id}")
+
+
 def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:
     from iisft.errors import RunStateError
     from iisft.runs.state import status_of

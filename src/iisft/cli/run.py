@@ -78,13 +78,14 @@ def logs(
 
 def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
+    from iisft.cli.follow import say_end
     from iisft.runs import control
     from iisft.runs.state import find_run
 
     ended = control.wait(find_run(Workspace.current(), run))
     if as_json:
         console.out_json(ended.as_full_json())
-    console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
+    say_end(ended)
     raise typer.Exit(control.exit_code(ended))
 
 
@@ -123,7 +124,7 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run from its last complete checkpoint, or supervise a trainer again that still runs."""
-    from iisft.cli.follow import follow
+    from iisft.cli.follow import follow, say_end
     from iisft.runs import control
     from iisft.runs.folder import RunFolder
     from iisft.runs.resume import resume as bring_back
@@ -148,8 +149,7 @@ def resume(
     ended = follow(folder, verbose=verbose, log_offset=log_offset)
     if as_json:
         console.out_json(ended.as_full_json())
-    else:
-        console.out(f"{folder.id}: {ended.state} - {ended.reason}")
+    say_end(ended)
     raise typer.Exit(control.exit_code(ended))
 
 

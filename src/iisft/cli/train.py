@@ -151,8 +151,9 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
     folder = plan.folder
     if ended.state != "finished":
-        console.say(f"{folder.id}: {ended.state} - {ended.reason}")
-        console.say(f"  log: {folder.train_log}")
+        from iisft.cli.follow import say_end
+
+        say_end(ended)
         return
     losses = [float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e]
     observed = ended.observed or {}

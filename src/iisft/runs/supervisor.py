@@ -56,6 +56,7 @@ class Supervisor:
                 fix = error.fix if isinstance(error, RunStateError) else ""
                 reason = f"the trainer can't be started: {error}"
                 before = self._attempt.progress() if self._attempt else (0, 0)
+                self.events.append("finding", id="start-failed", severity="error", message=reason, fix=fix)
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
             self._attempt = Attempt(self.folder, self.record, start, self.events)
@@ -98,7 +99,9 @@ class Supervisor:
     def _finish(self, ending: Ending) -> None:
         if not self.folder.node_rank:
             self._restore_names()
-        if ending.state == "failed" and self.folder.stop_request.exists() and ending.passing:
+        if ending.state == "failed" and ending.passing and self._told_to_end:
+            ending = replace(ending, state="lost", reason=f"told to end, as at a shutdown, after: {ending.reason}")
+        elif ending.state == "failed" and ending.passing and self.folder.stop_request.exists():
             ending = replace(ending, state="stopped", reason=f"stopped on request after: {ending.reason}")
         outcome = self._outcome(ending)
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
