@@ -101,6 +101,25 @@ def test_the_first_step_may_take_long_too(clock: Clock) -> None:
     assert looks(watch, clock, 60, "training", None) == ""
 
 
+def test_steps_between_two_logged_ones_are_no_hang(clock: Clock) -> None:
+    watch = HangWatch(5.0, 10.0, logging_steps=50)
+    watch.look("loading", moved=True, median_step_s=None)
+    assert looks(watch, clock, 3000, "loading", None) == ""
+    assert watch.look("training", moved=True, median_step_s=2.0) == ""
+    assert looks(watch, clock, 118, "training", 2.0) == ""
+    assert looks(watch, clock, 1, "training", 2.0) == "no sign of life for 119 s while training (limit 118 s)"
+
+
+def test_logging_steps_below_one_is_a_share_of_all_steps(clock: Clock) -> None:
+    watch = HangWatch(5.0, 10.0, logging_steps=0.05)
+    watch.look("training", moved=True, median_step_s=2.0, total_steps=1000)
+    said = ""
+    for _ in range(118):
+        clock.now += 1
+        said = said or watch.look("training", moved=False, median_step_s=2.0, total_steps=1000)
+    assert said == ""
+
+
 def test_a_supervisor_that_was_stopped_itself_accuses_nobody(clock: Clock) -> None:
     watch = HangWatch(5.0, 10.0)
     watch.look("training", moved=True, median_step_s=0.1)

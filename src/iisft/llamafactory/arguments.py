@@ -99,6 +99,7 @@ _FIXED = (
     "auto_find_batch_size",
     "create_new_adapter",
     "early_stopping_steps",
+    "logging_strategy",  # what is logged is all that the supervisor sees
     "tokenized_path",
     "model_name_or_path",
     "output_dir",

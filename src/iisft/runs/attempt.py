@@ -56,7 +56,8 @@ class Attempt:
         self.phase = "loading"
         watch = record["watch"]
         self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
-        self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]))
+        logging_steps = float(record.get("train_yaml", {}).get("logging_steps", 1))
+        self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]), logging_steps)
         self._disk = DiskWatch(folder.path)
         self._thermal = ThermalWatch()
         self.kept: int | None = start.from_step or None
@@ -99,7 +100,8 @@ class Attempt:
         self._answer_stop_request(at_end=at_end)
 
     def _watch(self, *, moved: bool) -> None:
-        if sentence := self._hang.look(self.phase, moved=moved, median_step_s=self.recorder.median_step_s):
+        median, total = self.recorder.median_step_s, self.log.summary.get("total_steps", 0)
+        if sentence := self._hang.look(self.phase, moved=moved, median_step_s=median, total_steps=total):
             seen = hang.gpu_use()
             stacks = hang.collect_stacks(self.folder)
             fix = hang.likely_causes(self.record)
