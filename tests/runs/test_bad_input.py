@@ -249,3 +249,13 @@ def test_a_run_argument_that_names_no_run_of_this_workspace(iisft: CLI, name: st
 def test_a_secret_override_is_hidden_even_in_its_own_error(train: CLI) -> None:
     result = train("--set", "llamafactory.hf_hub_token=hf_verysecret", "--dry-run", "--json")
     assert "verysecret" not in result.out + result.err
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "MAX_RESTARTS"])
+def test_a_variable_that_would_change_the_run_behind_the_presets_back(
+    name: str, train: CLI, iisft: CLI, workspace: Path
+) -> None:
+    file = write_preset(workspace, f'extends: mi50\nenv:\n  {name}: "1"\n  MASTER_PORT: "29500"\n')
+    expected = f"error: env.{name} would change what runs behind the preset's back\n  where: {file}:3\n"
+    for result in (train(preset=file), iisft("preset", "validate", file)):
+        assert (result.code, expected in result.err, "MASTER_PORT" in result.err) == (3, True, False)

@@ -73,13 +73,14 @@ def validate(
 ) -> None:
     """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments. Exit 3 when one is wrong."""
     from iisft.errors import CheckFailed, Finding
+    from iisft.llamafactory.environment import env_findings
     from iisft.runs.checks import extra_argument_findings
 
     results = []
     for file in files:
         try:
             loaded = _load(file, [])
-            found = [*loaded.warnings, *extra_argument_findings(loaded)]
+            found = [*loaded.warnings, *env_findings(loaded), *extra_argument_findings(loaded)]
         except CheckFailed as error:
             found = list(error.findings)
         except IisftError as error:

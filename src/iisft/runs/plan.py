@@ -13,7 +13,7 @@ from iisft.data import staging
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
 from iisft.hardware.gpus import Gpu, visible_gpus
 from iisft.llamafactory import arguments as llamafactory_arguments
-from iisft.llamafactory.environment import Placement, compile_environment
+from iisft.llamafactory.environment import Placement, compile_environment, env_findings
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
 from iisft.models.view import ViewPlan
@@ -130,6 +130,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     preset = loaded.preset
     findings = [*loaded.warnings, *notes]
     interpreter = checks.interpreter_for(findings, preset, placement)
+    findings += env_findings(loaded)
     findings += checks.extra_argument_findings(loaded, interpreter)
     findings += checks.gpu_findings(preset, placement, gpus)
     model_folder = workspace.model_folder(preset.model.id)
