@@ -259,3 +259,19 @@ def test_a_variable_that_would_change_the_run_behind_the_presets_back(
     expected = f"error: env.{name} would change what runs behind the preset's back\n  where: {file}:3\n"
     for result in (train(preset=file), iisft("preset", "validate", file)):
         assert (result.code, expected in result.err, "MASTER_PORT" in result.err) == (3, True, False)
+
+
+def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
+    train: CLI, iisft: CLI, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.llamafactory.interpreter.arguments", lambda _: {})  # the fake can't be asked
+    file = write_preset(
+        workspace,
+        "extends: mi50\nattention: flash2\nllamafactory:\n  output_dir: x\nenv:\n  WORLD_SIZE: '2'\n",
+    )
+    in_preset = ["flash2-fp32", "flash2-hardware", "env-decided", "llamafactory-owned"]
+    [result] = json.loads(iisft("preset", "validate", file, "--json").out)
+    assert (result["ok"], [finding["id"] for finding in result["findings"]]) == (False, in_preset)
+    refused = train("--model", "Qwen/Nothing", "--data", "row", "--json", preset=file)
+    errors = [f["id"] for f in json.loads(refused.out)["error"]["findings"] if f["severity"] == "error"]
+    assert (refused.code, sorted(errors)) == (3, sorted([*in_preset, "model-missing", "data-missing"]))

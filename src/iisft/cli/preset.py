@@ -79,7 +79,7 @@ def validate(
     results = []
     for file in files:
         try:
-            loaded = _load(file, [])
+            loaded = _load(file, [], judge=False)
             found = [*loaded.warnings, *env_findings(loaded), *extra_argument_findings(loaded)]
         except CheckFailed as error:
             found = list(error.findings)
@@ -123,13 +123,13 @@ def schema() -> None:
     console.out_json(preset_schema())
 
 
-def _load(name: str, overrides: list[str]) -> "LoadedPreset":
+def _load(name: str, overrides: list[str], *, judge: bool = True) -> "LoadedPreset":
     from iisft.presets import checking, documents
 
     document = documents.read_document(name, Workspace.current())
     for text in overrides:
         document.override(*documents.parse_override(text), documents.describe_override(text))
-    return checking.check(document)
+    return checking.check(document, judge=judge)
 
 
 def _print_explanations(loaded: "LoadedPreset", explanations: "list[Explanation]") -> None:

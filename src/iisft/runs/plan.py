@@ -207,7 +207,7 @@ def _place(
                     severity="info",
                 )
             )
-    return checking.check(document, nodes=request.nodes, ranks=ranks), placement
+    return checking.check(document, nodes=request.nodes, ranks=ranks, judge=False), placement
 
 
 def _rescale(accumulation: int, before: int, after: int) -> int:
