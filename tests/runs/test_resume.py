@@ -174,6 +174,22 @@ def test_the_shell_of_the_start_is_there_again_after_a_reboot(
     assert iisft("stop", "run", "--now").code == 0
 
 
+def test_a_trainer_that_can_not_be_started_again_is_told_at_once(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    folder.resume_yaml.mkdir()
+    resumed = iisft("resume", "run", "--detach")
+    assert (resumed.code, resumed.out) == (1, "")
+    assert resumed.err.startswith("error: run: the trainer can't be started: [Errno 21] Is a directory")
+    folder.resume_yaml.rmdir()
+    assert iisft("resume", "run").code == 0
+    assert steps(folder) == [1, 2, 3, 4]
+
+
 def test_everything_killed_then_resumed_is_one_curve(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
