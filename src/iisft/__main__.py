@@ -4,8 +4,10 @@ import sys
 
 
 def run() -> None:
+    from iisft.cli import console
     from iisft.cli.app import main
 
+    console.spare_unknown_letters()
     sys.exit(main(sys.argv[1:]))
 
 

@@ -15,14 +15,22 @@ _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _WIDTH_WITHOUT_TERMINAL = 100
 
 
+def spare_unknown_letters() -> None:
+    """From now on a terminal that knows no Chinese or braille shows escapes instead; nothing ends for its sake."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def out(text: str = "") -> None:
     """One line of data."""
     print(text, flush=True)
 
 
 def out_json(value: Any) -> None:
-    """The one JSON document of a command."""
-    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+    """The one JSON document of a command, which any encoding can carry."""
+    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() not in ("utf-8", "utf8")
+    print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
 
 
 def say(text: str = "") -> None:
