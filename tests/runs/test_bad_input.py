@@ -193,6 +193,7 @@ def test_ranks_that_can_not_keep_the_global_batch(train: CLI) -> None:
         (("--gpus", "0"), "--gpus must be at least 1"),
         (("--set", "epochs"), "--set needs key=value"),
         (("--name", "../x"), "a run's name has letters"),
+        (("--name", "中" * 70), "a run's name has at most 200 bytes"),
         (("--nodes", "2"), "several nodes need --rendezvous HOST:PORT"),
         (("--nodes", "2", "--rendezvous", "host:1"), "several nodes need the same --name"),
         (("--nodes", "2", "--node-rank", "2"), "--node-rank 2 is not one of 2 nodes"),

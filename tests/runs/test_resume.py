@@ -427,7 +427,7 @@ def test_rm_deletes_what_has_ended_and_refuses_what_runs(
     assert iisft("stop", "run", "--now").code == 0
     unasked = iisft("runs", "rm", "run")
     assert (unasked.code, folder.path.exists()) == (2, True)
-    assert (iisft("runs", "rm", "run", "--yes").out, list((workspace / "runs").iterdir())) == ("run\n", [])
+    assert (iisft("runs", "rm", "run", "run", "--yes").out, list((workspace / "runs").iterdir())) == ("run\n", [])
 
 
 def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
