@@ -1,5 +1,6 @@
 """iisft preset: list, show, validate, copy, schema."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,7 +113,7 @@ def copy(
         files.write_text_atomically(file, source.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError("copy-write", f"can't be written: {error.strerror}", where=str(file)) from error
-    console.say(f"{file}: edit it, then iisft preset validate {file}")
+    console.say(f"{file}: edit it, then iisft preset validate {shlex.quote(str(file))}")
 
 
 @preset_app.command()
