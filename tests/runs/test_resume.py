@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -154,6 +155,19 @@ def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
     until(lambda: process.environment_of(second).get("MY_TOKEN") == "verysecret")
     assert iisft("stop", "run", "--now").code == 0
     assert ended(folder)[0] == "stopped"
+
+
+def test_a_frozen_supervisor_can_not_keep_a_run_from_being_stopped(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.runs.control._ANSWER_S", 1.0)
+    fake_trainer("hang")
+    train("--detach")
+    until(lambda: 1 in steps(folder))
+    os.kill(supervisor_of(folder), signal.SIGSTOP)
+    assert iisft("stop", "run", "--now").code == 0
+    assert ended(folder) == ("stopped", "stopped on request without a supervisor; checkpoint-1 is kept")
+    assert process.processes_of_run(folder.marker) == []
 
 
 def test_the_shell_of_the_start_is_there_again_after_a_reboot(
