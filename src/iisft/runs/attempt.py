@@ -84,12 +84,12 @@ class Attempt:
         """One round: take in the log, prove, watch, answer a stop request."""
         self.events.flush()
         arrived = self.recorder.take(self.log.read(at_end=at_end))
+        saving = not self.folder.node_rank and self._note_checkpoints()
         for metrics in arrived:
             if (sentence := self._nan.see(metrics)) and self.fault is None:
                 self._fail("nan", sentence, fix=f"{self._kept_text()} is kept; {_NAN_FIX}")
         if not self.proven and self.fault is None:
             self._prove(at_end=at_end)
-        saving = not self.folder.node_rank and self._note_checkpoints()
         if self.fault is not None:
             process.kill(process.processes_of_run(self.folder.marker))
             return
