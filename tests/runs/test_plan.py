@@ -149,3 +149,15 @@ def test_fp16_is_refused_where_the_trainer_would_ignore_it(iisft: CLI, dry: CLI)
         4,
         ["accumulation-rescaled", "on-cpu", "fp16-on-cpu"],
     )
+
+
+def test_a_script_for_gpus_is_written_where_there_are_none(
+    iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None], tmp_path: Path
+) -> None:
+    iisft("data", "stage", str(rows), "--name", "rows")
+    argv = ["train", "--preset", "v100", "--model", str(model), "--data", "rows", "--set", "hardware.gpus=2"]
+    written = iisft(*argv, "--script", str(tmp_path / "job.sh"), "--slurm")
+    assert (written.code, "warning: 2 GPUs are needed (nvidia sm_70), 0 can be seen" in written.err) == (0, True)
+    assert "#SBATCH --gpus-per-node=2\n" in (tmp_path / "job.sh").read_text()
+    refused = iisft(*argv, "--model", "Qwen/Nothing", "--script", str(tmp_path / "other.sh"))
+    assert (refused.code, (tmp_path / "other.sh").exists()) == (3, False)

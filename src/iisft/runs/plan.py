@@ -5,7 +5,7 @@ Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` execut
 
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,18 @@ class Plan:
     def exit_code(self) -> ExitCode:
         """What `train` would exit with before it starts anything."""
         return CheckFailed(self.findings).exit_code if self.errors else ExitCode.OK
+
+    def for_elsewhere(self) -> "Plan":
+        """The same plan for another machine: what only this one lacks is a warning."""
+        return replace(
+            self,
+            findings=tuple(
+                replace(finding, severity="warn")
+                if finding.severity == "error" and finding.exit_code is ExitCode.ENVIRONMENT
+                else finding
+                for finding in self.findings
+            ),
+        )
 
     def require_sound(self) -> None:
         """Raises CheckFailed with all findings when one of them is an error."""
