@@ -161,3 +161,14 @@ def test_a_script_for_gpus_is_written_where_there_are_none(
     assert "#SBATCH --gpus-per-node=2\n" in (tmp_path / "job.sh").read_text()
     refused = iisft(*argv, "--model", "Qwen/Nothing", "--script", str(tmp_path / "other.sh"))
     assert (refused.code, (tmp_path / "other.sh").exists()) == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "run"), [("我的 [a] 'b'", "我的-a-b"), ("长" * 80, "长" * 40), (" ", "run"), ("mi50.v2", "mi50.v2")]
+)
+def test_a_run_is_named_after_its_preset_in_letters_that_a_shell_takes(
+    preset: str, run: str, iisft: CLI, workspace: Path
+) -> None:
+    (workspace / f"{preset}.yaml").write_text("extends: mi50\n")
+    document = json.loads(iisft("train", "--preset", str(workspace / f"{preset}.yaml"), "--dry-run", "--json").out)
+    assert Path(document["run_dir"]).name[: -len("-20261124-213224")] == run

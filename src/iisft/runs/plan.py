@@ -29,6 +29,7 @@ from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and some are put around it
+_LONGEST_STEM = 40  # characters of the preset's name in a run's
 _ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
 # Arguments by which the trainer itself decides how many rows there are.
 _ROW_CHANGING = (
@@ -240,7 +241,9 @@ def _rescale(accumulation: int, before: int, after: int) -> int:
 
 
 def _fresh_name(preset_name: str, workspace: Workspace) -> str:
-    base = f"{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Of the letters that --name takes, so that a shell takes it as it stands."""
+    stem = re.sub(r"[^\w.-]+", "-", preset_name).strip(".-")[:_LONGEST_STEM]
+    base = f"{stem or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     name, number = base, 2
     while (workspace.runs / name).exists():
         name, number = f"{base}-{number}", number + 1
