@@ -204,6 +204,20 @@ def test_a_trainer_that_can_not_be_started_again_is_told_at_once(
     assert steps(folder) == [1, 2, 3, 4]
 
 
+def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    hours = iter(range(0, 10**9, 3600))
+    with monkeypatch.context() as clock:
+        clock.setattr("iisft.runs.spawn.time.monotonic", lambda: float(next(hours)))
+        assert iisft("resume", "run", "--detach").code == 0
+    assert iisft("wait", "run").code == 0
+
+
 def test_everything_killed_then_resumed_is_one_curve(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:

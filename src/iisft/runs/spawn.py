@@ -9,20 +9,19 @@ from iisft.errors import RunFailed
 from iisft.process import ProcessIdentity
 from iisft.runs.folder import RunFolder
 
-_START_TIMEOUT_S = 60.0
-
 
 def start_supervisor(folder: RunFolder, env: Mapping[str, str]) -> None:
     """Start it in a session of its own, and wait until it has recorded its trainer.
+
+    That takes as long as reading a checkpoint of gigabytes from a slow disk.
 
     Raises:
         RunFailed: it died at once, or it could not start the trainer.
     """
     argv = [sys.executable, "-m", "iisft.runs.supervisor", str(folder.path), str(folder.node_rank)]
     supervisor = process.Child(argv, cwd=folder.path, env=env, output=folder.supervisor_log)
-    deadline = time.monotonic() + _START_TIMEOUT_S
     while not (_is_recorded(folder, supervisor.pid) or folder.exit.exists()):
-        if supervisor.returncode() is not None or time.monotonic() > deadline:
+        if supervisor.returncode() is not None:
             raise RunFailed(
                 "supervisor-died",
                 "the supervisor did not start",
