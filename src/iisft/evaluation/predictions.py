@@ -126,9 +126,7 @@ class PredictionFile:
                 value = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
             except ValueError:
                 try:
-                    value = json.loads(
-                        line.decode("utf-8-sig", "replace")
-                    )  # NaN, lone surrogates: what json.dumps wrote
+                    value = _whole(json.loads(line.decode("utf-8-sig", "replace")))
                 except ValueError as error:
                     if not line.endswith(b"\n"):
                         message = "the last line is half-written and left out (the writer was stopped, or still writes)"
@@ -177,6 +175,17 @@ def parse_columns(text: str | None) -> dict[str, str]:
         if part:
             found[role.strip()] = name.strip()
     return found
+
+
+def _whole(value: Any) -> Any:
+    """What Python's json writes and no other reader takes: NaN stays, half a surrogate pair becomes a question mark."""
+    if isinstance(value, dict):
+        return {key: _without_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _without_surrogates(item: Any) -> Any:
+    return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
 
 
 def _text(value: Any) -> str | None:

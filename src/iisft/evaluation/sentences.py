@@ -11,13 +11,23 @@ if TYPE_CHECKING:
 
 _Fact = tuple[str, dict[str, Any]]
 _WEAK_RECALL = 0.5
+_OF_CLASSES = ("accuracy", "balanced_accuracy")
+_MAJORITY = "most frequent answer"
 _LOPSIDED = 0.2
 
 
 def sentences(found: "Evaluation", language: str = wording.ENGLISH) -> list[str]:
-    """The findings of an evaluation as text, without markup."""
+    """What an evaluation means as text, without markup."""
+    return [text for _, text in with_tone(found, language)]
+
+
+def with_tone(found: "Evaluation", language: str) -> list[tuple[str, str]]:
+    """Each sentence after its tone: bad, warn, good, or "" for a plain fact."""
     facts = [*_failures(found), *_classes(found), *_against_baselines(found, language), *_json(found), *_text(found)]
-    return [wording.pick(wording.SENTENCES[key], language).format(**values) for key, values in facts]
+    return [
+        (wording.TONES.get(key, ""), wording.pick(wording.SENTENCES[key], language).format(**values))
+        for key, values in facts
+    ]
 
 
 def percent(rate: float) -> str:
@@ -72,6 +82,9 @@ def _against_baselines(found: "Evaluation", language: str) -> Iterator[_Fact]:
         rivals = {label: values[name] for label, values in found.baselines.items() if name in values}
         better = {label: value for label, value in rivals.items() if value >= own}
         near = {label: value for label, value in rivals.items() if interval and interval[0] <= value < own}
+        if name in _OF_CLASSES:  # its class is one of the constant ones
+            better.pop(_MAJORITY, None)
+            near.pop(_MAJORITY, None)
         if name == "balanced_accuracy":  # every constant answer has one and the same
             better, near = (_without_twins(values) for values in (better, near))
         facts = {"figure": wording.pick(words, language), "own": percent(own), "span": span(interval)}

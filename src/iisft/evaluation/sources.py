@@ -59,7 +59,7 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
     """
     if name is not None and Path(name).is_file():
         return [Source(Path(name))]
-    run, checkpoint = _split(workspace, name)
+    run, checkpoint = split(workspace, name)
     folder = _run(workspace, run, name)
     known = of_run(folder)
     fitting = [source for source in known if checkpoint in (None, source.checkpoint) and data in (None, source.data)]
@@ -100,7 +100,7 @@ def _order(checkpoint: str | None) -> tuple[int, int]:
     return (1, int(checkpoint)) if checkpoint and checkpoint.isdigit() else (0, 0)
 
 
-def _split(workspace: Workspace, name: str | None) -> tuple[str | None, str | None]:
+def split(workspace: Workspace, name: str | None) -> tuple[str | None, str | None]:
     if name is None or "@" not in name or (workspace.runs / name).is_dir():
         return name, None
     run, _, checkpoint = name.rpartition("@")

@@ -101,6 +101,22 @@ def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
     return right.sum(axis=1) / tables.sum(axis=(1, 2)), recall, precision, f1
 
 
+def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> Interval:
+    """95 % interval of the difference of two balanced accuracies on the same rows, by resampling the rows.
+
+    Args:
+        joint: (class of the reference, first right, second right) -> rows.
+    """
+    np = numpy()
+    classes = sorted({label for label, _, _ in joint})
+    cells = [(True, True), (True, False), (False, True), (False, False)]
+    table = np.array([[joint.get((label, *cell), 0) for cell in cells] for label in classes], dtype=float)
+    rng, total = np.random.default_rng(_SEED), int(table.sum())
+    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(RESAMPLES, *table.shape)
+    difference = (drawn[:, :, 1] - drawn[:, :, 2]) / np.maximum(drawn.sum(axis=2), 1)
+    return _percentiles(difference.mean(axis=1))
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact McNemar test: the probability of so uneven flips, or more uneven ones, if both were equally good."""
     flips = only_first + only_second

@@ -83,23 +83,23 @@ class TextSample:
         else:
             heapq.heappushpop(self._heap, entry)
 
-    def chosen(self, system: str) -> Iterator[tuple[str, str]]:
-        """Reference and prediction of one system, until the default's time is used up."""
+    def chosen(self, system: str) -> Iterator[tuple[int, str, str]]:
+        """Row, reference and prediction of one system, until the default's time is used up."""
         seconds = 0.0
-        for number, (_, _, reference, predictions) in enumerate(sorted(self._heap, reverse=True)):
+        for number, (_, row, reference, predictions) in enumerate(sorted(self._heap, reverse=True)):
             if system not in predictions:
                 continue
             if self.rows == 0 and seconds > _SECONDS and number >= _FEWEST:
                 return
             seconds += _cost(reference, predictions[system])
-            yield reference, predictions[system]
+            yield row, reference, predictions[system]
 
 
 def measure(scorer: Scorer, sample: TextSample, system: str) -> dict[str, Any]:
     """The mean figures of one system with their intervals, and `text_rows`, how many rows they are from."""
     from iisft.evaluation.statistics import mean_interval
 
-    scores = [scorer.score(reference, prediction) for reference, prediction in sample.chosen(system)]
+    scores = [scorer.score(reference, prediction) for _, reference, prediction in sample.chosen(system)]
     if not scores:
         return {}
     series = {name: [score[name] for score in scores] for name in FIGURES}

@@ -75,6 +75,7 @@ FIGURES = {
     "exact_match": ("Exact match", "完全一致率"),
     "rougel": ("ROUGE-L", "ROUGE-L"),
     "bleu4": ("BLEU-4", "BLEU-4"),
+    "fields_right": ("Share of right fields", "正确字段的比例"),
 }
 RIVALS = {
     "most frequent answer": ("always giving the most frequent answer", "总是给出最常见的答案"),
@@ -83,6 +84,53 @@ RIVALS = {
 }
 ALWAYS = ('always answering "{name}"', "总是回答“{name}”")
 OR = (" or ", "或")
+# Sentences that are more than a plain fact.
+TONES = {
+    "generation-errors": "warn",
+    "nothing-generated": "bad",
+    "empty": "warn",
+    "cut-off": "warn",
+    "repeated": "warn",
+    "fenced-json": "warn",
+    "lopsided": "bad",
+    "no-class": "warn",
+    "not-better": "bad",
+    "not-told-apart": "warn",
+    "better": "good",
+    "best": "good",
+    "chance": "warn",
+    "none-good": "bad",
+    "eval-loss": "warn",
+}
+POINTS = ("points", "个百分点")
+VERDICTS = {
+    "best": (
+        "{name} is best: {figure} {score} on the {rows} rows that all have generated.",
+        "{name} 最好：在都生成成功的 {rows} 行上，{figure}为 {score}。",
+    ),
+    "tied": ("{others} has the same figure.", "{others} 的数值相同。"),
+    "tied-earlier": (
+        "{others} has the same figure; the earliest step is named, for it was trained least.",
+        "{others} 的数值相同；选最早的一步，因为它训练得最少。",
+    ),
+    "sure": (
+        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only {other}, {p}.",
+        "{other}（{score}）差 {difference}：只有最好者对 {won} 行，只有 {other} 对 {lost} 行，{p}。",
+    ),
+    "chance": (
+        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only {other}, {p}; "
+        "that can be chance.",
+        "{other}（{score}）差 {difference}：只有最好者对 {won} 行，只有 {other} 对 {lost} 行，{p}；可能只是偶然。",
+    ),
+    "none-good": (
+        "Even the best is NOT better than the trivial answer '{rival}' ({score}).",
+        "即使最好的也不优于简单的固定回答“{rival}”（{score}）。",
+    ),
+    "eval-loss": (
+        "The lowest evaluation loss ({loss}) is that of {name}: loss and answers don't agree.",
+        "验证损失最低（{loss}）的是 {name}：损失与回答质量并不一致。",
+    ),
+}
 
 
 def pick(pair: tuple[str, str], language: str) -> str:
