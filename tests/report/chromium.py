@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its DevTools pipe (file descriptors 3 and 4), so that no client library is needed."""
+"""A headless Chromium, spoken to over its DevTools pipe (file descriptors 3 and 4): no client library needed."""
 
 import base64
 import contextlib
@@ -18,7 +18,7 @@ _ANSWER_TIMEOUT_S = 60.0
 
 
 class Page:
-    """One tab. `requests` has every address that it asked for, `problems` what the console and the engine complained of."""
+    """One tab. `requests`: every address that it asked for; `problems`: what the console and the engine say."""
 
     def __init__(self, write_to: int, read_from: int) -> None:
         self._write_to, self._read_from = write_to, read_from
@@ -50,11 +50,13 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str) -> None:
-        """Until the expression is true, asked again at each animation frame."""
-        done = (
-            f"new Promise((resolve, reject) => {{ const began = Date.now(); const look = () => ({expression}) ? resolve(true) "
-            f": Date.now() - began > {1000 * _ANSWER_TIMEOUT_S / 2} ? reject(new Error('never')) : setTimeout(look, 20); look(); }})"
-        )
+        """Until the expression is true; the page itself looks every 20 ms."""
+        done = f"""new Promise((resolve, reject) => {{
+            const end = Date.now() + {500 * _ANSWER_TIMEOUT_S};
+            const look = () => ({expression}) ? resolve(true)
+                : Date.now() > end ? reject(new Error("never")) : setTimeout(look, 20);
+            look();
+        }})"""
         deadline = time.monotonic() + _ANSWER_TIMEOUT_S
         while True:
             try:

@@ -125,9 +125,9 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     if not task.references:
         message = "without references there is nothing to compare by"
         raise InputError("no-references", message, where=str(files[0].path), fix="--columns reference=NAME")
-    scored = _scores(files, task, options)
-    common = sorted(set.intersection(*(set(rows) for rows in scored)))
     findings = [finding for evaluation in found for finding in evaluation.findings]
+    scored = _scores(files, task, options, findings)
+    common = sorted(set.intersection(*(set(rows) for rows in scored)))
     _check_same_rows(scored, common, files, findings)
     table = {name: {row: rows[row] for row in common} for name, rows in zip(names, scored, strict=True)}
     scores = {name: _mean(rows.values(), task.labels) for name, rows in table.items()}
@@ -141,25 +141,31 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     return Comparison(figure, len(common), names, scores, evaluations, losses, best, tied, pairs, findings)
 
 
-def _scores(files: Sequence[PredictionFile], task: Task, options: Options) -> list[dict[int, Score]]:
+def _scores(
+    files: Sequence[PredictionFile], task: Task, options: Options, findings: list[Finding]
+) -> list[dict[int, Score]]:
     """Every generated row's score in each file."""
     if task.labels or task.json:
         return [{row.row: score for row in file if (score := _score(row, task, options)) is not None} for file in files]
     scorer, sample = Scorer(), TextSample({None: 0, -1: None, 0: 0}.get(options.text_rows, options.text_rows))
     texts: dict[int, tuple[str, dict[str, str]]] = {}
+    digests: list[dict[int, int]] = [{} for _ in files]
     for number, file in enumerate(files):
         for row in file:
             if row.reference is not None and not judge(row, options.error_marker).error:
                 texts.setdefault(row.row, (row.reference, {}))[1][str(number)] = row.prediction
+                digests[number][row.row] = hash(row.reference)
     whole = {row: pair for row, pair in texts.items() if len(pair[1]) == len(files)}
     for key, (reference, predictions) in whole.items():
         sample.add(key, reference, predictions)
+    chosen = [{row: pair for row, *pair in sample.chosen(str(number))} for number in range(len(files))]
+    shared = set.intersection(*map(set, chosen))
+    if len(shared) < len(whole):
+        message = f"compared by ROUGE-L on a random sample of {len(shared)} of {len(whole)} rows"
+        findings.append(Finding("text-sample", message, fix="--text-rows all takes every row", severity="info"))
     return [
-        {
-            row: Score(scorer.score(reference, prediction)[ROUGE], "", hash(reference))
-            for row, reference, prediction in sample.chosen(str(number))
-        }
-        for number in range(len(files))
+        {row: Score(scorer.score(*rows[row])[ROUGE], "", digests[number][row]) for row in shared}
+        for number, rows in enumerate(chosen)
     ]
 
 

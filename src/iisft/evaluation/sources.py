@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.errors import RunStateError
+from iisft.errors import InputError, RunStateError
 from iisft.runs.folder import RunFolder
 from iisft.runs.state import find_run
 from iisft.workspace import Workspace
 
 FINAL, BASE = "final", "base"
+_FILES = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,14 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         One source for a file or a checkpoint; for a run all of its checkpoints, the base model's left out.
 
     Raises:
+        InputError: what looks like a file is none.
         RunStateError: no such run, or it has no such predictions.
     """
     if name is not None and Path(name).is_file():
         return [Source(Path(name))]
+    if name is not None and (Path(name).suffix in _FILES or "/" in name):
+        fix = "name a file of predictions, or a run: iisft runs"
+        raise InputError("predictions-missing", f"there is no file {name}", where=str(Path(name).absolute()), fix=fix)
     run, checkpoint = split(workspace, name)
     folder = _run(workspace, run, name)
     known = of_run(folder)

@@ -1,5 +1,5 @@
 "use strict";
-// Helpers: elements made of text only, words, numbers, what the reader chose. No innerHTML anywhere.
+// Helpers: elements made of text only (nothing here parses HTML), words, numbers, what the reader chose.
 const state = {
   lang: (navigator.language || "").startsWith("zh") ? 1 : 0,
   dark: matchMedia("(prefers-color-scheme: dark)").matches,

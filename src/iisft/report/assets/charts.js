@@ -25,10 +25,10 @@ function chartsSection() {
   const section = el("section", { id: "curves" }, el("h2", {}, t("curves")));
   const runs = report.runs.filter((run) => run.series.step.length);
   if (!runs.length) return section.append(el("p", { class: "muted" }, t("no_curves"))), section;
-  const grid = el("div", { class: "charts" });
+  const grid = el("div", { class: "charts", id: "charts" });
   const slider = el("input", {
-    type: "range", min: 0, max: 0.99, step: 0.01, value: state.smoothing, "aria-label": t("smoothing"), id: "smoothing",
-    oninput: (event) => { state.smoothing = +event.target.value; drawCharts(grid); },
+    type: "range", min: 0, max: 0.998, step: 0.002, value: state.smoothing, "aria-label": t("smoothing"), id: "smoothing",
+    oninput: (event) => { state.smoothing = +event.target.value; drawCharts(); },
   });
   const axis = el("button", { id: "axis", onclick: () => { state.byTime = !state.byTime; renderPart("curves"); } },
     state.byTime ? t("by_step") : t("by_time"));
@@ -38,11 +38,12 @@ function chartsSection() {
       el("button", { id: "whole", onclick: () => plots.forEach((plot) => plot.setScale("x", { min: plot.data[0][0], max: plot.data[0].at(-1) })) }, t("whole")),
       el("span", { class: "muted" }, t("zoom_hint"))),
     grid, el("div", { id: "eventlist" }, happened()));
-  requestAnimationFrame(() => drawCharts(grid));
   return section;
 }
 
-function drawCharts(grid) {
+function drawCharts() {
+  const grid = document.getElementById("charts");
+  if (!grid) return;
   const range = plots.length ? [plots[0].scales.x.min, plots[0].scales.x.max] : null;
   const zoomed = plots.length && plots[0].byTime === state.byTime && range;
   plots.forEach((plot) => plot.destroy());

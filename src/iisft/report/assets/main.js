@@ -40,8 +40,12 @@ function header() {
     el("button", { id: "theme", title: t("theme"), "aria-label": t("theme"), onclick: () => { state.dark = !state.dark; renderAll(); } }, state.dark ? "☀" : "☾"));
 }
 
+// What needs its place in the document first.
+const SETTLE = { predictions: showDetail, curves: drawCharts };
+
 function renderPart(name) {
   document.getElementById(name).replaceWith(PARTS[name]());
+  SETTLE[name]?.();
 }
 
 function renderAll() {
@@ -51,6 +55,7 @@ function renderAll() {
   document.getElementById("app").replaceChildren(
     header(), el("main", {}, Object.values(PARTS).map((part) => part())),
     el("footer", { class: "muted" }, t("made", { time: moment(report.made), version: report.iisft })));
+  Object.values(SETTLE).forEach((settle) => settle());
 }
 
 async function start() {
@@ -64,6 +69,9 @@ async function start() {
     const best = report.comparisons[0] && report.answers[0].sets.findIndex((set) => set.name === report.comparisons[0].best);
     state.set = best > 0 ? best : 0;
   }
+  const most = Math.max(...report.runs.map((run) => run.series.step.length));
+  state.smoothing = Math.min(0.998, Math.max(0.8, 1 - 100 / Math.max(1, most)));
+  state.smoothing = Math.round(state.smoothing * 500) / 500;
   loadVerdicts();
   renderAll();
   document.addEventListener("keydown", onKey);

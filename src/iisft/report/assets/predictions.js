@@ -41,7 +41,6 @@ function predictionsSection() {
   section.append(el("div", { class: "browser" }, rowList(), el("div", { id: "detail" })));
   section.append(el("p", { class: "tools" },
     el("button", { id: "export", onclick: exportVerdicts }, t("export")), el("span", { class: "muted" }, t("export_hint"))));
-  requestAnimationFrame(showDetail);
   return section;
 }
 
