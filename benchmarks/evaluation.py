@@ -17,25 +17,8 @@ from timing import Command, in_turn, peak_memory_mb, report
 from iisft.runs.folder import RunFolder
 
 PREDICTIONS, STEPS, SHOWN = 100_000, 50_000, 1_000
-WORDS = [
-    "the",
-    "report",
-    "says",
-    "that",
-    "prices",
-    "in",
-    "the",
-    "city",
-    "rose",
-    "again",
-    "while",
-    "factories",
-    "near",
-    "harbour",
-    "closed",
-    "for",
-    "winter",
-]
+TEXT = "the report says that prices in the city rose again while factories near harbour closed for winter"
+WORDS = TEXT.split()
 CHINESE = "外交部发言人周五表示两国将继续会谈能源企业宣布新的投资计划港口恢复运营市场价格上涨"
 READ = "import json, sys\nfor name in sys.argv[1:]:\n    for line in open(name, encoding='utf-8'): json.loads(line)"
 
