@@ -17,7 +17,7 @@ def compare(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B ...",
+            metavar="PREDICTIONS",
             help="Files of predictions, RUN@CHECKPOINT, or RUN for every checkpoint of it that has predicted.",
             autocompletion=complete_runs,
         ),

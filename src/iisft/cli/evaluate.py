@@ -53,7 +53,7 @@ def evaluate(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE_OR_RUN]",
+            metavar="FILE_OR_RUN",
             help="A file of predictions, RUN, or RUN@CHECKPOINT; left out = the newest run.",
             autocompletion=complete_runs,
         ),

@@ -37,7 +37,7 @@ class Source:
 def of_run(folder: RunFolder) -> list[Source]:
     """Every file of predictions of a run, the base model's too, checkpoints in the order of their steps."""
     found = []
-    for path in (folder.path / "predictions").glob("*.jsonl"):
+    for path in folder.predictions.glob("*.jsonl"):
         data, at, checkpoint = path.stem.rpartition("@")
         if at:
             found.append(Source(path, folder, checkpoint, data))
@@ -77,7 +77,7 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         raise RunStateError(
             "no-predictions",
             f"{what}{f' by {checkpoint}' if checkpoint else ''}{f'; there are {there}' if there else ''}",
-            where=str(folder.path / "predictions"),
+            where=str(folder.predictions),
             fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
         )
     if data is None:

@@ -22,6 +22,7 @@ CURVES = (
 )
 _DIGITS = 6
 _MOST_MARKS = 500
+_MOST_CHECKPOINTS = 200
 
 
 def series_of(folder: RunFolder) -> dict[str, Any]:
@@ -56,7 +57,14 @@ def series_of(folder: RunFolder) -> dict[str, Any]:
             evaluated["time"].append(time)
             evaluated["loss"].append(_rounded(loss))
     drawn = {name: values for name, values in curves.items() if any(value is not None for value in values)}
-    return {"step": steps, "time": times, "eval": evaluated, "marks": marks[:_MOST_MARKS]} | drawn
+    return {"step": steps, "time": times, "eval": evaluated, "marks": _few(marks)} | drawn
+
+
+def _few(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many as a person can look at: the last 200 checkpoints, the first 500 of everything else."""
+    saved = [mark for mark in marks if mark["kind"] == "checkpoint"][-_MOST_CHECKPOINTS:]
+    others = [mark for mark in marks if mark["kind"] != "checkpoint"][:_MOST_MARKS]
+    return sorted(saved + others, key=lambda mark: float(mark["time"]))
 
 
 def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
