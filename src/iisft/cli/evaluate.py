@@ -13,6 +13,7 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.evaluation.evaluate import Evaluation, Options
 
+_LARGE = 100_000_000  # bytes: some seconds
 LabelOption = Annotated[
     str | None,
     typer.Option(
@@ -85,6 +86,8 @@ def evaluate(
         console.say(f"{source.name} (also predicted: {others}; iisft compare {source.run.id if source.run else ''})")
     base_source = sources.base_of(source)
     base_path = base or (base_source.path if base_source else None)
+    if source.path.stat().st_size > _LARGE:
+        console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
     evaluation = judge(
         PredictionFile(source.path, named), chosen, PredictionFile(base_path, named) if base_path else None
     )
@@ -118,10 +121,11 @@ def _print(found: "Evaluation") -> None:
     from iisft.evaluation.sentences import sentences
 
     console.findings(found.findings)
+    if found.task.found_labels:
+        console.say(f"classes found by --label {found.label_by}; --label names another key, --label none takes none")
     rows = [(name, *_cells(found, key)) for key, name in NAMES.items() if key in found.metrics]
-    baselines = list(found.baselines)
     if rows:
-        console.table(rows, ("", "MODEL", "95 %", *(name.upper() for name in baselines)))
+        console.table(rows, ("", "MODEL", "95 %", *map(_heading, found.baselines)))
         console.out()
     if "confusion" in found.metrics:
         _print_confusion(found.metrics["confusion"])
@@ -144,6 +148,13 @@ NAMES = {
     "rougel": "ROUGE-L",
     "chrf": "chrF",
 }
+
+
+def _heading(baseline: str) -> str:
+    from iisft.evaluation.labels import shown
+
+    constant = baseline.removeprefix("always ")
+    return baseline.upper() if constant == baseline else f"ALWAYS {shown(constant)}"
 
 
 def _cells(found: "Evaluation", key: str) -> list[str]:

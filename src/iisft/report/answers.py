@@ -58,7 +58,8 @@ def answers_of(sources: Sequence[Source], options: Options, most_rows: int = MOS
             )
             continue
         found.findings += evaluation.findings
-        found.sets.append(_set(source, evaluation, answers))
+        remarks = [[finding.severity, finding.message] for finding in evaluation.findings]
+        found.sets.append(_set(source, evaluation, answers) | {"findings": remarks})
     return found
 
 

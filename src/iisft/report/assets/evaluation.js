@@ -21,7 +21,7 @@ function evaluationSection() {
     section.append(sideBySide(compared));
   }
   const set = answers();
-  section.append(el("h3", {}, set.name), sentences(set.sentences[language()]), forest(set));
+  section.append(el("h3", {}, set.name), sentences([...set.findings, ...set.sentences[language()]]), forest(set));
   if (set.metrics.confusion) section.append(confusion(set));
   if (set.metrics.fields && Object.keys(set.metrics.fields).length) section.append(fields(set));
   return section;

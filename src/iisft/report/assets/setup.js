@@ -20,13 +20,26 @@ function about(facts) {
   const pairs = [
     [t("model"), `${text(facts.model.id)} (${text(facts.model.architecture)}, ${number(facts.model.parameters)} ${t("parameters")})`],
     [t("hardware"), facts.gpus.length ? facts.gpus.join(", ") : "CPU"],
-    ...facts.data.map((each) => [t("data"), `${text(each.name)}: ${number(each.rows)} ${t("rows")}, sha256 ${String(each.sha256).slice(0, 12)}`]),
+    ...facts.data.flatMap(dataAccount),
     [t("started"), moment(facts.started)], [t("ended"), moment(facts.ended)],
     [t("folder"), facts.run_dir],
     ["git", facts.git_commit ? facts.git_commit.slice(0, 12) : "-"],
     ...Object.entries(facts.versions).filter(([, version]) => version).map(([name, version]) => [name, version]),
   ];
   return el("div", {}, el("h3", {}, t("versions")), table(["", ""], pairs.map((values) => el("tr", {}, cells(values)))));
+}
+
+// A dataset's line, and below it whatever else the run has recorded of it: what was cut, fitted or left out.
+function dataAccount(data) {
+  const { name, rows, sha256, ...more } = data;
+  const own = [t("data"), `${text(name)}: ${number(rows)} ${t("rows")}, sha256 ${String(sha256).slice(0, 12)}`];
+  const rest = Object.entries(more).filter(([, value]) => value !== null && value !== "");
+  return [own, ...rest.map(([key, value]) => [`${text(name)} ${key.replaceAll("_", " ")}`, shallow(value)])];
+}
+
+function shallow(value) {
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return text(value);
+  return Object.entries(value).map(([key, inner]) => `${key.replaceAll("_", " ")} ${text(inner)}`).join(", ");
 }
 
 function presetTable(facts) {
