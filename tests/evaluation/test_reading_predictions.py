@@ -7,7 +7,7 @@ from typing import Any
 
 CLI = Callable[..., Any]
 Write = Callable[..., Path]
-ROWS = [{"row": i, "prompt": "p", "reference": "yes", "prediction": "yes"} for i in range(1, 7)]
+ROWS = [{"row": i, "prompt": f"p{i}", "reference": "yes", "prediction": "yes"} for i in range(1, 7)]
 
 
 def evaluated(iisft: CLI, file: Path, *argv: str) -> tuple[int, dict[str, Any]]:
@@ -39,6 +39,14 @@ def test_a_row_that_stands_there_twice_counts_once(iisft: CLI, write: Write) -> 
     assert (code, found["rows"], found["metrics"]["exact_match"]) == (0, 6, 1.0)
     [finding] = found["findings"]
     assert finding["message"] == "1 rows stand there twice (row 3): the first of each counts"
+
+
+def test_questions_that_come_again_are_counted_and_said(iisft: CLI, write: Write) -> None:
+    rows = [{"prompt": f"p{i % 4}", "reference": "yes", "prediction": "yes"} for i in range(6)]
+    code, found = evaluated(iisft, write(rows))
+    assert (code, found["rows"]) == (0, 6)
+    [finding] = found["findings"]
+    assert finding["message"] == "2 rows have prompt and reference of an earlier row; each counts"
 
 
 def test_a_json_array_is_read_and_a_torn_one_refused(iisft: CLI, tmp_path: Path) -> None:

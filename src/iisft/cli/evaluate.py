@@ -108,8 +108,9 @@ def options(
     """
     from iisft.evaluation.evaluate import Options
     from iisft.evaluation.labels import parse_classes
+    from iisft.evaluation.text import ALL_ROWS
 
-    rows: int | None = {"all": -1, "none": 0}.get(text_rows or "")
+    rows = {"all": ALL_ROWS, "none": 0}.get(text_rows or "")
     if text_rows is not None and rows is None:
         if not text_rows.isdigit() or not int(text_rows):
             raise UsageError("text-rows", f"--text-rows can't be {text_rows!r}", fix="a number, all, or none")

@@ -50,7 +50,7 @@ def report(
         facts = {"file": str(written.path.resolve()), "bytes": written.size, "rows_shown": written.rows_shown}
         console.out_json(facts | {"findings": [finding.as_json() for finding in written.findings]})
         return
-    if not written.rows_shown:
+    if not written.rows_shown and not compare:
         console.say(f"no predictions yet: iisft predict {folders[0].id} --data NAME, then report again")
     console.out(str(written.path))
     console.say(f"{written.size / 1e6:.1f} MB; opens in any browser, without a network")

@@ -147,7 +147,7 @@ def _scores(
     """Every generated row's score in each file."""
     if task.labels or task.json:
         return [{row.row: score for row in file if (score := _score(row, task, options)) is not None} for file in files]
-    scorer, sample = Scorer(), TextSample({None: 0, -1: None, 0: 0}.get(options.text_rows, options.text_rows))
+    scorer, sample = Scorer(), TextSample(options.text_rows or None)
     texts: dict[int, tuple[str, dict[str, str]]] = {}
     digests: list[dict[int, int]] = [{} for _ in files]
     for number, file in enumerate(files):

@@ -28,8 +28,8 @@ class Options:
         classes: as Labels.names.
         schema: a JSON Schema's file.
         error_marker: a prediction that is exactly this is a generation error.
-        text_rows: rows for the text figures: None = when the answers are text, as many as take about 20 s; a number;
-            -1 = all; 0 = none.
+        text_rows: most rows for the text figures; 0 = none; None = where the answers are text, as many as take about
+            20 s.
     """
 
     label: str | None = None
@@ -120,7 +120,7 @@ class Evaluator:
         self.schema = SchemaCheck(options.schema) if options.schema else None
         rows = options.text_rows
         wanted = task.references and (rows != 0 if rows is not None else not task.json)
-        self.sample = TextSample({None: 0, -1: None}.get(rows, rows)) if wanted else None
+        self.sample = TextSample(rows) if wanted else None
         self.findings: list[Finding] = []
 
     def run(self) -> Evaluation:
@@ -248,6 +248,9 @@ def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:
     elif counts["without_reference"]:
         message = f"{counts['without_reference']} generated rows have no reference and count in no comparison"
         found.append(Finding("rows-without-reference", message, where=where, severity="warn"))
+    if evaluator.fields is not None and evaluator.fields.more:
+        message = f"the answers have more than {len(evaluator.fields.fields)} fields; the others are not compared"
+        found.append(Finding("many-fields", message, where=where, severity="warn"))
     if missing := evaluator.counts["without_label"]:
         message = (
             f"{missing} references have no class by --label {evaluator.task.labels.by if evaluator.task.labels else ''}"

@@ -32,10 +32,14 @@ class _Field:
 
 @dataclass
 class FieldTally:
-    """Takes in pairs of parsed answers. A prediction that is no JSON object misses every field of its reference."""
+    """Takes in pairs of parsed answers. A prediction that is no JSON object misses every field of its reference.
+
+    `more` says that there were fields beyond the 200 that are compared.
+    """
 
     fields: dict[str, _Field] = field(default_factory=dict)
     extra: Counter[str] = field(default_factory=Counter)
+    more: bool = False
     rows_with_missing: int = 0
     rows_with_extra: int = 0
 
@@ -46,6 +50,7 @@ class FieldTally:
         for pointer, value in expected.items():
             if pointer not in self.fields:
                 if len(self.fields) >= _MOST_FIELDS:
+                    self.more = True
                     continue
                 self.fields[pointer] = _Field()
             answer = found.get(pointer, NO_JSON)

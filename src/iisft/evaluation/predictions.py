@@ -63,6 +63,8 @@ class PredictionFile:
         """
         self.findings.clear()
         seen: set[int] = set()
+        questions: set[int] = set()
+        repeated = 0
         twice: list[int] = []
         for number, value in enumerate(self._objects(), 1):
             own = value.get("row")
@@ -71,18 +73,29 @@ class PredictionFile:
                 twice.append(row)
                 continue
             seen.add(row)
-            yield Row(
-                row=row,
-                prediction=_text(value.get(self.columns["prediction"])) or "",
-                reference=_text(value.get(self.columns.get("reference", ""))),
-                prompt=_text(value.get(self.columns.get("prompt", ""))),
-                error=_text(value.get("error")) or None,
-                stop=_text(value.get("stop")),
-            )
+            made = self._row(row, value)
+            if made.prompt is not None:
+                question = hash((made.prompt, made.reference))
+                repeated += question in questions
+                questions.add(question)
+            yield made
+        if repeated:
+            message = f"{repeated} rows have prompt and reference of an earlier row; each counts"
+            self.findings.append(Finding("repeated-rows", message, where=str(self.path), severity="warn"))
         if twice:
             shown = ", ".join(map(str, twice[:5])) + (" ..." if len(twice) > 5 else "")
             message = f"{len(twice)} rows stand there twice (row {shown}): the first of each counts"
             self.findings.append(Finding("duplicate-rows", message, where=str(self.path), severity="warn"))
+
+    def _row(self, row: int, value: Mapping[str, Any]) -> Row:
+        return Row(
+            row=row,
+            prediction=_text(value.get(self.columns["prediction"])) or "",
+            reference=_text(value.get(self.columns.get("reference", ""))),
+            prompt=_text(value.get(self.columns.get("prompt", ""))),
+            error=_text(value.get("error")) or None,
+            stop=_text(value.get("stop")),
+        )
 
     def _found_columns(self, first: Mapping[str, Any]) -> dict[str, str]:
         found = dict(self.columns)

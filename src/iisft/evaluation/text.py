@@ -4,8 +4,10 @@ Equal to llamafactory.train.sft.metric.ComputeSimilarity (0.9.5): jieba's words 
 with smoothing method 3, each figure the mean over the rows.
 """
 
+import contextlib
 import heapq
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from iisft.evaluation import optional
 
 FIGURES = ("bleu4", "rouge1", "rouge2", "rougel", "chrf")
+ALL_ROWS = sys.maxsize
 _PURPOSE = "a text metric"
 _SECONDS = 20.0  # about what the default sample takes on a 2015 core
 _FEWEST = 30
@@ -31,8 +34,9 @@ class Scorer:
         self._jieba = optional.load("jieba", _PURPOSE)
         self._jieba.setLogLevel("ERROR")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
-        cache.mkdir(parents=True, exist_ok=True)
-        self._jieba.dt.tmp_dir = str(cache)  # its own place, /tmp/jieba.cache, is anybody's to write
+        with contextlib.suppress(OSError):  # without a cache it is only slower
+            cache.mkdir(parents=True, exist_ok=True)
+            self._jieba.dt.tmp_dir = str(cache)  # its own place, /tmp/jieba.cache, is anybody's to write
         bleu = optional.load("nltk.translate.bleu_score", _PURPOSE)
         self._bleu, self._smoothing = bleu.sentence_bleu, bleu.SmoothingFunction().method3
         self._rouge = optional.load("rouge_chinese", _PURPOSE).Rouge()
@@ -69,7 +73,7 @@ class TextSample:
     """A random sample of rows for the text figures: the same rows for the same row numbers, whatever is predicted.
 
     Args:
-        rows: how many; None takes every row, and 0 as many as can be scored in about 20 s.
+        rows: how many at most; None for as many as can be scored in about 20 s.
     """
 
     rows: int | None
@@ -78,7 +82,7 @@ class TextSample:
     def add(self, row: int, reference: str, predictions: dict[str, str]) -> None:
         """Offer a row: what each system (the model, a baseline) answers to it."""
         entry = (-_priority(row), row, reference, predictions)
-        if self.rows is None or len(self._heap) < (self.rows or _MOST):
+        if len(self._heap) < (self.rows or _MOST):
             heapq.heappush(self._heap, entry)
         else:
             heapq.heappushpop(self._heap, entry)
@@ -89,7 +93,7 @@ class TextSample:
         for number, (_, row, reference, predictions) in enumerate(sorted(self._heap, reverse=True)):
             if system not in predictions:
                 continue
-            if self.rows == 0 and seconds > _SECONDS and number >= _FEWEST:
+            if self.rows is None and seconds > _SECONDS and number >= _FEWEST:
                 return
             seconds += _cost(reference, predictions[system])
             yield row, reference, predictions[system]

@@ -21,49 +21,58 @@ _CUT = " ... [+{} characters]"
 
 
 @dataclass
-class Answers:
-    """One dataset: `rows` that all sets share, and `sets`, the answers of each checkpoint or run."""
+class Judged:
+    """One dataset's predictions, evaluated: what was found for each source that could be read."""
 
     data: str
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    sets: list[dict[str, Any]] = field(default_factory=list)
+    options: Options
+    sources: list[tuple[Source, PredictionFile, Evaluation]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        return {"data": self.data, "rows": self.rows, "sets": self.sets}
 
-
-def answers_of(sources: Sequence[Source], options: Options, most_rows: int = MOST_ROWS) -> Answers:
-    """Evaluate and collect predictions of one dataset.
-
-    A file that can't be read becomes a finding; the report goes on without it.
+def judged(sources: Sequence[Source], options: Options) -> Judged:
+    """Evaluate predictions of one dataset. A file that can't be read becomes a finding: the report goes on without it.
 
     Args:
         sources: checkpoints of one run, or one of each of several runs.
-        options: how to judge; classes are found from the first one's references.
-        most_rows: of more rows a random sample is shown (the same for every set); the figures are of all.
+        options: how to judge.
     """
-    found = Answers(sources[0].data or sources[0].path.name)
-    index: dict[int, int] = {}
+    found = Judged(sources[0].data or sources[0].path.name, options)
     for source in sources:
         try:
-            file = PredictionFile(source.path)
-            base = base_of(source)
+            file, base = PredictionFile(source.path), base_of(source)
             evaluation = evaluate(file, options, PredictionFile(base.path) if base else None)
-            chosen = _sample(evaluation.counts["rows"], most_rows)
-            answers = _collect(file, evaluation.task, options, found.rows, index, chosen)
         except IisftError as error:
-            found.findings.append(
-                Finding(error.code, f"{source.name}: {error.message}", error.where, error.fix, "warn")
-            )
+            message = f"{source.name}: {error.message}"
+            found.findings.append(Finding(error.code, message, error.where, error.fix, "warn"))
             continue
         found.findings += evaluation.findings
-        remarks = [[finding.severity, finding.message] for finding in evaluation.findings]
-        found.sets.append(_set(source, evaluation, answers) | {"findings": remarks})
+        found.sources.append((source, file, evaluation))
     return found
 
 
-def _set(source: Source, evaluation: Evaluation, answers: dict[int, list[Any]]) -> dict[str, Any]:
+def answers_of(found: Judged, most_rows: int) -> dict[str, Any]:
+    """The rows with what each source answers to them.
+
+    Args:
+        found: what was evaluated.
+        most_rows: of more rows so many are shown, the same for every source; the figures are of all.
+
+    Returns:
+        `data`; `rows` {row, prompt, reference, label}, each once; `sets`, one per source, whose `answers` are
+        {place of the row: [prediction, words that it is filtered by, class]}.
+    """
+    rows: list[dict[str, Any]] = []
+    index: dict[int, int] = {}
+    sets = []
+    for source, file, evaluation in found.sources:
+        chosen = _sample(evaluation.counts["rows"], most_rows)
+        answers = _collect(file, evaluation.task, found.options, rows, index, chosen)
+        sets.append(_set(source, evaluation) | {"answers": answers})
+    return {"data": found.data, "rows": rows, "sets": sets}
+
+
+def _set(source: Source, evaluation: Evaluation) -> dict[str, Any]:
     labels = evaluation.task.labels
     return {
         "name": source.name,
@@ -77,7 +86,7 @@ def _set(source: Source, evaluation: Evaluation, answers: dict[int, list[Any]]) 
         "json": evaluation.task.json,
         "generation": source.facts.get("generation"),
         "losses": losses_at(source),
-        "answers": answers,
+        "findings": [[finding.severity, finding.message] for finding in evaluation.findings],
     }
 
 
@@ -94,7 +103,7 @@ def _collect(
     index: dict[int, int],
     chosen: set[int] | None,
 ) -> dict[int, list[Any]]:
-    """Place among `rows` -> [prediction, outcome's words, class of the answer, tokens' stop].
+    """Place among `rows` -> [prediction, words that it is filtered by, class of the answer].
 
     Rows that are new are added to `rows`; a row of the same number with another reference is another row.
     """

@@ -11,7 +11,7 @@ from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
 from iisft.evaluation import sources
 from iisft.evaluation.evaluate import Options
 from iisft.evaluation.sources import Source
-from iisft.report.answers import MOST_ROWS, answers_of
+from iisft.report.answers import MOST_ROWS, answers_of, judged
 from iisft.report.facts import facts_of
 from iisft.report.page import render
 from iisft.report.series import series_of
@@ -19,6 +19,7 @@ from iisft.runs.folder import RunFolder
 from iisft.workspace import Workspace
 
 _MOST_BYTES = 9_500_000
+_FEWEST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,24 @@ def write(
         RunStateError: a run's predictions of that dataset are asked for and not there.
         EnvironmentFault: the file can't be written.
     """
-    groups = _groups(names, folders, workspace, data)
     findings: list[Finding] = []
+    groups = _groups(names, folders, workspace, data, findings)
+    found = [judged(group, options) for group in groups]
+    findings += [finding for each in found for finding in each.findings]
+    found = [each for each in found if each.sources]
+    document = {
+        "made": time.time(),
+        "iisft": __version__,
+        "runs": [{"facts": facts_of(folder, workspace), "series": series_of(folder)} for folder in folders],
+        "comparisons": [_comparison([source for source, _, _ in each.sources], options, findings) for each in found],
+    }
     most_rows = MOST_ROWS
-    runs = [{"facts": facts_of(folder, workspace), "series": series_of(folder)} for folder in folders]
     while True:
-        collected = [answers_of(group, options, most_rows) for group in groups]
-        document = {
-            "made": time.time(),
-            "iisft": __version__,
-            "runs": runs,
-            "answers": [each.as_json() for each in collected if each.sets],
-            "comparisons": [_comparison(group, options, findings) for group in groups],
-        }
-        page = render(document)
-        if len(page) <= _MOST_BYTES or most_rows < 10:
+        shown = [answers_of(each, most_rows) for each in found]
+        page = render(document | {"answers": shown})
+        if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
             break
-        most_rows //= 2  # very long prompts
-    findings += [finding for each in collected for finding in each.findings]
+        most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))  # very long prompts
     try:
         files.write_bytes_atomically(to, page)
     except OSError as error:
@@ -78,31 +79,39 @@ def write(
         raise EnvironmentFault(
             "output-unwritable", message, where=str(to), fix="-o FILE in a writable folder"
         ) from error
-    return Report(to, len(page), sum(len(each.rows) for each in collected), _once(findings))
+    return Report(to, len(page), sum(len(each["rows"]) for each in shown), _once(findings))
 
 
 def _groups(
-    names: Sequence[str], folders: Sequence[RunFolder], workspace: Workspace, data: str | None
+    names: Sequence[str],
+    folders: Sequence[RunFolder],
+    workspace: Workspace,
+    data: str | None,
+    findings: list[Finding],
 ) -> list[list[Source]]:
     """Predictions that belong side by side: those of one dataset."""
-    if len(folders) > 1:
-        found = []
-        for name in names:
-            try:
-                found.append(sources.last(sources.find(workspace, name, data)))
-            except RunStateError:
-                if data is not None:
-                    raise
-        shared = {source.data for source in found}
-        return [found] if len(shared) == 1 else [[source] for source in found]
-    known = [source for source in sources.of_run(folders[0]) if source.checkpoint != sources.BASE]
-    by_data: dict[str, list[Source]] = {}
-    for source in known:
-        if data in (None, source.data):
+    if len(folders) == 1:
+        known = [source for source in sources.of_run(folders[0]) if source.checkpoint != sources.BASE]
+        if data is not None or sources.split(workspace, names[0])[1] is not None:
+            known = sources.find(workspace, names[0], data)  # says what there is, if there is not what was named
+        by_data: dict[str, list[Source]] = {}
+        for source in known:
             by_data.setdefault(source.data or "", []).append(source)
-    if data is not None and not by_data:
-        sources.find(workspace, names[0], data)  # says what is there instead
-    return list(by_data.values())
+        return list(by_data.values())
+    found = []
+    for name in names:
+        try:
+            found.append(sources.last(sources.find(workspace, name, data)))
+        except RunStateError as error:
+            if data is not None or "@" in name:
+                raise
+            findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+    datasets = sorted({source.data or "" for source in found})
+    if len(datasets) > 1:
+        message = f"the runs predicted different datasets ({', '.join(datasets)}): their answers are not compared"
+        findings.append(Finding("other-datasets", message, fix="name one that both have: --data NAME", severity="warn"))
+        return [[source] for source in found]
+    return [found] if found else []
 
 
 def _comparison(group: Sequence[Source], options: Options, findings: list[Finding]) -> dict[str, Any] | None:
