@@ -121,14 +121,23 @@ def test_failures_are_told_apart(iisft: CLI, write: Write) -> None:
         {"prediction": loop, "stop": "length"},
         {"prediction": "cut", "stop": "length"},
         {"prediction": "", "error": "CUDA out of memory"},
+        {"prediction": "", "error": {"code": 500}},
+        {"prediction": "fine", "error": False},
+        {"prediction": "fine", "error": 0.25},
         {"prediction": "FAILED"},
         {"prediction": "```json\n{}\n```"},
     ]
     file = write([{"row": i, "reference": "fine", **answer} for i, answer in enumerate(answers)])
     found = document(iisft, str(file), "--error-marker", "FAILED")
     names = ("rows", "generated", "generation_errors", "empty", "cut_off", "repeated", "fenced_json")
-    assert [found[name] for name in names] == [8, 6, 2, 2, 2, 1, 1]
-    assert found["metrics"]["exact_match"] == 1 / 6
+    assert [found[name] for name in names] == [11, 8, 3, 2, 2, 1, 1]
+    assert found["metrics"]["exact_match"] == 3 / 8
+
+
+def test_nothing_but_failures_is_said_and_no_error(iisft: CLI, write: Write) -> None:
+    found = document(iisft, str(write([{"reference": "a", "prediction": "ERROR_GENERATION"}] * 3)))
+    assert (found["generated"], found["metrics"], found["baselines"]) == (0, {"intervals": {}}, {})
+    assert found["sentences"][-1] == "No row was generated."
 
 
 def test_a_schema_is_counted_with_its_worst_faults(iisft: CLI, write: Write, tmp_path: Path) -> None:

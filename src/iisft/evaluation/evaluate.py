@@ -140,7 +140,7 @@ class Evaluator:
         names = ("rows", "generated", "generation_errors", "valid_json", "empty", "cut_off", "repeated", "fenced_json")
         counts = {name: self.counts[name] for name in (*names, "without_reference")}
         metrics = self.systems[MODEL].metrics()
-        baselines = {name: tally.metrics() for name, tally in self.systems.items() if name != MODEL}
+        baselines = {name: tally.metrics() for name, tally in self.systems.items() if name != MODEL and tally.rows}
         self._add_text(metrics, baselines)
         if self.fields is not None and self.fields.fields:
             metrics |= self.fields.as_json()

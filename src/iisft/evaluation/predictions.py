@@ -93,7 +93,7 @@ class PredictionFile:
             prediction=_text(value.get(self.columns["prediction"])) or "",
             reference=_text(value.get(self.columns.get("reference", ""))),
             prompt=_text(value.get(self.columns.get("prompt", ""))),
-            error=_text(value.get("error")) or None,
+            error=_failure(value.get("error")),
             stop=_text(value.get("stop")),
         )
 
@@ -199,6 +199,11 @@ def _whole(value: Any) -> Any:
 
 def _without_surrogates(item: Any) -> Any:
     return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
+
+
+def _failure(value: Any) -> str | None:
+    """What went wrong, None where nothing did. A number in a column of that name is some measure of error."""
+    return _text(value) if value and (value is True or isinstance(value, str | dict | list)) else None
 
 
 def _text(value: Any) -> str | None:

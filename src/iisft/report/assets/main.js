@@ -26,8 +26,9 @@ function overviewSection() {
   const main = answers();
   if (main) {
     const compared = report.comparisons[state.group];
-    const said = [...(compared ? compared.sentences[language()] : []), ...main.sentences[language()]];
-    section.append(sentences(said.filter(([tone]) => tone)));
+    const toned = (pairs) => sentences(pairs.filter(([tone]) => tone));
+    if (compared) section.append(toned(compared.sentences[language()]));
+    section.append(el("h3", {}, main.name), toned(main.sentences[language()]));
   }
   return section;
 }
