@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from timing import Command, in_turn, peak_memory_mb, report
@@ -33,26 +34,28 @@ def answer(rng: random.Random, number: int, keep: bool) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def json_rows(rng: random.Random, count: int, right: float) -> list[str]:
-    lines = []
+def json_rows(rng: random.Random, count: int, right: float) -> Iterator[str]:
     for number in range(count):
         keep = rng.random() < 0.5
         reference = answer(rng, number, keep)
         prediction = reference if rng.random() < right else answer(rng, number, rng.random() < 0.5)
         uuid = f"{number:08x}-5f64-4984-bf56-17f017256d00"
         row = {"row": number, "prompt": uuid + "".join(rng.choices(CHINESE, k=3000)), "reference": reference}
-        lines.append(json.dumps(row | {"prediction": prediction, "stop": "eos", "error": None}, ensure_ascii=False))
-    return lines
+        yield json.dumps(row | {"prediction": prediction, "stop": "eos", "error": None}, ensure_ascii=False) + "\n"
 
 
-def text_rows(rng: random.Random, count: int) -> list[str]:
-    lines = []
+def text_rows(rng: random.Random, count: int) -> Iterator[str]:
     for number in range(count):
         reference = rng.choices(WORDS, k=rng.randint(20, 60))
         prediction = [word if rng.random() < 0.8 else rng.choice(WORDS) for word in reference]
         row = {"row": number, "prompt": " ".join(rng.choices(WORDS, k=300)), "reference": " ".join(reference)}
-        lines.append(json.dumps(row | {"prediction": " ".join(prediction)}))
-    return lines
+        yield json.dumps(row | {"prediction": " ".join(prediction)}) + "\n"
+
+
+def write(file: Path, lines: Iterator[str]) -> None:
+    """Line by line: what this process holds counts as its children's peak memory, too."""
+    with file.open("w", encoding="utf-8") as stream:
+        stream.writelines(lines)
 
 
 def make_run(home: Path, rng: random.Random) -> list[Path]:
@@ -68,7 +71,7 @@ def make_run(home: Path, rng: random.Random) -> list[Path]:
     files = [folder.events]
     for checkpoint, right in (("25000", 0.5), ("final", 0.8)):
         files.append(folder.path / "predictions" / f"val@{checkpoint}.jsonl")
-        files[-1].write_text("\n".join(json_rows(random.Random(3), SHOWN, right)) + "\n", encoding="utf-8")
+        write(files[-1], json_rows(random.Random(3), SHOWN, right))
     return files
 
 
@@ -78,8 +81,7 @@ def main(runs: int) -> None:
         folder = Path(name)
         for kind, lines in (("JSON", json_rows(rng, PREDICTIONS, 0.6)), ("text", text_rows(rng, PREDICTIONS))):
             file = folder / f"{kind}.jsonl"
-            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            del lines
+            write(file, lines)
             peer = Command(f"json.loads of {file.stat().st_size / 1e6:.0f} MB", [sys.executable, "-c", READ, str(file)])
             own = Command(f"iisft evaluate, 100,000 of {kind}", [iisft, "evaluate", str(file)])
             in_turn([peer, own], runs, warm_up=0)
