@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from iisft.errors import EnvironmentFault
-from iisft.evaluation import optional
 from iisft.evaluation.text import Scorer, TextSample
 
+CLI = Callable[..., Any]
 CHILD = Path(__file__).with_name("similarity_of_llamafactory.py")
 PAIRS = [
     ("The cat sat on the mat.", "A cat sat on a mat."),
@@ -50,8 +51,31 @@ def test_a_sample_is_the_same_rows_for_every_system_and_time() -> None:
     assert chosen(["model"]) == [one]
 
 
-def test_a_missing_package_is_named_with_its_command() -> None:
-    with pytest.raises(EnvironmentFault) as caught:
-        optional.load("rouge_chinese_that_is_not_there", "a text metric")
-    assert caught.value.exit_code == 4
-    assert caught.value.fix.startswith("pip install rouge_chinese_that_is_not_there")
+@pytest.mark.parametrize(
+    ("module", "argv", "command"),
+    [
+        ("rouge_chinese", ["--text-rows", "all"], "pip install rouge-chinese "),
+        ("jsonschema", ["--schema", "x.json"], "pip install jsonschema "),
+        ("numpy", [], "pip install numpy "),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(
+    iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, argv: list[str], command: str
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"reference": "a text", "prediction": "some text"}\n' * 2)
+    monkeypatch.setitem(sys.modules, module, None)
+    result = iisft("evaluate", str(file), *argv)
+    assert (result.code, command in result.err) == (4, True)
+
+
+def test_text_figures_that_nobody_asked_for_are_left_out_and_said(
+    iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"reference": "a text", "prediction": "some text"}\n' * 2)
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    result = iisft("evaluate", str(file))
+    assert (result.code, "exact match" in result.out) == (0, True)
+    assert "BLEU, ROUGE and chrF are left out: a text metric needs jieba" in result.err
+    assert "pip install jieba" in result.err
