@@ -62,6 +62,7 @@ def test_it_shows_what_ran_and_what_came_of_it(report: Page, run: RunFolder) -> 
     assert "rank 1 was killed (SIGKILL)" in text(report, "#eventlist")
     assert "window.owned = 1" in text(report, "#eventlist"), "what tries to be script is shown as text"
     report.evaluate("document.querySelector('#setup details').open = true")
+    assert "Preset mi50: every value" in text(report, "#setup")
     assert "train.learning_rate" in text(report, "#setup")
     assert "2.7.1+rocm6.3" in text(report, "#setup")
     drawn = "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((value) => value)"

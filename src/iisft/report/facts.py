@@ -19,6 +19,7 @@ def facts_of(folder: RunFolder, workspace: Workspace) -> dict[str, Any]:
         "data": [entry for entry in record.get("data") or [] if isinstance(entry, dict)],
         "proof": _proof(_mapping(record.get("expected")), _mapping(record.get("observed"))),
         "preset": _preset(record, workspace),
+        "preset_name": status.preset,
         "versions": {"iisft": record.get("iisft"), "python": _mapping(record.get("interpreter")).get("python")}
         | _mapping(record.get("packages")),
         "gpus": record.get("gpus") or [],

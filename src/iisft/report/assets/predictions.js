@@ -119,14 +119,14 @@ function showDetail() {
   box.append(el("div", { class: "head" }, el("h3", {}, `${t("row")} ${row.row}`), badges,
     one && other ? el("button", { id: "diff", onclick: switchDiff }, byField ? t("as_words") : t("as_fields")) : null));
   box.append(verdictBar());
-  if (row.prompt !== null) {
-    box.append(el("details", { open: row.prompt.length < 1500 }, el("summary", {}, `${t("prompt")} (${row.prompt.length} ${t("characters")})`), el("div", { class: "text" }, row.prompt)));
-  }
   if (words.includes("error")) box.append(pair(row.reference, plain(row.reference), plain(prediction)));
   else if (byField) box.append(diffFields(one, other));
   else if (row.reference === null) box.append(el("h4", {}, t("prediction")), plain(prediction));
   else box.append(pair(row.reference, ...diffText(row.reference, prediction || "")));
   others().forEach((each) => box.append(each));
+  if (row.prompt !== null) {
+    box.append(el("details", { open: true }, el("summary", {}, `${t("prompt")} (${row.prompt.length} ${t("characters")})`), plain(row.prompt)));
+  }
 }
 
 const plain = (source) => el("div", { class: "text" }, source === null ? "-" : source);

@@ -11,7 +11,7 @@ function setupSection() {
 
 function proof(facts) {
   const rows = facts.proof.map((each) => el("tr", { class: each.differs ? "tone-error" : "" }, cells([
-    each.name.replaceAll("_", " "), each.expected === null ? "-" : text(each.expected), each.observed === null ? t("not_observed") : text(each.observed),
+    each.name.replaceAll("_", " "), each.expected === null ? "-" : text(each.expected), each.observed === null && each.expected !== null ? t("not_observed") : text(each.observed),
   ])));
   return el("div", {}, el("h3", {}, t("proof")), table(["", t("asked"), t("observed")], rows));
 }

@@ -132,7 +132,7 @@ const WORDS = {
   asked: ["asked", "要求"],
   observed: ["observed", "实测"],
   not_observed: ["not reported", "未报告"],
-  versions: ["Versions", "版本"],
+  versions: ["Model, data, versions", "模型、数据与版本"],
   hardware: ["Hardware", "硬件"],
   data: ["Data", "数据"],
   folder: ["folder", "文件夹"],
