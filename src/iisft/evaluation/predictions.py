@@ -131,30 +131,33 @@ class PredictionFile:
             raise InputError("predictions-unreadable", message, where=str(self.path)) from error
 
     def _lines(self, stream: Any) -> Iterator[dict[str, Any]]:
-        faults: list[Finding] = []
+        faults: list[tuple[int, str, str]] = []
         for number, line in enumerate(stream, 1):
             if not line.strip(b"\xef\xbb\xbf \t\r\n"):
                 continue
             try:
-                value = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            except ValueError:
-                try:
-                    value = _whole(json.loads(line.decode("utf-8-sig", "replace")))
-                except ValueError as error:
-                    if not line.endswith(b"\n"):
-                        message = "the last line is half-written and left out (the writer was stopped, or still writes)"
-                        where = f"{self.path}:{number}"
-                        self.findings.append(Finding("half-written-line", message, where=where, severity="warn"))
-                        continue
-                    if len(faults) < _SHOWN_FAULTS:
-                        faults.append(Finding("not-json", f"no JSON: {error}", where=f"{self.path}:{number}"))
+                value = _parsed(line)
+            except ValueError as error:
+                if line.endswith(b"\n"):
+                    faults.append((number, "not-json", f"no JSON: {error}"))
                     continue
+                message = "the last line is half-written and left out (the writer was stopped, or still writes)"
+                where = f"{self.path}:{number}"
+                self.findings.append(Finding("half-written-line", message, where=where, severity="warn"))
+                continue
             if isinstance(value, dict):
                 yield value
-            elif len(faults) < _SHOWN_FAULTS:
-                faults.append(Finding("not-an-object", "the line is no JSON object", where=f"{self.path}:{number}"))
+            else:
+                faults.append((number, "not-an-object", "the line is no JSON object"))
         if faults:
-            raise CheckFailed(faults)
+            raise CheckFailed(self._shown(faults))
+
+    def _shown(self, faults: list[tuple[int, str, str]]) -> list[Finding]:
+        fix = "predictions are JSON lines, one object each, or one JSON array"
+        found = [Finding(code, text, f"{self.path}:{number}", fix) for number, code, text in faults[:_SHOWN_FAULTS]]
+        if left := len(faults) - len(found):
+            found.append(Finding(faults[-1][1], f"and {left} more lines", f"{self.path}:{faults[-1][0]}", fix))
+        return found
 
     def _array(self, stream: Any) -> Iterator[dict[str, Any]]:
         import ijson  # type: ignore[import-untyped]
@@ -190,11 +193,17 @@ def parse_columns(text: str | None) -> dict[str, str]:
     return found
 
 
-def _whole(value: Any) -> Any:
-    """What Python's json writes and no other reader takes: NaN stays, half a surrogate pair becomes a question mark."""
-    if isinstance(value, dict):
-        return {key: _without_surrogates(item) for key, item in value.items()}
-    return value
+def _parsed(line: bytes) -> Any:
+    """One line. What Python's json writes and no strict reader takes is read too: NaN, half a surrogate pair (a `?`).
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        value = json.loads(line.decode("utf-8-sig", "replace"))
+    return {key: _without_surrogates(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _without_surrogates(item: Any) -> Any:
