@@ -73,6 +73,20 @@ def test_predictions_that_are_not_there_are_asked_for(iisft: CLI, run: RunFolder
     assert (result.code, "did you mean 跑 1?" in result.err) == (6, True)
 
 
+def test_predictions_that_are_not_all_there_are_said_to_be_so(iisft: CLI, run: RunFolder) -> None:
+    record = run.predictions / "val@20.json"
+    for facts, said in (('{"ended": null}', ["predict-unfinished"]), ('{"ended": 5.0}', []), ('{"end', [])):
+        record.write_text(facts)
+        for command in (["evaluate", "跑 1@20"], ["compare", "跑 1"]):
+            found = json.loads(iisft(*command, "--json").out)
+            assert [finding["id"] for finding in found["findings"]] == said
+    record.write_text('{"ended": null}')
+    assert (
+        "fix:   iisft predict 跑 1 --checkpoint 20 --data val"
+        in iisft("report", "跑 1", "-o", str(run.path / "r.html")).err
+    )
+
+
 def test_equal_ones_are_a_tie_of_the_earlier(iisft: CLI, run: RunFolder) -> None:
     folder = run.path / "predictions"
     (folder / "val@final.jsonl").write_bytes((folder / "val@20.jsonl").read_bytes())

@@ -91,6 +91,7 @@ def evaluate(
     evaluation = judge(
         PredictionFile(source.path, named), chosen, PredictionFile(base_path, named) if base_path else None
     )
+    evaluation.findings[:0] = source.findings
     if as_json:
         about = {"run": source.run.id if source.run else None, "checkpoint": source.checkpoint, "data": source.data}
         console.out_json(evaluation.as_json() | about)

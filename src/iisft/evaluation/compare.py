@@ -125,7 +125,8 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     if not task.references:
         message = "without references there is nothing to compare by"
         raise InputError("no-references", message, where=str(files[0].path), fix="--columns reference=NAME")
-    findings = [finding for evaluation in found for finding in evaluation.findings]
+    findings = [finding for source in sources for finding in source.findings]
+    findings += [finding for evaluation in found for finding in evaluation.findings]
     scored = _scores(files, task, options, findings)
     common = sorted(set.intersection(*(set(rows) for rows in scored)))
     _check_same_rows(scored, common, files, findings)

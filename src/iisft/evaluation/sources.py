@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.errors import InputError, RunStateError
+from iisft.errors import Finding, InputError, RunStateError
 from iisft.runs.folder import RunFolder
 from iisft.runs.state import find_run
 from iisft.workspace import Workspace
@@ -32,6 +32,15 @@ class Source:
     def facts(self) -> dict[str, Any]:
         """What the predicting command recorded beside the file; empty when it is missing or torn."""
         return files.read_json_object(self.path.with_suffix(".json")) or {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Whether predicting has not come to its end."""
+        if self.run is None or self.facts.get("ended", True) is not None:
+            return []
+        message = f"{self.name} has not predicted every row yet: the figures are of those that are there"
+        fix = f"iisft predict {self.run.id} --checkpoint {self.checkpoint} --data {self.data}"
+        return [Finding("predict-unfinished", message, where=str(self.path), fix=fix, severity="warn")]
 
 
 def of_run(folder: RunFolder) -> list[Source]:

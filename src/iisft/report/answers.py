@@ -46,6 +46,7 @@ def judged(sources: Sequence[Source], options: Options) -> Judged:
             message = f"{source.name}: {error.message}"
             found.findings.append(Finding(error.code, message, error.where, error.fix, "warn"))
             continue
+        evaluation.findings[:0] = source.findings
         found.findings += evaluation.findings
         found.sources.append((source, file, evaluation))
     return found
