@@ -81,10 +81,8 @@ def test_predictions_that_are_not_all_there_are_said_to_be_so(iisft: CLI, run: R
             found = json.loads(iisft(*command, "--json").out)
             assert [finding["id"] for finding in found["findings"]] == said
     record.write_text('{"ended": null}')
-    assert (
-        "fix:   iisft predict 跑 1 --checkpoint 20 --data val"
-        in iisft("report", "跑 1", "-o", str(run.path / "r.html")).err
-    )
+    reported = iisft("report", "跑 1", "-o", str(run.path / "r.html"))
+    assert "fix:   iisft predict 跑 1 --checkpoint 20 --data val" in reported.err
 
 
 def test_equal_ones_are_a_tie_of_the_earlier(iisft: CLI, run: RunFolder) -> None:
