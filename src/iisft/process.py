@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,17 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
         _signal_group(child.pid, signal.SIGKILL)
         raise
     return Completed(child.returncode, out, err)
+
+
+def run_attached(argv: Sequence[str]) -> int:
+    """Run a command whose talk goes to our stderr, and return its code; it ends with us, at once, on Ctrl-C."""
+    child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)
+    try:
+        return child.wait()
+    except BaseException:
+        _signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
 
 
 class Child:

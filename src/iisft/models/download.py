@@ -1,0 +1,224 @@
+"""`iisft download`: a whole model folder from whichever hub answers, every byte proven before it gets its name."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iisft import files
+from iisft.errors import CheckFailed, ExitCode, Finding, TransferError
+from iisft.models import by_hub, listing, verify
+from iisft.models import manifest as manifests
+from iisft.models.checkpoint import checkpoint_findings, code_files
+from iisft.models.hubs import HUGGINGFACE, MODELSCOPE, NAMES, Hubs
+from iisft.models.licence import licence_of
+from iisft.models.listing import OWN_FOLDER, Listing, RemoteFile
+from iisft.models.manifest import Manifest, ManifestFile, gb, stamped
+from iisft.models.parallel import Show, Tally, each
+from iisft.models.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch, part_of, write_error
+
+WORKERS = 4
+PATIENCE_WITH_ANOTHER_HUB = 3  # attempts that bring nothing, before the other hub is asked
+_SPARE_BYTES = 64_000_000  # for the manifest, and whatever else writes meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asked for. `sources` in the order of preference; several are asked at once."""
+
+    repo: str
+    folder: Path
+    sources: tuple[str, ...] = (HUGGINGFACE, MODELSCOPE)
+    revision: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_pickle: bool = False
+    by_hub: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A complete folder. `fetched` counts the bytes of the files that had to come over the network."""
+
+    folder: Path
+    manifest: Manifest
+    fetched: int
+    findings: tuple[Finding, ...]
+
+
+def download(request: Request, show: Show) -> Downloaded:
+    """Make a folder hold exactly what a hub's listing says, fetching only what is missing or wrong.
+
+    Raises:
+        TransferError, CheckFailed: it can't be finished; what came so far is kept and the next call goes on.
+    """
+    known = manifests.read(request.folder)
+    preferred = known.source if known is not None and known.repo == request.repo else ""
+    hubs = Hubs(request.repo, request.revision, request.sources, preferred)
+    notes: list[Finding] = []
+    with _locked(request.folder):
+        while True:
+            found = hubs.next()
+            try:
+                return _complete(request, found, hubs, show, notes)
+            except (TransferError, CheckFailed) as error:
+                if _is_local(error) or not hubs.more:
+                    raise
+                hubs.failed(error)
+                text = f"{NAMES[found.source]} could not finish it ({error.message}); going on with the other hub"
+                notes.append(Finding("other-hub", text, severity="warn", exit_code=ExitCode.TRANSFER))
+
+
+def _complete(request: Request, found: Listing, hubs: Hubs, show: Show, notes: list[Finding]) -> Downloaded:
+    folder = request.folder
+    wanted = listing.select(found.files, request.include, request.exclude, allow_pickle=request.allow_pickle)
+    entries = _already_right(folder, wanted, show)
+    missing = [file for file in wanted if file.path not in entries]
+    if missing:
+        _require_room(folder, missing)
+        with _writing(folder):
+            _manifest(found, folder, [entries.get(f.path, ManifestFile(f.path, f.size, f.sha256)) for f in wanted],
+                      complete=False).write(folder)  # fmt: skip
+            notes += _keep_old(folder, missing)
+        digests = _fetch(request, found, missing, hubs, show)
+    with _writing(folder):
+        for file in missing:
+            entries[file.path] = stamped(folder, ManifestFile(file.path, file.size), digests[file.path])
+        manifest = _manifest(found, folder, [entries[file.path] for file in wanted], complete=True)
+        manifest.write(folder)
+        shutil.rmtree(folder / OWN_FOLDER / "parts", ignore_errors=True)
+        shutil.rmtree(folder / OWN_FOLDER / "hub", ignore_errors=True)
+    fetched = sum(file.size for file in missing)
+    return Downloaded(folder, manifest, fetched, (*notes, *_remarks(folder, wanted)))
+
+
+def _fetch(request: Request, found: Listing, missing: Sequence[RemoteFile], hubs: Hubs, show: Show) -> dict[str, str]:
+    """Bring the missing files to their places; path -> sha256."""
+    if request.by_hub:
+        return by_hub.fetch(found, missing, request.folder, show)
+    tally = Tally("downloading", sum(file.size for file in missing), len(missing))
+    jobs = [
+        Job(file, request.folder, found.headers, lambda: PATIENCE_WITH_ANOTHER_HUB if hubs.more else len(PAUSES_S))
+        for file in sorted(missing, key=lambda file: (file.size > _SPARE_BYTES, -file.size))
+    ]
+    outcome = each(
+        jobs,
+        lambda job, stop: fetch(job, tally, stop),
+        workers=WORKERS,
+        tally=tally,
+        show=show,
+        fatal=lambda error: isinstance(error, TransferError) and error.code in LOCAL_FAULTS,
+    )
+    for error in outcome.errors.values():
+        if not isinstance(error, TransferError):
+            raise error
+    raise_together([error for error in outcome.errors.values() if isinstance(error, TransferError)])
+    return {job.file.path: digest for job, digest in outcome.answers.items()}
+
+
+def raise_together(errors: Sequence[TransferError]) -> None:
+    """One error as itself, several as findings of one; nothing when there is none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise CheckFailed(
+            [Finding(e.code, e.message, where=e.where, fix=e.fix, exit_code=ExitCode.TRANSFER) for e in errors]
+        )
+
+
+def _already_right(folder: Path, wanted: Sequence[RemoteFile], show: Show) -> dict[str, ManifestFile]:
+    """Files whose every byte, read now, is what the listing promises; time stamps prove nothing."""
+    here = [file for file in wanted if (folder / file.path).is_file()]
+    candidates = [file for file in here if (folder / file.path).stat().st_size == file.size]
+    digests = verify.hash_files([folder / file.path for file in candidates], show) if candidates else {}
+    right = {}
+    for file in candidates:
+        digest = digests[folder / file.path]
+        if isinstance(digest, str) and verify.is_right(folder / file.path, file, digest):
+            right[file.path] = stamped(folder, ManifestFile(file.path, file.size), digest)
+    return right
+
+
+def _require_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
+    """Raises TransferError before the first byte when the sum does not fit."""
+    needed = 0
+    for file in missing:
+        part = part_of(file, folder)
+        needed += file.size - min(part.stat().st_size if part.is_file() else 0, file.size)
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE_BYTES > free:
+        raise TransferError(
+            "disk-full",
+            f"{gb(needed)} are to come, {gb(free)} are free",
+            where=str(folder),
+            fix="make room, or take another disk with --to; nothing was fetched",
+        )
+
+
+def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
+    """A file that will be replaced and is no weight may be the person's own work: it is kept aside."""
+    for file in missing:
+        path = folder / file.path
+        if path.is_file() and not path.name.endswith(".safetensors") and not listing.is_pickle(path.name):
+            kept = folder / OWN_FOLDER / "replaced" / file.path
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, kept)
+            text = f"{file.path} was not the hub's: replaced, the old one is {kept}"
+            yield Finding("file-replaced", text, where=str(path), severity="warn")
+
+
+def _manifest(found: Listing, folder: Path, entries: Sequence[ManifestFile], *, complete: bool) -> Manifest:
+    return Manifest(
+        source=found.source,
+        endpoint=found.endpoint,
+        repo=found.repo,
+        revision=found.revision,
+        commit=found.commit,
+        licence=licence_of(folder) if complete else "",
+        complete=complete,
+        files=tuple(entries),
+    )
+
+
+def _remarks(folder: Path, wanted: Sequence[RemoteFile]) -> Iterator[Finding]:
+    """What a person should know of a folder that came as promised."""
+    unproven = [file.path for file in wanted if not file.digest]
+    if unproven:
+        text = f"the hub gives no digest of {', '.join(unproven)}: only the size was compared"
+        yield Finding("unproven", text, severity="warn")
+    for finding in checkpoint_findings(folder):
+        yield Finding(finding.id, finding.message, where=finding.where, severity="warn")
+    if code := code_files(folder):
+        text = f"the model brings code of its own: {', '.join(code)}. None of it runs unless a preset trusts it"
+        fix = "read it; then --set model.trust_remote_code=true"
+        yield Finding("model-code", text, where=str(folder), fix=fix, severity="info")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two downloads into one folder would tear each other's parts."""
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            (folder / OWN_FOLDER).mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(files.exclusive_lock(folder / OWN_FOLDER / "lock"))
+            except BlockingIOError:
+                raise TransferError(
+                    "download-running", "another iisft is downloading into this folder", where=str(folder),
+                    fix="wait for it, or end it: the bytes that it has are kept",
+                ) from None  # fmt: skip
+        yield
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, folder) from error
+
+
+def _is_local(error: TransferError | CheckFailed) -> bool:
+    found = [finding.id for finding in error.errors] if isinstance(error, CheckFailed) else [error.code]
+    return any(code in LOCAL_FAULTS for code in found)
