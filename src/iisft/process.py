@@ -5,7 +5,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
 
 def run_attached(argv: Sequence[str]) -> int:
     """Run a command whose talk goes to our stderr, and return its code; it ends with us, at once, on Ctrl-C."""
-    child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)
+    child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
     try:
         return child.wait()
     except BaseException:

@@ -219,7 +219,7 @@ def _modelscope(repo: str, revision: str | None) -> Listing:
 def _modelscope_error(error: Exception, place: str, repo: str, revision: str) -> TransferError:
     status: Any = getattr(error, "status_code", None)
     if status == 404:
-        named = "revision" in str(error).lower()
+        named = "revision" in str(getattr(error, "response_body", "")).lower()
         return _no_revision(place, repo, revision) if named else _no_model(MODELSCOPE, place, repo)
     if isinstance(status, int):
         return _refused(MODELSCOPE, place, repo, status)
@@ -231,7 +231,7 @@ def _modelscope_error(error: Exception, place: str, repo: str, revision: str) ->
 def _other_error(error: Exception, place: str) -> TransferError:
     if isinstance(error, TransferError):
         return error
-    if isinstance(error, ValueError | KeyError | TypeError | AttributeError):
+    if isinstance(error, ValueError | KeyError | TypeError | AttributeError) and "SOCKS" not in str(error):
         return TransferError(
             "hub-answer",
             f"{place} answers with something that is no model listing",

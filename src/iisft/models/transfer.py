@@ -217,6 +217,7 @@ def _attempt(job: Job, part: _Part, session: "requests.Session", stop: Stop) -> 
         raise _passing(connection_error(error, place)) from error
     with contextlib.closing(response):
         _check_head(job, part, response, place)
+        response.raw.enforce_content_length = False  # an early end is told below, with what is missing
         while part.position < job.file.size:
             stop.check()
             try:

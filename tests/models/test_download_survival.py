@@ -1,0 +1,131 @@
+"""Real processes that are killed and interrupted: what they had is kept, and nothing half is taken for whole."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPO
+from hub_server import HubServer, Repo
+from models_on_disk import contents, repository
+from test_download import needed
+
+CLI = Callable[..., Any]
+SHARD_BYTES = 8_000_000
+
+
+@pytest.fixture
+def start(hub: HubServer) -> Callable[..., subprocess.Popen[str]]:
+    def run(*argv: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "iisft", "download", REPO, *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def big_repository() -> dict[str, bytes]:
+    return {name: content for name, content in repository(SHARD_BYTES).items() if name in needed()}
+
+
+def test_ten_kills_cost_less_than_a_hundredth(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]], iisft: CLI, target: Path
+) -> None:
+    hub.repos[REPO] = Repo(files := big_repository())
+    hub.bytes_per_s = 3_000_000  # slower than the client, so that nothing waits in buffers
+    total = sum(map(len, files.values()))
+    moments = sorted(random.Random(7).sample(range(total // 20, total * 19 // 20), 10))
+    for moment in moments:
+        process = start("--source", "modelscope", "--quiet")
+        hub.wait_until_sent(moment)
+        process.kill()
+        process.wait()
+        assert not [
+            name for name in contents(target) if name.endswith(".safetensors") and contents(target)[name] != files[name]
+        ]
+        assert not target.joinpath(".iisft", "manifest.json").exists() or "incomplete" in iisft("models").out
+    process = start("--source", "modelscope", "--quiet")
+    assert process.communicate(timeout=60)[0] == f"{target}\n"
+    assert process.returncode == 0
+    assert contents(target) == dict(sorted(files.items()))
+    assert hub.sent - total < total // 100
+
+
+def test_ctrl_c_ends_it_at_once_and_keeps_the_parts(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]], target: Path
+) -> None:
+    hub.repos[REPO] = Repo(files := big_repository())
+    hub.bytes_per_s = 200_000  # 15 seconds
+    process = start("--source", "huggingface")
+    hub.wait_until_sent(500_000)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    parts = sum(path.stat().st_size for path in (target / ".iisft" / "parts").iterdir())
+    assert parts > 400_000
+    hub.bytes_per_s = None
+    before = hub.sent
+    process = start("--source", "huggingface")
+    assert process.communicate(timeout=60) and process.returncode == 0
+    assert contents(target) == dict(sorted(files.items()))
+    assert hub.sent - before < sum(map(len, files.values())) - parts + 1000
+
+
+def test_ctrl_c_ends_the_hubs_own_client_too(hub: HubServer, start: Callable[..., subprocess.Popen[str]]) -> None:
+    hub.repos[REPO] = Repo(big_repository())
+    hub.bytes_per_s = 200_000
+    process = start("--source", "huggingface", "--transfer", "hub")
+    hub.wait_until_sent(300_000)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+
+
+def test_a_part_that_was_torn_is_fetched_again(hub: HubServer, iisft: CLI, target: Path) -> None:
+    """As a power cut leaves it: the length is there, the bytes are not."""
+    from hub_server import sha256
+
+    name = "model-00001-of-00002.safetensors"
+    part = target / ".iisft" / "parts" / f"{name}.{sha256(repository()[name])[:16]}"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(100_000))
+    result = iisft("download", REPO)
+    assert result.code == 0
+    assert f"  {name}: wrong digest, fetching it again\n" in result.err
+    assert contents(target) == dict(sorted(needed().items()))
+
+
+def test_a_part_longer_than_the_file_is_begun_anew(hub: HubServer, iisft: CLI, target: Path) -> None:
+    from hub_server import sha256
+
+    name = "model-00001-of-00002.safetensors"
+    part = target / ".iisft" / "parts" / f"{name}.{sha256(repository()[name])[:16]}"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(os.urandom(500_000))
+    assert iisft("download", REPO).code == 0
+    assert contents(target) == dict(sorted(needed().items()))
+
+
+def test_an_unfinished_download_is_no_model(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]], iisft: CLI, target: Path
+) -> None:
+    hub.repos[REPO] = Repo(big_repository())
+    hub.bytes_per_s = 1_000_000
+    process = start("--source", "huggingface")
+    hub.wait_until_sent(1_000_000)
+    process.kill()
+    process.wait()
+    result = iisft("model", "show", REPO)
+    assert result.code == 3
+    assert f"error: the download of {REPO} has not finished: " in result.err
+    assert f"  fix:   iisft download {REPO} --source huggingface --revision {'c' * 40} --to '{target}'\n" in result.err
+    assert iisft("download", "--verify", str(target)).code == 5
