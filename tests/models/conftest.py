@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer, Repo, running
-from models_on_disk import CONFIG, repository, write_json, write_safetensors
+from models_on_disk import CONFIG, REPO, repository, write_json, write_safetensors
 
 
 @pytest.fixture
@@ -44,9 +44,6 @@ def change_config(model_folder: Path) -> Callable[..., None]:
         write_json(model_folder / "config.json", {k: v for k, v in merged.items() if v is not None})
 
     return change
-
-
-REPO = "Qwen/Tiny-Instruct"
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _paced(body: memoryview, bytes_per_s: float | None) -> Iterator[memoryview]:
-    piece = 1024 * 1024 if bytes_per_s is None else max(1024, min(64 * 1024, int(bytes_per_s / 500)))
+    piece = 4096 if bytes_per_s is not None and bytes_per_s < 1e7 else 256 * 1024
     due = time.monotonic()
     for start in range(0, len(body), piece):
         yield body[start : start + piece]

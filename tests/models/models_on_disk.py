@@ -17,6 +17,11 @@ CONFIG = {
 }
 
 
+REPO = "Qwen/Tiny-Instruct"
+SHARD = "model-00001-of-00002.safetensors"
+OTHER_SHARD = "model-00002-of-00002.safetensors"
+
+
 def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -70,3 +75,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     named = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: path.read_bytes() for name, path in sorted(named.items()) if not name.startswith(".")}
+
+
+NEEDED = sorted(
+    {*repository()}
+    - {".gitattributes", "pytorch_model.bin", "original/consolidated.00.pth", "tiny-q4.gguf", "model.fp16.safetensors"}
+)
+
+
+def needed(shard_bytes: int = 400_000) -> dict[str, bytes]:
+    """What training needs of repository()."""
+    return {name: content for name, content in repository(shard_bytes).items() if name in NEEDED}
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)

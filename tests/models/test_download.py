@@ -9,19 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO
 from hub_server import HubServer, Repo, sha256
-from models_on_disk import contents, repository, shard
+from models_on_disk import NEEDED, OTHER_SHARD, REPO, SHARD, contents, flip_a_bit, needed, repository, shard
 
 CLI = Callable[..., Any]
-SHARD = "model-00001-of-00002.safetensors"
-OTHER_SHARD = "model-00002-of-00002.safetensors"
-NEEDED = sorted({*repository()} - {".gitattributes", "pytorch_model.bin", "original/consolidated.00.pth",
-                                   "tiny-q4.gguf", "model.fp16.safetensors"})  # fmt: skip
-
-
-def needed() -> dict[str, bytes]:
-    return {name: content for name, content in repository().items() if name in NEEDED}
 
 
 @pytest.mark.parametrize(("source", "revision"), [("huggingface", "main"), ("modelscope", "master")])
@@ -97,12 +88,6 @@ def test_a_corrupted_shard_is_found_and_mended_by_the_command_that_verify_names(
     ]
     assert contents(target) == dict(sorted(needed().items()))
     assert iisft("download", "--verify", str(target)).out == f"{target}: 9 files, 801 kB, every byte verified\n"
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_file_that_a_person_changed_is_kept_aside(hub: HubServer, iisft: CLI, target: Path) -> None:

@@ -1,7 +1,6 @@
 """Everything that goes wrong between a hub and a disk: what mends itself, and what a person reads when it does not."""
 
 import json
-import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -9,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO
 from hub_server import Fault, HubServer, Repo, running
-from models_on_disk import contents, repository
-from test_download import OTHER_SHARD, SHARD, needed
+from models_on_disk import OTHER_SHARD, REPO, SHARD, contents, needed, repository
 
 from iisft.models import hubs, transfer
 
@@ -89,7 +86,7 @@ def test_a_gated_model_without_and_with_a_token(
         assert result.err.startswith(
             f"error: {REPO} is gated on {name_of('huggingface', hub)}: its licence has to be accepted first\n"
             f"  where: {hub.url}/{REPO}\n"
-            "  fix:   accept it on that page in a browser, then hf auth login, or export HF_TOKEN=...; or --source modelsc"
+            "  fix:   accept it on that page in a browser, then hf auth login, or export HF_TOKEN=...; or --source m"
         )
     monkeypatch.setenv("HF_TOKEN", "right-token")
     assert iisft("download", REPO, "--source", "huggingface").code == 0
@@ -379,4 +376,4 @@ def test_a_second_download_into_the_same_folder_is_refused(hub: HubServer, iisft
     with exclusive_lock(target / ".iisft" / "lock"):
         result = iisft("download", REPO)
     assert (result.code, result.err.splitlines()[0]) == (5, "error: another iisft is downloading into this folder")
-    assert os.listdir(target / ".iisft") == ["lock"]
+    assert [path.name for path in (target / ".iisft").iterdir()] == ["lock"]

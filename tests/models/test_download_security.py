@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO
 from hub_server import Fault, HubServer, git_sha1, running
-from test_download import SHARD
+from models_on_disk import REPO, SHARD
 
 CLI = Callable[..., Any]
 

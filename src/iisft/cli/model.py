@@ -83,7 +83,7 @@ def _print(one: "Description") -> None:
         "template": f"{one.template or 'none known'}"
         + ("" if one.chat_template else "; the folder has no chat template"),
         "size": f"{gb(one.size)} in {len(one.files)} files",
-        "from": f"{one.source}, {one.repo} at {one.commit or one.revision}" if one.source else "unknown (no manifest)",
+        "from": _origin(one),
         "licence": one.licence or "-",
     }
     console.out(one.repo or one.folder.name)
@@ -91,6 +91,13 @@ def _print(one: "Description") -> None:
         console.out(f"  {name:<13} {text}")
     for name, text in one.precisions.items():
         console.out(f"  {'precision':<13} {name}: {text}")
+
+
+def _origin(one: "Description") -> str:
+    if not one.source:
+        return "unknown (no manifest)"
+    pinned = one.commit or one.revision
+    return f"{one.source}, {one.repo}" + (f" at {pinned}" if pinned else "")
 
 
 def _count(parameters: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,11 +36,7 @@ def verify(folder: Path, show: Show) -> Verified:
     """
     manifest = manifests.read(folder)
     if manifest is None:
-        what = "no manifest" if folder.is_dir() else "no such folder"
-        fix = f"iisft download --adopt {folder} records its digests" if folder.is_dir() else "iisft models"
-        raise TransferError(
-            "no-manifest", f"{folder} has {what}" if folder.is_dir() else what, where=str(folder), fix=fix
-        )
+        raise _no_manifest(folder)
     digests = hash_files([folder / file.path for file in manifest.files], show)
     findings, files = [], []
     for file in manifest.files:
@@ -55,6 +52,13 @@ def verify(folder: Path, show: Show) -> Verified:
         with contextlib.suppress(OSError):  # a read-only folder is verified all the same
             manifest.write(folder)
     return Verified(folder, manifest, tuple(findings))
+
+
+def _no_manifest(folder: Path) -> TransferError:
+    if not folder.is_dir():
+        return TransferError("no-folder", f"there is no folder {folder}", where=str(folder), fix="iisft models")
+    fix = f"iisft download --adopt {shlex.quote(str(folder))} records its digests"
+    return TransferError("no-manifest", f"{folder} has no manifest", where=str(folder), fix=fix)
 
 
 def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequence[str], show: Show) -> Verified:
@@ -74,7 +78,7 @@ def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequenc
         raise UsageError(
             "adopt-which",
             f"which model is {folder}?",
-            fix=f"iisft download OWNER/NAME --adopt '{folder}', or --source local",
+            fix=f"iisft download OWNER/NAME --adopt {shlex.quote(str(folder))}, or --source local",
         )
     listing, warnings = None, []
     if sources:
@@ -133,7 +137,7 @@ def _strangers(
 ) -> list[Finding]:
     """Files that the hub has otherwise. A file that the hub does not know is the person's own."""
     promised = {file.path: file for file in listing.files}
-    command = f"iisft download {listing.repo} --source {listing.source} --to '{folder}'"
+    command = f"iisft download {listing.repo} --source {listing.source} --to {shlex.quote(str(folder))}"
     fix = f"{command} replaces it; --source local adopts the folder as it is"
     return [
         _finding(f"{file.path} is not that of {listing.repo} at {listing.revision}", folder / file.path, fix)
