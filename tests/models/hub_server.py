@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -53,6 +54,7 @@ class Seen:
     path: str
     host: str
     headers: dict[str, str]
+    when: float  # of time.monotonic()
     sent: int = 0
 
 
@@ -162,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         hub = self.server.hub
-        self.one = Seen(self.command, self.path, self.headers.get("Host", ""), dict(self.headers.items()))
+        self.one = Seen(
+            self.command, self.path, self.headers.get("Host", ""), dict(self.headers.items()), time.monotonic()
+        )
         hub.seen.append(self.one)
         url = urlsplit(self.path)
         path, query = unquote(url.path), {name: values[0] for name, values in parse_qs(url.query).items()}
@@ -337,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _paced(body: memoryview, bytes_per_s: float | None) -> Iterator[memoryview]:
-    piece = 4096 if bytes_per_s is not None and bytes_per_s < 1e7 else 256 * 1024
+    piece = 256 * 1024 if bytes_per_s is None else max(4096, min(64 * 1024, int(bytes_per_s / 640)))
     due = time.monotonic()
     for start in range(0, len(body), piece):
         yield body[start : start + piece]
@@ -346,10 +350,12 @@ def _paced(body: memoryview, bytes_per_s: float | None) -> Iterator[memoryview]:
             time.sleep(max(0.0, due - time.monotonic()))
 
 
+@lru_cache(maxsize=256)
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@lru_cache(maxsize=256)
 def git_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
