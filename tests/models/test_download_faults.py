@@ -48,16 +48,18 @@ def test_a_model_that_does_not_exist(hub: HubServer, iisft: CLI, source: str, fo
     assert result.err.startswith(
         f"error: {name_of(source, hub)} has no model Qwen/Nothing, or it is private\n"
         f"  where: {name_of(source, hub)}\n"
-        "  fix:   check the spelling; try --source "
+        "  fix:   check the spelling; a private one needs a login: "
     )
 
 
 def test_a_model_that_neither_hub_has_names_both(hub: HubServer, iisft: CLI) -> None:
     result = iisft("download", "Qwen/Nothing", "--json")
     assert result.code == 5
-    error = json.loads(result.out)["error"]
-    assert error["code"] == "hub-no-such-model"
-    assert "Hugging Face" in error["message"] and "ModelScope" in error["message"]
+    findings = json.loads(result.out)["error"]["findings"]
+    assert {(finding["id"], finding["where"]) for finding in findings} == {
+        ("hub-no-such-model", name_of("huggingface", hub)),
+        ("hub-no-such-model", name_of("modelscope", hub)),
+    }
 
 
 def test_a_model_that_one_hub_has_comes_from_there(hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,8 @@ class _Lines:
     def show(self, tally: Tally) -> None:
         if tally is not self._tally:
             self._tally, self._told, self._rate, self._said = tally, 0, _Rate(), time.monotonic()
-            console.say(f"{tally.what} {tally.total_files} files, {gb(tally.total_bytes)}")
+            files = "1 file" if tally.total_files == 1 else f"{tally.total_files} files"
+            console.say(f"{tally.what} {files}, {gb(tally.total_bytes)}")
         for note in tally.notes[self._told :]:
             console.say(f"  {note}")
         self._told = len(tally.notes)

@@ -11,7 +11,7 @@ from iisft.errors import CheckFailed, ExitCode, Finding, TransferError
 from iisft.models import by_hub, listing, verify
 from iisft.models import manifest as manifests
 from iisft.models.checkpoint import checkpoint_findings, code_files
-from iisft.models.hubs import HUGGINGFACE, MODELSCOPE, NAMES, Hubs
+from iisft.models.hubs import HUGGINGFACE, MODELSCOPE, NAMES, Hubs, transfer_finding
 from iisft.models.licence import licence_of
 from iisft.models.listing import OWN_FOLDER, Listing, RemoteFile
 from iisft.models.manifest import Manifest, ManifestFile, gb, stamped
@@ -122,9 +122,7 @@ def raise_together(errors: Sequence[TransferError]) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise CheckFailed(
-            [Finding(e.code, e.message, where=e.where, fix=e.fix, exit_code=ExitCode.TRANSFER) for e in errors]
-        )
+        raise CheckFailed([transfer_finding(error) for error in errors])
 
 
 def _already_right(folder: Path, wanted: Sequence[RemoteFile], show: Show) -> dict[str, ManifestFile]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from iisft.errors import IisftError, TransferError, UsageError
+from iisft.errors import CheckFailed, ExitCode, Finding, IisftError, TransferError, UsageError
 from iisft.models.listing import Listing, RemoteFile, checked_files
 from iisft.models.network import CONNECT_S, PASSING, agree_on_certificates, connection_error, shown, status_error
 
@@ -49,7 +49,7 @@ class Hubs:
         """The next listing.
 
         Raises:
-            TransferError: no hub is left; the reasons of all.
+            TransferError, CheckFailed: no hub is left; the reasons of all.
         """
         while self._waiting and (not self._ready or self._preferred in self._waiting):
             until = self._courtesy if self._ready else self._deadline
@@ -86,12 +86,13 @@ class Hubs:
             self._errors.append(answer[1])
 
     def _no_more(self) -> IisftError:
+        """The one error, or one finding for each."""
         if len(self._errors) == 1:
             return self._errors[0]
-        texts = "; ".join(dict.fromkeys(error.message for error in self._errors))
-        places = "; ".join(dict.fromkeys(error.where for error in self._errors if error.where))
-        fixes = "; ".join(dict.fromkeys(error.fix for error in self._errors if error.fix))
-        return TransferError(self._errors[0].code, texts, where=places, fix=fixes)
+        found: list[Finding] = []
+        for error in self._errors:
+            found += error.errors if isinstance(error, CheckFailed) else [transfer_finding(error)]
+        return CheckFailed(found)
 
     def _ask(self, source: str, repo: str, revision: str | None) -> None:
         ask = _huggingface if source == HUGGINGFACE else _modelscope
@@ -100,6 +101,11 @@ class Hubs:
         except TransferError as error:
             answer = error
         self._answers.put((source, answer))
+
+
+def transfer_finding(error: IisftError) -> Finding:
+    """An error as one finding of several."""
+    return Finding(error.code, error.message, where=error.where, fix=error.fix, exit_code=ExitCode.TRANSFER)
 
 
 def endpoint_of(source: str) -> str:
@@ -260,7 +266,7 @@ def _no_model(source: str, place: str, repo: str) -> TransferError:
         "hub-no-such-model",
         f"{place} has no model {repo}, or it is private",
         where=place,
-        fix=f"check the spelling; try --source {_OTHER[source]}; a private one needs a login: {_LOGINS[source]}",
+        fix=f"check the spelling; a private one needs a login: {_LOGINS[source]}; other hub: --source {_OTHER[source]}",
     )
 
 

@@ -115,4 +115,4 @@ def _proxy_hint() -> str:
 
 def _try_elsewhere(proxy: str) -> str:
     via = f"; the connection goes through {proxy}" if proxy else ""
-    return f"check the network, try --source modelscope or a mirror (export HF_ENDPOINT=https://hf-mirror.com){via}"
+    return f"check the network; try the other --source, or a mirror: export HF_ENDPOINT=https://hf-mirror.com{via}"

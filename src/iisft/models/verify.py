@@ -84,7 +84,7 @@ def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequenc
     if sources:
         try:
             listing = Hubs(name or "", revision, sources).next()
-        except TransferError as error:
+        except (TransferError, CheckFailed) as error:
             text = f"adopted as it is, compared with no hub: {error.message}"
             warnings.append(Finding("adopted-unproven", text, where=error.where, severity="warn"))
     digests = hash_files(paths, show)
