@@ -54,7 +54,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     from iisft.models import hubs, transfer
 
     for name in [*os.environ]:
-        if name.upper().endswith("_PROXY") or name.startswith(("HF_", "HUGGING", "MODELSCOPE_")):
+        ours = ("HF_", "HUGGING", "MODELSCOPE_", "SSL_CERT", "REQUESTS_CA", "CURL_CA")
+        if name.upper().endswith("_PROXY") or name.startswith(ours):
             monkeypatch.delenv(name)
     for name in ("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ class Repo:
 class HubServer:
     """The server, its repositories, its faults and what it was asked."""
 
-    def __init__(self, bytes_per_s: float | None = None) -> None:
+    def __init__(self, bytes_per_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
@@ -81,6 +82,9 @@ class HubServer:
         self.closing = threading.Event()
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.hub = self
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
 
     @property
@@ -89,12 +93,12 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     @property
     def elsewhere(self) -> str:
         """The same server by another name: another host for every client."""
-        return f"http://localhost:{self.port}"
+        return f"{self._scheme}://localhost:{self.port}"
 
     def start(self) -> "HubServer":
         self._thread.start()
@@ -119,6 +123,16 @@ class HubServer:
     def wait_until_sent(self, count: int, timeout_s: float = 60.0) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self.sent >= count, timeout_s), f"{self.sent} of {count} bytes"
+
+    def wait_until_asked(self, mark: str, timeout_s: float = 60.0) -> None:
+        """Until a request came whose path has `mark`."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(mark in one.path for one in self.seen), timeout_s), mark
+
+    def asked(self, one: Seen) -> None:
+        with self._changed:
+            self.seen.append(one)
+            self._changed.notify_all()
 
     def took(self, one: Seen, count: int) -> None:
         with self._changed:
@@ -167,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.one = Seen(
             self.command, self.path, self.headers.get("Host", ""), dict(self.headers.items()), time.monotonic()
         )
-        hub.seen.append(self.one)
+        hub.asked(self.one)
         url = urlsplit(self.path)
         path, query = unquote(url.path), {name: values[0] for name, values in parse_qs(url.query).items()}
         routes = (

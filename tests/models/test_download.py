@@ -113,6 +113,33 @@ def test_a_new_commit_fetches_only_what_changed(hub: HubServer, iisft: CLI, targ
     assert (target / OTHER_SHARD).read_bytes() == hub.repos[REPO].files[OTHER_SHARD]
 
 
+def test_another_model_into_the_same_folder_is_refused(hub: HubServer, iisft: CLI, target: Path) -> None:
+    hub.repos["other/model"] = Repo(repository())
+    assert iisft("download", REPO).code == 0
+    result = iisft("download", "other/model", "--to", str(target))
+    assert (result.code, f"error: the folder holds {REPO}: two models" in result.err) == (5, True)
+
+
+def test_shards_of_an_earlier_commit_do_not_stay(hub: HubServer, iisft: CLI, target: Path) -> None:
+    assert iisft("download", REPO, "--source", "huggingface").code == 0
+    files = {**repository(), "model.safetensors": shard("whole.weight", 4000, seed="w")}
+    for name in (SHARD, OTHER_SHARD, "model.safetensors.index.json"):
+        del files[name]
+    hub.repos[REPO] = Repo(files, commit="e" * 40)
+    flip_a_bit(target / OTHER_SHARD)  # no longer what was downloaded
+    result = iisft("download", REPO)
+    assert result.code == 0
+    assert f"warning: {SHARD} was removed: the repository has it no more\n" in result.err
+    assert sorted(path.name for path in target.glob("*.safetensors")) == [OTHER_SHARD, "model.safetensors"]
+
+
+def test_a_second_choice_of_files_joins_the_manifest(hub: HubServer, iisft: CLI, target: Path) -> None:
+    assert iisft("download", REPO, "--source", "modelscope").code == 0
+    result = iisft("download", REPO, "--include", "*.gguf", "--json")
+    assert (result.code, json.loads(result.out)["fetched_bytes"]) == (0, 2000)
+    assert [file["path"] for file in json.loads(result.out)["files"]] == sorted([*NEEDED, "tiny-q4.gguf"])
+
+
 def test_globs_choose(hub: HubServer, iisft: CLI, tmp_path: Path) -> None:
     to = tmp_path / "a b"
     chosen = ("--include", "*.json", "--include", "*.gguf", "--exclude", "tok*", "--to", str(to))

@@ -1,13 +1,21 @@
 """What a hostile listing, redirect or repository tries, and where a token is seen."""
 
 import json
+import os
+import ssl
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import Fault, HubServer, git_sha1, running
 from models_on_disk import REPO, SHARD
+
+from iisft.models.hubs import NAMES
 
 CLI = Callable[..., Any]
 
@@ -115,6 +123,56 @@ def test_redirects_in_a_circle_end(hub: HubServer, iisft: CLI) -> None:
     hub.faults.append(Fault(SHARD, redirect=f"{hub.url}/cdn/{REPO}/x/{SHARD}"))
     result = iisft("download", REPO, "--source", "modelscope")
     assert (result.code, "redirects more than 5 times" in result.err) == (5, True)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A key and its self-signed certificate for 127.0.0.1 and localhost, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hub")])
+    now = datetime.now(UTC)
+    hosts = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file = tmp_path / "证书 ca.pem"
+    file.write_bytes(secret + signed.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_the_environments_certificates_are_trusted_by_all_parts(
+    hub: HubServer, certificate: Path, target: Path, source: str
+) -> None:
+    """In a process of its own: the variables are made to agree for the rest of it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with running(tls=context) as secure:
+        secure.repos = hub.repos
+        env = {**os.environ, "HF_ENDPOINT": secure.url, "MODELSCOPE_ENDPOINT": secure.url}
+        env["MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS"] = "1"  # its client waits even for certificates
+        results = {}
+        for variable in ("NOTHING", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            argv = [sys.executable, "-m", "iisft", "download", REPO, "--source", source, "--to", str(target / variable)]
+            done = subprocess.run(
+                argv, env={**env, variable: str(certificate)}, capture_output=True, text=True, check=False, timeout=60
+            )
+            results[variable] = done.returncode, done.stderr.splitlines()[0]
+    assert results == {
+        "NOTHING": (5, f"error: the certificate of {NAMES[source]} ({secure.url}) can't be verified"),
+        "SSL_CERT_FILE": (0, "downloading 9 files, 801 kB"),
+        "REQUESTS_CA_BUNDLE": (0, "downloading 9 files, 801 kB"),
+    }
 
 
 def test_an_http_proxy_is_used_and_the_hub_can_be_left_out(

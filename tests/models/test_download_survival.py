@@ -1,7 +1,10 @@
 """Real processes that are killed and interrupted: what they had is kept, and nothing half is taken for whole."""
 
+import contextlib
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import HubServer, Repo, sha256
+from hub_server import Fault, HubServer, Repo, sha256
 from models_on_disk import REPO, contents, needed, repository
 
 CLI = Callable[..., Any]
@@ -72,6 +75,45 @@ def test_ctrl_c_ends_it_at_once_and_keeps_the_parts(
     assert process.communicate(timeout=60) and process.returncode == 0
     assert contents(target) == dict(sorted(files.items()))
     assert hub.sent - before < sum(map(len, files.values())) - parts + 1000
+
+
+@pytest.mark.parametrize("source", ["auto", "huggingface", "modelscope"])
+def test_ctrl_c_while_a_hub_is_silent(hub: HubServer, start: Callable[..., subprocess.Popen[str]], source: str) -> None:
+    hub.faults.append(Fault("@api", slow_s=60))
+    process = start("--source", source)
+    hub.wait_until_asked("/api/")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_ctrl_c_while_a_body_stalls(hub: HubServer, start: Callable[..., subprocess.Popen[str]]) -> None:
+    hub.faults.append(Fault("*.safetensors", stall_after=1000))
+    process = start("--source", "modelscope")
+    hub.wait_until_sent(2000)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+
+
+def test_a_terminal_gets_a_bar(hub: HubServer, target: Path) -> None:
+    hub.repos[REPO] = Repo(needed(1_000_000))
+    hub.bytes_per_s = 1_000_000
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "iisft", "download", REPO, "--source", "modelscope"]
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=theirs, text=True, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"downloading ━+ .* of 2 MB  \d/9 files  .* [kM]B/s  ETA \ds", plain), plain
+    assert "2 MB of 2 MB  9/9 files" in plain
 
 
 def test_ctrl_c_ends_the_hubs_own_client_too(hub: HubServer, start: Callable[..., subprocess.Popen[str]]) -> None:

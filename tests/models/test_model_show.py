@@ -84,7 +84,7 @@ def copied(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 def test_a_folder_is_adopted_when_its_bytes_are_the_hubs(hub: HubServer, iisft: CLI, copied: Path, source: str) -> None:
     result = iisft("download", REPO, "--adopt", str(copied), "--source", source)
-    assert (result.code, result.out) == (0, f"{copied}: 10 files, 801 kB, every byte adopted\n"), result.err
+    assert (result.code, result.out) == (0, f"{copied}: 9 files, 801 kB, every byte adopted\n"), result.err
     assert hub.bodies() == []
     shown = json.loads(iisft("model", "show", str(copied), "--json").out)
     assert (shown["source"], shown["repo"], shown["commit"]) == (source, REPO, "c" * 40)
@@ -217,19 +217,25 @@ def test_models_lists_what_is_there(downloaded: Path, iisft: CLI) -> None:
 def test_training_refuses_what_the_manifest_speaks_against(downloaded: Path, iisft: CLI) -> None:
     (downloaded / "generation_config.json").unlink()
     (downloaded / "tokenizer_config.json").write_text("{}")
-    os.utime(downloaded / "README.md", ns=(0, 0))
+    os.utime(downloaded / "tokenizer.json", ns=(0, 0))
+    (downloaded / "README.md").write_text("read")
     with (downloaded / SHARD).open("r+b") as stream:
         stream.truncate(1000)
     result = iisft("train", "--preset", "mi50", "--model", str(downloaded), "--dry-run", "--json")
     command = f"iisft download {REPO} --source huggingface --revision {'c' * 40} --to '{downloaded}'"
-    found = {f["where"]: (f["id"], f["fix"]) for f in json.loads(result.out)["findings"] if f["id"].startswith("model")}
+    found = {
+        f["where"]: (f["id"], f["severity"], f["fix"])
+        for f in json.loads(result.out)["findings"]
+        if f["id"].startswith("model")
+    }
     keep = f"; if you changed it yourself: iisft download --adopt '{downloaded}' --source local"
     assert result.code == 3
     assert found == {
-        str(downloaded / SHARD): ("model-shard-torn", command),
-        str(downloaded / "generation_config.json"): ("model-file-changed", command + keep),
-        str(downloaded / "tokenizer_config.json"): ("model-file-changed", command + keep),
-        str(downloaded): ("model-file-touched", f"iisft download --verify '{downloaded}'"),
+        str(downloaded / SHARD): ("model-shard-torn", "error", command),
+        str(downloaded / "README.md"): ("model-file-changed", "warn", command + keep),
+        str(downloaded / "generation_config.json"): ("model-file-changed", "error", command + keep),
+        str(downloaded / "tokenizer_config.json"): ("model-file-changed", "error", command + keep),
+        str(downloaded): ("model-file-touched", "warn", f"iisft download --verify '{downloaded}'"),
     }
     assert len(contents(downloaded)) == 8
 

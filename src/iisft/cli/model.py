@@ -71,7 +71,9 @@ def _print(one: "Description") -> None:
     from iisft.models.manifest import gb
 
     heads = f"{one.heads} heads" + (f", {one.kv_heads} for keys and values" if one.kv_heads != one.heads else "")
-    shape = f"{one.layers} layers, {heads}, hidden {one.hidden_size}, context {one.context}"
+    shape = f"{one.layers} layers, {heads}, hidden {one.hidden_size}" + (
+        f", context {one.context}" if one.context else ""
+    )
     dtypes = ", ".join(f"{dtype} {_count(count)}" for dtype, count in one.dtypes.items())
     lines = {
         "folder": str(one.folder),
@@ -79,7 +81,7 @@ def _print(one: "Description") -> None:
         "parameters": f"{one.parameters:,} ({_count(one.parameters)})" if one.parameters else "-",
         "stored as": dtypes or "-",
         "shape": shape if one.layers else "-",
-        "vocabulary": f"{one.vocabulary}, embeddings {'tied' if one.tied_embeddings else 'not tied'}",
+        "vocabulary": f"{one.vocabulary or 'unknown'}, embeddings {'tied' if one.tied_embeddings else 'not tied'}",
         "template": f"{one.template or 'none known'}"
         + ("" if one.chat_template else "; the folder has no chat template"),
         "size": f"{gb(one.size)} in {len(one.files)} files",

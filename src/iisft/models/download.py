@@ -16,7 +16,8 @@ from iisft.models.licence import licence_of
 from iisft.models.listing import OWN_FOLDER, Listing, RemoteFile
 from iisft.models.manifest import Manifest, ManifestFile, gb, stamped
 from iisft.models.parallel import Show, Tally, each
-from iisft.models.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch, part_of, write_error
+from iisft.models.part import part_of
+from iisft.models.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch, write_error
 
 WORKERS = 4
 PATIENCE_WITH_ANOTHER_HUB = 3  # attempts that bring nothing, before the other hub is asked
@@ -57,6 +58,13 @@ def download(request: Request, show: Show) -> Downloaded:
     preferred = known.source if known is not None and known.repo == request.repo else ""
     hubs = Hubs(request.repo, request.revision, request.sources, preferred)
     notes: list[Finding] = []
+    if known is not None and known.repo not in ("", request.repo):
+        raise TransferError(
+            "folder-taken",
+            f"the folder holds {known.repo}: two models in one folder would be loaded as one",
+            where=str(request.folder),
+            fix="another folder: --to DIR",
+        )
     with _locked(request.folder):
         while True:
             found = hubs.next()
@@ -73,19 +81,23 @@ def download(request: Request, show: Show) -> Downloaded:
 def _complete(request: Request, found: Listing, hubs: Hubs, show: Show, notes: list[Finding]) -> Downloaded:
     folder = request.folder
     wanted = listing.select(found.files, request.include, request.exclude, allow_pickle=request.allow_pickle)
+    earlier = manifests.read(folder)
     entries = _already_right(folder, wanted, show)
     missing = [file for file in wanted if file.path not in entries]
     if missing:
-        _require_room(folder, missing)
         with _writing(folder):
-            _manifest(found, folder, [entries.get(f.path, ManifestFile(f.path, f.size, f.sha256)) for f in wanted],
-                      complete=False).write(folder)  # fmt: skip
+            _require_room(folder, missing)
+            planned = [entries.get(file.path, ManifestFile(file.path, file.size, file.sha256)) for file in wanted]
+            _manifest(found, folder, [*planned, *_others(earlier, wanted)], complete=False).write(folder)
             notes += _keep_old(folder, missing)
         digests = _fetch(request, found, missing, hubs, show)
     with _writing(folder):
         for file in missing:
             entries[file.path] = stamped(folder, ManifestFile(file.path, file.size), digests[file.path])
-        manifest = _manifest(found, folder, [entries[file.path] for file in wanted], complete=True)
+        others = _others(earlier, wanted)
+        entries |= _still_right(others, found)
+        notes += _remove_outdated(folder, others, found)
+        manifest = _manifest(found, folder, [entries[path] for path in sorted(entries)], complete=True)
         manifest.write(folder)
         shutil.rmtree(folder / OWN_FOLDER / "parts", ignore_errors=True)
         shutil.rmtree(folder / OWN_FOLDER / "hub", ignore_errors=True)
@@ -164,6 +176,31 @@ def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
             shutil.copy2(path, kept)
             text = f"{file.path} was not the hub's: replaced, the old one is {kept}"
             yield Finding("file-replaced", text, where=str(path), severity="warn")
+
+
+def _others(earlier: Manifest | None, wanted: Sequence[RemoteFile]) -> list[ManifestFile]:
+    """What an earlier download brought and this one does not ask for."""
+    asked = {file.path for file in wanted}
+    return [file for file in (earlier.files if earlier else ()) if file.mtime_ns and file.path not in asked]
+
+
+def _still_right(others: Sequence[ManifestFile], found: Listing) -> dict[str, ManifestFile]:
+    """Those of other globs that this listing has with the same bytes: they stay in the manifest."""
+    digests = {file.path: file.sha256 for file in found.files if file.sha256}
+    return {file.path: file for file in others if file.sha256 and digests.get(file.path) == file.sha256}
+
+
+def _remove_outdated(folder: Path, others: Sequence[ManifestFile], found: Listing) -> Iterator[Finding]:
+    """Weights that this commit has no more, still as they were downloaded: a loader could take them for its own."""
+    listed = {file.path for file in found.files}
+    for file in others:
+        path = folder / file.path
+        if file.path in listed or not path.name.endswith(".safetensors") or not path.is_file():
+            continue
+        if (path.stat().st_size, path.stat().st_mtime_ns) == (file.size, file.mtime_ns):
+            path.unlink()
+            text = f"{file.path} was removed: the repository has it no more"
+            yield Finding("file-removed", text, where=str(path), severity="warn")
 
 
 def _manifest(found: Listing, folder: Path, entries: Sequence[ManifestFile], *, complete: bool) -> Manifest:

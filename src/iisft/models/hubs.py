@@ -250,7 +250,9 @@ def _other_error(error: Exception, place: str) -> TransferError:
 def _refused(source: str, place: str, repo: str, status: int) -> TransferError:
     if status in (401, 403):
         reason = (
-            "wants a login for it, or it does not exist" if status == 401 else "does not let this token's owner read it"
+            "wants a login for it, or it does not exist, or the token is wrong"
+            if status == 401
+            else "does not let this token's owner read it"
         )
         return TransferError(
             "hub-refused",

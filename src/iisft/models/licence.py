@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 _LONGEST = 64 * 1024
+_KEYS = ("license", "license_name", "license_link")
 
 
 def licence_of(folder: Path) -> str:
@@ -19,7 +20,10 @@ def licence_of(folder: Path) -> str:
         return ""
     if not isinstance(front, dict):
         return ""
-    named = front.get("license_name") if front.get("license") in (None, "other") else front.get("license")
-    link = front.get("license_link")
-    words = [named or front.get("license"), f"({link})" if isinstance(link, str) else None]
-    return "".join(c for c in " ".join(str(word) for word in words if word) if c.isprintable())[:200]
+    # only plain texts: printing a structure of aliases could take for ever
+    said = {key: value for key, value in front.items() if key in _KEYS and isinstance(value, str)}
+    name = said.get("license", "")
+    if name in ("", "other"):
+        name = said.get("license_name", name)
+    text = f"{name} ({said['license_link']})" if "license_link" in said else name
+    return "".join(character for character in text if character.isprintable())[:200]

@@ -111,6 +111,11 @@ def is_pickle(path: str) -> bool:
     return path.lower().endswith(PICKLES)
 
 
+def is_paper(path: str) -> bool:
+    """Whether a file is for people alone."""
+    return path.lower().startswith(_PAPERS)
+
+
 def _needed(files: Sequence[RemoteFile], *, allow_pickle: bool) -> list[RemoteFile]:
     top = [file for file in files if "/" not in file.path]
     tensors = [file for file in top if file.path.endswith(".safetensors")]
@@ -128,7 +133,7 @@ def _is_small(path: str) -> bool:
     name = PurePosixPath(path).name.lower()
     if "/" in path:
         return name.endswith(".jinja") and "/" not in path.partition("/")[2]  # additional_chat_templates/
-    return name.endswith(_SMALL_SUFFIXES) or name.startswith(_PAPERS)
+    return name.endswith(_SMALL_SUFFIXES) or is_paper(name)
 
 
 def _matches(path: str, globs: Sequence[str]) -> bool:

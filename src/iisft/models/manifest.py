@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.errors import Finding
+from iisft.errors import Finding, Severity
 from iisft.files import read_json_object, write_json_atomically
-from iisft.models.listing import OWN_FOLDER, is_safe_path
+from iisft.models.listing import OWN_FOLDER, is_paper, is_safe_path
 
 _NAME = "manifest.json"
 LOCAL = "local"  # the source of a folder that was adopted as it is
@@ -109,7 +109,8 @@ def quick_findings(folder: Path) -> list[Finding]:
             text = f"{file.path} has {stat.st_size} bytes, downloaded were {file.size}"
         keep = f"; if you changed it yourself: iisft download --adopt {shlex.quote(str(folder))} --source local"
         fix = mend_command(folder) + ("" if path.suffix == ".safetensors" else keep)
-        found.append(Finding("model-file-changed", text, where=str(path), fix=fix))
+        severity: Severity = "warn" if is_paper(file.path) else "error"
+        found.append(Finding("model-file-changed", text, where=str(path), fix=fix, severity=severity))
     if touched:
         text = f"{', '.join(touched[:3])}{' and more' if touched[3:] else ''}: written or copied since the download"
         fix = f"iisft download --verify {shlex.quote(str(folder))}"

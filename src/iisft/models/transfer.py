@@ -2,28 +2,28 @@
 
 import contextlib
 import errno
-import hashlib
-import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from iisft import files
 from iisft.errors import TransferError
-from iisft.models.listing import OWN_FOLDER, RemoteFile
+from iisft.models.listing import RemoteFile
 from iisft.models.network import CONNECT_S, PASSING, READ_S, connection_error, origin, shown, status_error
 from iisft.models.parallel import Stop, Tally
+from iisft.models.part import CHUNK, Part
 
 if TYPE_CHECKING:
     import requests
 
-CHUNK = 256 * 1024  # what a kill can lose at most
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 60.0)  # between attempts that bring nothing: four minutes
 _PROGRESS = 1_000_000  # bytes that make an attempt a success
 _REDIRECTS = 5
 _LONGEST_WAIT_S = 300.0
+
+_of_thread = threading.local()
 
 # What no other hub can mend either.
 LOCAL_FAULTS = frozenset({"disk-full", "write-failed"})
@@ -38,47 +38,8 @@ class Job:
     headers: Mapping[str, str]
     patience: Callable[[], int]
 
-    @property
-    def part(self) -> Path:
-        return part_of(self.file, self.folder)
-
-    @property
-    def target(self) -> Path:
-        return self.folder / self.file.path
-
     def __hash__(self) -> int:
         return hash(self.file.path)
-
-
-class Digests:
-    """The running digests of one file: sha256 for the manifest, git's sha1 where the hub knows nothing else."""
-
-    def __init__(self, file: RemoteFile) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-        self._blob = None
-        if file.sha256 is None and file.git_sha1 is not None:
-            self._blob = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-
-    def update(self, chunk: bytes | memoryview) -> None:
-        self._sha256.update(chunk)
-        if self._blob is not None:
-            self._blob.update(chunk)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    @property
-    def right(self) -> bool:
-        """Whether these are the bytes that the hub promised; true when it promised none."""
-        found = self._blob.hexdigest() if self._blob is not None else self.sha256
-        return found == (self._file.digest or found)
-
-
-def part_of(file: RemoteFile, folder: Path) -> Path:
-    """Named by its digest, so that a part is never continued with other bytes, and any hub can continue it."""
-    return folder / OWN_FOLDER / "parts" / f"{file.path}.{file.digest[:16] or 'unproven'}"
 
 
 def fetch(job: Job, tally: Tally, stop: Stop) -> str:
@@ -89,9 +50,7 @@ def fetch(job: Job, tally: Tally, stop: Stop) -> str:
         Cancelled: the work was told to stop.
     """
     try:
-        job.part.parent.mkdir(parents=True, exist_ok=True)
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        with _Part(job, tally) as part:
+        with Part(job.file, job.folder, tally) as part:
             part.read_what_is_there(stop)
             for last in (False, True):
                 _receive(job, part, tally, stop)
@@ -105,7 +64,7 @@ def fetch(job: Job, tally: Tally, stop: Stop) -> str:
             tally.file_done()
             return part.digests.sha256
     except OSError as error:
-        raise write_error(error, job.target) from error
+        raise write_error(error, job.folder / job.file.path) from error
 
 
 def write_error(error: OSError, path: Path) -> TransferError:
@@ -132,68 +91,23 @@ def _wrong_digest(job: Job) -> TransferError:
     )
 
 
-class _Part:
-    """The unfinished file: position, digests, and the right to write."""
-
-    def __init__(self, job: Job, tally: Tally) -> None:
-        self._job, self._tally = job, tally
-        self.digests = Digests(job.file)
-        self.position = 0
-
-    def __enter__(self) -> "_Part":
-        self._descriptor = os.open(self._job.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def read_what_is_there(self, stop: Stop) -> None:
-        if os.fstat(self._descriptor).st_size > self._job.file.size:
-            os.ftruncate(self._descriptor, 0)
-        while chunk := os.read(self._descriptor, 4 * CHUNK):
-            stop.check()
-            self.digests.update(chunk)
-            self.position += len(chunk)
-            self._tally.advance(len(chunk), moved=False)
-
-    def append(self, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        self.digests.update(chunk)
-        self.position += len(chunk)
-        self._tally.advance(len(chunk))
-
-    def restart(self) -> None:
-        self._tally.advance(-self.position)
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        self.digests, self.position = Digests(self._job.file), 0
-
-    def publish(self) -> None:
-        os.fsync(self._descriptor)
-        self._job.part.replace(self._job.target)
-        files.sync_folder(self._job.target.parent)
-
-
-def _receive(job: Job, part: _Part, tally: Tally, stop: Stop) -> None:
+def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
     """Attempt after attempt until the part is whole. The patience begins anew whenever one brought something."""
     failures, furthest = 0, part.position
-    with _session() as session:
-        while part.position < job.file.size:
-            stop.check()
-            try:
-                _attempt(job, part, session, stop)
-            except _Interrupted as interrupted:
-                if part.position >= min(furthest + _PROGRESS, job.file.size):
-                    failures = 0
-                furthest = max(furthest, part.position)
-                if failures >= job.patience():
-                    raise interrupted.error from interrupted
-                pause = min(max(PAUSES_S[failures], interrupted.wait_s), _LONGEST_WAIT_S)
-                failures += 1
-                tally.note(f"{job.file.path}: {interrupted.error.message}; again in {pause:g} s")
-                stop.pause(pause)
+    while part.position < job.file.size:
+        stop.check()
+        try:
+            _attempt(job, part, stop)
+        except _Interrupted as interrupted:
+            if part.position >= min(furthest + _PROGRESS, job.file.size):
+                failures = 0
+            furthest = max(furthest, part.position)
+            if failures >= job.patience():
+                raise interrupted.error from interrupted
+            pause = min(max(PAUSES_S[failures], interrupted.wait_s), _LONGEST_WAIT_S)
+            failures += 1
+            tally.note(f"{job.file.path}: {interrupted.error.message}; again in {pause:g} s")
+            stop.pause(pause)
 
 
 class _Interrupted(Exception):
@@ -205,14 +119,14 @@ class _Interrupted(Exception):
         self.wait_s = wait_s
 
 
-def _attempt(job: Job, part: _Part, session: "requests.Session", stop: Stop) -> None:
+def _attempt(job: Job, part: Part, stop: Stop) -> None:
     """One request, from the part's position to the end of the file or of the connection."""
     import requests
     import urllib3
 
     place = urlsplit(job.file.url).netloc.rpartition("@")[2]
     try:
-        response, place = _open(job, session, part.position)
+        response, place = _open(job, part.position)
     except requests.RequestException as error:
         raise _passing(connection_error(error, place)) from error
     with contextlib.closing(response):
@@ -230,15 +144,16 @@ def _attempt(job: Job, part: _Part, session: "requests.Session", stop: Stop) -> 
             if part.position + len(chunk) > job.file.size:
                 raise _other_size(job, place, "more bytes")
             part.append(chunk)
+        response.raw.release_conn()  # for the thread's next file
 
 
 def _passing(error: TransferError) -> Exception:
     return _Interrupted(error) if error.code in PASSING else error
 
 
-def _open(job: Job, session: "requests.Session", position: int) -> tuple["requests.Response", str]:
+def _open(job: Job, position: int) -> tuple["requests.Response", str]:
     """Ask for the rest of the file. Redirects are followed here: what the hub may know goes to no other host."""
-    url, home = job.file.url, origin(job.file.url)
+    session, url, home = _session(), job.file.url, origin(job.file.url)
     headers = {"Accept-Encoding": "identity", "User-Agent": "iisft"}
     if position:
         headers["Range"] = f"bytes={position}-"
@@ -263,7 +178,7 @@ def _bad_redirect(place: str, text: str) -> TransferError:
     return TransferError("hub-redirect", f"{place} redirects {text}", where=place, fix="try another --source")
 
 
-def _check_head(job: Job, part: _Part, response: "requests.Response", place: str) -> None:
+def _check_head(job: Job, part: Part, response: "requests.Response", place: str) -> None:
     """Whether what follows continues the part; a server that ignores Range begins it anew."""
     status, size = response.status_code, job.file.size
     if status >= 400:
@@ -309,12 +224,14 @@ def _other_size(job: Job, place: str, found: str) -> TransferError:
 
 
 def _session() -> "requests.Session":
-    """Proxies and certificates from the environment; no passwords from ~/.netrc, no cookies kept."""
+    """This thread's: proxies and certificates from the environment; no passwords from ~/.netrc, no cookies kept."""
     from http.cookiejar import DefaultCookiePolicy
 
     import requests
 
-    session = requests.Session()
-    session.auth = lambda request: request
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    session: requests.Session | None = getattr(_of_thread, "session", None)
+    if session is None:
+        session = _of_thread.session = requests.Session()
+        session.auth = lambda request: request
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     return session

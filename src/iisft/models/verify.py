@@ -87,6 +87,9 @@ def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequenc
         except (TransferError, CheckFailed) as error:
             text = f"adopted as it is, compared with no hub: {error.message}"
             warnings.append(Finding("adopted-unproven", text, where=error.where, severity="warn"))
+    if listing is not None:  # what the hub does not know is the person's own
+        known = {file.path for file in listing.files}
+        paths = [path for path in paths if path.relative_to(folder).as_posix() in known]
     digests = hash_files(paths, show)
     files = [ManifestFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
     unreadable = [_finding(str(digests[path]), path, "") for path in paths if not isinstance(digests[path], str)]
@@ -135,15 +138,14 @@ def is_right(path: Path, file: RemoteFile, sha256: str) -> bool:
 def _strangers(
     folder: Path, files: Sequence[ManifestFile], digests: dict[Path, str | OSError], listing: Listing
 ) -> list[Finding]:
-    """Files that the hub has otherwise. A file that the hub does not know is the person's own."""
+    """Files that the hub has otherwise."""
     promised = {file.path: file for file in listing.files}
     command = f"iisft download {listing.repo} --source {listing.source} --to {shlex.quote(str(folder))}"
     fix = f"{command} replaces it; --source local adopts the folder as it is"
     return [
         _finding(f"{file.path} is not that of {listing.repo} at {listing.revision}", folder / file.path, fix)
         for file in files
-        if file.path in promised
-        and not is_right(folder / file.path, promised[file.path], str(digests[folder / file.path]))
+        if not is_right(folder / file.path, promised[file.path], str(digests[folder / file.path]))
     ]
 
 
