@@ -1,6 +1,6 @@
 """A model hub on 127.0.0.1 that speaks Hugging Face's and ModelScope's protocols, with faults on demand.
 
-Enough of both for the official clients: `hf download`, `hf cache verify`, modelscope-hub. Large files are
+Enough of both for the official clients, `hf download` and modelscope-hub's. Large files are
 LFS files: on the Hugging Face side they are redirected to another host name, as the real hub does.
 """
 

@@ -56,8 +56,6 @@ def download(request: Request, show: Show) -> Downloaded:
     """
     known = manifests.read(request.folder)
     preferred = known.source if known is not None and known.repo == request.repo else ""
-    hubs = Hubs(request.repo, request.revision, request.sources, preferred)
-    notes: list[Finding] = []
     if known is not None and known.repo not in ("", request.repo):
         raise TransferError(
             "folder-taken",
@@ -65,6 +63,8 @@ def download(request: Request, show: Show) -> Downloaded:
             where=str(request.folder),
             fix="another folder: --to DIR",
         )
+    hubs = Hubs(request.repo, request.revision, request.sources, preferred)
+    notes: list[Finding] = []
     with _locked(request.folder):
         while True:
             found = hubs.next()

@@ -79,6 +79,8 @@ class Hubs:
         self._errors.append(error)
 
     def _take(self, answer: tuple[str, Listing | TransferError]) -> None:
+        if answer[0] not in self._waiting:
+            return  # too late: its silence has been told
         self._waiting.remove(answer[0])
         if isinstance(answer[1], Listing):
             self._ready.append(answer[1])
@@ -92,12 +94,15 @@ class Hubs:
         found: list[Finding] = []
         for error in self._errors:
             found += error.errors if isinstance(error, CheckFailed) else [transfer_finding(error)]
-        return CheckFailed(found)
+        return CheckFailed([*dict.fromkeys(found)])
 
     def _ask(self, source: str, repo: str, revision: str | None) -> None:
-        ask = _huggingface if source == HUGGINGFACE else _modelscope
         try:
-            answer: Listing | TransferError = _patiently(ask, repo, revision)
+            answer: Listing | TransferError = (
+                _patiently(_huggingface, repo, revision)
+                if source == HUGGINGFACE
+                else _modelscope(repo, revision)  # its client tries four times by itself
+            )
         except TransferError as error:
             answer = error
         self._answers.put((source, answer))
