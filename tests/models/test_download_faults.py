@@ -45,6 +45,8 @@ def test_a_model_that_does_not_exist(hub: HubServer, iisft: CLI, source: str, fo
         (to / "config.json").write_text("{}")
     result = iisft("download", "Qwen/Nothing", "--source", source, "--to", str(to))
     assert (result.code, result.out) == (5, "")
+    assert sorted(path.name for path in to.glob("*")) == (["config.json"] if folder == "not empty" else [])
+    assert to.exists() == (folder == "not empty")
     assert result.err.startswith(
         f"error: {name_of(source, hub)} has no model Qwen/Nothing, or it is private\n"
         f"  where: {name_of(source, hub)}\n"

@@ -31,7 +31,7 @@ class Transfer(StrEnum):
 
 def download(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="OWNER/NAME on the hub; left out = the preset's.")
+        str | None, typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's.")
     ] = None,
     preset: Annotated[
         str, typer.Option("--preset", "-p", help="Whose model.", autocompletion=complete_presets)
@@ -44,9 +44,9 @@ def download(
         Path | None, typer.Option(metavar="DIR", help="The folder; left out = models/OWNER/NAME of the workspace.")
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only these files instead of what training needs.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Only these files, not what training needs. Repeatable.")
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Without these files.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Without these files. Repeatable.")] = None,
     transfer: Annotated[
         Transfer, typer.Option(help="hub: the hub's own client (xet) fetches, iisft verifies.")
     ] = Transfer.IISFT,

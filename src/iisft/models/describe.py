@@ -10,7 +10,6 @@ from iisft.files import read_json, read_json_object
 from iisft.llamafactory.templates import template_for
 from iisft.models import manifest as manifests
 from iisft.models.checkpoint import Checkpoint, checkpoint_findings, code_files, inspect_checkpoint
-from iisft.models.listing import OWN_FOLDER
 from iisft.models.manifest import ManifestFile
 from iisft.models.view import plan_view
 
@@ -138,7 +137,8 @@ def model_folders(root: Path) -> Iterator[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.json", OWN_FOLDER)) or any(folder.glob("*.safetensors"))
+    known = (folder / "config.json").exists() or manifests.read(folder) is not None
+    return known or any(folder.glob("*.safetensors"))
 
 
 def _origin(folder: Path) -> dict[str, Any]:

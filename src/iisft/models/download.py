@@ -65,22 +65,29 @@ def download(request: Request, show: Show) -> Downloaded:
         )
     hubs = Hubs(request.repo, request.revision, request.sources, preferred)
     notes: list[Finding] = []
-    with _locked(request.folder):
-        while True:
-            found = hubs.next()
-            try:
-                return _complete(request, found, hubs, show, notes)
-            except (TransferError, CheckFailed) as error:
-                if _is_local(error) or not hubs.more:
-                    raise
-                hubs.failed(error)
-                text = f"{NAMES[found.source]} could not finish it ({error.message}); going on with the other hub"
-                notes.append(Finding("other-hub", text, severity="warn", exit_code=ExitCode.TRANSFER))
+    while True:
+        found = hubs.next()
+        try:
+            wanted = listing.select(found.files, request.include, request.exclude, allow_pickle=request.allow_pickle)
+            with _locked(request.folder):  # only now is there anything to write
+                return _complete(request, found, wanted, hubs, show, notes)
+        except (TransferError, CheckFailed) as error:
+            if _is_local(error) or not hubs.more:
+                raise
+            hubs.failed(error)
+            text = f"{NAMES[found.source]} could not finish it ({error.message}); going on with the other hub"
+            notes.append(Finding("other-hub", text, severity="warn", exit_code=ExitCode.TRANSFER))
 
 
-def _complete(request: Request, found: Listing, hubs: Hubs, show: Show, notes: list[Finding]) -> Downloaded:
+def _complete(
+    request: Request,
+    found: Listing,
+    wanted: Sequence[RemoteFile],
+    hubs: Hubs,
+    show: Show,
+    notes: list[Finding],
+) -> Downloaded:
     folder = request.folder
-    wanted = listing.select(found.files, request.include, request.exclude, allow_pickle=request.allow_pickle)
     earlier = manifests.read(folder)
     entries = _already_right(folder, wanted, show)
     missing = [file for file in wanted if file.path not in entries]

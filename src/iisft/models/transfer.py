@@ -26,7 +26,7 @@ _LONGEST_WAIT_S = 300.0
 _of_thread = threading.local()
 
 # What no other hub can mend either.
-LOCAL_FAULTS = frozenset({"disk-full", "write-failed"})
+LOCAL_FAULTS = frozenset({"disk-full", "write-failed", "download-running"})
 
 
 @dataclass(frozen=True, slots=True)
