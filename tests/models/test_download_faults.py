@@ -239,6 +239,18 @@ def test_a_stalled_body_is_dropped_and_continued(
     assert [one.headers.get("Range") for one in hub.bodies(SHARD)] == [None, "bytes=100000-", "bytes=200000-"]
 
 
+def test_a_body_that_never_comes_is_given_up(
+    hub: HubServer, iisft: CLI, source: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "READ_S", 0.1)
+    hub.faults.append(Fault(SHARD, stall_after=0))
+    result = iisft("download", REPO, "--source", source)
+    host = "localhost" if source == "huggingface" else "127.0.0.1"
+    assert result.code == 5
+    assert f"error: no answer from {host}:{hub.port} in time\n" in result.err
+    assert OTHER_SHARD in contents(target), "the others were finished"
+
+
 def test_wrong_bytes_of_the_right_length_are_never_published(
     hub: HubServer, iisft: CLI, source: str, target: Path
 ) -> None:

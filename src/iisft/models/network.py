@@ -64,11 +64,17 @@ def status_error(status: int, place: str, what: str) -> TransferError:
     """What an HTTP status of 400 and more means for `what`."""
     if status == 429:
         return TransferError(
-            "hub-busy", f"{place} wants fewer requests (429)", where=what, fix="wait a few minutes, log in, or --source"
+            "hub-busy",
+            f"{place} wants fewer requests (429)",
+            where=what,
+            fix="wait a few minutes, log in, or take another --source",
         )
     if status >= 500:
         return TransferError(
-            "hub-error", f"{place} has a fault of its own ({status})", where=what, fix="try again later, or --source"
+            "hub-error",
+            f"{place} has a fault of its own ({status})",
+            where=what,
+            fix="try again later, or take another --source",
         )
     if status == 401:
         text = f"{place} wants a login for this (401)"
