@@ -37,6 +37,9 @@ def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
         ["preset", "validate", "mi50"],
         ["train", "--preset", "mi50", "--dry-run"],
         ["runs"],
+        ["models"],
+        ["model", "show", "nowhere"],
+        ["download", "--verify", "nowhere"],
     ],
 )
 def test_the_command_line_never_imports_what_trains(argv: list[str]) -> None:
