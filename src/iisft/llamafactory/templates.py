@@ -215,6 +215,12 @@ def after_end(template: Template) -> str:
     return last[len(last.rstrip("\n")) :]
 
 
+def ends_answers(template: Template) -> bool:
+    """Whether each answer has an end token of its own, which a cut can take."""
+    last = template.assistant[-1]
+    return isinstance(last, Special) or not last.endswith(CONTENT)
+
+
 def render(
     template: Template, options: Options, turns: Sequence[tuple[str, str]], system: str
 ) -> list[tuple[list[Piece], list[Piece]]]:
