@@ -7,11 +7,13 @@ import typer
 
 from iisft.cli import console
 from iisft.cli.data_check import check
+from iisft.cli.data_split import split
 from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, complete_datasets
 from iisft.workspace import Workspace
 
 data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command()(check)
+data_app.command()(split)
 
 
 @data_app.command()
