@@ -1,4 +1,4 @@
-"""What a data set is counted for: a model's tokenizer, a template and a cutoff_len, from a preset or the command line."""
+"""What a data set is counted for: tokenizer, template and cutoff_len, from a preset or the command line."""
 
 import json
 import shlex
