@@ -8,7 +8,13 @@ _CHINESE = (
     "你是一个专业情报分析师请评估输入文本的情报价值并进行结构化解析地缘政治国际关系政策法规经济金融科技突破社会安全"
 )
 _ENGLISH = (
-    "the minister said on Tuesday that talks about trade and security would go on despite the new tariffs".split()
+    "the minister said ",
+    "on Tuesday ",
+    "that talks about trade ",
+    "and security ",
+    "would go on ",
+    "despite ",
+    "tariffs. ",
 )
 
 
@@ -16,7 +22,7 @@ def write_rows(file: Path, count: int, seed: int = 1) -> None:
     """`count` rows as JSON lines. Bodies are cut from a pool, so that a gigabyte is written in a minute."""
     pick = random.Random(seed)
     chinese = "".join(pick.choices(_CHINESE, k=20_000))
-    english = " ".join(pick.choices(_ENGLISH, k=20_000))
+    english = "".join(pick.choices(_ENGLISH, k=8_000))
     instructions = ("请评估下文的情报价值，只输出 JSON。", "Rate the text below. Answer in JSON only.")
     with file.open("w", encoding="utf-8", buffering=2**20) as stream:
         for number in range(count):

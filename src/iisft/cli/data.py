@@ -1,4 +1,4 @@
-"""iisft data: stage, list."""
+"""iisft data: stage, list, show; check and split have files of their own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,34 +6,50 @@ from typing import Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, QuietOption
+from iisft.cli.data_check import check
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, complete_datasets
 from iisft.workspace import Workspace
 
-data_app = typer.Typer(help="Datasets: check and stage them.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
+data_app.command()(check)
 
 
 @data_app.command()
 def stage(
-    file: Annotated[Path, typer.Argument(help="Alpaca rows (instruction, input, output), JSON array or JSON lines.")],
+    file: Annotated[Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")],
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
+    formats: FormatOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row and copy it to data/NAME, where presets find it."""
+    from iisft.cli.progress import bytes_bar
     from iisft.data import staging
 
-    staged = staging.stage(file, name, Workspace.current())
+    with bytes_bar("staging") as progress:
+        staged = staging.stage(
+            file, name, Workspace.current(), formats=formats, columns=columns or (), progress=progress
+        )
+    dataset = staged.dataset
+    console.findings(staged.findings.as_findings())
     if as_json:
         console.out_json(
             {
                 "name": name,
-                "dir": str(staged.folder),
-                "rows": staged.rows,
-                "sha256": staged.sha256,
-                "keys": staged.keys,
+                "dir": str(dataset.folder),
+                "file": str(dataset.file),
+                "rows": dataset.rows,
+                "sha256": dataset.sha256,
+                "keys": dataset.keys,
+                "format": dataset.record["format"],
+                "unchanged": staged.unchanged,
+                "warnings": dataset.record["warnings"],
             }
         )
     else:
-        console.out(f"{name}: {staged.rows} rows in {staged.folder}")
+        console.say(dataset.record["format"])
+        done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
+        console.out(f"{name}: {dataset.rows} rows {done}")
 
 
 @data_app.command("list")
@@ -57,3 +73,26 @@ def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> No
     else:
         shown = ((str(r["name"]), str(r["rows"] or r["fault"]), str(r["dir"])) for r in rows)
         console.table(shown, ("DATASET", "ROWS", "FOLDER"))
+
+
+@data_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)],
+    row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """One row of a staged dataset, as the turns that are trained on."""
+    from iisft.data import staging
+    from iisft.data.conversation import from_row
+    from iisft.data.staged import row_of
+
+    value = row_of(staging.load(name, Workspace.current()), row)
+    if as_json:
+        console.out_json(value)
+        return
+    conversation = from_row(value)
+    for title, text in (("system", conversation.system), ("tools", conversation.tools)):
+        if text:
+            console.out(f"[{title}]\n{text}\n")
+    for message in conversation.messages:
+        console.out(f"[{message.role}]\n{message.content}\n")

@@ -1,5 +1,6 @@
 """`data check`: one pass over the rows of one file or more, everything that is wrong with them, and what repeats."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,28 +36,49 @@ class Report:
         }
 
 
-class Pass:
-    """A pass over the rows of one source that collects findings; `rows` and `sound` count what went through."""
+class Check:
+    """One pass over the rows of the sources, in turn. Iterate sound_rows() to its end; `report` then has everything.
 
-    def __init__(self, source: Source, findings: Findings, progress: Progress | None = None) -> None:
-        self.source = source
-        self.rows = 0
-        self.sound = 0
-        self._findings = findings
+    Without `repeats` rows are not compared with each other.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, repeats: bool = True, progress: Progress | None = None) -> None:
+        self._sources = tuple(sources)
+        self._repeats = repeats
         self._progress = progress
+        self._rows = self._sound = 0
+        self.findings = Findings()
+
+    @property
+    def report(self) -> Report:
+        return Report(self._sources, self._rows, self._sound, self.findings)
 
     def sound_rows(self) -> Iterator[Row]:
         """The rows that can be staged, in their staged form; the others become findings."""
-        check = checker_for(self.source)
-        findings, file = self._findings, self.source.file
-        for row in read_rows(self.source, self._progress):
-            self.rows += 1
+        with Repeats([source.file for source in self._sources]) as seen:
+            for index, source in enumerate(self._sources):
+                rows = self._rows_of(source)
+                yield from self._compared(index, source, rows, seen) if self._repeats else rows
+            seen.report(self.findings)
+
+    def _rows_of(self, source: Source) -> Iterator[Row]:
+        check, add, file = checker_for(source), self.findings.add, source.file
+        for row in read_rows(source, self._progress):
+            self._rows += 1
             staged, problems = check(row)
             for problem in problems:
-                findings.add(file, row.number, row.line, problem)
+                add(file, row.number, row.line, problem)
             if staged is not None:
-                self.sound += 1
+                self._sound += 1
                 yield Row(row.number, row.line, staged)
+
+    def _compared(self, index: int, source: Source, rows: Iterator[Row], seen: Repeats) -> Iterator[Row]:
+        answers = JsonAnswers(source)
+        for row in rows:
+            seen.add(index, row.number, row.line, row.value)
+            answers.add(row)
+            yield row
+        answers.report(self.findings)
 
 
 def checker_for(source: Source) -> Checker:
@@ -65,21 +87,10 @@ def checker_for(source: Source) -> Checker:
 
 
 def check(sources: Sequence[Source], *, repeats: bool = True, progress: Progress | None = None) -> Report:
-    """Read every row of every source once. Without `repeats` rows are not compared with each other."""
-    findings = Findings()
-    rows = sound = 0
-    with Repeats([source.file for source in sources]) as seen:
-        for index, source in enumerate(sources):
-            one = Pass(source, findings, progress)
-            answers = JsonAnswers(source)
-            for row in one.sound_rows():
-                if repeats:
-                    seen.add(index, row.number, row.line, row.value)
-                    answers.add(row)
-            answers.report(findings)
-            rows, sound = rows + one.rows, sound + one.sound
-        seen.report(findings)
-    return Report(tuple(sources), rows, sound, findings)
+    """Read every row of every source once and tell what is wrong with them."""
+    one = Check(sources, repeats=repeats, progress=progress)
+    deque(one.sound_rows(), maxlen=0)
+    return one.report
 
 
 class JsonAnswers:

@@ -41,8 +41,10 @@ _OPENAI_ROLES = {
     "function_call": "function_call",
 }
 # Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the user's to say.
-_LIKELY_ANSWERS = ("output", "answer", "response", "completion", "ground_truth", "target", "label", "chosen", "reply")
-_LIKELY_PROMPTS = ("instruction", "prompt", "question", "query", "input", "text")
+_LIKELY = {
+    "instruction": ("prompt", "question", "query", "text"),
+    "output": ("answer", "response", "completion", "ground_truth", "target", "label", "chosen", "reply"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,6 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
     if not objects:
         name = name or "alpaca"
     found = _message_keys(objects, columns) if name != "alpaca" else None
-    if name is None and found is None and not ({"instruction", "output"} & (columns.keys() | keys.keys())):
-        raise _unknown(keys, where)
     if found is None and name in (None, "alpaca"):
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)
@@ -120,32 +120,32 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
 
 def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:
     full = {field: columns.get(field, field) for field in ALPACA_FIELDS}
-    if keys:
-        missing = [field for field in ("instruction", "output") if full[field] not in keys]
-        if "instruction" in missing and "instruction" not in columns and full["input"] in keys:
-            missing.remove("instruction")  # the whole prompt stands in `input`
-        if missing:
-            raise _unknown(keys, where, missing)
+    missing = [field for field in ("instruction", "output") if full[field] not in keys]
+    if "instruction" in missing and "instruction" not in columns and full["input"] in keys:
+        missing.remove("instruction")  # the whole prompt stands in `input`
+    if keys and missing:
+        guesses = [_guess(field, keys) for field in missing]
+        if len(missing) == 2 or guesses[0]:  # else each row is told what it lacks
+            raise _unknown(keys, missing, guesses, where)
     return Layout("alpaca", full, {}, tuple(key for key in keys if key not in full.values()))
 
 
-def _unknown(keys: Counter[str], where: str, missing: Sequence[str] = ("instruction", "output")) -> InputError:
-    seen = ", ".join(list(keys)[:12])
-    likely = {"instruction": _LIKELY_PROMPTS, "output": _LIKELY_ANSWERS}
-    guesses = {field: _guess(field, likely[field], keys) for field in missing}
-    spelled = ",".join(f"{'answer' if field == 'output' else field}={key}" for field, key in guesses.items())
+def _unknown(keys: Counter[str], missing: list[str], guesses: list[str], where: str) -> InputError:
+    names = {"instruction": "instruction", "output": "answer"}
+    spelled = ",".join(f"{names[field]}={key or 'KEY'}" for field, key in zip(missing, guesses, strict=True))
     what = " and ".join("no answer (output)" if field == "output" else f"no {field}" for field in missing)
     return InputError(
         "data-columns",
-        f"{what} in these rows; their keys are {seen}",
+        f"{what} in these rows; their keys are {', '.join(list(keys)[:12])}",
         where=where,
-        fix=f"--columns {spelled}" + (" (KEY is one of them)" if "KEY" in spelled else " if that is what is meant"),
+        fix=f"--columns {spelled}" + (" if that is what is meant" if all(guesses) else " (KEY is one of them)"),
     )
 
 
-def _guess(field: str, likely: Sequence[str], keys: Counter[str]) -> str:
+def _guess(field: str, keys: Counter[str]) -> str:
+    """A key that may be meant, or ''."""
     near = difflib.get_close_matches(field, keys, n=1, cutoff=0.7)
-    return near[0] if near else next((key for key in likely if key in keys), "KEY")
+    return near[0] if near else next((key for key in _LIKELY[field] if key in keys), "")
 
 
 def _message_keys(objects: list[dict[str, Any]], columns: Mapping[str, str]) -> tuple[str, str, str] | None:

@@ -28,19 +28,22 @@ class Problem(NamedTuple):
 Checked = tuple[dict[str, Any] | None, Sequence[Problem]]
 Checker = Callable[[Row], Checked]
 
-# Bytes without which a line of JSON can hold none of _ODD: looking for them is much faster than _ODD on the text.
-_ODD_BYTES = (b"\\u00", b"\\uf", b"\\uF", b"\\b", b"\\f", b"\x7f", b"\xef\xbf\xbd", b"\xef\xbb\xbf", b"<|")
+# What a line of JSON must hold for its texts to hold any of _ODD. Each pattern begins with one byte, which is searched
+# with memchr: together a seventh of the time that _ODD takes on the texts.
+_ODD_ESCAPE = re.compile(rb"\\(?:u00|u[fF]|[bf])").search
+_ODD_CHARACTER = re.compile(rb"\xef(?:\xbf\xbd|\xbb\xbf)").search
 _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffd\ud800-\udfff]|<\\|[^\\s|<>]{1,40}\\|>")
 
 
 def may_be_odd(raw: bytes | None) -> bool:
     """Whether a row's texts have to be searched for control characters and the like."""
-    if raw is None:
-        return True
-    for needle in _ODD_BYTES:  # noqa: SIM110 - a generator costs as much as the searches
-        if needle in raw:
-            return True
-    return False
+    return (
+        raw is None
+        or _ODD_ESCAPE(raw) is not None
+        or _ODD_CHARACTER(raw) is not None
+        or b"\x7f" in raw
+        or (b"<" in raw and b"<|" in raw)
+    )
 
 
 def alpaca_checker(layout: Layout) -> Checker:

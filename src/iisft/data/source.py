@@ -105,7 +105,7 @@ def _guarded(source: Source, progress: Progress | None) -> Iterator[Row]:
         with source.file.open("rb") as raw:
             stream: Any = _Counted(raw, source.size, progress) if progress else raw
             if source.compressed:
-                stream = gzip.GzipFile(fileobj=stream)
+                stream = _AsFarAsItGoes(fileobj=stream)
             for row in _reader(source, stream):
                 number = row.number
                 yield row
@@ -128,6 +128,13 @@ def _reader(source: Source, stream: IO[bytes]) -> Iterator[Row]:
     if source.container == "json":
         return readers.json_array(stream, source.file)
     return readers.csv_rows(stream, source.file, source.delimiter)
+
+
+class _AsFarAsItGoes(gzip.GzipFile):
+    """Gives what could be decompressed before it fails at data that are cut short."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self.read1(-1 if size is None else size)
 
 
 class _Counted(io.RawIOBase):
@@ -187,9 +194,8 @@ def _starts(file: Path) -> bytes:
 
 def _decompressed_head(file: Path) -> bytes:
     try:
-        with gzip.open(file) as stream:
-            return stream.read(_HEAD)
-    except (OSError, EOFError, zlib.error) as error:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(_starts(file), _HEAD)
+    except zlib.error as error:
         raise _unreadable(
             file, f"gzip data that are damaged: {error}", fix=f"gzip -t {quote(str(file))}; copy it again"
         ) from error
