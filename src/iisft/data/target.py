@@ -16,7 +16,12 @@ from iisft.presets.schema import Overlong, Preset
 from iisft.workspace import Workspace
 
 _DEFAULT_CUTOFF_LEN = 2048  # LLaMA-Factory's own
-_SETTABLE = {"model.template": str, "train.cutoff_len": int, "train.batch_size": int, "data.overlong": str}
+_SETTABLE: dict[str, type] = {
+    "model.template": str,
+    "train.cutoff_len": int,
+    "train.batch_size": int,
+    "data.overlong": str,
+}
 
 # Where nobody says the template: that of the models which most people mean. It is said.
 _TEMPLATES = {
@@ -130,7 +135,7 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
         if kind is None:
             known = ", ".join(_SETTABLE)
             raise UsageError("set-unknown", f"without --preset, --set knows {known}; not {key}", fix="--preset NAME")
-        if not isinstance(value, kind) or (kind is int and value < 1):
+        if not isinstance(value, kind) or (isinstance(value, int) and value < 1):
             raise UsageError("set-value", f"{key} can't be {value!r}", where=f"--set {text}")
         found[key] = value
     if (policy := found.get("data.overlong")) not in (None, "fail", "fit", "drop", "allow"):
