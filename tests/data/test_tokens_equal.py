@@ -12,6 +12,8 @@ import pytest
 from generated import alpaca_rows, glm_like, llama_like, qwen_like
 
 from iisft.data.conversation import from_alpaca
+from iisft.data.fate import Limit
+from iisft.data.fitting import Fitter, apply
 from iisft.data.tokenization import Tokenization
 from iisft.llamafactory import datasets
 from iisft.llamafactory.templates import TEMPLATES
@@ -25,10 +27,13 @@ KEYS = ("instruction", "input", "output", "system", "history")
 
 @dataclass(frozen=True)
 class Job:
+    """`fitted_to`: the rows were fitted to this many tokens."""
+
     model: Path
     template: str
     rows: list[dict[str, Any]]
     options: dict[str, Any]
+    fitted_to: int | None = None
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,22 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
             {"default_system": ""},
         ):
             jobs.append(Job(qwen, name, thinking, options))
+    jobs += [_fitted(job, cutoff) for job in jobs[:4] for cutoff in (300, 700)]
     return jobs
+
+
+def _fitted(job: Job, cutoff: int) -> Job:
+    """The rows of a job after `fit`; those that can't be fitted are left out."""
+    limit = Limit(Tokenization(job.model, job.template, job.options), cutoff, {})
+    fitter = Fitter(limit, from_alpaca)
+    rows = []
+    for row, pairs in zip(job.rows, limit.tokens.lengths([from_alpaca(row) for row in job.rows]), strict=True):
+        if limit.fate(pairs).damaged:
+            cut = fitter.fit(row)
+            if cut is not None:
+                rows.append(apply(row, cut))
+    assert len(rows) > 40
+    return Job(job.model, job.template, rows, job.options, cutoff)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +88,7 @@ def real(jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> list[list
             "model": str(job.model),
             "template": job.template,
             "options": job.options,
-            "cutoffs": CUTOFFS,
+            "cutoffs": _cutoffs(job),
             "rows": job.rows,
             "dataset_dir": str(folder),
         }
@@ -111,7 +131,7 @@ def test_every_cut_is_the_real_one(jobs: list[Job], real: list[list[dict[str, An
         template = TEMPLATES[job.template]
         for answer in answers:
             lengths = [(len(question), len(said)) for question, said in answer["pairs"]]
-            for cutoff, (ids, labels) in zip(CUTOFFS, answer["trained"], strict=True):
+            for cutoff, (ids, labels) in zip(_cutoffs(job), answer["trained"], strict=True):
                 kept = kept_lengths(
                     lengths,
                     cutoff,
@@ -127,6 +147,24 @@ def test_every_cut_is_the_real_one(jobs: list[Job], real: list[list[dict[str, An
                 assert len(ids) <= max(cutoff, 1) and len(labels) == len(ids)
                 damaged += kept != lengths
     assert damaged > 1200
+
+
+def test_of_fitted_rows_the_real_one_cuts_nothing(jobs: list[Job], real: list[list[dict[str, Any]]]) -> None:
+    fitted = 0
+    for job, answers in zip(jobs, real, strict=True):
+        for answer in answers if job.fitted_to else ():
+            ((ids, labels),) = answer["trained"]
+            whole = [token for question, said in answer["pairs"] for token in question + said]
+            assert ids[: len(whole)] == whole and len(ids) <= (job.fitted_to or 0)
+            answers_whole = [token for _, said in answer["pairs"] for token in said]
+            trained = [label for label in labels[: len(whole)] if label != -100]
+            assert len(trained) >= len(answers_whole)
+            fitted += 1
+    assert fitted > 400
+
+
+def _cutoffs(job: Job) -> list[int]:
+    return [job.fitted_to] if job.fitted_to else CUTOFFS
 
 
 def _with_unknown(mine: Pairs, real: Pairs) -> Pairs:

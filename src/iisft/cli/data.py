@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from iisft.cli import console
+from iisft.cli import console, data_tokens
 from iisft.cli.data_check import check
 from iisft.cli.data_split import split
-from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, complete_datasets
+from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption, complete_datasets
 from iisft.workspace import Workspace
 
 data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
@@ -22,15 +23,39 @@ def stage(
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
+    preset: PresetOption = None,
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    overlong: OverlongOption = None,
+    exact: ExactOption = False,
+    drop_unfit: Annotated[
+        bool, typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row and copy it to data/NAME, where presets find it."""
+    """Check every row and copy it to data/NAME, where presets find it.
+
+    With a preset or model the rows' tokens are counted, and overlong rows are refused, fitted, dropped or let be.
+    """
     from iisft.cli.progress import bytes_bar
     from iisft.data import staging
+    from iisft.data.stagepolicy import OverlongStep
 
+    target = data_tokens.target(preset, model, overrides, overlong)
     with bytes_bar("staging") as progress:
+        step = (
+            OverlongStep(target.limit, target.policy, batch_size=target.batch_size, drop_unfit=drop_unfit, exact=exact)
+            if target.limit
+            else None
+        )
         staged = staging.stage(
-            file, name, Workspace.current(), formats=formats, columns=columns or (), progress=progress
+            file,
+            name,
+            Workspace.current(),
+            formats=formats,
+            columns=columns or (),
+            policy=step.as_policy if step else None,
+            progress=progress,
         )
     dataset = staged.dataset
     console.findings(staged.findings.as_findings())
@@ -46,12 +71,15 @@ def stage(
                 "format": dataset.record["format"],
                 "unchanged": staged.unchanged,
                 "warnings": dataset.record["warnings"],
+                "tokens": dataset.record.get("tokens"),
+                "overlong": dataset.record.get("overlong"),
             }
         )
     else:
         console.say(dataset.record["format"])
         done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
         console.out(f"{name}: {dataset.rows} rows {done}")
+        data_tokens.print_staged(dataset)
 
 
 @data_app.command("list")

@@ -18,10 +18,12 @@ _PADDING_MULTIPLE = 8  # SFTDataCollatorWith4DAttentionMask(pad_to_multiple_of=8
 
 
 class WorstRow(NamedTuple):
-    """A damaged row and how many tokens it would lose."""
+    """A damaged row, how many tokens it would lose, and the beginning of its text."""
 
     lost: int
     row: int
+    file: str
+    excerpt: str
     fate: Fate
 
 
@@ -38,10 +40,10 @@ class Account:
         self.over_limit = self.header_lost = self.answer_cut = self.eos_lost = self.damaged = 0
         self._trained = 0
         self._lost_shares = array("d")
-        self._worst: list[tuple[int, int, Fate]] = []
+        self._worst: list[tuple[int, int, WorstRow]] = []
 
-    def add(self, row: int, fate: Fate) -> None:
-        """Count the row with this number."""
+    def add(self, row: int, fate: Fate, file: str = "", excerpt: str = "") -> None:
+        """Count the row with this number; its file and the beginning of its text are for the list of worst rows."""
         self._prompts.append(fate.prompt)
         self._answers.append(fate.answer)
         self._totals.append(fate.total)
@@ -56,7 +58,8 @@ class Account:
         self.eos_lost += fate.eos_lost
         if fate.answer_cut:
             self._lost_shares.append(1 - fate.kept_answer / fate.answer)
-        entry = (fate.total - fate.kept, -row, fate)
+        lost = fate.total - fate.kept
+        entry = (lost, -self.over_limit, WorstRow(lost, row, file, excerpt, fate))
         if len(self._worst) < _WORST_ROWS:
             heapq.heappush(self._worst, entry)
         elif entry[:2] > self._worst[0][:2]:
@@ -87,9 +90,7 @@ class Account:
     @property
     def worst(self) -> list[WorstRow]:
         """The rows that would lose most, the worst first."""
-        return [
-            WorstRow(lost, -row, fate) for lost, row, fate in sorted(self._worst, key=lambda e: e[:2], reverse=True)
-        ]
+        return [worst for _, _, worst in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
 
     def scaled(self, count: int) -> int:
         """A count of the sample as one of the whole file."""
@@ -121,6 +122,7 @@ class Account:
                 "error_bound": self.error_bound,
             },
             "uncounted": self.uncounted,
+            "worst": [{"file": w.file, "row": w.row, "tokens": w.fate.total, "lost": w.lost} for w in self.worst],
         }
 
     def histogram(self) -> list[dict[str, int]]:

@@ -77,10 +77,9 @@ def clean_cut(text: str, body: Body, position: int) -> int:
     nearest = max(body.start, position - _LOOK_BACK)
     for ends in (_SENTENCE_ENDS, " \t，、,:："):
         for place in range(position, nearest, -1):
-            if text[place - 1] in ends and not _within_number(text, place):
-                moved = _outside_wholes(text, body, place)
-                if moved == place:
-                    return place
+            good = text[place - 1] in ends and not _within_number(text, place) and not _joins(text, place)
+            if good and _outside_wholes(text, body, place) == place:
+                return place
     while position > body.start and _joins(text, position):
         position -= 1
     return _outside_wholes(text, body, position)
@@ -110,4 +109,7 @@ def _joins(text: str, place: int) -> bool:
         return True
     if "\U0001f3fb" <= after <= "\U0001f3ff":  # a skin tone
         return True
-    return "\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff"  # two letters of a flag
+    letters = 0  # two of them are a flag
+    while letters < place and "\U0001f1e6" <= text[place - 1 - letters] <= "\U0001f1ff":
+        letters += 1
+    return letters % 2 == 1 and "\U0001f1e6" <= after <= "\U0001f1ff"

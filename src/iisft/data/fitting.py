@@ -1,10 +1,10 @@
 """Fitting a row into cutoff_len: the body of its longest text is shortened, so that nothing of the rest is ever cut."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from iisft.data.bodies import MARKER, Body, clean_cut, find_body
+from iisft.data.bodies import MARKER, clean_cut, find_body
 from iisft.data.conversation import Conversation
 from iisft.data.fate import Limit
 
@@ -18,17 +18,33 @@ _EXCERPT = 80
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What was taken out of a row: `characters` of `field` from `start` on; tokens of the row before and after."""
+    """What is taken out of a row: `characters` of the text at `path` from `start` on, with the marker in their place.
 
-    field: str
+    `tokens_before` and `tokens_after` are those of the whole row.
+    """
+
+    path: Path
     start: int
     characters: int
+    marker: str
     tokens_before: int
     tokens_after: int
     excerpt: str
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"path": list(self.path)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Cut":
+        return cls(**{**value, "path": tuple(value["path"])})
+
+
+def apply(row: dict[str, Any], cut: Cut) -> dict[str, Any]:
+    """The row after the cut; the given one stays as it is."""
+    text = _get(row, cut.path)
+    shortened = text[: cut.start] + cut.marker + text[cut.start + cut.characters :]
+    changed: dict[str, Any] = _set(row, cut.path, shortened)
+    return changed
 
 
 class Fitter:
@@ -39,50 +55,36 @@ class Fitter:
         self._conversation_of = conversation_of
         self._marker_tokens = len(limit.tokens.encode(f"\n{MARKER}\n")) + 2
 
-    def fit(self, row: dict[str, Any]) -> tuple[dict[str, Any], Cut] | None:
-        """The row with one text shortened, and what was cut; None when no text can be shortened enough.
-
-        The row is overlong. All of it but the end of one body stays as it is; the marker stands where that was.
-        """
+    def fit(self, row: dict[str, Any]) -> Cut | None:
+        """What to cut of this overlong row, so that nothing else of it ever is; None when no text is long enough."""
         before = self._total(row)
         for path in _texts_by_body(row):
-            fitted = self._shorten(row, path, before)
-            if fitted is not None:
-                return fitted
+            if (cut := self._cut_of(row, path, before)) is not None:
+                return cut
         return None
 
     def _total(self, row: dict[str, Any]) -> int:
         return self._limit.total(self._limit.tokens.lengths([self._conversation_of(row)])[0])
 
-    def _shorten(self, row: dict[str, Any], path: Path, before: int) -> tuple[dict[str, Any], Cut] | None:
+    def _cut_of(self, row: dict[str, Any], path: Path, before: int) -> Cut | None:
         text = _get(row, path)
         body = find_body(text)
-        offsets = [offset for offset in self._limit.tokens.offsets(text) if body.start <= offset[0] < body.end]
+        starts = [start for start, _ in self._limit.tokens.offsets(text) if body.start <= start < body.end]
+        marker = f"\n{MARKER}" if "\n" in text else f" {MARKER}"
         drop = before - self._limit.room + self._marker_tokens
-        best: tuple[dict[str, Any], Cut] | None = None
         for _ in range(_TRIES):
-            if drop >= len(offsets):
-                break
-            place = clean_cut(text, body, offsets[-drop][0])
-            if place - body.start < _LEAST_KEPT:
-                break
+            if drop >= len(starts):
+                return None
+            place = clean_cut(text, body, starts[-drop])
             place = body.start + len(text[body.start : place].rstrip())
-            shortened = _set(row, path, text[:place] + _marked(text, place, body))
-            after = self._total(shortened)
+            if place - body.start < _LEAST_KEPT:
+                return None
+            cut = Cut(path, place, body.end - place, marker, before, 0, text[place : place + _EXCERPT])
+            after = self._total(apply(row, cut))
             if after <= self._limit.room:
-                cut = Cut(
-                    ".".join(map(str, path)), place, body.end - place, before, after, text[place : place + _EXCERPT]
-                )
-                best = shortened, cut
-                break
+                return replace(cut, tokens_after=after)
             drop += after - self._limit.room
-        return best
-
-
-def _marked(text: str, place: int, body: Body) -> str:
-    """What stands in place of the rest of the body, with the text behind it."""
-    lines = "\n" in text
-    return (f"\n{MARKER}" if lines else f" {MARKER}") + text[body.end :]
+        return None
 
 
 def _texts_by_body(row: dict[str, Any]) -> list[Path]:

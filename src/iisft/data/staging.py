@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from iisft.data.rows import Row
 from iisft.data.rowsfile import RowsFile
 from iisft.data.source import Progress, Source, digest_of, open_source
 from iisft.data.staged import RECORD, StagedDataset, from_record, link_into, load, staged_names
-from iisft.errors import CheckFailed, EnvironmentFault, IisftError, InputError, TransferError, UsageError
+from iisft.errors import CheckFailed, EnvironmentFault, Finding, IisftError, InputError, TransferError, UsageError
 from iisft.llamafactory import datasets
 from iisft.workspace import Workspace
 
@@ -37,13 +37,16 @@ class Policy:
     """A step between the checked rows and the file.
 
     `apply` gets the sound rows in their staged form and gives those to write; it may raise CheckFailed. `identity` are
-    its settings: staging again with the same ones and the same file changes nothing. `account` is asked for its part
-    of the manifest after the last row.
+    its settings: staging again with the same ones and the same file changes nothing. After the last row it is asked
+    for its `findings`, and then, with the staged file, for its part of the manifest. The originals are kept only when
+    it `changes_rows`.
     """
 
     identity: dict[str, Any]
     apply: Callable[[Iterable[Row]], Iterable[Row]]
-    account: Callable[[], dict[str, Any]] = field(default=dict)
+    for_record: Callable[[Path], dict[str, Any]] = field(default=lambda staged: {})
+    findings: Callable[[], list[Finding]] = field(default=list)
+    changes_rows: bool = True
 
 
 class Staging(NamedTuple):
@@ -107,7 +110,12 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
         if source.container in ("json", "jsonl") and free < source.size:
             raise OSError(errno.ENOSPC, f"{source.size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
         with files.exclusive_lock(folder / ".lock"):
-            yield
+            try:
+                yield
+            finally:
+                if not (folder / RECORD).exists():
+                    _remove_others(folder, set())
+                    (folder / ".lock").unlink()
     except BlockingIOError as error:
         text = "another process is staging this dataset"
         raise TransferError("stage-busy", text, where=str(folder), fix="wait for it") from error
@@ -117,11 +125,9 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
             raise EnvironmentFault("disk-full", text, where=str(folder), fix="free space there: df -h") from error
         raise TransferError("stage-write", text, where=str(folder)) from error
     finally:
-        if folder.is_dir() and not (folder / RECORD).exists():
-            _remove_others(folder, set())
-            for left in (folder / ".lock", folder / _ORIGINALS):
-                left.rmdir() if left.is_dir() else left.unlink(missing_ok=True)
-            folder.rmdir()
+        for left in (folder / _ORIGINALS, folder):
+            with suppress(OSError):  # something is in it
+                left.rmdir()
 
 
 def _stage(
@@ -133,31 +139,32 @@ def _stage(
     progress: Progress | None,
 ) -> Staging:
     check = Check([source], progress=progress)
-    originals = _originals(folder) if policy else None
     rows: Iterable[Row] = check.sound_rows()
-    with RowsFile(folder) as written:
-        if policy and originals:
-            with originals:
-                written.write_all(policy.apply(originals.copying(rows)))
-        else:
-            written.write_all(rows)
-        _require_sound(check, written, source)
+    with ExitStack() as stack:
+        written = stack.enter_context(RowsFile(folder))
+        originals = stack.enter_context(_originals(folder)) if policy and policy.changes_rows else None
+        if originals:
+            rows = originals.copying(rows)
+        written.write_all(policy.apply(rows) if policy else rows)
+        _require_sound(check, written, source, policy)
         kept = originals.publish("") if originals else None
+        published = written.publish("rows-")
         record = {
             **asked,
-            **written.publish("rows-"),
+            **published,
             "source": str(source.file.absolute()),
-            "originals": f"{_ORIGINALS}/{kept['file']}" if kept else None,
+            "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
             "rows_read": check.report.rows,
             "warnings": {code: group.count for code, group in check.findings.groups.items()},
-            **(policy.account() if policy else {}),
+            **(policy.for_record(folder / published["file"]) if policy else {}),
             "staged": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
     staged = from_record(name, folder, record)
     entry = datasets.entry(staged.file.name, staged.keys)
     files.write_text_atomically(folder / datasets.FILE_NAME, datasets.render({name: entry}))
     files.write_json_atomically(folder / RECORD, record)
-    _remove_others(folder, {record["file"], record["originals"]})
+    report = (record.get("overlong") or {}).get("report")
+    _remove_others(folder, {record["file"], record["originals"] and record["originals"]["file"], report})
     return Staging(staged, check.findings, unchanged=False)
 
 
@@ -166,9 +173,10 @@ def _originals(folder: Path) -> RowsFile:
     return RowsFile(folder / _ORIGINALS)
 
 
-def _require_sound(check: Check, written: RowsFile, source: Source) -> None:
-    if check.findings.errors:
-        raise CheckFailed(check.findings.as_findings())
+def _require_sound(check: Check, written: RowsFile, source: Source, policy: Policy | None) -> None:
+    objections = policy.findings() if policy else []
+    if check.findings.errors or objections:
+        raise CheckFailed([*check.findings.as_findings(), *objections])
     if not written.rows:
         raise InputError("data-empty", "there is no row in it", where=str(source.file))
 
