@@ -29,6 +29,8 @@ __all__ = ["Policy", "StagedDataset", "Staging", "link_into", "load", "stage", "
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
 _ORIGINALS = "originals"
+REPORT = "overlong-report.jsonl"
+"""Where a policy may write what it did to each row."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -115,7 +117,8 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
             finally:
                 if not (folder / RECORD).exists():
                     _remove_others(folder, set())
-                    (folder / ".lock").unlink()
+                    for file_name in (datasets.FILE_NAME, ".lock"):
+                        (folder / file_name).unlink(missing_ok=True)
     except BlockingIOError as error:
         text = "another process is staging this dataset"
         raise TransferError("stage-busy", text, where=str(folder), fix="wait for it") from error
@@ -182,8 +185,9 @@ def _require_sound(check: Check, written: RowsFile, source: Source, policy: Poli
 
 
 def _remove_others(folder: Path, kept: set[str | None]) -> None:
-    """Remove the rows of older stagings and what a killed one left."""
-    for place in (folder, folder / _ORIGINALS):
-        for path in [*place.glob("*.jsonl"), *place.glob(".*.tmp")]:
+    """Remove what older stagings wrote and what a killed one left; a file of the user's stays."""
+    digest = "[0-9a-f]" * 12
+    for pattern in (f"rows-{digest}.jsonl", f"{_ORIGINALS}/{digest}.jsonl", REPORT, "**/.rows.*.tmp"):
+        for path in folder.glob(pattern):
             if str(path.relative_to(folder)) not in kept:
                 path.unlink(missing_ok=True)
