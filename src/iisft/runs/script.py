@@ -21,8 +21,14 @@ def render(plan: Plan, *, slurm: bool = False) -> str:
     """The script; with `slurm` an sbatch file that starts one torchrun per node.
 
     Raises:
-        InputError: the plan has no model or no data, so there is nothing to write down.
+        InputError: the plan has no model or no data, so there is nothing to write down, or its rows are to be fitted.
     """
+    if any(dataset.changes for dataset in plan.datasets):
+        raise InputError(
+            "script-refit",
+            "a script trains on rows as they are staged, and these would have to be fitted",
+            fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET --model DIR --set ...",
+        )
     if plan.view is None or not plan.datasets:
         raise InputError("script-incomplete", "a script needs the model and the data to be there")
     lines = [
