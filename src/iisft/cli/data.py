@@ -7,12 +7,14 @@ import typer
 
 from iisft.cli import console, data_tokens
 from iisft.cli.data_check import check
+from iisft.cli.data_split import split
 from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
 from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption, complete_datasets
 from iisft.workspace import Workspace
 
 data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command()(check)
+data_app.command()(split)
 
 
 @data_app.command()

@@ -12,6 +12,9 @@ _MAGIC = (
     (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {file} > {utf8}"),
     (b"PK\x03\x04", "a zip archive (or an Excel or Word file)", "unzip it; save a spreadsheet as CSV (UTF-8)"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "zstd -d {file}"),
+    (b"\x1f\x8b", "gzipped twice", "gunzip -k {file}"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
+    (b"<", "an HTML or XML page (a download that failed?)", ""),
     (b"BZh", "bzip2-compressed", "bunzip2 -k {file}"),
     (b"\xfd7zXZ\x00", "xz-compressed", "unxz -k {file}"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x {file}"),
@@ -35,7 +38,8 @@ def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
             return name, _command(command, file)
     if wide := _wide_encoding(head):
         return f"{wide} text", _command(f"iconv -f {wide} -t UTF-8 {{file}} > {{utf8}}", file)
-    if head and sum(byte < 9 or 13 < byte < 32 for byte in head) > len(head) // 10:
+    written = head.rstrip(b"\0")  # a torn file ends in NUL bytes
+    if (head and not written) or sum(byte < 9 or 13 < byte < 32 for byte in written) > len(written) // 10:
         return "binary data", ""
     return None
 

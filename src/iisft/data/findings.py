@@ -85,9 +85,10 @@ class Findings:
         return sum(group.count for group in self.groups.values() if group.severity == "warn")
 
     def __iter__(self) -> Iterator[RowFinding]:
-        """Those that are kept, errors first, then as they were found."""
-        for group in self._by_severity():
-            yield from group.kept
+        """Those that are kept, file by file in the order of the rows."""
+        kept = [finding for group in self.groups.values() for finding in group.kept]
+        files = {file: index for index, file in enumerate(dict.fromkeys(finding.file for finding in kept))}
+        yield from sorted(kept, key=lambda finding: (files[finding.file], finding.row))
 
     def as_findings(self, only: Severity | None = None) -> list[Finding]:
         """For an error or for talk: the first rows of each code, and how many more there are."""

@@ -126,14 +126,15 @@ def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layou
     if keys and missing:
         guesses = [_guess(field, keys) for field in missing]
         if len(missing) == 2 or guesses[0]:  # else each row is told what it lacks
-            raise _unknown(keys, missing, guesses, where)
+            raise _unknown(keys, [(field, full[field]) for field in missing], guesses, where)
     return Layout("alpaca", full, {}, tuple(key for key in keys if key not in full.values()))
 
 
-def _unknown(keys: Counter[str], missing: list[str], guesses: list[str], where: str) -> InputError:
+def _unknown(keys: Counter[str], missing: list[tuple[str, str]], guesses: list[str], where: str) -> InputError:
+    """`missing`: fields and the keys in which they were looked for."""
     names = {"instruction": "instruction", "output": "answer"}
-    spelled = ",".join(f"{names[field]}={key or 'KEY'}" for field, key in zip(missing, guesses, strict=True))
-    what = " and ".join("no answer (output)" if field == "output" else f"no {field}" for field in missing)
+    spelled = ",".join(f"{names[field]}={guess or 'KEY'}" for (field, _), guess in zip(missing, guesses, strict=True))
+    what = " and ".join(f"no {names[field]} ({key})" if key != names[field] else f"no {key}" for field, key in missing)
     return InputError(
         "data-columns",
         f"{what} in these rows; their keys are {', '.join(list(keys)[:12])}",

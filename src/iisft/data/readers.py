@@ -74,12 +74,14 @@ def _why_no_json(text: bytes, error: orjson.JSONDecodeError, file: Path) -> Unre
         return Unreadable("row-json", "nothing but NUL bytes: the file was torn while it was written")
     reason = error.msg.partition(": line ")[0]
     fix = ""
+    if reason == "unexpected content after document":
+        reason = "text after the object"
+    if reason == "unexpected end of data":
+        reason = "the line is cut short"
     if text.rstrip().endswith(b","):
         fix = "JSON lines have no commas between rows"
     elif text.strip() in (b"{", b"["):
         fix = f"one row per line: jq -c . {quote(str(file))} > rows.jsonl"
-    elif text[-1:] not in (b"}", b"\r"):
-        reason += " (the line is cut short?)"
     return Unreadable("row-json", f"no valid JSON: {reason} at column {error.pos + 1}", _around(shown, error.pos), fix)
 
 
@@ -151,9 +153,9 @@ def json_array(stream: IO[bytes], file: Path) -> Iterator[Row]:
                 if isinstance(row.value, Unreadable) and row.value.last:
                     return
         if text.next_character():
-            yield Row(
-                number + 1, text.line, Unreadable("row-json", "text after the end of the array", _here(text), last=True)
-            )
+            fix = f"jq -c '.[]' {quote(str(file))} > rows.jsonl" if _here(text).startswith("[") else ""
+            fault = Unreadable("row-json", "text after the end of the array", _here(text), fix, last=True)
+            yield Row(number + 1, text.line, fault)
     except UnicodeDecodeError as fault:
         yield Row(number + 1, text.line, no_utf8(fault.object, fault, file)._replace(last=True))
 
@@ -228,8 +230,10 @@ def _broken_element(text: _Text, error: ValueError) -> Unreadable:
         return Unreadable("row-json", f"no valid JSON: {error}", _here(text), last=True)
     lines = text.window.count("\n", text.position, error.pos)
     place = f" in line {text.line + lines}" if lines else ""
-    cut = "; the file is cut short?" if error.pos >= len(text.window.rstrip()) - 1 else ""
-    reason = f"no valid JSON{place}: {error.msg.lower()}{cut}; the rows after it were not read"
+    unterminated = error.msg.startswith("Unterminated")
+    cut = ", the file is cut short?" if unterminated or not text.window.rstrip().endswith("]") else ""
+    what = error.msg.lower().removesuffix(" at").removesuffix(" starting")
+    reason = f"no valid JSON{place}: {what}{cut}; the rows after it were not read"
     return Unreadable("row-json", reason, _around(text.window, error.pos), last=True)
 
 

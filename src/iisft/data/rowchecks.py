@@ -157,7 +157,14 @@ def answer_problems(field: str, answer: Any) -> Iterator[Problem]:
 
 
 def type_name(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "int": "a number", "float": "a number", "bool": "true/false"}
+    names = {
+        "str": "a text",
+        "dict": "an object",
+        "list": "a list",
+        "int": "a number",
+        "float": "a number",
+        "bool": "true/false",
+    }
     return "null" if value is None else names.get(type(value).__name__, type(value).__name__)
 
 

@@ -4,6 +4,7 @@ JSON array, JSON lines, CSV and Parquet, the first three also gzipped. Not cover
 packings; they are named, with the command that converts.
 """
 
+import contextlib
 import csv
 import errno
 import gzip
@@ -193,12 +194,15 @@ def _starts(file: Path) -> bytes:
 
 
 def _decompressed_head(file: Path) -> bytes:
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(_starts(file), _HEAD)
-    except zlib.error as error:
-        raise _unreadable(
-            file, f"gzip data that are damaged: {error}", fix=f"gzip -t {quote(str(file))}; copy it again"
-        ) from error
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    head, packed = b"", _starts(file)
+    with contextlib.suppress(zlib.error):  # what is damaged later is told when its row is reached
+        for start in range(0, len(packed), 256):
+            head += stream.decompress(packed[start : start + 256], _HEAD)
+    if not head and not stream.eof:
+        fix = f"gzip -t {quote(str(file))}; copy it again"
+        raise _unreadable(file, "gzip data that are damaged or cut short", fix=fix)
+    return head[:_HEAD]
 
 
 def _container(head: bytes, file: Path, compressed: bool) -> Container:

@@ -17,11 +17,10 @@ from iisft.data.fate import Fate, Limit
 from iisft.data.fitting import Fitter, apply
 from iisft.data.rows import Row
 from iisft.data.source import Progress, open_source
-from iisft.data.staging import Policy
+from iisft.data.staging import REPORT, Policy
 from iisft.errors import Finding
 from iisft.presets.schema import Overlong
 
-REPORT = "overlong-report.jsonl"
 _SHOWN_UNFIT = 20
 
 

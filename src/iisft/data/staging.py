@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ __all__ = ["Policy", "StagedDataset", "Staging", "link_into", "load", "stage", "
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
 _ORIGINALS = "originals"
+REPORT = "overlong-report.jsonl"
+"""Where a policy may write what it did to each row."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -110,7 +112,13 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
         if source.container in ("json", "jsonl") and free < source.size:
             raise OSError(errno.ENOSPC, f"{source.size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
         with files.exclusive_lock(folder / ".lock"):
-            yield
+            try:
+                yield
+            finally:
+                if not (folder / RECORD).exists():
+                    _remove_others(folder, set())
+                    for file_name in (datasets.FILE_NAME, ".lock"):
+                        (folder / file_name).unlink(missing_ok=True)
     except BlockingIOError as error:
         text = "another process is staging this dataset"
         raise TransferError("stage-busy", text, where=str(folder), fix="wait for it") from error
@@ -120,11 +128,9 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
             raise EnvironmentFault("disk-full", text, where=str(folder), fix="free space there: df -h") from error
         raise TransferError("stage-write", text, where=str(folder)) from error
     finally:
-        if folder.is_dir() and not (folder / RECORD).exists():
-            _remove_others(folder, set())
-            for left in (folder / ".lock", folder / _ORIGINALS):
-                left.rmdir() if left.is_dir() else left.unlink(missing_ok=True)
-            folder.rmdir()
+        for left in (folder / _ORIGINALS, folder):
+            with suppress(OSError):  # something is in it
+                left.rmdir()
 
 
 def _stage(
@@ -179,8 +185,9 @@ def _require_sound(check: Check, written: RowsFile, source: Source, policy: Poli
 
 
 def _remove_others(folder: Path, kept: set[str | None]) -> None:
-    """Remove the rows of older stagings and what a killed one left."""
-    for place in (folder, folder / _ORIGINALS):
-        for path in [*place.glob("*.jsonl"), *place.glob(".*.tmp")]:
+    """Remove what older stagings wrote and what a killed one left; a file of the user's stays."""
+    digest = "[0-9a-f]" * 12
+    for pattern in (f"rows-{digest}.jsonl", f"{_ORIGINALS}/{digest}.jsonl", REPORT, "**/.rows.*.tmp"):
+        for path in folder.glob(pattern):
             if str(path.relative_to(folder)) not in kept:
                 path.unlink(missing_ok=True)
