@@ -128,7 +128,8 @@ def test_an_empty_dataset(iisft: CLI, workspace: Path) -> None:
 
 
 def test_rows_that_were_changed_after_staging(train: CLI, workspace: Path) -> None:
-    with (workspace / "data" / "rows" / "rows.jsonl").open("a") as rows:
+    (file,) = (workspace / "data" / "rows").glob("rows-*.jsonl")
+    with file.open("a") as rows:
         rows.write('{"instruction": "x"}\n')
     result = train()
     assert (result.code, "the rows were changed after they were checked" in result.err) == (3, True)

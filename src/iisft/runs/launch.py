@@ -58,7 +58,7 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
     preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
     files.write_text_atomically(folder.preset, render_yaml(preset))
-    files.write_text_atomically(folder.command, script.render(plan))
+    files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
     files.write_json_atomically(folder.record, _record(plan, folder, written))
 
 
