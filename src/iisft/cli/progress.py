@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +12,18 @@ if TYPE_CHECKING:
 _PATIENCE_S = 2.0
 
 
-@contextmanager
-def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def bytes_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
     """Gives the function to call with the bytes done and the bytes in all."""
-    bar = _Bar(label)
+    return _shown(_Bar(label, in_bytes=True))
+
+
+def rows_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Gives the function to call with the rows done and the rows in all."""
+    return _shown(_Bar(label, in_bytes=False))
+
+
+@contextmanager
+def _shown(bar: "_Bar") -> Iterator[Callable[[int, int], None]]:
     try:
         yield bar.update if sys.stderr.isatty() else _nothing
     finally:
@@ -27,8 +35,9 @@ def _nothing(done: int, total: int) -> None:
 
 
 class _Bar:
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, *, in_bytes: bool) -> None:
         self._label = label
+        self._in_bytes = in_bytes
         self._started = time.monotonic()
         self._progress: Progress | None = None
 
@@ -36,7 +45,7 @@ class _Bar:
         if self._progress is None:
             if time.monotonic() - self._started < _PATIENCE_S:
                 return
-            self._progress = _bar()
+            self._progress = _bar(in_bytes=self._in_bytes)
             self._progress.start()
             self._task = self._progress.add_task(self._label, total=total)
         self._progress.update(self._task, completed=done, total=total)
@@ -46,10 +55,18 @@ class _Bar:
             self._progress.stop()
 
 
-def _bar() -> "Progress":
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar(*, in_bytes: bool) -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from iisft.cli import console
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     return Progress(*columns, console=console.rich_stderr(), transient=True)

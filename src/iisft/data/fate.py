@@ -52,7 +52,6 @@ class Limit:
         self.cutoff_len = cutoff_len
         self.room = truncation.effective_cutoff(cutoff_len, extra)
         self._extra = int(tokens.template.efficient_eos)
-        self._after_end = tokens.tokens_after_end
         self._ends = templates.ends_answers(tokens.template)
 
     @property
@@ -76,7 +75,7 @@ class Limit:
             mask_history=self.tokens.options.mask_history,
         )
         eos_lost = self._ends and any(
-            left < said - self._after_end for (_, said), (_, left) in zip(pairs, kept, strict=True)
+            left < said - self.tokens.tokens_after_end for (_, said), (_, left) in zip(pairs, kept, strict=True)
         )
         kept_prompt, kept_answer = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
         return Fate(prompt, answer, kept_prompt, kept_answer, self._extra, eos_lost)

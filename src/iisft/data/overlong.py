@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,27 @@ from iisft.presets.schema import Overlong
 
 @dataclass(frozen=True)
 class Survey:
-    """The account of a staged file, and the numbers (from 1) of the rows that would be damaged."""
+    """What a limit would do to a staged file: numbers (from 1) of the damaged rows, and how many rows lose what.
 
-    account: Account
-    damaged: frozenset[int]
+    `longest` is the smallest cutoff_len that cuts nothing; `uncounted` rows have tools.
+    """
+
+    damaged: tuple[int, ...]
+    rows: int
+    header_lost: int
+    answer_cut: int
+    longest: int
+    uncounted: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By the names that the account has in JSON."""
+        return {
+            "damaged": len(self.damaged),
+            "header_lost": self.header_lost,
+            "answer_cut": self.answer_cut,
+            "lossless_cutoff_len": self.longest,
+        }
 
 
 @dataclass(frozen=True)
@@ -47,16 +64,16 @@ class Changes:
         return bool(self.cuts or self.dropped or self.unfit)
 
 
-def survey(
-    rows: Path, sha256: str, limit: Limit, progress: lengths.Progress | None = None, *, batch_size: int = 1
-) -> Survey:
-    """Count every row of a staged file and find those that LLaMA-Factory would cut.
+def survey(rows: Path, sha256: str, limit: Limit, progress: lengths.Progress | None = None) -> Survey:
+    """Find the rows of a staged file that LLaMA-Factory would cut; remembered in the cache folder.
 
     Raises:
+        InputError: the tokenizer can't be read.
         OSError: the file can't be read.
     """
-    account = Account(limit.cutoff_len, limit.room, batch_size=batch_size)
-    damaged = set()
+    if (known := _known_survey(remembered.read("surveys", sha256, limit.identity))) is not None:
+        return known
+    account, damaged = Account(limit.cutoff_len, limit.room), []
     for number, pairs in enumerate(lengths.of_file(rows, sha256, limit.tokens, progress), 1):
         if not pairs:
             account.uncounted += 1
@@ -64,15 +81,32 @@ def survey(
         fate = limit.fate(pairs)
         account.add(number, fate)
         if fate.damaged:
-            damaged.add(number)
-    return Survey(account, frozenset(damaged))
+            damaged.append(number)
+    found = Survey(
+        tuple(damaged),
+        account.rows + account.uncounted,
+        account.header_lost,
+        account.answer_cut,
+        account.longest,
+        account.uncounted,
+    )
+    remembered.write("surveys", orjson.dumps(asdict(found)), sha256, limit.identity)
+    return found
+
+
+def _known_survey(content: bytes | None) -> Survey | None:
+    try:
+        document = orjson.loads(content or b"")
+        return Survey(**{**document, "damaged": tuple(document["damaged"])})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def changes(
     rows: Path,
     sha256: str,
     limit: Limit,
-    damaged: frozenset[int],
+    damaged: Sequence[int],
     policy: Overlong,
     progress: lengths.Progress | None = None,
 ) -> Changes:
@@ -82,13 +116,13 @@ def changes(
         OSError: the file can't be read.
     """
     if policy != "fit" or not damaged:
-        return Changes(policy, limit.identity, dropped=tuple(sorted(damaged)) if policy == "drop" else ())
+        return Changes(policy, limit.identity, dropped=tuple(damaged) if policy == "drop" else ())
     if (known := _known(remembered.read("fits", sha256, limit.identity))) is not None:
         return Changes(policy, limit.identity, known[0], unfit=known[1])
-    fitter = Fitter(limit, from_row)
+    fitter, wanted = Fitter(limit, from_row), frozenset(damaged)
     cuts, unfit = {}, []
     for number, line in _numbered(rows):
-        if number in damaged:
+        if number in wanted:
             cut = fitter.fit(orjson.loads(line))
             if cut is None:
                 unfit.append(number)

@@ -5,7 +5,7 @@ import shutil
 import statistics
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class OverlongStep:
         self._fitter = Fitter(limit, from_row)
         self._report = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the step
         self._taken = array("I")  # tokens taken out of each shortened row
-        self._unfit: list[tuple[int, Fate]] = []
+        self._unfit: list[int] = []
         self.dropped = 0
 
     @property
@@ -84,7 +84,7 @@ class OverlongStep:
             self.dropped += 1
             self._write_report(row, what="left out", tokens=fate.total)
         elif (cut := self._fitter.fit(row.value)) is None:
-            self._unfit.append((row.number, fate))
+            self._unfit.append(row.number)
             self._write_report(row, what="left out: can't be shortened enough", tokens=fate.total)
         else:
             self._taken.append(cut.tokens_before - cut.tokens_after)
@@ -96,10 +96,11 @@ class OverlongStep:
 
     def _findings(self) -> list[Finding]:
         if self._policy == "fail" and self.account.damaged:
-            return [damage_finding(self.account, "the file")]
+            about = self.account.as_json()
+            return [damage_finding("the file", about["sample"]["of"], about, self._limit.cutoff_len)]
         if self._drop_unfit:
             return []
-        return unfit_findings(((number, fate.total) for number, fate in self._unfit), self._limit)
+        return unfit_findings(self._unfit, self._limit)
 
     def _for_record(self, staged: Path) -> dict[str, Any]:
         """The account, and for fit and drop the report beside the staged file."""
@@ -125,34 +126,36 @@ class OverlongStep:
         return record
 
 
-def damage_finding(account: Account, name: str, severity: str = "error") -> Finding:
-    """The one sentence about rows that LLaMA-Factory would cut, and what to do."""
-    counts = account.as_json()
+def damage_finding(name: str, rows: int, counts: Mapping[str, int], cutoff_len: int) -> Finding:
+    """The one sentence about rows that LLaMA-Factory would cut, and what to do.
+
+    `counts` has damaged, header_lost, answer_cut and lossless_cutoff_len.
+    """
     parts = [f"{counts['header_lost']:,} lose the end of the prompt with the assistant header"]
-    if account.answer_cut:
+    if counts["answer_cut"]:
         parts.append(f"{counts['answer_cut']:,} a part of the answer")
     return Finding(
         "overlong",
-        f"{counts['damaged']:,} of {counts['sample']['of']:,} rows of {name} are longer than cutoff_len "
-        f"{account.cutoff_len} and would be damaged: {', '.join(parts)}; LLaMA-Factory says nothing",
+        f"{counts['damaged']:,} of {rows:,} rows of {name} are longer than cutoff_len {cutoff_len} and would be "
+        f"damaged: {', '.join(parts)}; LLaMA-Factory says nothing",
         where="train.cutoff_len, data.overlong",
-        fix=f"--set data.overlong=fit shortens their text; --set train.cutoff_len={account.longest} cuts nothing",
-        severity="error" if severity == "error" else "warn",
+        fix="--set data.overlong=fit shortens their text; "
+        f"--set train.cutoff_len={counts['lossless_cutoff_len']} cuts nothing; "
+        "--set data.overlong=allow if you mean it",
     )
 
 
-def unfit_findings(unfit: Iterable[tuple[int, int]], limit: Limit) -> list[Finding]:
-    """The rows (number, tokens) that can't be shortened enough."""
-    rows = list(unfit)
+def unfit_findings(numbers: Sequence[int], limit: Limit) -> list[Finding]:
+    """The rows that can't be shortened enough."""
     found = [
         Finding(
             "overlong-unfit",
-            f"row {number}: {tokens:,} tokens, and what can't be shortened (answer, task, metadata lines) exceeds "
-            f"cutoff_len {limit.cutoff_len}",
-            fix="--drop-unfit leaves such rows out; or raise train.cutoff_len" if index == 0 else "",
+            f"row {number} can't be shortened enough: answer, task and metadata lines alone exceed cutoff_len "
+            f"{limit.cutoff_len}",
+            fix="data stage ... --drop-unfit leaves such rows out; or raise train.cutoff_len" if index == 0 else "",
         )
-        for index, (number, tokens) in enumerate(rows[:_SHOWN_UNFIT])
+        for index, number in enumerate(numbers[:_SHOWN_UNFIT])
     ]
-    if len(rows) > _SHOWN_UNFIT:
-        found.append(Finding("data-more", f"and {len(rows) - _SHOWN_UNFIT:,} more rows that can't be fitted"))
+    if len(numbers) > _SHOWN_UNFIT:
+        found.append(Finding("data-more", f"and {len(numbers) - _SHOWN_UNFIT:,} more rows that can't be fitted"))
     return found

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ class Tokenization:
     """
 
     def __init__(self, model: Path, template: str, extra: Mapping[str, Any]) -> None:
-        """Load the tokenizer in the folder `model`; `extra` is a preset's `llamafactory:` section.
+        """The tokenizer in the folder `model`; `extra` is a preset's `llamafactory:` section.
 
         Raises:
             InputError: the template is not in the table, an argument changes tokens in ways unknown here, or there is
-                no whole tokenizer.json.
+                no tokenizer.json. That it is broken is told when it is first needed.
         """
         if template not in templates.TEMPLATES:
             raise InputError(
@@ -49,11 +50,16 @@ class Tokenization:
             raise InputError(
                 "tokens-uncounted", f"with {', '.join(names)} tokens can't be counted", where="llamafactory"
             )
+        if not (file := model / "tokenizer.json").is_file():
+            raise InputError(
+                "tokenizer-missing",
+                "the model has no tokenizer.json, by which tokens are counted",
+                where=str(file),
+                fix="take a release of the model that has one; --set data.overlong=allow trains without an account",
+            )
         self.template = templates.TEMPLATES[template]
         self.options = Options.of(extra)
-        self._tokenizer = _read_tokenizer(model)
-        self._bos, self._eos = self._set_special_tokens(_token_names(model))
-        self._after_end = templates.after_end(self.template)
+        self._model = model
         self._remembered: dict[str, int] = {"": 0}
         self.identity = {"tokenizer": tokenizer_digest(model), "template": template} | {
             name: value
@@ -61,10 +67,30 @@ class Tokenization:
             if (value := getattr(self.options, name)) != getattr(Options(), name)
         }
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Loaded when something is really counted: a large vocabulary takes half a second.
+
+        The stop words are made special, and the end token is replaced, as the template says.
+        """
+        tokenizer = _read_tokenizer(self._model)
+        tokenizer.add_special_tokens([*self._names.values(), self._eos, *self.template.stop_words])
+        return tokenizer
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return _token_names(self._model)
+
     @property
+    def _eos(self) -> str:
+        return (
+            self.template.stop_words[0] if self.template.replace_eos else self._names.get("eos_token")
+        ) or DEFAULT_EOS
+
+    @cached_property
     def tokens_after_end(self) -> int:
         """Tokens of an answer behind its end token."""
-        return len(self.encode(self._after_end))
+        return len(self.encode(templates.after_end(self.template)))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text; special tokens written in it become special tokens, as in the trainer."""
@@ -135,18 +161,8 @@ class Tokenization:
         if piece.kind == "token":
             found = self._tokenizer.token_to_id(piece.name)
             return -1 if found is None else int(found)
-        return self._eos if piece == EOS else self._bos
-
-    def _set_special_tokens(self, names: Mapping[str, str]) -> tuple[int | None, int | None]:
-        """Make the stop words special, replace the end token where the template says so; ids of bos and eos."""
-        stop_words = list(self.template.stop_words)
-        eos = names.get("eos_token")
-        if self.template.replace_eos:
-            eos = stop_words.pop(0)
-        special = [*names.values(), eos or DEFAULT_EOS, *stop_words]
-        self._tokenizer.add_special_tokens(special)
-        bos = names.get("bos_token")
-        return (self._tokenizer.token_to_id(bos) if bos else None), self._tokenizer.token_to_id(eos or DEFAULT_EOS)
+        name = self._eos if piece == EOS else self._names.get("bos_token")
+        return self._tokenizer.token_to_id(name) if name else None
 
 
 def countable(conversation: Conversation) -> bool:
@@ -183,13 +199,6 @@ def _read_tokenizer(model: Path) -> Any:
     from tokenizers import AddedToken, Tokenizer  # type: ignore[import-untyped]
 
     file = model / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(
-            "tokenizer-missing",
-            "the model has no tokenizer.json, by which tokens are counted",
-            where=str(file),
-            fix="choose the model's newer release, or train without an account: --set data.overlong=allow",
-        )
     try:
         tokenizer = Tokenizer.from_file(str(file))
         known = set(tokenizer.get_added_tokens_decoder())

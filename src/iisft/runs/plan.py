@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iisft.data import staging
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
 from iisft.hardware.gpus import Gpu, visible_gpus
 from iisft.llamafactory import arguments as llamafactory_arguments
@@ -25,6 +24,7 @@ from iisft.presets.schema import Preset
 from iisft.runs import checks, room
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
+from iisft.runs.rundata import Progress, RunDataset
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -70,7 +70,7 @@ class Plan:
     env: dict[str, str]
     checkpoint: Checkpoint | None
     view: ViewPlan | None
-    datasets: tuple[staging.StagedDataset, ...]
+    datasets: tuple[RunDataset, ...]
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -115,8 +115,10 @@ class Plan:
         )
 
 
-def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
+def make_plan(request: TrainRequest, workspace: Workspace, progress: Progress | None = None) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
+
+    `progress` is called while rows are counted that were never counted before.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
@@ -134,8 +136,8 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     findings += checks.gpu_findings(preset, placement, gpus)
     model_folder = workspace.model_folder(preset.model.id)
     checkpoint, view = checks.model_for(findings, preset, model_folder)
-    datasets = checks.datasets_for(findings, preset, workspace)
-    findings += checks.overlong_findings(preset, datasets)
+    counting_model = model_folder if checkpoint is not None else None
+    datasets = checks.datasets_for(findings, preset, workspace, counting_model, progress)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:

@@ -17,12 +17,20 @@ from iisft.secrets import HIDDEN, redact
 _END = "IISFT_END_OF_FILE"
 
 
-def render(plan: Plan, *, slurm: bool = False) -> str:
+def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
     """The script; with `slurm` an sbatch file that starts one torchrun per node.
 
+    `beside_run`: it is written into the run's folder, where the run's own copy of fitted rows lies.
+
     Raises:
-        InputError: the plan has no model or no data, so there is nothing to write down.
+        InputError: the plan has no model or no data, so there is nothing to write down, or its rows are to be fitted.
     """
+    if not beside_run and any(dataset.changes for dataset in plan.datasets):
+        raise InputError(
+            "script-refit",
+            "a script trains on rows as they are staged, and these would have to be fitted",
+            fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET --model DIR --set ...",
+        )
     if plan.view is None or not plan.datasets:
         raise InputError("script-incomplete", "a script needs the model and the data to be there")
     lines = [
@@ -57,7 +65,8 @@ def _data(plan: Plan) -> Iterator[str]:
     entries = {}
     for dataset in plan.datasets:
         entries[dataset.name] = datasets.entry(f"{dataset.name}.jsonl", dataset.keys)
-        yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+        if dataset.changes is None:
+            yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
     yield from _file(f"dataset/{datasets.FILE_NAME}", datasets.render(entries))
 
 
