@@ -15,7 +15,6 @@ from iisft.data.rows import Row
 from iisft.data.rowshape import ALPACA, MESSAGES, Shape, shaped
 
 _BATCH = 512
-_TURN_BYTES = 32  # what a template puts around one turn
 
 
 class RowsFile:
@@ -29,7 +28,6 @@ class RowsFile:
         self._folder = folder
         self._shape = Shape()
         self._out = _Temporary(folder)
-        self._longest = 0
         self.rows = 0
 
     def __enter__(self) -> "RowsFile":
@@ -57,8 +55,6 @@ class RowsFile:
             line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
             lines.append(line)
             self._shape.watch(value, len(line))
-            if len(line) * 2 > self._longest:
-                self._longest = max(self._longest, text_bytes(value))
         self._out.write(b"".join(lines))
         self.rows += len(batch)
 
@@ -76,7 +72,6 @@ class RowsFile:
             "keys": list(keys),
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
-            "longest_row_bytes": self._longest,
         }
 
     def _write_again(self, keys: tuple[str, ...]) -> None:
@@ -122,14 +117,3 @@ class _Temporary:
             self._stream.close()
         finally:
             self._path.unlink(missing_ok=True)
-
-
-def text_bytes(row: dict[str, Any]) -> int:
-    """UTF-8 size of all texts of a staged row, with what templates put around each turn but the last question's."""
-    if "messages" in row:
-        contents = [message["content"] for message in row["messages"]]
-        turns, texts = len(contents) - 2, [*contents, row["system"], row["tools"]]
-    else:
-        earlier = [text for turn in row.get("history") or () for text in turn]
-        turns, texts = len(earlier), [*earlier, *(row.get(key) or "" for key in (*ALPACA, "system"))]
-    return sum(len(text.encode()) for text in texts) + _TURN_BYTES * turns

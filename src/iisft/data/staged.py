@@ -23,8 +23,7 @@ RECORD = "staged.json"
 class StagedDataset:
     """A dataset under data/NAME: `rows` rows with these `keys` in `file`, and the sha256 of the file.
 
-    The keys are Alpaca's, or messages, system and tools. `longest_row_bytes` is the UTF-8 size of the longest row's
-    texts, prompt and answer together. `record` is all of staged.json.
+    The keys are Alpaca's, or messages, system and tools. `record` is all of staged.json.
     """
 
     name: str
@@ -34,7 +33,6 @@ class StagedDataset:
     sha256: str
     keys: tuple[str, ...]
     source: str
-    longest_row_bytes: int
     record: dict[str, Any] = field(repr=False)
 
 
@@ -78,7 +76,6 @@ def from_record(name: str, folder: Path, record: dict[str, Any]) -> StagedDatase
         record["sha256"],
         tuple(record["keys"]),
         record["source"],
-        int(record["longest_row_bytes"]),
         record,
     )
 
