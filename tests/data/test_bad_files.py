@@ -140,7 +140,7 @@ def test_a_million_faults_are_counted_and_fill_no_memory(home: Path) -> None:
 
 @pytest.mark.parametrize("change", ["grow", "cut", "replace", "remove"])
 def test_a_file_that_is_changed_while_it_is_read(home: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_CHUNK", 1000)
+    monkeypatch.setattr(readers, "CHUNK", 1000)
     file = home / "rows.jsonl"
     file.write_bytes(b"".join(LINE.replace("正文".encode(), str(number).encode()) for number in range(1000)))
     one = Check([open_source(file)])

@@ -81,7 +81,7 @@ WRITERS: dict[str, tuple[Callable[[Path], None], str, list[int]]] = {
 def test_the_same_rows_from_every_format(
     name: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_CHUNK", chunk)
+    monkeypatch.setattr(readers, "CHUNK", chunk)
     write, container, expected_lines = WRITERS[name]
     file = tmp_path / "文件 with no ending"
     write(file)

@@ -19,6 +19,7 @@ from shlex import quote
 from typing import IO, Any, Literal, cast
 
 from iisft.data import encodings, layouts, readers
+from iisft.data.jsonarray import json_array
 from iisft.data.layouts import Layout, LayoutName
 from iisft.data.parquet import parquet_rows
 from iisft.data.rows import Row, Unreadable
@@ -127,7 +128,7 @@ def _reader(source: Source, stream: IO[bytes]) -> Iterator[Row]:
     if source.container == "jsonl":
         return readers.json_lines(stream, source.file)
     if source.container == "json":
-        return readers.json_array(stream, source.file)
+        return json_array(stream, source.file)
     return readers.csv_rows(stream, source.file, source.delimiter)
 
 

@@ -218,7 +218,7 @@ def _changed(source: Source) -> InputError:
 
 
 def _as_line(row: Row) -> bytes:
-    if row.raw is not None:
+    if row.raw is not None and b"\n" not in row.raw:
         return row.raw.rstrip(b"\r") + b"\n"
     return orjson.dumps(row.value, option=orjson.OPT_APPEND_NEWLINE, default=str)
 
