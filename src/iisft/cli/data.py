@@ -7,13 +7,15 @@ import typer
 
 from iisft.cli import console, data_tokens
 from iisft.cli.data_check import check
+from iisft.cli.data_show import show
 from iisft.cli.data_split import split
 from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
-from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption, complete_datasets
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption
 from iisft.workspace import Workspace
 
 data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command()(check)
+data_app.command()(show)
 data_app.command()(split)
 
 
@@ -103,26 +105,3 @@ def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> No
     else:
         shown = ((str(r["name"]), str(r["rows"] or r["fault"]), str(r["dir"])) for r in rows)
         console.table(shown, ("DATASET", "ROWS", "FOLDER"))
-
-
-@data_app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)],
-    row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
-    as_json: JsonOption = False,
-) -> None:
-    """One row of a staged dataset, as the turns that are trained on."""
-    from iisft.data import staging
-    from iisft.data.conversation import from_row
-    from iisft.data.staged import row_of
-
-    value = row_of(staging.load(name, Workspace.current()), row)
-    if as_json:
-        console.out_json(value)
-        return
-    conversation = from_row(value)
-    for title, text in (("system", conversation.system), ("tools", conversation.tools)):
-        if text:
-            console.out(f"[{title}]\n{text}\n")
-    for message in conversation.messages:
-        console.out(f"[{message.role}]\n{message.content}\n")

@@ -57,10 +57,9 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
     console.out(f"tokens, template {template}, cutoff_len {account.cutoff_len}")
     kinds = about["percentiles"]
     names = list(kinds["total"])
-    console.table(
-        ((f"  {kind}", *(f"{kinds[kind][name]:,}" for name in names)) for kind in kinds),
-        ("", *(f"{name:>6}" for name in names)),
-    )
+    console.out(" " * 8 + "".join(f"{name:>9}" for name in names))
+    for kind, values in kinds.items():
+        console.out(f"  {kind:<6}" + "".join(f"{values[name]:>9,}" for name in names))
     console.out()
     for line in histogram_lines(account):
         console.out(line)

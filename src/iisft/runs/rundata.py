@@ -11,8 +11,8 @@ from iisft import files
 from iisft.data import overlong
 from iisft.data.fate import Limit
 from iisft.data.overlong import Changes, Survey
-from iisft.data.stagepolicy import REPORT, damage_finding, unfit_findings
-from iisft.data.staging import StagedDataset
+from iisft.data.stagepolicy import damage_finding, unfit_findings
+from iisft.data.staging import REPORT, StagedDataset
 from iisft.data.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import datasets
