@@ -33,6 +33,10 @@ def stage(
     drop_unfit: Annotated[
         bool, typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough.")
     ] = False,
+    tokenize: Annotated[
+        bool,
+        typer.Option("--tokenize", help="Tokenise too, so that the preset's runs start and resume without doing it."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row and copy it to data/NAME, where presets find it.
@@ -42,8 +46,11 @@ def stage(
     from iisft.cli.progress import bytes_bar
     from iisft.data import staging
     from iisft.data.stagepolicy import OverlongStep
+    from iisft.errors import UsageError
 
     target = data_tokens.target(preset, model, overrides, overlong)
+    if tokenize and (target.preset is None or target.limit is None):
+        raise UsageError("tokenize-preset", "--tokenize needs --preset, and its model", fix="--preset NAME --model DIR")
     with bytes_bar("staging") as progress:
         step = (
             OverlongStep(target.limit, target.policy, batch_size=target.batch_size, drop_unfit=drop_unfit, exact=exact)
@@ -59,6 +66,7 @@ def stage(
             policy=step.as_policy if step else None,
             progress=progress,
         )
+    tokens = data_tokens.tokenize(target, name) if tokenize else None
     dataset = staged.dataset
     console.findings(staged.findings.as_findings())
     if as_json:
@@ -74,6 +82,7 @@ def stage(
                 "unchanged": staged.unchanged,
                 "warnings": dataset.record["warnings"],
                 "tokens": dataset.record.get("tokens"),
+                "tokenized": str(tokens) if tokens else None,
                 "overlong": dataset.record.get("overlong"),
             }
         )
@@ -82,6 +91,8 @@ def stage(
         done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
         console.out(f"{name}: {dataset.rows} rows {done}")
         data_tokens.print_staged(dataset)
+        if tokens:
+            console.out(f"  tokenised: {tokens}")
 
 
 @data_app.command("list")
