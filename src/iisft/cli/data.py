@@ -7,13 +7,15 @@ import typer
 
 from iisft.cli import console, data_tokens
 from iisft.cli.data_check import check
+from iisft.cli.data_show import show
 from iisft.cli.data_split import split
 from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
-from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption, complete_datasets
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption
 from iisft.workspace import Workspace
 
 data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command()(check)
+data_app.command()(show)
 data_app.command()(split)
 
 
@@ -31,6 +33,10 @@ def stage(
     drop_unfit: Annotated[
         bool, typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough.")
     ] = False,
+    tokenize: Annotated[
+        bool,
+        typer.Option("--tokenize", help="Tokenise too, so that the preset's runs start and resume without doing it."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row and copy it to data/NAME, where presets find it.
@@ -40,8 +46,11 @@ def stage(
     from iisft.cli.progress import bytes_bar
     from iisft.data import staging
     from iisft.data.stagepolicy import OverlongStep
+    from iisft.errors import UsageError
 
     target = data_tokens.target(preset, model, overrides, overlong)
+    if tokenize and (target.preset is None or target.limit is None):
+        raise UsageError("tokenize-preset", "--tokenize needs --preset, and its model", fix="--preset NAME --model DIR")
     with bytes_bar("staging") as progress:
         step = (
             OverlongStep(target.limit, target.policy, batch_size=target.batch_size, drop_unfit=drop_unfit, exact=exact)
@@ -57,6 +66,7 @@ def stage(
             policy=step.as_policy if step else None,
             progress=progress,
         )
+    tokens = data_tokens.tokenize(target, name) if tokenize else None
     dataset = staged.dataset
     console.findings(staged.findings.as_findings())
     if as_json:
@@ -72,6 +82,7 @@ def stage(
                 "unchanged": staged.unchanged,
                 "warnings": dataset.record["warnings"],
                 "tokens": dataset.record.get("tokens"),
+                "tokenized": str(tokens) if tokens else None,
                 "overlong": dataset.record.get("overlong"),
             }
         )
@@ -80,6 +91,8 @@ def stage(
         done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
         console.out(f"{name}: {dataset.rows} rows {done}")
         data_tokens.print_staged(dataset)
+        if tokens:
+            console.out(f"  tokenised: {tokens}")
 
 
 @data_app.command("list")
@@ -103,26 +116,3 @@ def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> No
     else:
         shown = ((str(r["name"]), str(r["rows"] or r["fault"]), str(r["dir"])) for r in rows)
         console.table(shown, ("DATASET", "ROWS", "FOLDER"))
-
-
-@data_app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)],
-    row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
-    as_json: JsonOption = False,
-) -> None:
-    """One row of a staged dataset, as the turns that are trained on."""
-    from iisft.data import staging
-    from iisft.data.conversation import from_row
-    from iisft.data.staged import row_of
-
-    value = row_of(staging.load(name, Workspace.current()), row)
-    if as_json:
-        console.out_json(value)
-        return
-    conversation = from_row(value)
-    for title, text in (("system", conversation.system), ("tools", conversation.tools)):
-        if text:
-            console.out(f"[{title}]\n{text}\n")
-    for message in conversation.messages:
-        console.out(f"[{message.role}]\n{message.content}\n")

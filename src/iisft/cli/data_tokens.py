@@ -57,10 +57,9 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
     console.out(f"tokens, template {template}, cutoff_len {account.cutoff_len}")
     kinds = about["percentiles"]
     names = list(kinds["total"])
-    console.table(
-        ((f"  {kind}", *(f"{kinds[kind][name]:,}" for name in names)) for kind in kinds),
-        ("", *(f"{name:>6}" for name in names)),
-    )
+    console.out(" " * 8 + "".join(f"{name:>9}" for name in names))
+    for kind, values in kinds.items():
+        console.out(f"  {kind:<6}" + "".join(f"{values[name]:>9,}" for name in names))
     console.out()
     for line in histogram_lines(account):
         console.out(line)
@@ -143,3 +142,22 @@ def print_staged(dataset: "StagedDataset") -> None:
         f"shortened (median {overlong['tokens_taken_median']:,} tokens taken out){left_out}"
     )
     console.out(f"  what was cut: {dataset.folder / overlong['report']}")
+
+
+def tokenize(target: "Target", name: str) -> Path:
+    """Let LLaMA-Factory tokenise a staged dataset for the target's preset; the folder with the tokens."""
+    from iisft.errors import CheckFailed
+    from iisft.llamafactory import interpreter as training
+    from iisft.runs import checks, tokencache
+    from iisft.workspace import Workspace
+
+    assert target.preset is not None and target.limit is not None
+    preset = target.preset.model_copy(update={"data": target.preset.data.model_copy(update={"name": name})})
+    workspace, model = Workspace.current(), target.limit.tokens.model
+    interpreter = training.inspect(training.training_interpreter())
+    findings = training.findings(interpreter, "cpu", 1)
+    datasets = checks.datasets_for(findings, preset, workspace, model)
+    if any(finding.severity == "error" for finding in findings):
+        raise CheckFailed(findings)
+    console.say("LLaMA-Factory tokenises the rows (it takes half a minute to start)")
+    return tokencache.build(preset, datasets, model, interpreter, workspace)

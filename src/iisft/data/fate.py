@@ -44,13 +44,20 @@ class Fate:
         return self.header_lost or self.answer_cut
 
 
+_LIMITING = (*templates.Options.__dataclass_fields__, "packing", "neat_packing")
+
+
 class Limit:
-    """cutoff_len under one tokenization: `cutoff_len` as the preset has it, `room` what packing leaves of it."""
+    """cutoff_len under one tokenization: `cutoff_len` as the preset has it, `room` what packing leaves of it.
+
+    `extra`: the arguments of the `llamafactory:` section that take part.
+    """
 
     def __init__(self, tokens: Tokenization, cutoff_len: int, extra: Mapping[str, Any]) -> None:
         self.tokens = tokens
         self.cutoff_len = cutoff_len
         self.room = truncation.effective_cutoff(cutoff_len, extra)
+        self.extra = {name: value for name, value in extra.items() if name in _LIMITING}
         self._extra = int(tokens.template.efficient_eos)
         self._ends = templates.ends_answers(tokens.template)
 

@@ -116,7 +116,15 @@ class OverlongStep:
                 batch_size=self._batch_size,
                 progress=self._progress,
             )
-        record: dict[str, Any] = {"tokens": self.account.as_json()}
+        record: dict[str, Any] = {
+            "tokens": self.account.as_json(),
+            "counted_for": {
+                "model": str(self._limit.tokens.model),
+                "template": self._limit.identity["template"],
+                "cutoff_len": self._limit.cutoff_len,
+                "llamafactory": self._limit.extra,
+            },
+        }
         if self._policy in ("fit", "drop"):
             record["overlong"] = {"shortened": self.shortened, "left_out": self.dropped + self.unfit, "report": REPORT}
             record["overlong"]["tokens_taken_median"] = int(statistics.median(self._taken)) if self._taken else 0

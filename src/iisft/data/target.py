@@ -50,6 +50,7 @@ class Target:
     batch_size: int = 1
     note: str = ""
     options: str = ""
+    preset: Preset | None = None
 
 
 def resolve(
@@ -84,7 +85,7 @@ def resolve(
         if error.code not in ("template-uncounted", "tokens-uncounted"):
             raise
         return Target(None, policy, loaded.train.batch_size, f"tokens are not counted: {error.message}", options)
-    return Target(limit, policy, loaded.train.batch_size, options=options)
+    return Target(limit, policy, loaded.train.batch_size, options=options, preset=loaded)
 
 
 def limit_of(preset: Preset, model: Path) -> Limit:

@@ -92,6 +92,16 @@ class Tokenization:
         """Tokens of an answer behind its end token."""
         return len(self.encode(templates.after_end(self.template)))
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that templates with one end for the whole row put there."""
+        return self._special(EOS)
+
+    @property
+    def model(self) -> Path:
+        """The folder of the tokenizer."""
+        return self._model
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text; special tokens written in it become special tokens, as in the trainer."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []

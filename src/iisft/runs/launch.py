@@ -12,7 +12,7 @@ from iisft import __version__, files, process
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models.view import build_view
-from iisft.runs import drift, rundata, script
+from iisft.runs import drift, rundata, script, tokencache
 from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
 from iisft.runs.plan import Plan
@@ -55,6 +55,8 @@ def _write(plan: Plan, folder: RunFolder) -> None:
         place.mkdir()
     build_view(plan.view, folder.model)
     written = rundata.write_into(folder.dataset, list(plan.datasets))
+    if plan.tokens is not None:
+        tokencache.link_into(plan.tokens, folder.tokenized)
     files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
     preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
     files.write_text_atomically(folder.preset, render_yaml(preset))
@@ -93,6 +95,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
             "files": {name: _stamp(plan.model_folder / name) for name in checkpoint.weight_files},
         },
         "data": [dataset.as_record() for dataset in written],
+        "tokens": plan.tokens.name if plan.tokens else None,
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

@@ -12,6 +12,7 @@ from typing import Any
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
 from iisft.hardware.gpus import Gpu, visible_gpus
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import tokenized
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.runs import checks, room
+from iisft.runs import checks, room, tokencache
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
 from iisft.runs.rundata import Progress, RunDataset
@@ -71,6 +72,7 @@ class Plan:
     checkpoint: Checkpoint | None
     view: ViewPlan | None
     datasets: tuple[RunDataset, ...]
+    tokens: Path | None
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -149,10 +151,15 @@ def make_plan(request: TrainRequest, workspace: Workspace, progress: Progress | 
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
+    tokens = tokencache.find(preset, datasets, model_folder, interpreter, workspace) if checkpoint else None
+    if tokens is not None:
+        train_yaml[tokenized.ARGUMENT] = str(folder.tokenized)
+        text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
+        findings.append(Finding("tokens-cached", text, severity="info"))
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tuple(gpus), tuple(findings),
+        tuple(datasets), tokens, tuple(gpus), tuple(findings),
     )  # fmt: skip
 
 

@@ -4,12 +4,14 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from iisft import __version__
 from iisft.errors import InputError
 from iisft.llamafactory import datasets
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
 from iisft.llamafactory.logs import PROOF_MARK, PROOF_VARIABLE
+from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.runs.plan import Plan
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import HIDDEN, redact
@@ -44,7 +46,7 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
         'mkdir -p "$run/model" "$run/dataset" "$run/logs"',
         *_model(plan),
         *_data(plan),
-        *_file("train.yaml", render_yaml(plan.train_yaml)),
+        *_file("train.yaml", render_yaml(plan.train_yaml if beside_run else _without_tokens(plan))),
         f'unset {" ".join(CLEARED)} "${{!{CLEARED_PREFIX}@}}"',
         *_environment(plan, slurm=slurm),
         'cd "$run"',
@@ -68,6 +70,10 @@ def _data(plan: Plan) -> Iterator[str]:
         if dataset.changes is None:
             yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
     yield from _file(f"dataset/{datasets.FILE_NAME}", datasets.render(entries))
+
+
+def _without_tokens(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in plan.train_yaml.items() if name != ARGUMENT}
 
 
 def _file(name: str, text: str) -> Iterator[str]:
