@@ -8,6 +8,7 @@ import contextlib
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import itertools
 import stat
@@ -102,7 +103,7 @@ def _guarded(source: Source, progress: Progress | None) -> Iterator[Row]:
     number = 0
     try:
         if source.container == "parquet":
-            yield from parquet_rows(source.file)
+            yield from parquet_rows(source.file, progress)
             return
         with source.file.open("rb") as raw:
             stream: Any = _Counted(raw, source.size, progress) if progress else raw
@@ -260,9 +261,18 @@ def _unreadable(file: Path, what: str, fix: str = "") -> InputError:
     return InputError("data-kind", f"this is {what}", where=str(file), fix=fix)
 
 
-def digest_of(file: Path) -> str:
+def digest_of(file: Path, progress: Progress | None = None) -> str:
     """sha256 of a file's bytes."""
-    import hashlib
+    digest = hashlib.sha256()
+    with file.open("rb") as raw:
+        stream: Any = _Counted(raw, file.stat().st_size, progress) if progress else raw
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+def halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """One bar for two passes over a file."""
+    if progress is None:
+        return None, None
+    return (lambda done, total: progress(done, 2 * total)), (lambda done, total: progress(total + done, 2 * total))

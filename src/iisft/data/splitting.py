@@ -19,7 +19,7 @@ from iisft.data.conversation import from_row
 from iisft.data.findings import Findings
 from iisft.data.labels import ANSWER_SHAPE, MISSING, WORTHLESS, is_worthless, label_of
 from iisft.data.rows import Row
-from iisft.data.source import Progress, Source, digest_of, read_rows
+from iisft.data.source import Progress, Source, digest_of, halves, read_rows
 from iisft.errors import CheckFailed, InputError, TransferError, UsageError
 
 PARTS = ("train", "val", "test")
@@ -75,7 +75,8 @@ def split(source: Source, request: SplitRequest, folder: Path, progress: Progres
     _check_request(request)
     shares = [share / sum(request.shares) for share in request.shares]
     targets = _targets(source, folder, PARTS[: len(shares)])
-    rows, weights = _first_pass(source, request, progress)
+    deciding, writing = halves(progress)
+    rows, weights = _first_pass(source, request, deciding)
     kept = assigning.choose(rows, weights, request.rows, _mix(rows, request), request.seed)
     if len(kept) < len(shares):
         raise InputError("split-few", f"{len(kept)} rows can't be split into {len(shares)}", where=str(source.file))
@@ -89,7 +90,7 @@ def split(source: Source, request: SplitRequest, folder: Path, progress: Progres
         sides = assigning.by_strata(rows, kept, shares, request.seed)
     if request.rows is not None and len(kept) < request.rows:
         notes.append(f"only {len(kept):,} of the {request.rows:,} rows that were asked for can be had")
-    counts = _second_pass(source, sides, targets)
+    counts = _second_pass(source, sides, targets, writing)
     strata = _strata(rows, sides, targets) if request.by else {}
     result = Split(targets, counts, strata, sides.count(DROPPED), tuple(notes))
     settings = {"source": str(source.file.absolute()), "source_sha256": digest_of(source.file), **asdict(request)}
@@ -186,14 +187,16 @@ def _small_note(small: dict[str, int], total: int) -> list[str]:
     ]
 
 
-def _second_pass(source: Source, sides: "array[int]", targets: dict[str, Path]) -> dict[str, int]:
+def _second_pass(
+    source: Source, sides: "array[int]", targets: dict[str, Path], progress: Progress | None
+) -> dict[str, int]:
     counts = dict.fromkeys(targets, 0)
     names = list(targets)
     try:
         next(iter(targets.values())).parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             streams = [stack.enter_context(files.atomic_writer(target)) for target in targets.values()]
-            for side, row in zip(sides, _readable(source), strict=True):
+            for side, row in zip(sides, _readable(source, progress), strict=True):
                 if side != DROPPED:
                     streams[side].write(_as_line(row))
                     counts[names[side]] += 1
@@ -205,9 +208,9 @@ def _second_pass(source: Source, sides: "array[int]", targets: dict[str, Path]) 
     return counts
 
 
-def _readable(source: Source) -> Iterator[Row]:
+def _readable(source: Source, progress: Progress | None) -> Iterator[Row]:
     check = checker_for(source)
-    for row in read_rows(source):
+    for row in read_rows(source, progress):
         if check(row)[0] is None:
             raise _changed(source)
         yield row
