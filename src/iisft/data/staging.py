@@ -86,6 +86,7 @@ def stage(
     asked = {
         "source_sha256": digest_of(file, hashing),
         "format": source.describe(),
+        "columns": dict(source.layout.columns),
         "policy": policy.identity if policy else None,
         "iisft": __version__,
     }
@@ -157,6 +158,7 @@ def _stage(
             **asked,
             **published,
             "source": str(source.file.absolute()),
+            "not_read": list(source.layout.unused),
             "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
             "rows_read": check.report.rows,
             "warnings": {code: group.count for code, group in check.findings.groups.items()},
