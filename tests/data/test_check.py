@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from iisft.data import repeats
-from iisft.data.checking import check
-from iisft.data.source import open_source
+from iisft.data.checking import check, checker_for
+from iisft.data.source import open_source, read_rows
+from iisft.errors import InputError
 
 CLI = Callable[..., Any]
+BAD = Path(__file__).parent / "bad"
 
 
 @pytest.fixture
@@ -113,6 +115,20 @@ def test_repeats_are_those_that_a_plain_comparison_finds(
 def test_prompts_that_differ_only_in_system_history_or_tools_are_different(home: Path) -> None:
     rows = [row("a", "1"), row("a", "1", system="s"), row("a", "1", history=[["h", "i"]])]
     assert check([open_source(write(home / "x.jsonl", rows))]).findings.groups == {}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.jsonl")))
+def test_the_quick_way_and_the_thorough_one_agree(name: str) -> None:
+    """Without a row's bytes the checkers search every text; with them they first look whether they have to."""
+    try:
+        source = open_source(BAD / name)
+    except InputError:
+        return  # no rows to compare
+    check_row = checker_for(source)
+    for one in read_rows(source):
+        staged, problems = check_row(one)
+        thorough, the_same = check_row(one._replace(raw=None))
+        assert (staged, list(problems)) == (thorough, list(the_same))
 
 
 def test_answers_without_json_are_told_only_where_most_have_it(home: Path) -> None:

@@ -107,6 +107,9 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
     keys = Counter(key for row in objects for key in row)
     if not objects:
         name = name or "alpaca"
+    if name is None and not {"instruction", "output"} & keys.keys():
+        told: dict[str, LayoutName] = {"conversations": "sharegpt", "messages": "openai"}
+        name = next((layout for key, layout in told.items() if key in keys), None)
     found = _message_keys(objects, columns) if name != "alpaca" else None
     if found is None and name in (None, "alpaca"):
         return _alpaca(keys, columns, where)

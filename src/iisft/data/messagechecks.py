@@ -5,13 +5,23 @@ observation and assistant or function_call in turn; an even number of them. It d
 Tool calls: data/formatter.py, FunctionFormatter, wants JSON with `name` and `arguments` as an object.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 
-from iisft.data.layouts import Layout
-from iisft.data.rowchecks import Checked, Checker, Problem, answer_problems, excerpt, text_problems, type_name, unusable
+from iisft.data.layouts import MESSAGE_FIELDS, Layout
+from iisft.data.rowchecks import (
+    Checked,
+    Checker,
+    Problem,
+    answer_problems,
+    excerpt,
+    may_be_odd,
+    text_problems,
+    type_name,
+    unusable,
+)
 from iisft.data.rows import Row
 
 _SIDES = (("user", "observation"), ("assistant", "function_call"))
@@ -22,9 +32,12 @@ _KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id", "wei
 def message_checker(layout: Layout) -> Checker:
     """The checker of a file of ShareGPT or OpenAI rows."""
     messages_key = layout.columns["messages"]
+    quick = _quick_reader(layout)
 
     def check(row: Row) -> Checked:
         value = row.value
+        if type(value) is dict and not may_be_odd(row.raw) and (staged := quick(value)):
+            return staged, ()
         if not isinstance(value, dict):
             return None, [unusable(value)]
         if value.get(messages_key) is None:
@@ -37,6 +50,33 @@ def message_checker(layout: Layout) -> Checker:
         return conversation.staged(), problems
 
     return check
+
+
+def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """Reads the plain sound row, questions and answers in turn, and gives None for any other."""
+    messages_key, role_key, content_key, system_key, tools_key = (layout.columns[field] for field in MESSAGE_FIELDS)
+    users = {name for name, role in layout.roles.items() if role == "user"}
+    assistants = {name for name, role in layout.roles.items() if role == "assistant"}
+
+    def read(value: dict[str, Any]) -> dict[str, Any] | None:
+        messages = value.get(messages_key)
+        if type(messages) is not list or not messages or len(messages) % 2 or value.get(system_key):
+            return None
+        if value.get(tools_key):
+            return None
+        turns = []
+        for number, message in enumerate(messages):
+            if type(message) is not dict or len(message) != 2:
+                return None
+            spelled, content = message.get(role_key), message.get(content_key)
+            if type(spelled) is not str or type(content) is not str or not content or content.isspace():
+                return None
+            if spelled not in (assistants if number % 2 else users):
+                return None
+            turns.append({"role": "assistant" if number % 2 else "user", "content": content})
+        return {"messages": turns, "system": "", "tools": ""}
+
+    return read
 
 
 class _Conversation:

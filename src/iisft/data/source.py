@@ -191,8 +191,11 @@ def _identity_or_none(file: Path) -> tuple[int, int, int] | None:
 
 
 def _starts(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(_HEAD)
+    try:
+        with file.open("rb") as stream:
+            return stream.read(_HEAD)
+    except OSError as error:
+        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(file)) from error
 
 
 def _decompressed_head(file: Path) -> bytes:
@@ -262,12 +265,19 @@ def _unreadable(file: Path, what: str, fix: str = "") -> InputError:
 
 
 def digest_of(file: Path, progress: Progress | None = None) -> str:
-    """sha256 of a file's bytes."""
+    """sha256 of a file's bytes.
+
+    Raises:
+        InputError: it can't be read.
+    """
     digest = hashlib.sha256()
-    with file.open("rb") as raw:
-        stream: Any = _Counted(raw, file.stat().st_size, progress) if progress else raw
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
+    try:
+        with file.open("rb") as raw:
+            stream: Any = _Counted(raw, file.stat().st_size, progress) if progress else raw
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(file)) from error
     return digest.hexdigest()
 
 
