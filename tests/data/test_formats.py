@@ -164,6 +164,11 @@ CALL = {"name": "f", "arguments": {"x": 1}}
             {"instruction": "q", "input": "", "output": "a", "system": "s", "history": [["h", "i"]]},
         ),
         (
+            {"instruction": "q", "output": "a", "messages": turns("x", "y")},
+            "Alpaca (instruction, input, output)",
+            {"instruction": "q", "input": "", "output": "a"},
+        ),
+        (
             {"input": "q", "output": "a"},
             "Alpaca (instruction, input, output)",
             {"instruction": "", "input": "q", "output": "a"},

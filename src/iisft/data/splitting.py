@@ -204,7 +204,9 @@ def _second_pass(
         raise _changed(source) from error
     except OSError as error:
         where = str(next(iter(targets.values())).parent)
-        raise TransferError("split-write", f"can't be written: {error.strerror}", where=where, fix="--to") from error
+        raise TransferError(
+            "split-write", f"can't be written: {error.strerror}", where=where, fix="--to FOLDER"
+        ) from error
     return counts
 
 
