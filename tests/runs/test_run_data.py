@@ -106,6 +106,21 @@ def test_drop_leaves_rows_out_and_the_run_expects_fewer(
     assert json.loads((workspace / "runs" / "r" / "run.json").read_text())["expected"]["rows"] == 6
 
 
+def test_the_presets_policy_wins_over_that_of_the_staging(
+    iisft: CLI, train: CLI, rows: Path, model: Path, workspace: Path
+) -> None:
+    assert stage(iisft, rows, model, "--overlong", "drop").code == 0
+    result = train(policy="fit")
+    assert result.code == 0 and "rows was staged for another policy" in result.err
+    assert shortened(workspace) == LONG
+
+
+def test_a_policy_that_leaves_no_row_is_refused(iisft: CLI, train: CLI, rows: Path) -> None:
+    assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
+    result = train(policy="drop", cutoff=20)
+    assert (result.code, "no row of rows is left" in result.err) == (3, True)
+
+
 def test_damaged_rows_are_refused_before_anything_is_made(
     iisft: CLI, train: CLI, rows: Path, model: Path, workspace: Path
 ) -> None:

@@ -131,7 +131,10 @@ def print_staged(dataset: "StagedDataset") -> None:
     """What the policy did to a staged dataset, from its record."""
     tokens, overlong = dataset.record.get("tokens"), dataset.record.get("overlong")
     if tokens is None:
+        console.say("tokens were not counted; --preset NAME counts them, and train does before it starts")
         return
+    if tokens["uncounted"]:
+        console.out(f"  {tokens['uncounted']:,} rows with tools were not counted")
     if overlong is None:
         longest = tokens["lossless_cutoff_len"]
         console.out(f"  {tokens['damaged']:,} rows over cutoff_len {tokens['cutoff_len']}, the longest has {longest:,}")

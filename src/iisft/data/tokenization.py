@@ -18,9 +18,7 @@ Pairs = list[tuple[int, int]]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_REMEMBERED_CHARACTERS = (
-    512  # texts up to this length come again and again: system prompts, what a template puts around
-)
+_REMEMBERED_CHARACTERS = 512  # system prompts and what a template puts around turns come again and again
 _REMEMBERED_TEXTS = 4096
 _BATCH_CHARACTERS = 400_000  # an encoding keeps about 100 bytes per token
 DEFAULT_EOS = "<|endoftext|>"

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,11 @@ def _prepare(
 ) -> RunDataset:
     before = staged.record.get("policy") or {}
     originals = staged.record.get("originals")
-    if originals and before.get("limit") == limit.identity:
-        return dataset  # fitted for exactly this
     policy = preset.data.overlong
+    if originals and policy not in ("fit", "drop"):
+        policy = before["overlong"]  # fail and allow say nothing against rows that were fitted by hand
+    if originals and (before["limit"], before["overlong"]) == (limit.identity, policy):
+        return dataset  # fitted for exactly this
     if originals:
         dataset = replace(
             dataset,
@@ -87,8 +89,7 @@ def _prepare(
             sha256=originals["sha256"],
             keys=tuple(originals["keys"]),
         )
-        policy = policy if policy in ("fit", "drop") else before["overlong"]
-        why = _difference(before["limit"], limit)
+        why = _difference({**before["limit"], "policy": before["overlong"]}, {**limit.identity, "policy": policy})
         findings.append(
             Finding(
                 "data-refitted",
@@ -112,6 +113,8 @@ def _prepare(
     if changes.unfit and not before.get("drop_unfit"):
         findings += unfit_findings(changes.unfit, limit)
     findings.append(_fitted(dataset.name, survey, changes, limit))
+    if len(changes.left_out) == dataset.rows:
+        findings.append(Finding("data-empty", f"no row of {dataset.name} is left", fix="raise train.cutoff_len"))
     return replace(dataset, rows=dataset.rows - len(changes.left_out), sha256="", changes=changes)
 
 
@@ -152,9 +155,8 @@ def write_into(folder: Path, prepared: list[RunDataset]) -> list[RunDataset]:
     return written
 
 
-def _difference(before: dict[str, object], limit: Limit) -> str:
-    """Which parts of the identity differ, for people."""
-    now = limit.identity
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The names under which two identities differ, for people."""
     return ", ".join(sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)))
 
 
