@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,16 @@ def test_answers_without_json_are_told_only_where_most_have_it(home: Path) -> No
     assert [one.row for one in report.findings.groups["answer-no-json"].kept] == [1, 4, 7]
     rarely = [row(str(number), "prose" if number % 3 else '{"n": 1}') for number in range(9)]
     assert check([open_source(write(home / "x.jsonl", rarely))]).findings.groups == {}
+
+
+def test_what_the_terminal_can_not_show_ends_no_command(home: Path) -> None:
+    file = home / "x.json"
+    rows = [row("a", "😀 " * 3), {"instruction": "a", "output": "", "\ud800": "half a character"}]
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    for encoding in ("utf-8", "gbk", "ascii"):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        argv = [sys.executable, "-m", "iisft", "data", "check", str(file)]
+        done = subprocess.run(argv, env=env, capture_output=True, check=False)
+        assert done.returncode == 3
+        assert b"not read: \\ud800" in done.stdout
+        assert b"an empty answer trains on the end-of-turn alone" in done.stdout

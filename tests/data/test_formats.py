@@ -150,12 +150,12 @@ CALL = {"name": "f", "arguments": {"x": 1}}
             {
                 "messages": [
                     {"role": "user", "content": "a"},
-                    {"role": "function_call", "content": '[{"name":"f","arguments":{"x":1}}]'},
+                    {"role": "function_call", "content": '[{"name": "f", "arguments": {"x": 1}}]'},
                     {"role": "observation", "content": "r"},
                     {"role": "assistant", "content": "b"},
                 ],
                 "system": "",
-                "tools": '[{"type":"function","function":{"name":"f","parameters":{}}}]',
+                "tools": '[{"type": "function", "function": {"name": "f", "parameters": {}}}]',
             },
         ),
         (

@@ -5,6 +5,7 @@ observation and assistant or function_call in turn; an even number of them. It d
 Tool calls: data/formatter.py, FunctionFormatter, wants JSON with `name` and `arguments` as an object.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,6 +131,7 @@ class _Conversation:
             content, problem = _calls_as_text(calls)
             if problem:
                 yield Problem(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
+            yield from text_problems(f"{field}.tool_calls", content)
         elif content is None:
             yield Problem(content_field, "field-missing", "null" if self._content_key in message else "missing")
         else:
@@ -179,9 +181,10 @@ class _Conversation:
             listed = parsed if isinstance(parsed, list) else [parsed]
             if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in listed):
                 raise TypeError
-            self._tools = tools if isinstance(tools, str) else orjson.dumps(tools).decode()
+            self._tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
         except (ValueError, TypeError, KeyError, AttributeError):
             yield Problem(field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools))
+        yield from text_problems(field, self._tools)
 
     def _end(self, field: str) -> Iterator[Problem]:
         if not self._messages:
@@ -207,7 +210,7 @@ def _calls_as_text(calls: Any) -> tuple[str, str]:
         if not isinstance(arguments, dict):
             return "", f"arguments are an object, not {type_name(arguments)}"
         plain.append({"name": function["name"], "arguments": arguments})
-    return orjson.dumps(plain).decode(), ""
+    return json.dumps(plain, ensure_ascii=False), ""
 
 
 def _is_call(content: str) -> bool:
