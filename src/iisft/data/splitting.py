@@ -1,5 +1,6 @@
 """`data split`: two passes over a file, one to decide, one to write each row as it stands to train, val or test."""
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -225,7 +226,10 @@ def _changed(source: Source) -> InputError:
 def _as_line(row: Row) -> bytes:
     if row.raw is not None and b"\n" not in row.raw:
         return row.raw.rstrip(b"\r") + b"\n"
-    return orjson.dumps(row.value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    try:
+        return orjson.dumps(row.value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    except TypeError:  # a number beyond 64 bits, or half of a surrogate pair in a key that nothing reads
+        return json.dumps(row.value, default=str).encode() + b"\n"
 
 
 def _strata(rows: Rows, sides: Sequence[int], targets: Iterable[str]) -> dict[str, dict[str, int]]:
