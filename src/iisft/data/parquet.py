@@ -16,7 +16,7 @@ def parquet_rows(file: Path, progress: Callable[[int, int], None] | None = None)
     number = 0
     try:
         with parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as opened:
-            for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
+            for batch in opened.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
                 if progress:
                     size = file.stat().st_size
                     progress(size * number // max(1, opened.metadata.num_rows), size)
