@@ -13,6 +13,7 @@ def parquet_rows(file: Path, progress: Callable[[int, int], None] | None = None)
     import pyarrow
     from pyarrow import parquet
 
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # gives memory back; the others keep what was freed
     number = 0
     try:
         with parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as opened:
