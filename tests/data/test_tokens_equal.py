@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import alpaca_rows, glm_like, llama_like, qwen_like
+from generated import alpaca_rows, glm_like, llama2_like, llama_like, qwen_like
 
 from iisft.data.conversation import from_alpaca
 from iisft.data.fate import Limit
@@ -45,6 +45,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     jobs = [Job(model, name, alpaca_rows(200, seed), {}) for seed, (name, model) in enumerate(own.items())]
     others = [(name, model) for name in TEMPLATES for model in (qwen, llama, glm) if own.get(name) != model]
     jobs += [Job(model, name, alpaca_rows(8, 50 + seed), {}) for seed, (name, model) in enumerate(others)]
+    for legacy in (False, True):
+        sentencepiece = llama2_like(folder / f"llama2 {legacy}", legacy=legacy)
+        jobs += [Job(sentencepiece, name, alpaca_rows(12, 70), {}) for name in ("llama2", "mistral", "default")]
     thinking = alpaca_rows(12, 99)
     for row in thinking[::2]:
         row["output"] = f"<think>\n{row['input'][:40]}\n</think>\n\n{row['output']}"
