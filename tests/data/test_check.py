@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 
 from iisft.data import repeats
-from iisft.data.checking import check
-from iisft.data.source import open_source
+from iisft.data.checking import check, checker_for
+from iisft.data.source import open_source, read_rows
+from iisft.errors import InputError
 
 CLI = Callable[..., Any]
+BAD = Path(__file__).parent / "bad"
 
 
 @pytest.fixture
@@ -115,9 +119,36 @@ def test_prompts_that_differ_only_in_system_history_or_tools_are_different(home:
     assert check([open_source(write(home / "x.jsonl", rows))]).findings.groups == {}
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.jsonl")))
+def test_the_quick_way_and_the_thorough_one_agree(name: str) -> None:
+    """Without a row's bytes the checkers search every text; with them they first look whether they have to."""
+    try:
+        source = open_source(BAD / name)
+    except InputError:
+        return  # no rows to compare
+    check_row = checker_for(source)
+    for one in read_rows(source):
+        staged, problems = check_row(one)
+        thorough, the_same = check_row(one._replace(raw=None))
+        assert (staged, list(problems)) == (thorough, list(the_same))
+
+
 def test_answers_without_json_are_told_only_where_most_have_it(home: Path) -> None:
     mostly = [row(str(number), '{"n": 1}' if number % 3 else "prose") for number in range(9)]
     report = check([open_source(write(home / "x.jsonl", mostly))])
     assert [one.row for one in report.findings.groups["answer-no-json"].kept] == [1, 4, 7]
     rarely = [row(str(number), "prose" if number % 3 else '{"n": 1}') for number in range(9)]
     assert check([open_source(write(home / "x.jsonl", rarely))]).findings.groups == {}
+
+
+def test_what_the_terminal_can_not_show_ends_no_command(home: Path) -> None:
+    file = home / "x.json"
+    rows = [row("a", "😀 " * 3), {"instruction": "a", "output": "", "\ud800": "half a character"}]
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    for encoding in ("utf-8", "gbk", "ascii"):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        argv = [sys.executable, "-m", "iisft", "data", "check", str(file)]
+        done = subprocess.run(argv, env=env, capture_output=True, check=False)
+        assert done.returncode == 3
+        assert b"not read: \\ud800" in done.stdout
+        assert b"an empty answer trains on the end-of-turn alone" in done.stdout

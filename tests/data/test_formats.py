@@ -150,18 +150,23 @@ CALL = {"name": "f", "arguments": {"x": 1}}
             {
                 "messages": [
                     {"role": "user", "content": "a"},
-                    {"role": "function_call", "content": '[{"name":"f","arguments":{"x":1}}]'},
+                    {"role": "function_call", "content": '[{"name": "f", "arguments": {"x": 1}}]'},
                     {"role": "observation", "content": "r"},
                     {"role": "assistant", "content": "b"},
                 ],
                 "system": "",
-                "tools": '[{"type":"function","function":{"name":"f","parameters":{}}}]',
+                "tools": '[{"type": "function", "function": {"name": "f", "parameters": {}}}]',
             },
         ),
         (
             {"instruction": "q", "output": "a", "system": "s", "history": [["h", "i"]], "source": "web"},
             "Alpaca (instruction, input, output)",
             {"instruction": "q", "input": "", "output": "a", "system": "s", "history": [["h", "i"]]},
+        ),
+        (
+            {"instruction": "q", "output": "a", "messages": turns("x", "y")},
+            "Alpaca (instruction, input, output)",
+            {"instruction": "q", "input": "", "output": "a"},
         ),
         (
             {"input": "q", "output": "a"},

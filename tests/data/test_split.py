@@ -217,5 +217,15 @@ def test_an_earlier_split_is_never_overwritten(split: Any, home: Path) -> None:
     assert (home / "out" / "原 rows.train.jsonl").read_bytes() == before
 
 
+def test_values_that_no_file_holds_as_they_are(iisft: CLI, home: Path) -> None:
+    rows = [{"instruction": f"{n}", "output": "a", "tag": "\ud83d", "id": 10**30 + n} for n in range(10)]
+    (home / "x.json").write_text(json.dumps(rows), encoding="utf-8")
+    for by, to in (("tag", "a"), ("id", "b")):
+        result = iisft("data", "split", str(home / "x.json"), "--by", by, "--to", str(home / to))
+        assert result.code == 0, result.err
+        lines = [json.loads(line) for part in (home / to).glob("*.jsonl") for line in part.read_text().splitlines()]
+        assert sorted(lines, key=lambda row: row["id"]) == rows
+
+
 def test_too_few_rows(split: Any) -> None:
     assert "2 rows can't be split into 3" in split(rows_of(2)).err

@@ -51,6 +51,17 @@ def test_the_same_input_twice_changes_nothing(iisft: CLI, workspace: Workspace) 
     assert (other["unchanged"], other["rows"]) == (False, 1)
 
 
+def test_another_column_for_the_system_text_is_another_staging(workspace: Workspace) -> None:
+    file = write(workspace, [{**ROW, "role": "分析师"}])
+    assert staging.stage(file, "x", workspace).dataset.record["not_read"] == ["role"]
+    told = staging.stage(file, "x", workspace, columns=["system=role"])
+    assert (told.unchanged, told.dataset.keys, told.dataset.record["not_read"]) == (
+        False,
+        ("instruction", "input", "output", "system"),
+        [],
+    )
+
+
 def test_changed_input_replaces_and_leaves_one_file_of_rows(workspace: Workspace) -> None:
     staging.stage(write(workspace, [ROW]), "x", workspace)
     staged = staging.stage(write(workspace, [ROW, {**ROW, "input": "b"}]), "x", workspace).dataset

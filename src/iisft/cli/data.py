@@ -87,7 +87,8 @@ def stage(
             }
         )
     else:
-        console.say(dataset.record["format"])
+        not_read = dataset.record["not_read"]
+        console.say(f"read as {dataset.record['format']}" + (f"; not read: {', '.join(not_read)}" if not_read else ""))
         done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
         console.out(f"{name}: {dataset.rows} rows {done}")
         data_tokens.print_staged(dataset)

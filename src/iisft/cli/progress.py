@@ -58,15 +58,15 @@ class _Bar:
 def _bar(*, in_bytes: bool) -> "Progress":
     from rich.progress import (
         BarColumn,
-        DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
     )
 
     from iisft.cli import console
 
-    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    amount = TaskProgressColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     return Progress(*columns, console=console.rich_stderr(), transient=True)

@@ -6,6 +6,7 @@ JSON object.
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,8 @@ def _inside(value: Any, key: str) -> Any:
 def _shown(value: Any) -> str:
     if value is None or value == "":
         return MISSING
-    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode("utf-8", "backslashreplace").decode()
     if text.startswith(("http://", "https://")):
         with contextlib.suppress(ValueError):
             text = urlsplit(text).hostname or text

@@ -107,7 +107,11 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
     keys = Counter(key for row in objects for key in row)
     if not objects:
         name = name or "alpaca"
-    found = _message_keys(objects, columns) if name != "alpaca" else None
+    if name is None and not {"instruction", "output"} & keys.keys():
+        told: dict[str, LayoutName] = {"conversations": "sharegpt", "messages": "openai"}
+        name = next((layout for key, layout in told.items() if key in keys), None)
+    is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
+    found = None if is_alpaca else _message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)

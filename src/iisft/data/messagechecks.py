@@ -5,13 +5,24 @@ observation and assistant or function_call in turn; an even number of them. It d
 Tool calls: data/formatter.py, FunctionFormatter, wants JSON with `name` and `arguments` as an object.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 
-from iisft.data.layouts import Layout
-from iisft.data.rowchecks import Checked, Checker, Problem, answer_problems, excerpt, text_problems, type_name, unusable
+from iisft.data.layouts import MESSAGE_FIELDS, Layout
+from iisft.data.rowchecks import (
+    Checked,
+    Checker,
+    Problem,
+    answer_problems,
+    excerpt,
+    may_be_odd,
+    text_problems,
+    type_name,
+    unusable,
+)
 from iisft.data.rows import Row
 
 _SIDES = (("user", "observation"), ("assistant", "function_call"))
@@ -22,9 +33,12 @@ _KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id", "wei
 def message_checker(layout: Layout) -> Checker:
     """The checker of a file of ShareGPT or OpenAI rows."""
     messages_key = layout.columns["messages"]
+    quick = _quick_reader(layout)
 
     def check(row: Row) -> Checked:
         value = row.value
+        if type(value) is dict and not may_be_odd(row.raw) and (staged := quick(value)):
+            return staged, ()
         if not isinstance(value, dict):
             return None, [unusable(value)]
         if value.get(messages_key) is None:
@@ -37,6 +51,33 @@ def message_checker(layout: Layout) -> Checker:
         return conversation.staged(), problems
 
     return check
+
+
+def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """Reads the plain sound row, questions and answers in turn, and gives None for any other."""
+    messages_key, role_key, content_key, system_key, tools_key = (layout.columns[field] for field in MESSAGE_FIELDS)
+    users = {name for name, role in layout.roles.items() if role == "user"}
+    assistants = {name for name, role in layout.roles.items() if role == "assistant"}
+
+    def read(value: dict[str, Any]) -> dict[str, Any] | None:
+        messages = value.get(messages_key)
+        if type(messages) is not list or not messages or len(messages) % 2 or value.get(system_key):
+            return None
+        if value.get(tools_key):
+            return None
+        turns = []
+        for number, message in enumerate(messages):
+            if type(message) is not dict or len(message) != 2:
+                return None
+            spelled, content = message.get(role_key), message.get(content_key)
+            if type(spelled) is not str or type(content) is not str or not content or content.isspace():
+                return None
+            if spelled not in (assistants if number % 2 else users):
+                return None
+            turns.append({"role": "assistant" if number % 2 else "user", "content": content})
+        return {"messages": turns, "system": "", "tools": ""}
+
+    return read
 
 
 class _Conversation:
@@ -90,6 +131,7 @@ class _Conversation:
             content, problem = _calls_as_text(calls)
             if problem:
                 yield Problem(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
+            yield from text_problems(f"{field}.tool_calls", content)
         elif content is None:
             yield Problem(content_field, "field-missing", "null" if self._content_key in message else "missing")
         else:
@@ -139,9 +181,10 @@ class _Conversation:
             listed = parsed if isinstance(parsed, list) else [parsed]
             if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in listed):
                 raise TypeError
-            self._tools = tools if isinstance(tools, str) else orjson.dumps(tools).decode()
+            self._tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
         except (ValueError, TypeError, KeyError, AttributeError):
             yield Problem(field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools))
+        yield from text_problems(field, self._tools)
 
     def _end(self, field: str) -> Iterator[Problem]:
         if not self._messages:
@@ -167,7 +210,7 @@ def _calls_as_text(calls: Any) -> tuple[str, str]:
         if not isinstance(arguments, dict):
             return "", f"arguments are an object, not {type_name(arguments)}"
         plain.append({"name": function["name"], "arguments": arguments})
-    return orjson.dumps(plain).decode(), ""
+    return json.dumps(plain, ensure_ascii=False), ""
 
 
 def _is_call(content: str) -> bool:

@@ -109,6 +109,8 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[Problem]
         return
     for number, (question, answer) in enumerate(history):
         yield from text_problems(f"{keys['history']}[{number}][0]", question)
+        if not question:
+            yield Problem(f"{keys['history']}[{number}][0]", "prompt-empty", "the prompt is empty")
         yield from text_problems(f"{keys['history']}[{number}][1]", answer)
         yield from answer_problems(f"{keys['history']}[{number}][1]", answer)
 

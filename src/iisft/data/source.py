@@ -8,6 +8,7 @@ import contextlib
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import itertools
 import stat
@@ -102,7 +103,7 @@ def _guarded(source: Source, progress: Progress | None) -> Iterator[Row]:
     number = 0
     try:
         if source.container == "parquet":
-            yield from parquet_rows(source.file)
+            yield from parquet_rows(source.file, progress)
             return
         with source.file.open("rb") as raw:
             stream: Any = _Counted(raw, source.size, progress) if progress else raw
@@ -190,8 +191,11 @@ def _identity_or_none(file: Path) -> tuple[int, int, int] | None:
 
 
 def _starts(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(_HEAD)
+    try:
+        with file.open("rb") as stream:
+            return stream.read(_HEAD)
+    except OSError as error:
+        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(file)) from error
 
 
 def _decompressed_head(file: Path) -> bytes:
@@ -260,9 +264,25 @@ def _unreadable(file: Path, what: str, fix: str = "") -> InputError:
     return InputError("data-kind", f"this is {what}", where=str(file), fix=fix)
 
 
-def digest_of(file: Path) -> str:
-    """sha256 of a file's bytes."""
-    import hashlib
+def digest_of(file: Path, progress: Progress | None = None) -> str:
+    """sha256 of a file's bytes.
 
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    Raises:
+        InputError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as raw:
+            stream: Any = _Counted(raw, file.stat().st_size, progress) if progress else raw
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(file)) from error
+    return digest.hexdigest()
+
+
+def halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """One bar for two passes over a file."""
+    if progress is None:
+        return None, None
+    return (lambda done, total: progress(done, 2 * total)), (lambda done, total: progress(total + done, 2 * total))

@@ -1,5 +1,6 @@
 """`data split`: two passes over a file, one to decide, one to write each row as it stands to train, val or test."""
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from iisft.data.conversation import from_row
 from iisft.data.findings import Findings
 from iisft.data.labels import ANSWER_SHAPE, MISSING, WORTHLESS, is_worthless, label_of
 from iisft.data.rows import Row
-from iisft.data.source import Progress, Source, digest_of, read_rows
+from iisft.data.source import Progress, Source, digest_of, halves, read_rows
 from iisft.errors import CheckFailed, InputError, TransferError, UsageError
 
 PARTS = ("train", "val", "test")
@@ -75,7 +76,8 @@ def split(source: Source, request: SplitRequest, folder: Path, progress: Progres
     _check_request(request)
     shares = [share / sum(request.shares) for share in request.shares]
     targets = _targets(source, folder, PARTS[: len(shares)])
-    rows, weights = _first_pass(source, request, progress)
+    deciding, writing = halves(progress)
+    rows, weights = _first_pass(source, request, deciding)
     kept = assigning.choose(rows, weights, request.rows, _mix(rows, request), request.seed)
     if len(kept) < len(shares):
         raise InputError("split-few", f"{len(kept)} rows can't be split into {len(shares)}", where=str(source.file))
@@ -89,7 +91,7 @@ def split(source: Source, request: SplitRequest, folder: Path, progress: Progres
         sides = assigning.by_strata(rows, kept, shares, request.seed)
     if request.rows is not None and len(kept) < request.rows:
         notes.append(f"only {len(kept):,} of the {request.rows:,} rows that were asked for can be had")
-    counts = _second_pass(source, sides, targets)
+    counts = _second_pass(source, sides, targets, writing)
     strata = _strata(rows, sides, targets) if request.by else {}
     result = Split(targets, counts, strata, sides.count(DROPPED), tuple(notes))
     settings = {"source": str(source.file.absolute()), "source_sha256": digest_of(source.file), **asdict(request)}
@@ -186,14 +188,16 @@ def _small_note(small: dict[str, int], total: int) -> list[str]:
     ]
 
 
-def _second_pass(source: Source, sides: "array[int]", targets: dict[str, Path]) -> dict[str, int]:
+def _second_pass(
+    source: Source, sides: "array[int]", targets: dict[str, Path], progress: Progress | None
+) -> dict[str, int]:
     counts = dict.fromkeys(targets, 0)
     names = list(targets)
     try:
         next(iter(targets.values())).parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             streams = [stack.enter_context(files.atomic_writer(target)) for target in targets.values()]
-            for side, row in zip(sides, _readable(source), strict=True):
+            for side, row in zip(sides, _readable(source, progress), strict=True):
                 if side != DROPPED:
                     streams[side].write(_as_line(row))
                     counts[names[side]] += 1
@@ -201,13 +205,15 @@ def _second_pass(source: Source, sides: "array[int]", targets: dict[str, Path]) 
         raise _changed(source) from error
     except OSError as error:
         where = str(next(iter(targets.values())).parent)
-        raise TransferError("split-write", f"can't be written: {error.strerror}", where=where, fix="--to") from error
+        raise TransferError(
+            "split-write", f"can't be written: {error.strerror}", where=where, fix="--to FOLDER"
+        ) from error
     return counts
 
 
-def _readable(source: Source) -> Iterator[Row]:
+def _readable(source: Source, progress: Progress | None) -> Iterator[Row]:
     check = checker_for(source)
-    for row in read_rows(source):
+    for row in read_rows(source, progress):
         if check(row)[0] is None:
             raise _changed(source)
         yield row
@@ -220,7 +226,10 @@ def _changed(source: Source) -> InputError:
 def _as_line(row: Row) -> bytes:
     if row.raw is not None and b"\n" not in row.raw:
         return row.raw.rstrip(b"\r") + b"\n"
-    return orjson.dumps(row.value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    try:
+        return orjson.dumps(row.value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    except TypeError:  # a number beyond 64 bits, or half of a surrogate pair in a key that nothing reads
+        return json.dumps(row.value, default=str).encode() + b"\n"
 
 
 def _strata(rows: Rows, sides: Sequence[int], targets: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -19,7 +19,7 @@ from iisft.data.checking import Check
 from iisft.data.findings import Findings
 from iisft.data.rows import Row
 from iisft.data.rowsfile import RowsFile
-from iisft.data.source import Progress, Source, digest_of, open_source
+from iisft.data.source import Progress, Source, digest_of, halves, open_source
 from iisft.data.staged import RECORD, StagedDataset, from_record, link_into, load, staged_names
 from iisft.errors import CheckFailed, EnvironmentFault, Finding, IisftError, InputError, TransferError, UsageError
 from iisft.llamafactory import datasets
@@ -82,9 +82,11 @@ def stage(
     if not _NAME.fullmatch(name):
         raise UsageError("data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}")
     source = open_source(file, formats, columns)
+    hashing, reading = halves(progress)
     asked = {
-        "source_sha256": digest_of(file),
+        "source_sha256": digest_of(file, hashing),
         "format": source.describe(),
+        "columns": dict(source.layout.columns),
         "policy": policy.identity if policy else None,
         "iisft": __version__,
     }
@@ -92,7 +94,7 @@ def stage(
         return Staging(same, Findings(), unchanged=True)
     folder = workspace.data / name
     with _writable(folder, source):
-        return _stage(source, name, folder, asked, policy, progress)
+        return _stage(source, name, folder, asked, policy, reading)
 
 
 def _staged_before(name: str, workspace: Workspace, asked: dict[str, Any]) -> StagedDataset | None:
@@ -156,6 +158,7 @@ def _stage(
             **asked,
             **published,
             "source": str(source.file.absolute()),
+            "not_read": list(source.layout.unused),
             "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
             "rows_read": check.report.rows,
             "warnings": {code: group.count for code, group in check.findings.groups.items()},
