@@ -57,6 +57,20 @@ def alpaca_rows(count: int, seed: int, *, longest: int = 400) -> list[dict[str, 
     return rows
 
 
+def message_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Conversations as they are staged; some turns are answers of tools."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        turns = []
+        for turn in range(rng.choice((1, 2, 4))):
+            role = "user" if turn == 0 or rng.random() < 0.5 else "observation"
+            turns.append({"role": role, "content": text(rng, rng.randrange(1, 150))})
+            turns.append({"role": "assistant", "content": text(rng, rng.randrange(1, 80))})
+        rows.append({"messages": turns, "system": text(rng, 9) if rng.random() < 0.5 else "", "tools": ""})
+    return rows
+
+
 def make_tokenizer(folder: Path, *, special: list[str], config: dict[str, Any], model_type: str) -> Path:
     """A model folder with nothing but a byte-level BPE tokenizer of 2,000 tokens, as the library itself saves one."""
     folder.mkdir(parents=True)
