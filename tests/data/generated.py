@@ -57,6 +57,20 @@ def alpaca_rows(count: int, seed: int, *, longest: int = 400) -> list[dict[str, 
     return rows
 
 
+def message_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Conversations as they are staged; some turns are answers of tools."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        turns = []
+        for turn in range(rng.choice((1, 2, 4))):
+            role = "user" if turn == 0 or rng.random() < 0.5 else "observation"
+            turns.append({"role": role, "content": text(rng, rng.randrange(1, 150))})
+            turns.append({"role": "assistant", "content": text(rng, rng.randrange(1, 80))})
+        rows.append({"messages": turns, "system": text(rng, 9) if rng.random() < 0.5 else "", "tools": ""})
+    return rows
+
+
 def make_tokenizer(folder: Path, *, special: list[str], config: dict[str, Any], model_type: str) -> Path:
     """A model folder with nothing but a byte-level BPE tokenizer of 2,000 tokens, as the library itself saves one."""
     folder.mkdir(parents=True)
@@ -113,3 +127,25 @@ def glm_like(folder: Path) -> Path:
     special = ["<|endoftext|>", "[gMASK]", "<sop>", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     return make_tokenizer(folder, special=special, config=config, model_type="glm4")
+
+
+def llama2_like(folder: Path, *, legacy: bool) -> Path:
+    """As Llama 2 publishes it: a SentencePiece model, whose class in transformers makes the half of it anew."""
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁[^▁]*|[^▁]+"), "isolated")
+    single_bytes = [f"<0x{number:02X}>" for number in range(256)]
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=special + single_bytes, show_progress=False)
+    rng = random.Random(7)
+    tokenizer.train_from_iterator((article(rng, 200) for _ in range(60)), trainer)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = None
+    document = json.loads(tokenizer.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] in special]
+    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": legacy}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    return folder

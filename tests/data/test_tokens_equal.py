@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import alpaca_rows, glm_like, llama_like, qwen_like
+from generated import alpaca_rows, glm_like, llama2_like, llama_like, message_rows, qwen_like
 
-from iisft.data.conversation import from_alpaca
+from iisft.data.conversation import from_alpaca, from_row
 from iisft.data.fate import Limit
 from iisft.data.fitting import Fitter, apply
 from iisft.data.tokenization import Tokenization
@@ -45,6 +45,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     jobs = [Job(model, name, alpaca_rows(200, seed), {}) for seed, (name, model) in enumerate(own.items())]
     others = [(name, model) for name in TEMPLATES for model in (qwen, llama, glm) if own.get(name) != model]
     jobs += [Job(model, name, alpaca_rows(8, 50 + seed), {}) for seed, (name, model) in enumerate(others)]
+    for legacy in (False, True):
+        sentencepiece = llama2_like(folder / f"llama2 {legacy}", legacy=legacy)
+        jobs += [Job(sentencepiece, name, alpaca_rows(12, 70), {}) for name in ("llama2", "mistral", "default")]
     thinking = alpaca_rows(12, 99)
     for row in thinking[::2]:
         row["output"] = f"<think>\n{row['input'][:40]}\n</think>\n\n{row['output']}"
@@ -59,6 +62,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
             {"default_system": ""},
         ):
             jobs.append(Job(qwen, name, thinking, options))
+    talks = [(name, own.get(name, qwen)) for name in TEMPLATES]
+    jobs += [Job(model, name, message_rows(10, 200 + seed), {}) for seed, (name, model) in enumerate(talks)]
     jobs += [_fitted(job, cutoff) for job in jobs[:4] for cutoff in (300, 700)]
     return jobs
 
@@ -81,8 +86,10 @@ def _fitted(job: Job, cutoff: int) -> Job:
 def real(jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """The real LLaMA-Factory's answers, all from one child process."""
     folder = tmp_path_factory.mktemp("real")
-    entry = datasets.entry("rows.jsonl", KEYS)
-    (folder / datasets.FILE_NAME).write_text(datasets.render({"rows": entry}), encoding="utf-8")
+    for form, keys in (("alpaca", KEYS), ("messages", ("messages", "system", "tools"))):
+        (folder / form).mkdir()
+        entry = datasets.entry("rows.jsonl", keys)
+        (folder / form / datasets.FILE_NAME).write_text(datasets.render({"rows": entry}), encoding="utf-8")
     asked = [
         {
             "model": str(job.model),
@@ -90,7 +97,7 @@ def real(jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> list[list
             "options": job.options,
             "cutoffs": _cutoffs(job),
             "rows": job.rows,
-            "dataset_dir": str(folder),
+            "dataset_dir": str(folder / ("messages" if "messages" in job.rows[0] else "alpaca")),
         }
         for job in jobs
     ]
@@ -114,7 +121,7 @@ def test_every_token_is_the_real_one(jobs: list[Job], real: list[list[dict[str, 
     compared = 0
     for job, answers in zip(jobs, real, strict=True):
         tokens = Tokenization(job.model, job.template, job.options)
-        conversations = [from_alpaca(row) for row in job.rows]
+        conversations = [from_row(row) for row in job.rows]
         lengths = tokens.lengths(conversations)
         for conversation, counted, answer in zip(conversations, lengths, answers, strict=True):
             expected: Pairs = [(question, said) for question, said in answer["pairs"]]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from iisft.presets.schema import Overlong
 
 _BAR = 40
+_POLICIES = ("fail", "fit", "drop", "allow")
 
 PresetOption = Annotated[
     str | None,
@@ -24,7 +25,12 @@ PresetOption = Annotated[
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model folder or hub id whose tokenizer counts.")]
 OverlongOption = Annotated[
     str | None,
-    typer.Option("--overlong", metavar="POLICY", help="Rows over cutoff_len: fail, fit, drop or allow."),
+    typer.Option(
+        "--overlong",
+        metavar="POLICY",
+        help="Rows over cutoff_len: fail, fit, drop or allow; left out = the preset's.",
+        autocompletion=lambda: list(_POLICIES),
+    ),
 ]
 ExactOption = Annotated[bool, typer.Option("--exact", help="Count every row of a file above 20,000 rows.")]
 
@@ -35,7 +41,7 @@ def target(preset: str | None, model: str | None, overrides: list[str] | None, o
     from iisft.errors import UsageError
     from iisft.workspace import Workspace
 
-    if overlong not in (None, "fail", "fit", "drop", "allow"):
+    if overlong not in (None, *_POLICIES):
         raise UsageError("overlong", f"--overlong is fail, fit, drop or allow, not {overlong!r}")
     found = resolve(Workspace.current(), preset, model, overrides or (), cast("Overlong | None", overlong))
     if found.note:

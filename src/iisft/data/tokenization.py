@@ -204,7 +204,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _read_tokenizer(model: Path) -> Any:
-    from tokenizers import AddedToken, Tokenizer  # type: ignore[import-untyped]
+    from tokenizers import AddedToken, Tokenizer, pre_tokenizers  # type: ignore[import-untyped]
 
     file = model / "tokenizer.json"
     try:
@@ -225,9 +225,26 @@ def _read_tokenizer(model: Path) -> Any:
             where=str(file),
             fix="download the model again",
         ) from error
+    if _is_rebuilt_llama(model):
+        words = _config(model)
+        prefix = words.get("add_prefix_space")
+        scheme = "never" if prefix is False else "always" if words.get("legacy") else "first"
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _is_rebuilt_llama(model: Path) -> bool:
+    """Whether transformers takes only vocabulary and merges of tokenizer.json and makes the rest itself.
+
+    Its other classes that do so (Qwen2Tokenizer, GemmaTokenizer) make what the published files have; this one does not.
+    Source: LlamaTokenizer.__init__ in transformers 5.5, models/llama/tokenization_llama.py.
+    """
+    named = str(_config(model).get("tokenizer_class", "")).removesuffix("Fast")
+    kind = (files.read_json_object(model / "config.json") or {}).get("model_type")
+    return named == "LlamaTokenizer" and kind == "llama"
 
 
 def _config(model: Path) -> dict[str, Any]:
