@@ -7,7 +7,7 @@ from typing import Any
 
 from iisft.errors import Finding, InputError
 from iisft.files import read_json, read_json_object
-from iisft.llamafactory.templates import template_for
+from iisft.llamafactory.fitting_template import template_for
 from iisft.models import manifest as manifests
 from iisft.models.checkpoint import Checkpoint, checkpoint_findings, code_files, inspect_checkpoint
 from iisft.models.manifest import ManifestFile

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iisft.llamafactory.templates import known_templates, template_for
+from iisft.llamafactory.fitting_template import known_templates, template_for
 
 
 def test_every_name_is_one_of_the_installed_llamafactory() -> None:
