@@ -140,7 +140,9 @@ def _attempt(job: Job, part: Part, stop: Stop) -> None:
                 raise _passing(connection_error(error, place)) from error
             if not chunk:
                 text = f"{place} ended the connection {job.file.size - part.position} bytes early"
-                raise _Interrupted(TransferError("hub-unreachable", text, where=shown(job.file.url), fix="try again"))
+                raise _Interrupted(
+                    TransferError("hub-unreachable", text, where=shown(job.file.url), fix="run it again")
+                )
             if part.position + len(chunk) > job.file.size:
                 raise _other_size(job, place, "more bytes")
             part.append(chunk)
