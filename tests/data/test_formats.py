@@ -195,6 +195,13 @@ def test_columns_and_format_overrule_what_was_found(tmp_path: Path) -> None:
     assert [row.value for row in Check([told]).sound_rows()] == [{"instruction": "a", "input": "", "output": "d"}]
 
 
+def test_a_table_that_is_told_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("output\na\n", encoding="utf-8")
+    with pytest.raises(InputError, match="neither JSON"):
+        open_source(tmp_path / "x")
+    assert open_source(tmp_path / "x", "csv").describe() == "CSV, Alpaca (instruction, input, output)"
+
+
 def test_words_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(lines(ROWS))

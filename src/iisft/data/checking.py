@@ -117,7 +117,7 @@ class JsonAnswers:
             problem = Problem(
                 self._source.layout.answer_field,
                 "answer-no-json",
-                "no JSON, unlike most answers",
+                "no JSON object or list, unlike most answers",
                 excerpt(answer),
                 "warn",
             )

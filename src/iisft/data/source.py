@@ -51,10 +51,6 @@ class Source:
     def size(self) -> int:
         return self.identity[0]
 
-    def place(self, row: Row) -> str:
-        """file:line, or the file alone where it has no lines."""
-        return f"{self.file}:{row.line}" if row.line else str(self.file)
-
     def describe(self) -> str:
         """For people, such as `JSON lines (gzip), Alpaca (instruction, input, output)`."""
         return f"{_CONTAINER_NAMES[self.container]}{' (gzip)' if self.compressed else ''}, {self.layout.describe()}"
@@ -77,7 +73,7 @@ def open_source(file: Path, formats: str | None = None, columns: Sequence[str] =
     delimiter = ""
     container = container or _container(head, file, compressed)
     if container == "csv":
-        delimiter = _delimiter(head)
+        delimiter = _delimiter(head) or ","
     elif container == "parquet" and compressed:
         raise _unreadable(file, "a gzipped Parquet file", fix=f"gunzip -k {quote(str(file))}")
     untyped = Source(file, container, compressed, delimiter, Layout("alpaca", {}, {}), identity)

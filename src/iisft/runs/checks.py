@@ -1,6 +1,7 @@
 """What speaks against a run before it starts: packages, GPUs, model, data, name. Each check adds its findings."""
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,13 +100,13 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
                 "model-missing",
                 f"the model {preset.model.id} is not there",
                 where=str(folder),
-                fix=f"download it to {folder}, or --model DIR",
+                fix=_how_to_get(preset.model.id, folder),
             )
         )
         return None, None
     faults = checkpoint_findings(folder)
-    if faults:
-        findings += faults
+    findings += faults
+    if any(finding.severity == "error" for finding in faults):
         return None, None
     try:
         checkpoint = inspect_checkpoint(folder)
@@ -123,6 +124,13 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
         text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
         findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
     return checkpoint, view
+
+
+def _how_to_get(model: str, folder: Path) -> str:
+    """The download's exact command; its default place is the folder that is missing, unless a path was given."""
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return f"iisft download {shlex.quote(model)}, or --model DIR"
+    return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
