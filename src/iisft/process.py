@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -13,6 +14,11 @@ from typing import Any
 
 # Every process of a trainer carries this variable with its run's marker, so that orphans are found after any kill.
 RUN_MARKER = "IISFT_RUN"
+_DYING_S = 2.0
+# faulthandler's reports say where a child was, not what was wrong.
+_STACK = re.compile(
+    r'File "|Thread 0x|Current thread|Timeout \(|Fatal Python error|Extension modules|<no Python frame>|$'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,15 @@ class Completed:
     stderr: str
 
 
+class RanTooLong(TimeoutError):
+    """A command that had to be killed; what it had written until then."""
+
+    def __init__(self, program: str, timeout_s: float, stdout: str, stderr: str) -> None:
+        super().__init__(f"{program} did not end within {timeout_s:g} s")
+        self.stdout = stdout
+        self.stderr = stderr
+
+
 def identity_of(pid: int) -> ProcessIdentity | None:
     """The identity of a live process; None when there is none or it is a zombie."""
     try:
@@ -65,7 +80,8 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
 
     Raises:
         OSError: the program is missing or can't be executed.
-        TimeoutError: it ran longer than `timeout_s`; its whole process group was killed.
+        RanTooLong: it ran longer than `timeout_s`; its whole process group was killed. One that can't be killed (it
+            waits inside a driver) is left behind.
     """
     child = subprocess.Popen(
         list(argv),
@@ -81,8 +97,10 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
         out, err = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         _signal_group(child.pid, signal.SIGKILL)
-        child.communicate()
-        raise TimeoutError(f"{argv[0]} did not end within {timeout_s:g} s") from error
+        out = err = ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            out, err = child.communicate(timeout=_DYING_S)
+        raise RanTooLong(argv[0], timeout_s, out, err) from error
     except BaseException:
         _signal_group(child.pid, signal.SIGKILL)
         raise
@@ -221,6 +239,20 @@ def signal_name(returncode: int) -> str:
         return signal.Signals(-returncode).name
     except ValueError:
         return f"signal {-returncode}"
+
+
+def last_moments(returncode: int | None, stderr: str) -> dict[str, str]:
+    """How a child ended that should not have: `died` is a signal, "did not return" or an exit code; `said` its words.
+
+    `returncode` is None for one that had to be killed. What faulthandler's watchdog ended did not return either.
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    spoken = [line for line in lines if not _STACK.match(line)]
+    if returncode is None or "Timeout (" in stderr:
+        died = "did not return"
+    else:
+        died = signal_name(returncode) if returncode < 0 else f"exit code {returncode}"
+    return {"died": died, "said": (spoken or [""])[-1][:500]}
 
 
 def _environment(entry: Path) -> list[bytes]:

@@ -52,7 +52,7 @@ def train(
     request = TrainRequest(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
-    plan = make_plan(request, workspace)
+    plan = make_plan(request, workspace, console.say)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)

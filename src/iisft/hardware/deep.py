@@ -1,0 +1,104 @@
+"""Small computations on every GPU, in child processes with time limits; on the CPU where there is none."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from iisft import process
+from iisft.hardware.doctor import Case
+from iisft.llamafactory.interpreter import Interpreter
+
+_SCRIPT = Path(__file__).parents[1] / "child" / "deep_checks.py"
+_LIMIT_S = 75.0  # of one check, in the child; the parent waits for all of them and a start
+_START_S = 120.0
+_DTYPES = ("float32", "float16", "bfloat16")
+_SHARE_OF_MEMORY = 0.9
+_SHARE_WITHOUT_PRESET = 0.5
+_CPU_GIB = 1.0
+
+
+def checks(case: Case) -> list[dict[str, Any]]:
+    """What to compute for this case: each GPU by itself, each pair, then all of them together."""
+    if not case.gpus:
+        cpu = {"device": "cpu"}
+        return [
+            *({"check": "matmul", **cpu, "dtype": dtype, "n": 1024} for dtype in _DTYPES),
+            {"check": "memory", **cpu, "wanted_gib": _CPU_GIB},
+            {"check": "copy", "source": "cpu", **cpu, "mib": 64},
+            {"check": "sdpa", **cpu},
+            {"check": "all-reduce", "backend": "gloo", "world": 2, "mib": 16},
+        ]
+    count = min(case.ranks or len(case.gpus), len(case.gpus))
+    found: list[dict[str, Any]] = []
+    for index, gpu in enumerate(case.gpus[:count]):
+        device = f"cuda:{index}"
+        found += [{"check": "matmul", "device": device, "dtype": dtype, "n": 2048} for dtype in _DTYPES]
+        found += [{"check": "memory", "device": device, "wanted_gib": round(_wanted_gib(case, gpu.memory_gib), 2)}]
+        found += [{"check": "copy", "source": "cpu", "device": device, "mib": 256}]
+        found += [{"check": "copy", "source": device, "device": "cpu", "mib": 256}]
+        found += [{"check": "sdpa", "device": device}]
+    for one, other in combinations(range(count), 2):
+        found.append({"check": "copy", "source": f"cuda:{one}", "device": f"cuda:{other}", "mib": 256})
+    if count > 1:
+        found.append({"check": "all-reduce", "backend": "nccl", "world": count, "mib": 64})
+    return found
+
+
+def _wanted_gib(case: Case, memory_gib: float) -> float:
+    """What the preset's card would let it take; without a preset half of the card, so that a desktop keeps its own."""
+    if case.preset is not None and case.preset.hardware.memory_gib:
+        return case.preset.hardware.memory_gib * _SHARE_OF_MEMORY
+    return (memory_gib or 2.0) * _SHARE_WITHOUT_PRESET
+
+
+def run(interpreter: Interpreter, wanted: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, Any]:
+    """Do the checks; one that aborts or hangs costs only itself. Never raises.
+
+    Returns:
+        {"date": ..., "results": [{"check": ..., "device": ..., and what was found, "error" or "died"}, ...]}
+    """
+    say(f"{len(wanted)} checks in child processes, each with a limit of a minute")
+    results: list[dict[str, Any]] = []
+    while len(results) < len(wanted):
+        remaining = wanted[len(results) :]
+        done, death = _child(interpreter, remaining)
+        results += [{**spec, **facts} for spec, facts in zip(remaining, done, strict=False)]
+        if death is None:
+            break
+        here = remaining[len(done)]
+        results.append({**here, **death})
+        if not death.get("begun"):  # it dies before any check: so it would at the next
+            results += [{**spec, **death} for spec in remaining[len(done) + 1 :]]
+    for result in results:
+        result.pop("begun", None)
+    return {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "results": results}
+
+
+def _child(interpreter: Interpreter, specs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """What the checks found in order, and how the child died before the last."""
+    argv = [str(interpreter.path), str(_SCRIPT), json.dumps(specs)]
+    limit = _START_S + _LIMIT_S * len(specs)
+    try:
+        ended = process.run(argv, timeout_s=limit, env=dict(os.environ))
+        stdout, stderr, code = ended.stdout, ended.stderr, ended.returncode
+    except process.RanTooLong as late:
+        stdout, stderr, code = late.stdout, late.stderr, None
+    except OSError as error:
+        return [], {"died": "did not start", "said": str(error)}
+    done: list[dict[str, Any]] = []
+    begun = False
+    for line in stdout.splitlines():
+        try:
+            document = json.loads(line)
+        except ValueError:
+            continue
+        begun = "begin" in document
+        if document.pop("done", None) is not None:
+            done.append(document)
+    if len(done) == len(specs):
+        return done, None
+    return done, {**process.last_moments(code, stderr), "begun": begun}
