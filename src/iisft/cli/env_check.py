@@ -146,7 +146,10 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
     if case.machine.deep and case.machine.deep.get("results"):
         _print_deep(case.machine.deep)
     console.out(
-        f"{counts['error']} errors, {counts['warn']} warnings, {counts['info']} notes"
+        ", ".join(
+            f"{count} {word}{'' if count == 1 else 's'}"
+            for word, count in zip(("error", "warning", "note"), counts.values(), strict=True)
+        )
         + ("; iisft env-check --explain ID says more about one" if diagnoses else "")
     )
 

@@ -69,6 +69,15 @@ class Case:
         """Each architecture among them once."""
         return list(dict.fromkeys(gpu.arch for gpu in self.gpus if gpu.arch))
 
+    @property
+    def main_arch(self) -> str:
+        """The architecture that trains: the preset's where it is here, else the one of most cards, then most memory."""
+        wanted = self.preset.hardware.arch if self.preset else ""
+        if wanted and (named := next((arch for arch in self.archs if arch.startswith(wanted)), "")):
+            return named
+        sums = {arch: [gpu.memory_gib for gpu in self.gpus if gpu.arch == arch] for arch in self.archs}
+        return max(sums, key=lambda arch: (len(sums[arch]), sum(sums[arch])), default="")
+
     @cached_property
     def env(self) -> Mapping[str, str]:
         """The trainer's variables: the shell's, then the preset's."""

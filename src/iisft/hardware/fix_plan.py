@@ -13,8 +13,9 @@ _STAGES: tuple[tuple[Stage, str], ...] = (
     ("root", "As root"),
     ("login", "As root; counts from the next login on"),
     ("reboot", "As root, and a reboot after it"),
+    ("python", "A Python for the training interpreter"),
     ("packages", "Packages of the training interpreter"),
-    ("shell", "Variables: for this shell, and into ~/.bashrc or the preset's env"),
+    ("shell", "Variables: a script can't set them for you; type them, and change ~/.bashrc or the preset's env"),
     ("preset", "Changes to the preset or the command"),
 )
 
@@ -30,16 +31,15 @@ def render(diagnoses: Sequence[Diagnosis], machine: Machine) -> str:
     ]
     if not wanted:
         return "\n".join([*lines, "", "# Nothing to fix."]) + "\n"
-    if any(one.seen.fix.stage == "packages" for one in wanted):
+    if any(one.seen.fix.stage in ("python", "packages") for one in wanted):
         lines += ["", f"PYTHON={shlex.quote(python)}"]
     typed: set[str] = set()
     for number, (stage, title) in enumerate((s for s in _STAGES if _of(wanted, s[0])), 1):
         lines += ["", f"# {number}. {title}"]
         for one in _of(wanted, stage):
             lines += ["", *_comment(f"{one.rule.id} {one.seen.message}")]
-            lines += list(_commands(one, typed))
-        if stage == "reboot":
-            lines += ["", "echo 'Now reboot (sudo reboot), then run the rest of this script again.'"]
+            commands = list(_commands(one, typed))
+            lines += _until_reboot(commands, one.seen.fix.done) if stage == "reboot" else commands
         if stage == "login":
             lines += ["", "echo 'Log out and in again before you train.'"]
     return "\n".join(lines) + "\n"
@@ -47,6 +47,12 @@ def render(diagnoses: Sequence[Diagnosis], machine: Machine) -> str:
 
 def _of(diagnoses: Iterable[Diagnosis], stage: Stage) -> list[Diagnosis]:
     return [one for one in diagnoses if one.seen.fix.stage == stage]
+
+
+def _until_reboot(commands: list[str], done: str) -> list[str]:
+    """What a reboot must follow: not done again after it, and nothing else is done before it."""
+    last = "  echo 'Reboot now (sudo reboot), then run this script again.'"
+    return [f"if ! {done}; then", *(f"  {command}" for command in commands), last, "  exit", "fi"]
 
 
 def _commands(one: Diagnosis, typed: set[str]) -> Iterable[str]:
@@ -58,6 +64,8 @@ def _commands(one: Diagnosis, typed: set[str]) -> Iterable[str]:
     typed.update(new)
     if not new:
         yield "# -> mended by a command above"
+    if one.seen.fix.stage == "shell":
+        new = [f"echo {shlex.quote(command)}" for command in new]
     for command in new:
         yield f'"$PYTHON" -m {command}' if command.startswith("pip ") else command
 

@@ -6,18 +6,22 @@ from typing import Literal
 from iisft.hardware.host import Host
 from iisft.llamafactory.torch_sets import install_commands, torch_set
 
-# In the order in which they are done: with the power off, as root, as root with a reboot or a new login after it,
-# outside the container, packages, variables, the preset.
-Stage = Literal["hands", "root", "reboot", "login", "container", "packages", "shell", "preset"]
+# With the power off, as root, as root with a reboot or a new login after it, outside the container, a Python,
+# packages, variables, the preset.
+Stage = Literal["hands", "root", "reboot", "login", "container", "python", "packages", "shell", "preset"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """One remedy. `commands` are empty where nothing can be typed; `text` is what a finding prints."""
+    """One remedy. `commands` are empty where nothing can be typed; `text` is what a finding prints.
+
+    `done`: a shell test that holds once the reboot has done its part.
+    """
 
     text: str = ""
     commands: tuple[str, ...] = ()
     stage: Stage = "hands"
+    done: str = ""
 
 
 NOTHING = Fix()
@@ -83,4 +87,4 @@ def kernel_parameter(parameters: str, host: Host, more: str = "") -> Fix:
         text = (
             f"add {parameters} to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub, then sudo update-grub && sudo reboot"
         )
-    return Fix(f"{text}{more}", commands, "reboot")
+    return Fix(f"{text}{more}", commands, "reboot", f"grep -qw '{last}' /proc/cmdline")

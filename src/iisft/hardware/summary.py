@@ -47,9 +47,13 @@ def lines(machine: Machine) -> Iterator[tuple[str, str]]:
     place = f", in {host.container}" if host.container else ""
     yield "host", f"{sockets}{host.cpu or 'processor unknown'}, {size}, {host.os_name or 'system unknown'}{place}"
     if spaces := machine.answers.spaces:
-        shown = [f"{name} {space.free / 2**30:.0f} GiB free" for name, space in spaces.items() if name != "temporary"]
+        shown = [f"{name} {_size(space.free)} free" for name, space in spaces.items() if name != "temporary"]
         yield "space", ", ".join(shown)
     yield "trainer", _trainer(machine)
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.0f} GiB" if size >= 2**30 else f"{size // 2**20} MiB"
 
 
 def _gpus(machine: Machine) -> str:
@@ -97,7 +101,7 @@ def _result(one: Mapping[str, Any]) -> str:
     if trouble := one.get("died") or one.get("error"):
         return f"failed: {trouble}"
     if "tflops" in one:
-        return f"{one['tflops']:.2f} TFLOP/s"
+        return f"{one['tflops']:.3g} TFLOP/s"
     if "gib" in one:
         return f"{one['gib']:.1f} GiB"
     if "gbps" in one:

@@ -1,6 +1,5 @@
 """Whether the GPUs can be reached: driver, device files, permissions, masks, shared memory."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from iisft.hardware.doctor import Case, Seen, rule
@@ -126,14 +125,10 @@ def mixed_gpus(case: Case) -> Iterator[Seen]:
     torch's choice of BLAS looks at every visible GPU too.
     """
     amd = [gpu for gpu in case.machine.gpus if gpu.vendor == "amd"]
-    shown = Counter(gpu.arch for gpu in case.amd)
+    shown = {gpu.arch for gpu in case.amd}
     if len(shown) < 2 or case.env.get("ROCR_VISIBLE_DEVICES") is not None:
         return
-    wanted = case.preset.hardware.arch if case.preset else ""
-    target = next((arch for arch in shown if wanted and arch.startswith(wanted)), "") or max(
-        shown, key=lambda arch: (shown[arch], sum(gpu.memory_gib for gpu in amd if gpu.arch == arch))
-    )
-    indexes = ",".join(str(index) for index, gpu in enumerate(amd) if gpu.arch == target)
+    indexes = ",".join(str(index) for index, gpu in enumerate(amd) if gpu.arch == case.main_arch)
     yield Seen(
         f"different AMD GPUs are visible ({', '.join(gpu.arch for gpu in case.amd)}): show torch only those that train",
         "/sys/class/kfd/kfd/topology/nodes",
@@ -155,9 +150,13 @@ def driver_missing(case: Case) -> Iterator[Seen]:
     fix = (
         as_root("sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms")
         if amd
-        else Fix("install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), then reboot", stage="reboot",
-                 commands=("sudo ubuntu-drivers install",))
-    )  # fmt: skip
+        else Fix(
+            "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), then reboot",
+            ("sudo ubuntu-drivers install",),
+            "reboot",
+            "nvidia-smi > /dev/null",
+        )
+    )
     if host.container and not amd:
         fix = container("--gpus all")
     bound = f", bound to {first.driver}" if first.driver else ", without a driver"

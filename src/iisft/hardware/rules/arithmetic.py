@@ -47,7 +47,7 @@ def emulated_bf16(case: Case) -> Iterator[Seen]:
     if case.preset is not None and not wanted:
         return
     yield Seen(
-        f"{', '.join(without)} has no bf16 units: "
+        f"no bf16 units on {', '.join(without)}: "
         + ("this preset's bf16 is emulated" if wanted else "a preset in bf16 would be emulated")
         + ", about 2.7 times slower than fp16 on MI50; torch reports it as supported",
         "architecture, whatever torch.cuda.is_bf16_supported() says",
@@ -81,7 +81,7 @@ def eager_overflows(case: Case) -> Iterator[Seen]:
 @rule(
     "R10",
     "fp32-is-not-fp32",
-    applies="presets with precision: weights",
+    applies="presets with precision: weights; LLaMA-Factory by itself on GPUs without bf16 units",
     source="LLaMA-Factory loader.py, patcher.py, misc.infer_optim_dtype; LlamaFactory#8914, #810",
     replaces=("precision-weights",),
 )
@@ -90,8 +90,18 @@ def fp32_is_not_fp32(case: Case) -> Iterator[Seen]:
 
     The first user's 40 hours of "fp32" were bf16. iisft's precision: fp32 is float32, and is proven in each run.
     """
-    if case.preset and case.preset.precision == "weights":
-        stored = str(case.model.get("dtype") or case.model.get("torch_dtype") or "bfloat16 for Qwen2.5")
+    stored = str(case.model.get("dtype") or case.model.get("torch_dtype") or "bfloat16 for Qwen2.5")
+    if case.preset is None and _without_bf16(case) and "llamafactory" in case.packages:
+        yield Seen(
+            "LLaMA-Factory has no fp32 switch: with fp16 and bf16 both false it computes in the checkpoint's dtype "
+            f"({stored}), which is emulated here; iisft's precision: fp32 is float32",
+            "LLaMA-Factory's loader, and no bf16 units",
+            preset(
+                "precision=fp32", "iisft train with precision: fp32 (the preset mi50), or fp16 with attention: sdpa"
+            ),
+            "info",
+        )
+    elif case.preset and case.preset.precision == "weights":
         yield Seen(
             f"precision weights computes in whatever dtype the checkpoint has ({stored}), not in fp32; it is there to "
             "reproduce such runs",

@@ -6,6 +6,7 @@ from iisft.hardware.doctor import Case, Seen, rule
 from iisft.hardware.remedies import Fix, by_hand, pip, torch_for
 from iisft.llamafactory.arguments import needed_packages
 from iisft.llamafactory.interpreter import TESTED_VERSION
+from iisft.llamafactory.torch_sets import INSTALL_BESIDE_TORCH
 
 
 def torch_fix(case: Case) -> Fix:
@@ -80,7 +81,7 @@ def other_version(case: Case) -> Iterator[Seen]:
         yield Seen(
             f"LLaMA-Factory {version} is installed; iisft is tested with {TESTED_VERSION}",
             _where(case),
-            pip(f"pip install llamafactory=={TESTED_VERSION}"),
+            pip(INSTALL_BESIDE_TORCH),
             "warn",
         )
 
@@ -132,8 +133,12 @@ def old_python(case: Case) -> Iterator[Seen]:
         yield Seen(
             f"Python {found.python}: LLaMA-Factory {TESTED_VERSION} needs 3.11 or newer",
             str(found.path),
-            pip(
-                "conda create -n iisft -c conda-forge --override-channels python=3.11 -y && conda activate iisft",
+            Fix(
+                commands=(
+                    "conda create -n iisft -c conda-forge --override-channels python=3.11 -y",
+                    "PYTHON=\"$(conda run -n iisft python -c 'import sys; print(sys.executable)')\"",
+                ),
+                stage="python",
                 text="make an environment with Python 3.11: conda create -n iisft -c conda-forge --override-channels "
                 "python=3.11 -y (or uv venv --seed --python 3.11), and install into it",
             ),

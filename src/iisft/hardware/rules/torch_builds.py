@@ -37,17 +37,14 @@ def torch_not_rocm(case: Case) -> Iterator[Seen]:
     PyPI's torch is the CUDA build; torchvision and torchaudio from PyPI pull it back in.
     """
     version = case.packages.get("torch", "")
-    rocm = case.hip is not None or "rocm" in version
-    if case.amd and version and not rocm and "error" not in _torch_step(case):
+    wanted = case.preset.hardware if case.preset and not case.on_cpu and case.preset.hardware.vendor == "amd" else None
+    if (case.amd or wanted) and version and case.hip is None and "rocm" not in version:
+        gpu = case.machine.describe_gpu(case.amd[0]) if case.amd else "AMD GPU that the preset is for"
         yield Seen(
-            f"torch {version} is no ROCm build: it can't see the {case.machine.describe_gpu(case.amd[0])}",
+            f"torch {version} is no ROCm build: it can't see the {gpu}",
             "torch.version.hip is None",
-            torch_for(case.amd[0].arch, case.machine.host),
+            torch_for(case.amd[0].arch if case.amd else wanted.arch if wanted else "", case.machine.host),
         )
-
-
-def _torch_step(case: Case) -> dict[str, object]:
-    return dict(case.machine.capabilities.steps.get("torch", {})) if case.machine.capabilities else {}
 
 
 @rule(
@@ -84,14 +81,14 @@ def no_code_for_amd(case: Case) -> Iterator[Seen]:
     has = [str(name).partition(":")[0] for name in case.torch.get("arch_list") or []]
     if not case.hip or not has:
         return
-    for arch in dict.fromkeys(gpu.arch for gpu in case.amd if gpu.arch):
-        if overridden(case, arch) not in has:
-            sibling = arch in RDNA2_SIBLINGS and "gfx1030" in has
-            yield Seen(
-                f"{_is(case)} has no code for {arch}: it fails with 'invalid device function'",
-                f"torch.cuda.get_arch_list() is {', '.join(has)}",
-                export("HSA_OVERRIDE_GFX_VERSION=10.3.0") if sibling else torch_for(arch, case.machine.host),
-            )
+    arch = case.main_arch
+    if case.amd and arch and overridden(case, arch) not in has:
+        sibling = arch in RDNA2_SIBLINGS and "gfx1030" in has
+        yield Seen(
+            f"{_is(case)} has no code for {arch}: it fails with 'invalid device function'",
+            f"torch.cuda.get_arch_list() is {', '.join(has)}",
+            export("HSA_OVERRIDE_GFX_VERSION=10.3.0") if sibling else torch_for(arch, case.machine.host),
+        )
 
 
 @rule(
