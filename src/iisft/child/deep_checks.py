@@ -17,7 +17,6 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-LIMIT_S = 60
 BUDGET_S = 0.3  # seconds of products per measurement
 
 
@@ -31,7 +30,7 @@ def main(specs) -> None:
 
     for index, spec in enumerate(specs):
         say({"begin": index})
-        faulthandler.dump_traceback_later(LIMIT_S + 15, exit=True)
+        faulthandler.dump_traceback_later(spec["limit_s"] + 15, exit=True)
         try:
             facts = CHECKS[spec["check"]](spec)
         except Exception as error:
@@ -140,7 +139,7 @@ def all_reduce(spec):
                 )
                 for rank in range(spec["world"])
             ]
-        deadline = time.monotonic() + spec.get("limit_s", LIMIT_S)
+        deadline = time.monotonic() + spec["limit_s"]
         while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
             if any(rank.poll() for rank in ranks):
                 break  # one failed: the others wait for it
@@ -154,7 +153,7 @@ def all_reduce(spec):
         if failed:
             return {"died": f"a rank ended with {failed[0]}", "said": _complaint(said)}
         if late:
-            return {"died": f"did not return within {spec.get('limit_s', LIMIT_S)} s", "said": _complaint(said)}
+            return {"died": f"did not return within {spec['limit_s']} s", "said": _complaint(said)}
         transports = sorted(set(re.findall(r" via (P2P|SHM|NET)", said)))
         return {**json.loads(answer.read_text()), "transports": transports}
 
@@ -170,8 +169,6 @@ def _rank(rank, spec, folder):
     import torch
     import torch.distributed as dist
 
-    if spec.get("fail") == "hang" and rank:  # the tests' way to a rank that never comes
-        time.sleep(3600)
     world, on_gpu = spec["world"], spec["backend"] == "nccl"
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -181,7 +178,7 @@ def _rank(rank, spec, folder):
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=LIMIT_S * 10),
+        timeout=timedelta(hours=1),  # who waits too long is ended from outside
     )
     data = torch.ones(spec["mib"] * 2**18, device=device)
     dist.all_reduce(data)

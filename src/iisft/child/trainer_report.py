@@ -1,6 +1,6 @@
 """What the training interpreter can do: it imports what training imports, step by step, and says how each went.
 
-Runs in the training interpreter: python trainer_report.py
+Runs in the training interpreter: python trainer_report.py SECONDS_PER_STEP
 One JSON object per line: {"begin": STEP} before a step, {"step": STEP, ...facts} after it. An import that aborts the
 process or hangs leaves a step begun and never ended; faulthandler ends a step that takes longer than its limit.
 """
@@ -13,10 +13,10 @@ import importlib.util
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
-STEP_LIMIT_S = 120
 MORE_PACKAGES = (
     "pip",
     "triton",
@@ -32,13 +32,13 @@ ONLY_IF_INSTALLED = ("bitsandbytes", "deepspeed")
 TRAINER = "llamafactory.train.tuner"  # what `llamafactory-cli train` imports
 
 
-def main() -> None:
+def main(limit_s) -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the packages print goes to stderr
 
     def step(name, work):
         _say(channel, {"begin": name})
-        faulthandler.dump_traceback_later(STEP_LIMIT_S, exit=True)
+        faulthandler.dump_traceback_later(limit_s, exit=True)
         began = time.monotonic()
         try:
             facts = work()
@@ -53,8 +53,10 @@ def main() -> None:
         _say(channel, {"end": True})
         return
     torch_facts = step("torch", _torch)
-    if "error" not in torch_facts:
-        step("devices", _devices)
+    if "error" in torch_facts:  # the others would only say the same
+        _say(channel, {"end": True})
+        return
+    step("devices", _devices)
     for name in (*IMPORTS, *ONLY_IF_INSTALLED):
         if importlib.util.find_spec(name):
             step(name, lambda name=name: _import(name))
@@ -147,4 +149,4 @@ def _bitsandbytes():
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]))

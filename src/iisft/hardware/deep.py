@@ -13,8 +13,9 @@ from iisft.hardware.doctor import Case
 from iisft.llamafactory.interpreter import Interpreter
 
 _SCRIPT = Path(__file__).parents[1] / "child" / "deep_checks.py"
-_LIMIT_S = 75.0  # of one check, in the child; the parent waits for all of them and a start
-_START_S = 120.0
+_LIMIT_S = 60
+_START_S = 120.0  # to import torch
+_LEEWAY_S = 20.0  # the child ends a late check itself, 15 s after its limit; the parent only one that can't be
 _DTYPES = ("float32", "float16", "bfloat16")
 _SHARE_OF_MEMORY = 0.9
 _SHARE_WITHOUT_PRESET = 0.5
@@ -22,16 +23,23 @@ _CPU_GIB = 1.0
 
 
 def checks(case: Case) -> list[dict[str, Any]]:
-    """What to compute for this case: each GPU by itself, each pair, then all of them together."""
-    if not case.gpus:
-        cpu = {"device": "cpu"}
-        return [
-            *({"check": "matmul", **cpu, "dtype": dtype, "n": 1024} for dtype in _DTYPES),
-            {"check": "memory", **cpu, "wanted_gib": _CPU_GIB},
-            {"check": "copy", "source": "cpu", **cpu, "mib": 64},
-            {"check": "sdpa", **cpu},
-            {"check": "all-reduce", "backend": "gloo", "world": 2, "mib": 16},
-        ]
+    """What to compute for this case: each GPU by itself, each pair, then all of them together; else the CPU."""
+    found = _of_gpus(case) if case.gpus else _of_the_cpu()
+    return [{**one, "limit_s": _LIMIT_S} for one in found]
+
+
+def _of_the_cpu() -> list[dict[str, Any]]:
+    cpu = {"device": "cpu"}
+    return [
+        *({"check": "matmul", **cpu, "dtype": dtype, "n": 1024} for dtype in _DTYPES),
+        {"check": "memory", **cpu, "wanted_gib": _CPU_GIB},
+        {"check": "copy", "source": "cpu", **cpu, "mib": 64},
+        {"check": "sdpa", **cpu},
+        {"check": "all-reduce", "backend": "gloo", "world": 2, "mib": 16},
+    ]
+
+
+def _of_gpus(case: Case) -> list[dict[str, Any]]:
     count = min(case.ranks or len(case.gpus), len(case.gpus))
     found: list[dict[str, Any]] = []
     for index, gpu in enumerate(case.gpus[:count]):
@@ -81,7 +89,7 @@ def run(interpreter: Interpreter, wanted: list[dict[str, Any]], say: Callable[[s
 def _child(interpreter: Interpreter, specs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """What the checks found in order, and how the child died before the last."""
     argv = [str(interpreter.path), str(_SCRIPT), json.dumps(specs)]
-    limit = _START_S + _LIMIT_S * len(specs)
+    limit = _START_S + sum(spec["limit_s"] + _LEEWAY_S for spec in specs)
     try:
         ended = process.run(argv, timeout_s=limit, env=dict(os.environ))
         stdout, stderr, code = ended.stdout, ended.stderr, ended.returncode

@@ -16,7 +16,8 @@ from iisft import files, process
 from iisft.llamafactory.interpreter import Interpreter, cache_folder
 
 _SCRIPT = Path(__file__).parents[1] / "child" / "trainer_report.py"
-_TIMEOUT_S = 400.0  # each step has its own limit in the child; this is for one that can't be ended from inside
+_STEP_LIMIT_S = 120.0  # the child ends a later step itself
+_TIMEOUT_S = 400.0  # for a step that can't be ended from inside
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _remembered(interpreter: Interpreter, also: Sequence[str]) -> Path:
 def _ask(interpreter: Interpreter) -> Capabilities:
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
-        done = process.run([str(interpreter.path), str(_SCRIPT)], timeout_s=_TIMEOUT_S, env=env)
+        done = process.run([str(interpreter.path), str(_SCRIPT), str(_STEP_LIMIT_S)], timeout_s=_TIMEOUT_S, env=env)
     except process.RanTooLong as late:
         return parse(late.stdout, late.stderr, None)
     except OSError as error:
