@@ -97,7 +97,7 @@ def fp32_is_not_fp32(case: Case) -> Iterator[Seen]:
             f"({stored}), which is emulated here; iisft's precision: fp32 is float32",
             "LLaMA-Factory's loader, and no bf16 units",
             preset(
-                "precision=fp32", "iisft train with precision: fp32 (the preset mi50), or fp16 with attention: sdpa"
+                "precision=fp32", "iisft train with precision: fp32, or fp16 with attention: sdpa (iisft preset list)"
             ),
             "info",
         )
