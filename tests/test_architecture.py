@@ -37,6 +37,8 @@ def modules_after(statement: str) -> set[str]:
         ["preset", "validate", "mi50"],
         ["train", "--preset", "mi50", "--dry-run"],
         ["runs"],
+        ["env-check", "--explain", "R08"],
+        ["env-check", "--from", "."],
     ],
 )
 def test_the_command_line_never_imports_what_trains(argv: list[str]) -> None:

@@ -11,7 +11,7 @@ PYTHON=/opt/conda/envs/iis_finetune/bin/python
 
 # 2. As root, and a reboot after it
 
-# R08 the IOMMU translates the GPUs' DMA: several GPUs hang at their first all-reduce, at 0 % load and without a message
+# R08 the IOMMU translates the GPUs' DMA: several GPUs can hang at their first all-reduce, at 0 % load and without a message
 if ! grep -qw 'iommu=pt' /proc/cmdline; then
   grep -q 'iommu=pt' /etc/default/grub || sudo sed -i.iisft-backup 's/^GRUB_CMDLINE_LINUX_DEFAULT="\(.*\)"/GRUB_CMDLINE_LINUX_DEFAULT="\1 iommu=pt"/' /etc/default/grub
   sudo update-grub

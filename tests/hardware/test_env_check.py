@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machines import FIRST_USER, MACHINES, P100, TWO_MI50
+from fake_machines import FIRST_USER, MACHINES, P100, TWO_MI50, Amd
 
 from iisft import process
 from iisft.hardware import collecting, deep, nvidia
@@ -203,6 +203,16 @@ def test_a_rule_is_explained(iisft: CLI) -> None:
     assert json.loads(iisft("env-check", "--explain", "rocblas-no-gfx906", "--json").out)["id"] == "R02"
 
 
+def test_the_processors_graphics_beside_a_gpu_is_no_matter(iisft: CLI, tmp_path: Path) -> None:
+    graphics = Amd(bus="0000:0a:00.0", version=100306, gib=1, device="0x164e", group="9")
+    desktop = replace(MACHINES["t4"], amd=(graphics,), amdgpu="", devices={"/dev/kfd": (True, False, "render")})
+    code, found = checked(iisft, "--from", str(desktop.build(tmp_path / "1")))
+    assert (code, set(found)) == (0, {"R06", "R10"})
+    alone = replace(desktop, nvidia=())
+    code, found = checked(iisft, "--from", str(replace(alone, devices={}).build(tmp_path / "2")))
+    assert (code, set(found)) == (0, {"no-gpu"})
+
+
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
@@ -244,7 +254,8 @@ def test_a_place_that_can_not_be_written(iisft: CLI, tmp_path: Path) -> None:
 
 
 def test_what_is_packed_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = replace(TWO_MI50, cmdline="quiet iommu=pt systemd.setenv=PASS=hunter2 ip=10.1.2.3").build(tmp_path / "root")
+    packed = replace(FIRST_USER, cmdline="quiet iommu=pt systemd.setenv=PASS=hunter2 ip=10.1.2.3")
+    root = packed.build(tmp_path / "root")
     monkeypatch.setenv("NCCL_NET_TOKEN", "hunter2")
     monkeypatch.setenv("HSA_PROXY", "http://user:hunter2@proxy")
     monkeypatch.setenv("HF_TOKEN", "hunter2")
@@ -260,7 +271,9 @@ def test_what_is_packed_holds_no_secret(tmp_path: Path, monkeypatch: pytest.Monk
     assert '"LD_LIBRARY_PATH": "~/rocm/lib"' in text
     for secret in ("hunter2", "10.1.2.3", "sleepy"):
         assert secret not in text
-    assert collecting.unpack(tmp_path / "m.tar.gz").gpus == machine.gpus
+    there = collecting.unpack(tmp_path / "m.tar.gz")
+    assert (there.gpus, there.cards) == (machine.gpus, machine.cards)
+    assert there.host == replace(machine.host, cmdline=("iommu=pt",))
 
 
 def test_a_check_that_aborts_costs_only_itself(tmp_path: Path) -> None:

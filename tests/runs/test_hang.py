@@ -70,7 +70,7 @@ def two_mi50(iommu: str) -> Machine:
 
 def test_a_hang_is_explained_by_the_rules_that_fire_on_this_machine() -> None:
     told = hang.likely_causes(RECORD, two_mi50("DMA-FQ"))
-    assert told.startswith("R08 the IOMMU translates the GPUs' DMA: several GPUs hang at their first all-reduce")
+    assert told.startswith("R08 the IOMMU translates the GPUs' DMA: several GPUs can hang at their first all-reduce")
     assert "add iommu=pt to GRUB_CMDLINE_LINUX_DEFAULT" in told
 
 

@@ -54,7 +54,7 @@ def pack(machine: Machine, reader: Reader, file: Path) -> None:
     if machine.deep is not None:
         contents[f"{_OWN}/deep.json"] = _json(dict(machine.deep))
     with files.atomic_writer(file) as stream, tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        for folder in sorted(reader.folders):
+        for folder in sorted(reader.folders - contents.keys()):
             about = tarfile.TarInfo(folder)
             about.type, about.mode, about.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
             archive.addfile(about)

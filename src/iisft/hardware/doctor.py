@@ -21,6 +21,7 @@ from iisft.presets.schema import Preset
 
 Basis = Literal["documented", "reported", "inferred", "observed"]
 _ORDER = {"error": 0, "warn": 1, "info": 2}
+_SMALLEST_GIB = 3.5
 _NUMBER = re.compile(r"\d+")
 
 
@@ -46,10 +47,16 @@ class Case:
 
     @cached_property
     def gpus(self) -> list[Gpu]:
-        """The GPUs that would train."""
+        """The GPUs that would train: of the preset's vendor, else of the one that torch is built for, if there are any.
+
+        A processor's own graphics, which has a few hundred MiB, is no GPU to train on.
+        """
         if self.on_cpu or (self.preset is not None and self.preset.hardware.vendor == "cpu"):
             return []
-        return self.machine.visible
+        large = [gpu for gpu in self.machine.visible if not 0 < gpu.memory_gib < _SMALLEST_GIB]
+        built_for = "amd" if self.hip else "nvidia" if self.torch.get("cuda") else ""
+        vendor = self.preset.hardware.vendor if self.preset else built_for
+        return [gpu for gpu in large if gpu.vendor == vendor] or large
 
     @property
     def amd(self) -> list[Gpu]:

@@ -14,8 +14,8 @@ _NOT_HERE = (errno.ENODEV, errno.ENXIO, errno.EINVAL, errno.EOPNOTSUPP, errno.EA
 class Reader:
     """Paths are relative to the root: proc/cmdline. Nothing raises: what can't be read is empty.
 
-    `files` is every file that was read, by path; `folders` every folder that was listed; `unreadable` what is there
-    but could not be read, with the reason.
+    `files` is every file that was read, by path; `folders` every folder that was listed and the names that were seen
+    in it; `unreadable` what is there but could not be read, with the reason.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -56,8 +56,8 @@ class Reader:
             if error.errno not in _NOT_THERE:
                 self.unreadable[folder] = error.strerror or str(error)
             return []
-        self.folders.add(folder)
         chosen = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
+        self.folders |= {folder, *(f"{folder}/{name}" for name in chosen)}
         return sorted(chosen, key=lambda name: (len(name), name))
 
     def link(self, path: str) -> str:

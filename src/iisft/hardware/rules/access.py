@@ -18,10 +18,9 @@ _DEVICES = "--device=/dev/kfd --device=/dev/dri"
 def kfd_permission(case: Case) -> Iterator[Seen]:
     """ROCm opens /dev/kfd and every /dev/dri/renderD*. Without them torch says that there is no GPU, and not why."""
     devices = case.machine.answers.devices
-    here = any(card.vendor == "amd" for card in case.machine.cards) or any(
-        gpu.vendor == "amd" for gpu in case.machine.gpus
-    )
-    if not here or not devices or case.on_cpu or not _loaded(case):
+    here = "amd" in {card.vendor for card in case.machine.cards} | {gpu.vendor for gpu in case.machine.gpus}
+    trains = not case.nvidia and not case.on_cpu  # beside an NVIDIA GPU it is the processor's graphics
+    if not here or not devices or not trains or not _loaded(case):
         return
     kfd = devices.get("/dev/kfd")
     nodes = {path: about for path, about in devices.items() if path.startswith("/dev/dri/") and about.exists}
@@ -125,12 +124,13 @@ def mixed_gpus(case: Case) -> Iterator[Seen]:
     torch's choice of BLAS looks at every visible GPU too.
     """
     amd = [gpu for gpu in case.machine.gpus if gpu.vendor == "amd"]
-    shown = {gpu.arch for gpu in case.amd}
-    if len(shown) < 2 or case.env.get("ROCR_VISIBLE_DEVICES") is not None:
+    visible = [gpu for gpu in case.machine.visible if gpu.vendor == "amd"]
+    shown = {gpu.arch for gpu in visible}
+    if not case.amd or len(shown) < 2 or case.env.get("ROCR_VISIBLE_DEVICES") is not None:
         return
     indexes = ",".join(str(index) for index, gpu in enumerate(amd) if gpu.arch == case.main_arch)
     yield Seen(
-        f"different AMD GPUs are visible ({', '.join(gpu.arch for gpu in case.amd)}): show torch only those that train",
+        f"different AMD GPUs are visible ({', '.join(gpu.arch for gpu in visible)}): show torch only those that train",
         "/sys/class/kfd/kfd/topology/nodes",
         export(f"ROCR_VISIBLE_DEVICES={indexes}"),
         "warn",
@@ -227,7 +227,8 @@ def unreadable(case: Case) -> Iterator[Seen]:
 def no_gpu(case: Case) -> Iterator[Seen]:
     """Without a GPU most of iisft works: only training a real model in a useful time doesn't."""
     wants_cpu = case.preset is None or case.preset.hardware.vendor == "cpu"
-    if not case.machine.gpus and not case.machine.cards and wants_cpu:
+    without = not case.machine.gpus and not case.machine.cards
+    if wants_cpu and (without or (case.preset is None and case.machine.visible and not case.gpus)):
         yield Seen(
             "no GPU here. Still possible: check and stage data, download and verify models, plan for another machine, "
             "train tiny models on the CPU (iisft train --preset demo), evaluate answers, and diagnose another machine",

@@ -54,7 +54,7 @@ def iommu_translates(case: Case) -> Iterator[Seen]:
         + (
             "with NCCL_P2P_DISABLE=1 the ranks go through host memory, which is slow"
             if around
-            else "several GPUs hang at their first all-reduce, at 0 % load and without a message"
+            else "several GPUs can hang at their first all-reduce, at 0 % load and without a message"
         ),
         seen,
         kernel_parameter(words, host, f" (still hanging: {off}; to prove that it works as it is: env-check --deep)"),
