@@ -1,5 +1,6 @@
 """Each rule fires on one machine and is silent on another, found by the same discovery as the doctor's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,9 @@ def test_a_hang_is_named_with_this_machines_causes(tmp_path: Path) -> None:
 
 
 def test_the_iommu_without_groups_is_judged_by_the_command_line(tmp_path: Path) -> None:
-    import dataclasses
-
-    old = dataclasses.replace(amd(TWO_MI50, iommu=""), iommus=("dmar0",), cmdline="quiet intel_iommu=on")
+    old = replace(amd(TWO_MI50, iommu=""), iommus=("dmar0",), cmdline="quiet intel_iommu=on")
     assert len(findings(old, tmp_path / "1", "R08")) == 1
-    assert findings(dataclasses.replace(old, cmdline="quiet intel_iommu=off"), tmp_path / "2", "R08") == []
+    assert findings(replace(old, cmdline="quiet intel_iommu=off"), tmp_path / "2", "R08") == []
 
 
 def test_the_fix_plan_is_one_script_in_order(tmp_path: Path) -> None:
@@ -95,3 +94,19 @@ def test_the_fix_plan_is_one_script_in_order(tmp_path: Path) -> None:
 def test_a_healthy_machine_has_nothing_to_fix(tmp_path: Path) -> None:
     case = case_of(Scene(TWO_MI50), tmp_path)
     assert fix_plan.render(doctor.diagnose(case), case.machine).endswith("\n# Nothing to fix.\n")
+
+
+def test_emulated_bf16_is_shown_with_what_was_measured(tmp_path: Path) -> None:
+    results = tuple(
+        {"check": "matmul", "device": "cuda:0", "dtype": dtype, "tflops": rate}
+        for dtype, rate in (("float32", 11.0), ("float16", 21.5), ("bfloat16", 3.25))
+    )
+    [told] = findings(replace(TWO_MI50, deep=results), tmp_path, "R06")
+    assert told.seen.evidence == "measured 3.25 TFLOP/s in bf16, 21.5 in fp16"
+
+
+def test_a_smaller_gpu_is_a_warning_where_the_plan_fits(tmp_path: Path) -> None:
+    case = case_of(CASES["gpu-memory"][0], tmp_path)
+    for fits, severity in {None: "error", "no": "error", "tight": "warn", "yes": "warn"}.items():
+        found = {one.rule.id: one.seen.severity for one in doctor.diagnose(replace(case, fits=fits))}
+        assert found["gpu-memory"] == severity

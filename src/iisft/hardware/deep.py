@@ -22,9 +22,12 @@ _SHARE_WITHOUT_PRESET = 0.5
 _CPU_GIB = 1.0
 
 
-def checks(case: Case) -> list[dict[str, Any]]:
-    """What to compute for this case: each GPU by itself, each pair, then all of them together; else the CPU."""
-    found = _of_gpus(case) if case.gpus else _of_the_cpu()
+def checks(case: Case, need_gib: float | None = None) -> list[dict[str, Any]]:
+    """What to compute for this case: each GPU by itself, each pair, then all of them together; else the CPU.
+
+    `need_gib`: what the preset will take of each GPU, where a plan says so.
+    """
+    found = _of_gpus(case, need_gib) if case.gpus else _of_the_cpu()
     return [{**one, "limit_s": _LIMIT_S} for one in found]
 
 
@@ -39,13 +42,15 @@ def _of_the_cpu() -> list[dict[str, Any]]:
     ]
 
 
-def _of_gpus(case: Case) -> list[dict[str, Any]]:
+def _of_gpus(case: Case, need_gib: float | None) -> list[dict[str, Any]]:
     count = min(case.ranks or len(case.gpus), len(case.gpus))
     found: list[dict[str, Any]] = []
     for index, gpu in enumerate(case.gpus[:count]):
         device = f"cuda:{index}"
         found += [{"check": "matmul", "device": device, "dtype": dtype, "n": 2048} for dtype in _DTYPES]
-        found += [{"check": "memory", "device": device, "wanted_gib": round(_wanted_gib(case, gpu.memory_gib), 2)}]
+        found += [
+            {"check": "memory", "device": device, "wanted_gib": round(need_gib or _wanted_gib(case, gpu.memory_gib), 2)}
+        ]
         found += [{"check": "copy", "source": "cpu", "device": device, "mib": 256}]
         found += [{"check": "copy", "source": device, "device": "cpu", "mib": 256}]
         found += [{"check": "sdpa", "device": device}]

@@ -36,6 +36,7 @@ class Case:
         on_cpu: no GPU takes part.
         model: the model's config.json, {} when it isn't there.
         nodes: how many machines take part.
+        fits: the plan's verdict for these GPUs (yes, tight, no); None without one.
     """
 
     machine: Machine
@@ -44,6 +45,7 @@ class Case:
     on_cpu: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
     nodes: int = 1
+    fits: str | None = None
 
     @cached_property
     def gpus(self) -> list[Gpu]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from iisft.errors import ExitCode
 from iisft.hardware.doctor import Case, Seen, rule
 from iisft.hardware.remedies import Fix, export, preset
+from iisft.hardware.rules.measured import rates
 from iisft.presets.rules import native_arithmetic
 
 _SWITCHES = ("enable_liger_kernel", "use_unsloth", "torch_compile")
@@ -19,6 +20,14 @@ def _without_bf16(case: Case) -> list[str]:
 def _compiled(case: Case) -> list[str]:
     """The preset's switches that need Triton."""
     return [name for name in _SWITCHES if case.argument(name)]
+
+
+def _measured(case: Case) -> str:
+    """What --deep measured of bf16 on the first GPU."""
+    found = rates(case).get("cuda:0", {})
+    if not {"bfloat16", "float16"} <= set(found):
+        return ""
+    return f"measured {found['bfloat16']:.3g} TFLOP/s in bf16, {found['float16']:.3g} in fp16"
 
 
 def _sdpa() -> Fix:
@@ -50,7 +59,7 @@ def emulated_bf16(case: Case) -> Iterator[Seen]:
         f"no bf16 units on {', '.join(without)}: "
         + ("this preset's bf16 is emulated" if wanted else "a preset in bf16 would be emulated")
         + ", about 2.7 times slower than fp16 on MI50; torch reports it as supported",
-        "architecture, whatever torch.cuda.is_bf16_supported() says",
+        _measured(case) or "architecture, whatever torch.cuda.is_bf16_supported() says",
         preset("precision=fp16 --set attention=sdpa", "--set precision=fp16 --set attention=sdpa, or precision=fp32"),
         "warn" if wanted else "info",
     )

@@ -8,10 +8,20 @@ from iisft.hardware.remedies import Fix, by_hand, export, torch_for
 from iisft.presets.rules import native_arithmetic
 
 _EMULATED = 1.3  # times slower than the fastest other dtype
+_OFF = 0.1  # of values around 1; rounding to fp16 makes 0.001
 
 
 def _results(case: Case, check: str) -> list[Mapping[str, Any]]:
     return [one for one in (case.machine.deep or {}).get("results", []) if one.get("check") == check]
+
+
+def rates(case: Case) -> dict[str, dict[str, float]]:
+    """Device -> dtype -> measured TFLOP/s."""
+    found: dict[str, dict[str, float]] = {}
+    for one in _results(case, "matmul"):
+        if isinstance(one.get("tflops"), float | int):
+            found.setdefault(str(one.get("device")), {})[str(one.get("dtype"))] = float(one["tflops"])
+    return found
 
 
 def _trouble(result: Mapping[str, Any]) -> str:
@@ -83,21 +93,18 @@ def handshake(case: Case) -> Iterator[Seen]:
 )
 def bf16_measured(case: Case) -> Iterator[Seen]:
     """The measured rate of bf16 contradicts what is known of the architecture."""
-    for device in {str(one.get("device")) for one in _results(case, "matmul")}:
-        rates = {
-            str(one["dtype"]): float(one["tflops"])
-            for one in _results(case, "matmul")
-            if one.get("device") == device and "tflops" in one
-        }
+    for device, measured in rates(case).items():
         index = device.removeprefix("cuda:")
-        if not (index.isdigit() and int(index) < len(case.gpus) and {"bfloat16", "float16", "float32"} <= set(rates)):
+        if not (
+            index.isdigit() and int(index) < len(case.gpus) and {"bfloat16", "float16", "float32"} <= set(measured)
+        ):
             continue
         known = native_arithmetic(case.gpus[int(index)].arch)
-        slow = rates["bfloat16"] * _EMULATED < max(rates["float16"], rates["float32"])
+        slow = measured["bfloat16"] * _EMULATED < max(measured["float16"], measured["float32"])
         if known and known.bf16 and slow:
             yield Seen(
-                f"bf16 is emulated or broken on {device}: {rates['bfloat16']:.1f} TFLOP/s, {rates['float16']:.1f} "
-                f"in fp16 and {rates['float32']:.1f} in fp32",
+                f"bf16 is emulated or broken on {device}: {measured['bfloat16']:.1f} TFLOP/s, "
+                f"{measured['float16']:.1f} in fp16 and {measured['float32']:.1f} in fp32",
                 "env-check --deep",
                 torch_for(case.gpus[int(index)].arch, case.machine.host),
                 "warn",
@@ -137,10 +144,14 @@ def sdpa(case: Case) -> Iterator[Seen]:
     """sdpa in fp16 on scores that overflow fp16: it must stay finite and agree with float32, where eager gives NaN."""
     for result in _results(case, "sdpa"):
         trouble = _trouble(result)
-        if trouble or result.get("finite") is False:
+        off = result.get("off")
+        if not trouble and result.get("finite") is False:
+            trouble = "it overflows like eager attention, fp16 training would give NaN"
+        elif not trouble and isinstance(off, float) and off > _OFF:
+            trouble = f"it is {off:.2g} off attention in float32"
+        if trouble:
             yield Seen(
-                f"sdpa in fp16 on {result.get('device')} "
-                + (f"fails: {trouble}" if trouble else "overflows like eager attention: fp16 training would give NaN"),
+                f"sdpa in fp16 on {result.get('device')} fails: {trouble}",
                 "env-check --deep",
                 torch_for(case.gpus[0].arch, case.machine.host) if case.gpus else by_hand("torch 2.6 or newer"),
                 "warn",

@@ -51,7 +51,10 @@ def other_gpu(case: Case) -> Iterator[Seen]:
 
 @rule("gpu-memory", applies="presets for GPUs", source="the preset's hardware.memory_gib")
 def small_memory(case: Case) -> Iterator[Seen]:
-    """A smaller card than the preset was made for: better refused now than out of memory at step 2."""
+    """A smaller card than the preset was made for: better refused now than out of memory at step 2.
+
+    Only a warning where the plan says that the run fits all the same.
+    """
     if not _on_gpus(case) or case.preset is None:
         return
     wanted = case.preset.hardware.memory_gib
@@ -64,6 +67,7 @@ def small_memory(case: Case) -> Iterator[Seen]:
                     f"hardware.memory_gib={int(gpu.memory_gib)}",
                     f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
                 ),
+                "warn" if case.fits in ("yes", "tight") else "error",
             )
 
 
