@@ -39,6 +39,9 @@ def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
         ["runs"],
         ["env-check", "--explain", "R08"],
         ["env-check", "--from", "."],
+        ["models"],
+        ["model", "show", "nowhere"],
+        ["download", "--verify", "nowhere"],
     ],
 )
 def test_the_command_line_never_imports_what_trains(argv: list[str]) -> None:

@@ -15,6 +15,7 @@ from iisft.hardware.machine import Machine, probe
 from iisft.hardware.reading import Reader
 from iisft.llamafactory import capabilities, interpreter
 from iisft.llamafactory.interpreter import Interpreter
+from iisft.workspace import cache_folder
 
 _ASKED = ("torch", "llamafactory")
 
@@ -111,4 +112,4 @@ def _depends_on(machine: Machine) -> list[str]:
 
 def _deep_file(machine: Machine, found: Interpreter) -> Path:
     key = json.dumps([str(found.path), found.packages, *_depends_on(machine)], sort_keys=True)
-    return interpreter.cache_folder() / f"deep-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return cache_folder() / f"deep-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

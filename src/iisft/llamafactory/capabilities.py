@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.llamafactory.interpreter import Interpreter, cache_folder
+from iisft.llamafactory.interpreter import Interpreter
+from iisft.workspace import cache_folder
 
 _SCRIPT = Path(__file__).parents[1] / "child" / "trainer_report.py"
 _STEP_LIMIT_S = 120.0  # the child ends a later step itself

@@ -12,6 +12,7 @@ from iisft import files, process
 from iisft.errors import EnvironmentFault
 from iisft.llamafactory import report
 from iisft.llamafactory.torch_sets import INSTALL
+from iisft.workspace import cache_folder
 
 _CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
 _IMPORT_TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 8 to 40 s cold
@@ -106,8 +107,3 @@ def _ask_for_arguments(interpreter: Interpreter) -> dict[str, Any]:
             fix=INSTALL,
         )
     return answer
-
-
-def cache_folder() -> Path:
-    """Where answers are kept that a child gave."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"

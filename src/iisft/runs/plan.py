@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iisft.data import staging
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
 from iisft.hardware import examination
 from iisft.hardware.gpus import Gpu
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import tokenized
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
@@ -24,9 +24,10 @@ from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.runs import checks, room
+from iisft.runs import checks, room, tokencache
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
+from iisft.runs.rundata import Progress, RunDataset
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -72,7 +73,8 @@ class Plan:
     env: dict[str, str]
     checkpoint: Checkpoint | None
     view: ViewPlan | None
-    datasets: tuple[staging.StagedDataset, ...]
+    datasets: tuple[RunDataset, ...]
+    tokens: Path | None
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -117,10 +119,16 @@ class Plan:
         )
 
 
-def make_plan(request: TrainRequest, workspace: Workspace, say: Callable[[str], None] = lambda _: None) -> Plan:
+def make_plan(
+    request: TrainRequest,
+    workspace: Workspace,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
 
-    `say` is told before something takes long: the first look at new packages.
+    `progress` is called while rows are counted that were never counted before; `say` is told before the first look at
+    new packages, which takes some seconds.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
@@ -140,8 +148,8 @@ def make_plan(request: TrainRequest, workspace: Workspace, say: Callable[[str], 
     findings = [*notes, *doctored]
     findings += checks.extra_argument_findings(loaded, interpreter)
     findings += model_findings
-    datasets = checks.datasets_for(findings, preset, workspace)
-    findings += checks.overlong_findings(preset, datasets)
+    counting_model = model_folder if checkpoint is not None else None
+    datasets = checks.datasets_for(findings, preset, workspace, counting_model, progress)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
@@ -153,10 +161,15 @@ def make_plan(request: TrainRequest, workspace: Workspace, say: Callable[[str], 
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
+    tokens = tokencache.find(preset, datasets, model_folder, interpreter, workspace) if checkpoint else None
+    if tokens is not None:
+        train_yaml[tokenized.ARGUMENT] = str(folder.tokenized)
+        text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
+        findings.append(Finding("tokens-cached", text, severity="info"))
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tuple(gpus), tuple(findings),
+        tuple(datasets), tokens, tuple(gpus), tuple(findings),
     )  # fmt: skip
 
 
