@@ -34,7 +34,7 @@ def checks(case: Case, need_gib: float | None = None) -> list[dict[str, Any]]:
 def _of_the_cpu() -> list[dict[str, Any]]:
     cpu = {"device": "cpu"}
     return [
-        *({"check": "matmul", **cpu, "dtype": dtype, "n": 1024} for dtype in _DTYPES),
+        *({"check": "matmul", **cpu, "dtype": dtype, "n": 512} for dtype in _DTYPES),
         {"check": "memory", **cpu, "wanted_gib": _CPU_GIB},
         {"check": "copy", "source": "cpu", **cpu, "mib": 64},
         {"check": "sdpa", **cpu},

@@ -101,12 +101,13 @@ def _result(one: Mapping[str, Any]) -> str:
     if trouble := one.get("died") or one.get("error"):
         return f"failed: {trouble}"
     if "tflops" in one:
-        return f"{one['tflops']:.3g} TFLOP/s"
+        rate = float(one["tflops"])
+        return f"{rate:.3g} TFLOP/s" if rate >= 0.1 else f"{rate * 1000:.3g} GFLOP/s"
     if "gib" in one:
         return f"{one['gib']:.1f} GiB"
     if "gbps" in one:
         via = f" via {', '.join(one['transports'])}" if one.get("transports") else ""
-        return f"{one['gbps']:.2f} GB/s{via}"
+        return f"{one['gbps']:.3g} GB/s{via}"
     if "finite" in one:
         eager = "finite" if one.get("eager_finite") else "NaN"
         return f"{'finite' if one['finite'] else 'NaN'} (eager: {eager})"
