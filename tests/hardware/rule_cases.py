@@ -173,8 +173,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R41": (on(P40), on(P100)),
     "R42": (on(FIRST_USER), on(TWO_MI50)),
     "R43": (
-        on(replace(V100), "v100", model={"vision_config": {}}),
-        on(replace(A100), "v100", model={"vision_config": {}}),
+        on(V100, "v100", model={"vision_config": {}}),
+        on(A100, "v100", model={"vision_config": {}}),
     ),
     "R44": (on(replace(TWO_MI50, numa_balancing=1)), on(TWO_MI50)),
     "R45": (on(amd(MI50, junction_c=99)), on(MI50)),

@@ -108,7 +108,7 @@ def test_a_torch_that_never_comes_back(
         "importing torch in the training interpreter did not return",
     )
     monkeypatch.setattr(capabilities, "_STEP_LIMIT_S", 600.0)  # as if it could not be ended from inside
-    monkeypatch.setattr(capabilities, "_TIMEOUT_S", 1.5)
+    monkeypatch.setattr(capabilities, "_SILENCE_S", 1.5)
     code, found = checked(iisft)
     assert (code, found["import-died"]["message"]) == (
         4,

@@ -170,7 +170,7 @@ def _rank(rank, spec, folder):
     import torch.distributed as dist
 
     world, on_gpu = spec["world"], spec["backend"] == "nccl"
-    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", spec["devices"][rank]) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from iisft import process
-from iisft.hardware.doctor import Case
+from iisft.hardware.doctor import SMALLEST_GIB, Case
+from iisft.llamafactory.capabilities import last_moments
 from iisft.llamafactory.interpreter import Interpreter
 
 _SCRIPT = Path(__file__).parents[1] / "child" / "deep_checks.py"
@@ -43,22 +44,31 @@ def _of_the_cpu() -> list[dict[str, Any]]:
 
 
 def _of_gpus(case: Case, need_gib: float | None) -> list[dict[str, Any]]:
-    count = min(case.ranks or len(case.gpus), len(case.gpus))
+    gpus = _as_torch_counts(case)
     found: list[dict[str, Any]] = []
-    for index, gpu in enumerate(case.gpus[:count]):
+    for index, memory_gib in gpus:
         device = f"cuda:{index}"
         found += [{"check": "matmul", "device": device, "dtype": dtype, "n": 2048} for dtype in _DTYPES]
         found += [
-            {"check": "memory", "device": device, "wanted_gib": round(need_gib or _wanted_gib(case, gpu.memory_gib), 2)}
+            {"check": "memory", "device": device, "wanted_gib": round(need_gib or _wanted_gib(case, memory_gib), 2)}
         ]
         found += [{"check": "copy", "source": "cpu", "device": device, "mib": 256}]
         found += [{"check": "copy", "source": device, "device": "cpu", "mib": 256}]
         found += [{"check": "sdpa", "device": device}]
-    for one, other in combinations(range(count), 2):
+    for (one, _), (other, _) in combinations(gpus, 2):
         found.append({"check": "copy", "source": f"cuda:{one}", "device": f"cuda:{other}", "mib": 256})
-    if count > 1:
-        found.append({"check": "all-reduce", "backend": "nccl", "world": count, "mib": 64})
+    if len(gpus) > 1:
+        devices = [index for index, _ in gpus]
+        found.append({"check": "all-reduce", "backend": "nccl", "world": len(gpus), "devices": devices, "mib": 64})
     return found
+
+
+def _as_torch_counts(case: Case) -> list[tuple[int, float]]:
+    """Index and memory of the GPUs that would train, in torch's order; the kernel's where torch told none."""
+    told = case.machine.capabilities.devices if case.machine.capabilities else None
+    sizes = [float(one.get("memory_gib", 0.0)) for one in told or []] or [gpu.memory_gib for gpu in case.gpus]
+    large = [(index, size) for index, size in enumerate(sizes) if not 0 < size < SMALLEST_GIB]
+    return large[: case.ranks or len(large)]
 
 
 def _wanted_gib(case: Case, memory_gib: float) -> float:
@@ -95,8 +105,9 @@ def _child(interpreter: Interpreter, specs: list[dict[str, Any]]) -> tuple[list[
     """What the checks found in order, and how the child died before the last."""
     argv = [str(interpreter.path), str(_SCRIPT), json.dumps(specs)]
     limit = _START_S + sum(spec["limit_s"] + _LEEWAY_S for spec in specs)
+    silence = max(_START_S, *(spec["limit_s"] + _LEEWAY_S for spec in specs))
     try:
-        ended = process.run(argv, timeout_s=limit, env=dict(os.environ))
+        ended = process.run(argv, timeout_s=limit, silence_s=silence, env=dict(os.environ))
         stdout, stderr, code = ended.stdout, ended.stderr, ended.returncode
     except process.RanTooLong as late:
         stdout, stderr, code = late.stdout, late.stderr, None
@@ -114,4 +125,4 @@ def _child(interpreter: Interpreter, specs: list[dict[str, Any]]) -> tuple[list[
             done.append(document)
     if len(done) == len(specs):
         return done, None
-    return done, {**process.last_moments(code, stderr), "begun": begun}
+    return done, {**last_moments(code, stderr), "begun": begun}

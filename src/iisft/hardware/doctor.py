@@ -21,7 +21,7 @@ from iisft.presets.schema import Preset
 
 Basis = Literal["documented", "reported", "inferred", "observed"]
 _ORDER = {"error": 0, "warn": 1, "info": 2}
-_SMALLEST_GIB = 3.5
+SMALLEST_GIB = 3.5
 _NUMBER = re.compile(r"\d+")
 
 
@@ -55,7 +55,7 @@ class Case:
         """
         if self.on_cpu or (self.preset is not None and self.preset.hardware.vendor == "cpu"):
             return []
-        large = [gpu for gpu in self.machine.visible if not 0 < gpu.memory_gib < _SMALLEST_GIB]
+        large = [gpu for gpu in self.machine.visible if not 0 < gpu.memory_gib < SMALLEST_GIB]
         built_for = "amd" if self.hip else "nvidia" if self.torch.get("cuda") else ""
         vendor = self.preset.hardware.vendor if self.preset else built_for
         return [gpu for gpu in large if gpu.vendor == vendor] or large

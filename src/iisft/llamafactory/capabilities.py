@@ -7,6 +7,7 @@ a child that came through is kept per interpreter, versions and whatever else th
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,13 @@ from iisft.workspace import cache_folder
 
 _SCRIPT = Path(__file__).parents[1] / "child" / "trainer_report.py"
 _STEP_LIMIT_S = 120.0  # the child ends a later step itself
-_TIMEOUT_S = 400.0  # for a step that can't be ended from inside
+_SILENCE_S = 140.0  # for a step that can't be ended from inside
+_TIMEOUT_S = 900.0
+
+# faulthandler's reports say where a child was, not what was wrong.
+_STACK = re.compile(
+    r'File "|Thread 0x|Current thread|Timeout \(|Fatal Python error|Extension modules|<no Python frame>'
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,12 @@ def _remembered(interpreter: Interpreter, also: Sequence[str]) -> Path:
 def _ask(interpreter: Interpreter) -> Capabilities:
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
-        done = process.run([str(interpreter.path), str(_SCRIPT), str(_STEP_LIMIT_S)], timeout_s=_TIMEOUT_S, env=env)
+        done = process.run(
+            [str(interpreter.path), str(_SCRIPT), str(_STEP_LIMIT_S)],
+            timeout_s=_TIMEOUT_S,
+            silence_s=_SILENCE_S,
+            env=env,
+        )
     except process.RanTooLong as late:
         return parse(late.stdout, late.stderr, None)
     except OSError as error:
@@ -147,5 +159,19 @@ def parse(stdout: str, stderr: str, returncode: int | None) -> Capabilities:
         ended = ended or document.get("end") is True
     if ended or (returncode == 0 and not steps):  # an interpreter that says nothing is none to judge
         return Capabilities(steps)
-    end = process.last_moments(returncode, stderr)
+    end = last_moments(returncode, stderr)
     return Capabilities(steps, Death(begun, end["died"], end["said"]))
+
+
+def last_moments(returncode: int | None, stderr: str) -> dict[str, str]:
+    """How a child ended that should not have: `died` is a signal, "did not return" or an exit code; `said` its words.
+
+    `returncode` is None for one that had to be killed. What faulthandler's watchdog ended did not return either.
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    spoken = [line for line in lines if not _STACK.match(line)]
+    if returncode is None or "Timeout (" in stderr:
+        died = "did not return"
+    else:
+        died = process.signal_name(returncode) if returncode < 0 else f"exit code {returncode}"
+    return {"died": died, "said": (spoken or [""])[-1][:500]}
