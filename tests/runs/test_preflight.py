@@ -76,6 +76,7 @@ def test_a_sound_machine_is_found_sound_and_examined_once(train: CLI) -> None:
 
 def test_another_shell_is_another_answer(train: CLI) -> None:
     train(two_mi50())
+    assert train(two_mi50(NCCL_DEBUG="INFO"))["examined"] == 1
     assert train(two_mi50(HSA_OVERRIDE_GFX_VERSION="9.0.6"))["examined"] == 2
 
 

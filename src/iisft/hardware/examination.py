@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from iisft.llamafactory.interpreter import Interpreter
 from iisft.workspace import cache_folder
 
 _ASKED = ("torch", "llamafactory")
+# Variables of traffic and threads change no import, and differ from job to job.
+_OF_RUNNING = re.compile(r"(NCCL|RCCL|GLOO|UCX|OMP|MKL|OPENBLAS|NUMEXPR)_")
 
 
 def this_machine(workspace: Path, reader: Reader | None = None) -> Machine:
@@ -106,10 +109,11 @@ def _depends_on(machine: Machine) -> list[str]:
         str(machine.host.amdgpu),
         *(f"{gpu.bus} {gpu.arch}" for gpu in machine.gpus),
         *devices,
-        *(f"{name}={environment[name]}" for name in sorted(environment)),
+        *(f"{name}={environment[name]}" for name in sorted(environment) if not _OF_RUNNING.match(name)),
     ]
 
 
 def _deep_file(machine: Machine, found: Interpreter) -> Path:
-    key = json.dumps([str(found.path), found.packages, *_depends_on(machine)], sort_keys=True)
+    shell = dict(machine.answers.environment)
+    key = json.dumps([str(found.path), found.packages, shell, *_depends_on(machine)], sort_keys=True)
     return cache_folder() / f"deep-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
