@@ -5,6 +5,7 @@ from collections.abc import Callable
 from iisft import demo, process
 from iisft.data import staging
 from iisft.errors import CheckFailed, IisftError, TransferError
+from iisft.hardware.examination import interpreter_errors
 from iisft.llamafactory import interpreter as training
 from iisft.workspace import Workspace
 
@@ -21,14 +22,14 @@ def prepare(workspace: Workspace, say: Callable[[str], None]) -> None:
     model = workspace.models / demo.MODEL_ID
     if not (model / "config.json").is_file():
         interpreter = training.inspect(training.training_interpreter())
-        if missing := training.findings(interpreter, "cpu", 1):
+        if missing := interpreter_errors(interpreter):
             raise CheckFailed(missing)
         say("demo: building a tiny Qwen2 model and its tokenizer (half a minute, once)")
         _build(interpreter, workspace)
     try:
         staging.load(demo.DATASET, workspace)
     except IisftError:
-        staged = staging.stage(demo.TRAIN_ROWS, demo.DATASET, workspace)
+        staged = staging.stage(demo.TRAIN_ROWS, demo.DATASET, workspace).dataset
         say(f"demo: staged {staged.rows} rows (English and Chinese bulletins, JSON answers)")
 
 

@@ -1,40 +1,49 @@
 """What speaks against a run before it starts: packages, GPUs, model, data, name. Each check adds its findings."""
 
 import difflib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from iisft.data import staging
 from iisft.errors import ExitCode, Finding, IisftError, RunStateError
-from iisft.hardware.gpus import Gpu
+from iisft.hardware import doctor, examination
+from iisft.hardware.machine import Machine
 from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
+from iisft.llamafactory.torch_sets import INSTALL
 from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view import ViewPlan, plan_view
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
+from iisft.runs import rundata
 from iisft.runs.folder import RunFolder
+from iisft.runs.rundata import RunDataset
 from iisft.workspace import Workspace
 
-_TEMPLATE_BYTES = 256  # a template's own text around one turn, default system prompt included
-_MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
 
+def doctor_findings(
+    loaded: LoadedPreset,
+    placement: Placement,
+    machine: Machine,
+    checkpoint: Checkpoint | None,
+    say: Callable[[str], None],
+) -> tuple[Interpreter, list[Finding]]:
+    """The interpreter that trains, and what the doctor's rules object to about this run on this machine.
 
-def interpreter_for(findings: list[Finding], preset: Preset, placement: Placement) -> Interpreter:
-    path = llamafactory_interpreter.training_interpreter()
-    try:
-        interpreter = llamafactory_interpreter.inspect(path)
-    except IisftError as error:
-        findings.append(as_finding(error))
-        return Interpreter(path, "", {}, None)
-    vendor = "cpu" if placement.on_cpu else preset.hardware.vendor
-    findings += llamafactory_interpreter.findings(
-        interpreter, vendor, placement.world_size, llamafactory_arguments.needed_packages(preset)
-    )
-    return interpreter
+    An objection of the preset that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
+    """
+    machine, wrong = examination.inspected(machine, say)
+    config = checkpoint.config if checkpoint else {}
+    case = doctor.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes)
+    diagnoses = [one for one in doctor.diagnose(case) if one.seen.severity != "info"]
+    said = {name for one in diagnoses for name in one.rule.replaces}
+    found = [warning for warning in loaded.warnings if warning.id not in said]
+    interpreter = machine.interpreter or Interpreter(llamafactory_interpreter.training_interpreter(), "", {}, None)
+    return interpreter, [*found, *wrong, *(one.as_finding() for one in diagnoses)]
 
 
 def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | None = None) -> list[Finding]:
@@ -46,7 +55,7 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
         interpreter = interpreter or llamafactory_interpreter.inspect(llamafactory_interpreter.training_interpreter())
         if "llamafactory" not in interpreter.packages:
             text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
-            return [Finding("llamafactory-unchecked", text, fix=llamafactory_interpreter.INSTALL, severity="warn")]
+            return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
         known = llamafactory_interpreter.arguments(interpreter)
     except IisftError as error:
         return [as_finding(error)]
@@ -56,41 +65,6 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
     ]
 
 
-def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu]) -> Iterator[Finding]:
-    wanted = preset.hardware
-    if placement.on_cpu:
-        if wanted.vendor != "cpu":
-            text = f"no GPU here: {placement.ranks} CPU ranks instead of {wanted.vendor} {wanted.arch}"
-            yield Finding("on-cpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
-        if preset.precision == "fp16":
-            yield Finding(
-                "fp16-on-cpu",
-                "the trainer ignores fp16 on the CPU: it would compute in the stored dtype, without a word",
-                fix="--set precision=fp32 or bf16",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        return
-    if len(gpus) < placement.ranks:
-        yield Finding(
-            "too-few-gpus",
-            f"{placement.ranks} GPUs are needed ({wanted.vendor} {wanted.arch}), {len(gpus)} can be seen",
-            where="/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
-            fix=f"--gpus {len(gpus)}" if gpus else "--gpus 1 tries it on the CPU; or check the driver and permissions",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    for gpu in gpus[: placement.ranks]:
-        if gpu.arch and not gpu.arch.startswith(wanted.arch):
-            text = f"this GPU is {gpu.name or gpu.vendor} ({gpu.arch}), the preset is made for {wanted.arch}"
-            yield Finding("other-gpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
-        if 0 < gpu.memory_gib < wanted.memory_gib * _MEMORY_TOLERANCE:
-            yield Finding(
-                "gpu-memory",
-                f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted.memory_gib:g} GiB",
-                fix=f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-
-
 def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Checkpoint | None, ViewPlan | None]:
     if not folder.is_dir():
         findings.append(
@@ -98,13 +72,13 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
                 "model-missing",
                 f"the model {preset.model.id} is not there",
                 where=str(folder),
-                fix=f"download it to {folder}, or --model DIR",
+                fix=_how_to_get(preset.model.id, folder),
             )
         )
         return None, None
     faults = checkpoint_findings(folder)
-    if faults:
-        findings += faults
+    findings += faults
+    if any(finding.severity == "error" for finding in faults):
         return None, None
     try:
         checkpoint = inspect_checkpoint(folder)
@@ -118,10 +92,14 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
         findings.append(as_finding(error))
         return None, None
     findings += _target_findings(preset, checkpoint)
-    if preset.precision == "fp16" and preset.attention == "eager" and checkpoint.model_type.startswith("qwen2"):
-        text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
-        findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
     return checkpoint, view
+
+
+def _how_to_get(model: str, folder: Path) -> str:
+    """The download's exact command; its default place is the folder that is missing, unless a path was given."""
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return f"iisft download {shlex.quote(model)}, or --model DIR"
+    return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -141,30 +119,22 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
             yield Finding("lora-target", text, where="lora.target", fix=near[0] if near else "lora.target: all")
 
 
-def overlong_findings(preset: Preset, datasets: list[staging.StagedDataset]) -> Iterator[Finding]:
-    """Rows that LLaMA-Factory might cut. A byte-level tokenizer makes at most one token of a byte."""
-    if preset.data.overlong == "allow":
-        return
-    for dataset in datasets:
-        if dataset.longest_row_bytes + _TEMPLATE_BYTES > preset.train.cutoff_len:
-            yield Finding(
-                "overlong-unchecked",
-                f"rows of {dataset.name} may exceed cutoff_len {preset.train.cutoff_len} (the longest has "
-                f"{dataset.longest_row_bytes} bytes): LLaMA-Factory cuts such rows at their end and says nothing, and "
-                "iisft does not count tokens yet",
-                where=str(dataset.file),
-                fix="shorten these rows, raise train.cutoff_len, or --set data.overlong=allow if you mean it",
-                severity="error" if preset.data.overlong == "fail" else "warn",
-            )
-
-
-def datasets_for(findings: list[Finding], preset: Preset, workspace: Workspace) -> list[staging.StagedDataset]:
+def datasets_for(
+    findings: list[Finding],
+    preset: Preset,
+    workspace: Workspace,
+    model: Path | None,
+    progress: rundata.Progress | None = None,
+) -> list[RunDataset]:
+    """What the run trains on and evaluates; `model` is the sound model folder, None without one."""
     found = []
     for name in dict.fromkeys(filter(None, (preset.data.name, preset.data.eval))):
         try:
-            found.append(staging.load(name, workspace))
+            staged = staging.load(name, workspace)
         except IisftError as error:
             findings.append(as_finding(error))
+            continue
+        found.append(rundata.prepare(findings, preset, staged, model, progress))
     return found
 
 

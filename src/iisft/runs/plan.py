@@ -5,14 +5,16 @@ Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` execut
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.data import staging
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
-from iisft.hardware.gpus import Gpu, visible_gpus
+from iisft.hardware import examination
+from iisft.hardware.gpus import Gpu
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import tokenized
 from iisft.llamafactory.environment import Placement, compile_environment, env_findings
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
@@ -22,9 +24,10 @@ from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.runs import checks, room
+from iisft.runs import checks, room, tokencache
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
+from iisft.runs.rundata import Progress, RunDataset
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -72,7 +75,8 @@ class Plan:
     env: dict[str, str]
     checkpoint: Checkpoint | None
     view: ViewPlan | None
-    datasets: tuple[staging.StagedDataset, ...]
+    datasets: tuple[RunDataset, ...]
+    tokens: Path | None
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -129,8 +133,16 @@ class Plan:
         )
 
 
-def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
+def make_plan(
+    request: TrainRequest,
+    workspace: Workspace,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
+
+    `progress` is called while rows are counted that were never counted before; `say` is told before the first look at
+    new packages, which takes some seconds.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
@@ -139,18 +151,19 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     document = documents.read_document(request.preset, workspace)
     _apply(request, document)
     notes: list[Finding] = []
-    gpus = visible_gpus()
+    machine = examination.this_machine(workspace.root)
+    gpus = machine.visible
     loaded, placement = _place(request, document, gpus, notes)
     preset = loaded.preset
-    findings = [*loaded.warnings, *notes]
-    interpreter = checks.interpreter_for(findings, preset, placement)
-    findings += env_findings(loaded)
-    findings += checks.extra_argument_findings(loaded, interpreter)
-    findings += checks.gpu_findings(preset, placement, gpus)
+    model_findings: list[Finding] = []
     model_folder = workspace.model_folder(preset.model.id)
-    checkpoint, view = checks.model_for(findings, preset, model_folder)
-    datasets = checks.datasets_for(findings, preset, workspace)
-    findings += checks.overlong_findings(preset, datasets)
+    checkpoint, view = checks.model_for(model_findings, preset, model_folder)
+    interpreter, doctored = checks.doctor_findings(loaded, placement, machine, checkpoint, say)
+    findings = [*notes, *doctored, *env_findings(loaded)]
+    findings += checks.extra_argument_findings(loaded, interpreter)
+    findings += model_findings
+    counting_model = model_folder if checkpoint is not None else None
+    datasets = checks.datasets_for(findings, preset, workspace, counting_model, progress)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
@@ -162,10 +175,15 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
+    tokens = tokencache.find(preset, datasets, model_folder, interpreter, workspace) if checkpoint else None
+    if tokens is not None:
+        train_yaml[tokenized.ARGUMENT] = str(folder.tokenized)
+        text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
+        findings.append(Finding("tokens-cached", text, severity="info"))
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tuple(gpus), tuple(findings),
+        tuple(datasets), tokens, tuple(gpus), tuple(findings),
     )  # fmt: skip
 
 
