@@ -115,7 +115,8 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
     is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
     found = None if is_alpaca else _message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
-        _refuse_wrapper(objects, where)
+        if name is None and not columns:
+            _refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
