@@ -95,7 +95,7 @@ def histogram_lines(account: "Account") -> Iterator[str]:
     width = len(f"{bins[-1]['to'] - 1:,}") if bins else 0
     for one in bins:
         bar = "█" * round(_BAR * one["rows"] / most) or ("▏" if one["rows"] else "")
-        over = "  over cutoff_len" if one["from"] >= account.cutoff_len and one["rows"] else ""
+        over = "  over cutoff_len" if one["from"] > account.cutoff_len and one["rows"] else ""
         yield f"  {one['from']:>{width},} .. {one['to'] - 1:>{width},}  {one['rows']:>7,}  {bar}{over}"
 
 
