@@ -30,14 +30,16 @@ def doctor_findings(
     machine: Machine,
     checkpoint: Checkpoint | None,
     say: Callable[[str], None],
+    fits: str | None = None,
 ) -> tuple[Interpreter, list[Finding]]:
     """The interpreter that trains, and what the doctor's rules object to about this run on this machine.
 
-    An objection of the preset that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
+    `fits` is the plan's verdict for these GPUs; None when it has none. An objection of the preset that a rule says
+    better (it knows the machine) is left out. Mere notes are env-check's.
     """
     machine, wrong = examination.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
-    case = doctor.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes)
+    case = doctor.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes, fits)
     diagnoses = [one for one in doctor.diagnose(case) if one.seen.severity != "info"]
     said = {name for one in diagnoses for name in one.rule.replaces}
     found = [warning for warning in loaded.warnings if warning.id not in said]
