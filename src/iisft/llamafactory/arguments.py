@@ -109,6 +109,7 @@ _FIXED = (
     "resume_from_checkpoint",
     "overwrite_output_dir",
     "enable_jit_checkpoint",
+    "save_only_model",
 )
 
 

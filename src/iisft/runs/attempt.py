@@ -16,6 +16,7 @@ from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
+_FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
 _KILLED_FIX = "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
 _NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 with eager overflows on Qwen2)"
 
@@ -36,6 +37,13 @@ class Ending:
     fix: str = ""
     passing: bool = False
     cause: str = ""
+
+
+def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
+    """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
+    if median_step_s is None:
+        return max(_MIN_STOP_GRACE_S, _FIRST_STEPS_GRACE * hang_min_s)
+    return max(_MIN_STOP_GRACE_S, 3 * median_step_s + 120)
 
 
 class Attempt:
@@ -175,8 +183,7 @@ class Attempt:
             if request is None:
                 with contextlib.suppress(OSError):  # a full disk: the deadline will end it
                     files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
-            grace = max(_MIN_STOP_GRACE_S, 3 * (self.recorder.median_step_s or 0.0) + 120)
-            self.stop_deadline = time.monotonic() + grace
+            self.stop_deadline = time.monotonic() + stop_grace_s(self.recorder.median_step_s, self._hang.min_s)
             self.events.append("state", state="stopping", message="asked for a checkpoint after this step")
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
