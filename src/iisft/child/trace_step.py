@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: F401 - loaded before any 
 
 BLOCK = 512  # kMinBlockSize of torch's CUDA caching allocator, which HIP shares
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+KERNELS = ("math", "efficient", "flash")
 _real_dropout = functional.dropout
 
 
@@ -102,9 +103,10 @@ def _kernel(name):
         if torch.is_autocast_enabled("cpu"):
             query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
         if name == "math":
-            output = torch.ops.aten._scaled_dot_product_attention_math(
-                query, key, value, None, dropout, True, scale=scaling, enable_gqa=grouped
-            )[0]
+            with torch.autocast("cpu", enabled=False):  # scaled_dot_product_attention casts once and ends autocast
+                output = torch.ops.aten._scaled_dot_product_attention_math(
+                    query, key, value, None, dropout, True, scale=scaling, enable_gqa=grouped
+                )[0]
         elif name == "efficient":
             output = torch.ops.aten._scaled_dot_product_efficient_attention(
                 query, key, value, None, True, dropout, True, scale=scaling
@@ -128,8 +130,9 @@ def build(case):
 
     attention = case["attention"]
     if attention != "eager":
-        AttentionInterface.register(f"iisft_{attention}", _kernel(attention))
-        attention = f"iisft_{attention}"
+        name = f"iisft_{KERNELS.index(attention)}"  # transformers looks for flash attention's package by its name
+        AttentionInterface.register(name, _kernel(attention))
+        attention = name
     values = {k: v for k, v in case["config"].items() if k not in ("auto_map", "quantization_config")}
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     config.use_cache = False

@@ -230,19 +230,19 @@ def attend(
     heads_rows = shape.rows * model.heads
     squares = heads_rows * shape.length
     several = shape.batch > 1  # (batch, head) can't be merged in place in a transposed tensor
-    grouped = model.groups > 1
     if shape.attention in ("efficient", "flash"):
         if shape.attention == "efficient":
-            key, value = ops.repeat(tape, key, model.groups), ops.repeat(tape, value, model.groups)
+            key, value = (ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value))
         out = ops.fused_attention(tape, query, key, value, heads_rows)
         del query, key, value
-        return (ops.contiguous(tape, out) if shape.attention == "math" else out), None
+        return out, None
     if shape.attention == "math":
         out = _math_attention(tape, query, key, value, model, shape)
         return ops.contiguous(tape, out), None
     dtype = query.dtype
-    keys, values = ops.repeat(tape, key, model.groups), ops.repeat(tape, value, model.groups)
-    scores = ops.matmul(tape, query, keys, squares, copies=(several, several and not grouped))
+    keys, values = (ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value))
+    scattered = several and (model.groups == 1 or model.kv_heads == 1)
+    scores = ops.matmul(tape, query, keys, squares, copies=(several, scattered))
     scores = ops.scale(tape, scores)
     if model.attention_softcap:
         scores = ops.scale(tape, scores)
@@ -252,7 +252,7 @@ def attend(
         scores = ops.scale(tape, scores, mask_dtype)
     scores = ops.softmax(tape, scores)
     scores = ops.cast(tape, scores, dtype)
-    out = ops.matmul(tape, scores, values, query.numel, copies=(False, several and not grouped))
+    out = ops.matmul(tape, scores, values, query.numel, copies=(False, scattered))
     return ops.contiguous(tape, out), scores
 
 
@@ -266,11 +266,13 @@ def _math_attention(
     autocast, tape.autocast = tape.autocast, None
     try:
         query, key, value = (ops.cast(tape, x, "float32") for x in (query, key, value))
-        key, value = ops.repeat(tape, key, model.groups), ops.repeat(tape, value, model.groups)
+        key, value = (ops.repeat(tape, x, model.groups, single=False) for x in (key, value))
         several = shape.batch > 1
-        query, key = ops.scale(tape, query), ops.scale(tape, key)
         bias = tape.new(shape.length * shape.length, "float32")
-        scores = ops.matmul(tape, query, key, squares, copies=(several, several and model.groups == 1))
+        scores = ops.matmul(
+            tape, ops.scale(tape, query), ops.scale(tape, key), squares,
+            copies=(several, several and model.groups == 1),
+        )  # fmt: skip
         scores = ops.scale(tape, scores, "float32")
         del bias
         scores = ops.unary(tape, scores, saves_result=True)

@@ -148,11 +148,12 @@ def contiguous(tape: Tape, x: Tensor) -> Tensor:
     return tape.record(tape.new(x.numel, x.dtype), (x,), lambda g: (g,))
 
 
-def repeat(tape: Tape, x: Tensor, times: int) -> Tensor:
-    """repeat_kv: every key-value head for each of its query heads."""
+def repeat(tape: Tape, x: Tensor, times: int, *, single: bool) -> Tensor:
+    """repeat_kv: every key-value head for each of its query heads. A single head is only seen several times."""
     if times == 1:
         return x
-    out = tape.new(x.numel * times, x.dtype)
+    numel = x.numel * times
+    out = Tensor(x.storage, numel, x.dtype) if single else tape.new(numel, x.dtype)
     return tape.record(out, (x,), lambda g: (tape.new(g.numel // times, g.dtype),))
 
 

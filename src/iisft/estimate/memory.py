@@ -1,0 +1,227 @@
+"""Memory per GPU of a LoRA step: counted on the tape for few layers, extended to all of them, shared out over the ranks.
+
+Each segment of a step (forward, loss, loss backward, backward of the first and of the last layer, optimizer) grows by the
+same bytes with every layer, so two small models give the big one exactly. Figures are live bytes, what
+torch.cuda.max_memory_allocated counts. Sharded layouts are formulas (see `_shared`): their parts were not traced.
+"""
+
+from dataclasses import dataclass
+
+from iisft.estimate import decoder
+from iisft.estimate.architecture import Architecture
+from iisft.estimate.decoder import StepShape
+from iisft.estimate.tape import KINDS, Tape
+
+GIB = 2**30
+_COUNTED_LAYERS = (2, 3)
+
+# bitsandbytes nf4 with double quantization (QLoRA, Dettmers et al. 2023): half a byte, a scale of one byte per block of
+# 64, and a float32 per 256 of those.
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+_CONTEXT_GIB = 0.5  # CUDA or HIP context with its kernels; inferred, 0.3 to 0.6 is usual
+_COLLECTIVE_GIB = 0.1  # NCCL's and RCCL's buffers per rank; inferred
+_FRAGMENTED = 0.03  # of what is allocated and freed within a step; inferred
+_MARGIN = 0.01  # of the card
+
+# DeepSpeed's own defaults (runtime/zero/config.py), which iisft's configuration leaves alone: elements.
+_ZERO_BUCKET = 500_000_000
+_ZERO3_PREFETCH = 50_000_000
+_ZERO3_LIVE = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a run is spread over its GPUs. `mixed`: fp16 or bf16 by autocast."""
+
+    ranks: int
+    sharding: str
+    optimizer: str
+    accumulation: int
+    mixed: bool
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One GPU's worst moment, in bytes. `parts` sum to `peak`; `overhead` is what lies outside torch's live tensors."""
+
+    phase: str
+    parts: dict[str, int]
+    phases: dict[str, int]
+    overhead: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def needed(self) -> int:
+        """With everything beside the tensors."""
+        return self.peak + sum(self.overhead.values())
+
+    def fits(self, gpu_gib: float) -> str:
+        """yes; tight = only without fragmentation and margin; no."""
+        free = gpu_gib * GIB
+        spare = sum(self.overhead.get(name, 0) for name in ("fragmentation", "margin"))
+        return "yes" if self.needed <= free else "tight" if self.needed - spare <= free else "no"
+
+
+def estimate_memory(model: Architecture, shape: StepShape, layout: Layout, gpu_gib: float) -> Memory:
+    """The peak of one step on one GPU, optimizer state included (the second step and later ones)."""
+    phases = _shared(model, shape, layout, _segments(model, shape))
+    phase = max(phases, key=lambda name: sum(phases[name].values()))
+    parts = {name: size for name, size in phases[phase].items() if size}
+    return Memory(
+        phase=phase,
+        parts=parts,
+        phases={name: sum(sizes.values()) for name, sizes in phases.items()},
+        overhead=_overhead(model, shape, layout, parts, gpu_gib),
+    )
+
+
+def weight_bytes(model: Architecture, shape: StepShape) -> int:
+    """The frozen base model in memory."""
+    item = 4 if shape.weights == "float32" else 2
+    if shape.way != "nf4":
+        return model.parameters * item
+    matrices = model.layers * model.layer_parameters
+    return int(matrices * _NF4_BYTES) + (model.parameters - matrices) * item
+
+
+def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> int:
+    """AdamW's two moments; Adafactor's one row and one column per matrix; SGD keeps nothing."""
+    if optimizer == "sgd":
+        return 0
+    if optimizer == "adafactor":
+        rows = sum(i + o + 2 * shape.rank for _, i, o, adapted in model.projections if adapted)
+        return 4 * model.layers * rows
+    return 8 * model.adapter_parameters(shape.rank)
+
+
+def _segments(model: Architecture, shape: StepShape) -> dict[str, dict[str, int]]:
+    """Bytes by kind at the worst moment of each segment, without base weights and optimizer."""
+    if model.layers <= _COUNTED_LAYERS[-1]:
+        return _count(model, shape, model.layers)
+    low, high = (_count(model, shape, layers) for layers in _COUNTED_LAYERS)
+    more = model.layers - _COUNTED_LAYERS[0]
+    return {
+        segment: {kind: size + (high[segment][kind] - size) * more for kind, size in kinds.items()}
+        for segment, kinds in low.items()
+    }
+
+
+def _count(model: Architecture, shape: StepShape, layers: int) -> dict[str, dict[str, int]]:
+    tape = Tape(shape.autocast)
+    whole = decoder.Model(tape, model, shape, layers)
+    loss = whole.loss()
+    whole.backward(loss)
+    del loss
+    tape.enter(decoder.OPTIMIZER)
+    tape.peaks.pop("start", None)
+    tape.peaks.pop(decoder.BACKWARD_MIDDLE, None)
+    return {segment: dict(zip(KINDS, sizes, strict=True)) for segment, sizes in tape.peaks.items()}
+
+
+def _shared(
+    model: Architecture, shape: StepShape, layout: Layout, segments: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Put weights, optimizer state and the data-parallel layout's own buffers to each segment."""
+    adapter = model.adapter_parameters(shape.rank)
+    weights, optimizer = weight_bytes(model, shape), optimizer_bytes(model, shape, layout.optimizer)
+    ranks, sharding = layout.ranks, layout.sharding
+    phases: dict[str, dict[str, int]] = {}
+    for segment, counted in segments.items():
+        kinds = dict(counted) | {"weights": weights, "optimizer": optimizer}
+        if segment == decoder.OPTIMIZER and layout.optimizer == "adamw_torch":
+            kinds["layer"] += 4 * adapter  # foreach AdamW holds one more tensor of the adapter's size
+        if sharding == "none" and ranks > 1:
+            kinds["ddp buckets"] = 4 * adapter
+        elif sharding == "fsdp":
+            kinds = _fsdp(model, shape, layout, segment, kinds)
+        elif sharding in ("zero2", "zero3"):
+            kinds = _zero(model, shape, layout, segment, kinds)
+        phases[segment] = kinds
+    if sharding == "fsdp":
+        phases["first gather"] = _first_gather(model, shape, layout, phases[decoder.FORWARD])
+    return phases
+
+
+def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, int]:
+    """Bytes of FSDP's two kinds of gathered groups: the root (embedding, head, norm), and one layer with its adapter."""
+    item = 2 if layout.mixed or shape.weights != "float32" else 4
+    lora_item = 2 if layout.mixed else 4
+    root = model.embedding_parameters * (1 if model.tied else 2) * item
+    layer = (model.layer_parameters + model.bias_parameters) * item
+    return root, layer + model.adapter_parameters(shape.rank) // model.layers * lora_item
+
+
+def _fsdp(
+    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
+) -> dict[str, int]:
+    """FSDP2 with resharding after forward: the root stays gathered, layers come and go, one is fetched ahead.
+
+    accelerate (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
+    """
+    root, layer = _unit(model, shape, layout)
+    weights = model.parameters * 4 if layout.mixed else kinds["weights"]
+    gathered = {decoder.FORWARD: 2, decoder.BACKWARD_TOP: 3, decoder.BACKWARD_BOTTOM: 3}.get(segment, 0)
+    at_step = segment == decoder.OPTIMIZER
+    return kinds | {
+        "weights": weights // layout.ranks,
+        "adapter": kinds["adapter"] // layout.ranks,
+        "optimizer": kinds["optimizer"] // layout.ranks,
+        "gradients": kinds["gradients"] // layout.ranks,
+        "layer": kinds["layer"] // layout.ranks if at_step else kinds["layer"],
+        "gathered": 0 if at_step else root + gathered * layer,
+    }
+
+
+def _first_gather(model: Architecture, shape: StepShape, layout: Layout, forward: dict[str, int]) -> dict[str, int]:
+    """At the start of forward the root and the first layer are gathered into a buffer and copied out of it."""
+    root, layer = _unit(model, shape, layout)
+    kept = {kind: forward[kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
+    return kept | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4}
+
+
+def _zero(
+    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
+) -> dict[str, int]:
+    """DeepSpeed's stages 2 and 3 from its source (runtime/zero), not traced.
+
+    With fp16 or bf16 the engine holds model and adapter in that dtype, and a float32 copy of its share of the adapter.
+    Two reduce buckets of fixed size are always there; stage 3 keeps up to a billion gathered elements.
+    """
+    adapter = model.adapter_parameters(shape.rank)
+    item = 2 if layout.mixed or shape.weights != "float32" else 4
+    master = 4 * adapter // layout.ranks if item == 2 else 0
+    shared = kinds | {
+        "adapter": adapter * item + master,
+        "optimizer": kinds["optimizer"] // layout.ranks,
+        "gradients": kinds["gradients"] // layout.ranks,
+        "reduce buckets": 2 * _ZERO_BUCKET * item,
+    }
+    if layout.sharding == "zero3":
+        live = min(_ZERO3_LIVE, model.parameters) + _ZERO3_PREFETCH
+        shared["weights"] = kinds["weights"] // layout.ranks
+        shared["adapter"] = adapter * item // layout.ranks + master
+        shared["gathered"] = 0 if segment == decoder.OPTIMIZER else live * item
+    return shared
+
+
+def _overhead(
+    model: Architecture, shape: StepShape, layout: Layout, parts: dict[str, int], gpu_gib: float
+) -> dict[str, int]:
+    """What the card must hold beside the peak. Gradients of earlier micro-batches lie there during the next ones."""
+    if layout.on_cpu:
+        return {}
+    fleeting = sum(size for name, size in parts.items() if name not in ("weights", "adapter", "optimizer"))
+    shared = layout.ranks if layout.sharding != "none" else 1
+    kept = 4 * model.adapter_parameters(shape.rank) // shared if layout.accumulation > 1 else 0
+    return {
+        "context": int(_CONTEXT_GIB * GIB),
+        "collectives": int(_COLLECTIVE_GIB * GIB) if layout.ranks > 1 else 0,
+        "accumulated gradients": max(0, kept - parts.get("gradients", 0)),
+        "fragmentation": int(_FRAGMENTED * fleeting),
+        "margin": int(_MARGIN * gpu_gib * GIB),
+    }
