@@ -1,7 +1,7 @@
-"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' own code on tensors without data.
+"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on tensors without data.
 
-Runs in the training interpreter: python trace_step.py < CASES.json. Standard input is a JSON list of cases (see `trace`),
-standard output one JSON line per case. Every tensor is fake (torch's FakeTensorMode): shapes and dtypes are real, no
+Runs in the training interpreter: python trace_step.py < CASES.json. Standard input is a JSON list of cases (see
+`trace`), standard output one JSON line per case. Every tensor is fake (torch's FakeTensorMode): shapes and dtypes are real, no
 number is computed, no weight is read, so that a 70B model is traced on a laptop.
 
 Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA allocator does: what
@@ -145,9 +145,7 @@ def build(case):
         from child.modeling_iisft import make_exact
 
         make_exact(model)
-    model_args = ModelArguments(
-        model_name_or_path="traced", disable_gradient_checkpointing=not case["checkpointing"]
-    )
+    model_args = ModelArguments(model_name_or_path="traced", disable_gradient_checkpointing=not case["checkpointing"])
     finetuning = FinetuningArguments(
         finetuning_type="lora", lora_rank=case["rank"], lora_alpha=case["rank"], lora_dropout=case["dropout"],
         lora_target=case["target"],

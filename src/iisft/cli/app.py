@@ -9,6 +9,7 @@ import typer
 from iisft import __version__
 from iisft.cli import console
 from iisft.cli.data import data_app
+from iisft.cli.plan import plan
 from iisft.cli.preset import preset_app
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(train)
+app.command()(plan)
 app.add_typer(preset_app, name="preset")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")

@@ -18,7 +18,7 @@ BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_BOTTOM, OPTIMIZER = "backward", "middle"
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What one step computes with. dtypes are torch's names; `attention` is the kernel: eager, math, efficient, flash."""
+    """What one step computes with. dtypes by torch's names; `attention` is the kernel: eager, math, efficient, flash."""
 
     weights: str
     way: str  # native, exact or nf4
@@ -166,15 +166,13 @@ def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
 
 def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     """Slices of the last dimension: views, whose gradients are padded with zeros to the whole (SliceBackward)."""
-    total = sum(sizes)
-    return [
-        tape.record(
-            Tensor(whole.storage, whole.numel * size // total, whole.dtype),
-            (whole,),
-            lambda g, numel=whole.numel: (tape.new(numel, g.dtype),),
-        )
-        for size in sizes
-    ]
+    total, numel = sum(sizes), whole.numel
+
+    def backward(gradient: Tensor) -> Gradients:
+        return (tape.new(numel, gradient.dtype),)
+
+    views = [Tensor(whole.storage, numel * size // total, whole.dtype) for size in sizes]
+    return [tape.record(view, (whole,), backward) for view in views]
 
 
 def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
@@ -193,14 +191,12 @@ def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
     del with_cos, with_sin
     if passed is None:
         return out
-    dtype = promoted(out.dtype, passed.dtype)
-    return tape.record(
-        tape.new(x.numel, dtype), (out, passed), lambda g, a=out.numel, b=passed.numel: (_view(g, a), _view(g, b))
-    )
+    sizes = out.numel, passed.numel
 
+    def backward(gradient: Tensor) -> Gradients:
+        return tuple(Tensor(gradient.storage, numel, gradient.dtype) for numel in sizes)
 
-def _view(gradient: Tensor, numel: int) -> Tensor:
-    return Tensor(gradient.storage, numel, gradient.dtype)
+    return tape.record(tape.new(x.numel, promoted(out.dtype, passed.dtype)), (out, passed), backward)
 
 
 def _rotate_half(tape: Tape, x: Tensor) -> Tensor:
@@ -259,7 +255,7 @@ def attend(
 def _math_attention(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, model: Architecture, shape: StepShape
 ) -> Tensor:
-    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled by the root, causal mask added."""
+    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled, a causal mask added."""
     squares = shape.rows * model.heads * shape.length
     query, key, value = (ops.autocasted(tape, x) for x in (query, key, value))
     source = query.dtype

@@ -1,7 +1,7 @@
-"""Memory per GPU of a LoRA step: counted on the tape for few layers, extended to all of them, shared out over the ranks.
+"""Memory per GPU of a LoRA step: counted on the tape for few layers, extended to all, shared out over the ranks.
 
-Each segment of a step (forward, loss, loss backward, backward of the first and of the last layer, optimizer) grows by the
-same bytes with every layer, so two small models give the big one exactly. Figures are live bytes, what
+Each segment of a step (forward, loss, loss backward, backward of the first and of the last layer, optimizer) grows by
+the same bytes with every layer, so two small models give the big one exactly. Figures are live bytes, what
 torch.cuda.max_memory_allocated counts. Sharded layouts are formulas (see `_shared`): their parts were not traced.
 """
 
@@ -148,7 +148,7 @@ def _shared(
 
 
 def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, int]:
-    """Bytes of FSDP's two kinds of gathered groups: the root (embedding, head, norm), and one layer with its adapter."""
+    """Bytes of FSDP's two kinds of gathered groups: the root (embedding, head), and one layer with its adapter."""
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     lora_item = 2 if layout.mixed else 4
     root = model.embedding_parameters * (1 if model.tied else 2) * item
@@ -156,9 +156,7 @@ def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, i
     return root, layer + model.adapter_parameters(shape.rank) // model.layers * lora_item
 
 
-def _fsdp(
-    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
-) -> dict[str, int]:
+def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
     """FSDP2 with resharding after forward: the root stays gathered, layers come and go, one is fetched ahead.
 
     accelerate (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
@@ -184,9 +182,7 @@ def _first_gather(model: Architecture, shape: StepShape, layout: Layout, forward
     return kept | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4}
 
 
-def _zero(
-    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
-) -> dict[str, int]:
+def _zero(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
     """DeepSpeed's stages 2 and 3 from its source (runtime/zero), not traced.
 
     With fp16 or bf16 the engine holds model and adapter in that dtype, and a float32 copy of its share of the adapter.
@@ -195,7 +191,9 @@ def _zero(
     adapter = model.adapter_parameters(shape.rank)
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     master = 4 * adapter // layout.ranks if item == 2 else 0
+    held = model.parameters * 2 if layout.mixed and shape.way != "nf4" else kinds["weights"]
     shared = kinds | {
+        "weights": held,
         "adapter": adapter * item + master,
         "optimizer": kinds["optimizer"] // layout.ranks,
         "gradients": kinds["gradients"] // layout.ranks,
@@ -203,7 +201,7 @@ def _zero(
     }
     if layout.sharding == "zero3":
         live = min(_ZERO3_LIVE, model.parameters) + _ZERO3_PREFETCH
-        shared["weights"] = kinds["weights"] // layout.ranks
+        shared["weights"] = held // layout.ranks
         shared["adapter"] = adapter * item // layout.ranks + master
         shared["gathered"] = 0 if segment == decoder.OPTIMIZER else live * item
     return shared

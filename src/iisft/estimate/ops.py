@@ -1,7 +1,7 @@
 """torch's operations on the counting tape: what each one allocates, what it saves, what its backward allocates.
 
-The names are torch's. What an operation saves is taken from torch's derivatives.yaml: only what a gradient that is asked
-for needs, so a product with a frozen weight saves the weight and not its input.
+The names are torch's. What an operation saves is taken from torch's derivatives.yaml: only what a gradient that is
+asked for needs, so a product with a frozen weight saves the weight and not its input.
 """
 
 from dataclasses import dataclass
@@ -175,9 +175,7 @@ def fused_attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads
     out, sums = tape.new(query.numel, query.dtype), tape.new(heads_rows, "float32")
     result = Tensor(out.storage, out.numel, out.dtype)
 
-    def backward(
-        gradient: Tensor, saved: tuple[Tensor, ...] = (query, key, value, out, sums)
-    ) -> Gradients:
+    def backward(gradient: Tensor, saved: tuple[Tensor, ...] = (query, key, value, out, sums)) -> Gradients:
         return tuple(tape.new(x.numel, x.dtype) for x in saved[:3])
 
     return tape.record(result, (query, key, value), backward)

@@ -56,7 +56,8 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
     ]
 
 
-def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu]) -> Iterator[Finding]:
+def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu], fits: str | None = None) -> Iterator[Finding]:
+    """`fits` is the plan's verdict for these GPUs; None when it has none."""
     wanted = preset.hardware
     if placement.on_cpu:
         if wanted.vendor != "cpu":
@@ -87,6 +88,7 @@ def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu]) -> Itera
                 "gpu-memory",
                 f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted.memory_gib:g} GiB",
                 fix=f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
+                severity="warn" if fits in ("yes", "tight") else "error",
                 exit_code=ExitCode.ENVIRONMENT,
             )
 

@@ -13,7 +13,7 @@ from iisft.data import staging
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models.view import build_view
-from iisft.runs import drift, script
+from iisft.runs import drift, outlook, script
 from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
 from iisft.runs.plan import Plan
@@ -96,6 +96,7 @@ def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
             {"name": dataset.name, "rows": dataset.rows, "sha256": dataset.sha256, "source": dataset.source}
             for dataset in plan.datasets
         ],
+        "forecast": outlook.record_of(plan.preset, plan.outlook),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

@@ -23,7 +23,9 @@ from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.runs import checks, room
+from iisft.runs import outlook as outlooks
 from iisft.runs.folder import RunFolder
+from iisft.runs.outlook import Outlook
 from iisft.runs.proof import Expected
 from iisft.workspace import Workspace
 
@@ -71,6 +73,7 @@ class Plan:
     checkpoint: Checkpoint | None
     view: ViewPlan | None
     datasets: tuple[staging.StagedDataset, ...]
+    outlook: Outlook
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -121,20 +124,21 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
     """
-    _check_request(request)
-    document = documents.read_document(request.preset, workspace)
-    _apply(request, document)
-    notes: list[Finding] = []
     gpus = visible_gpus()
-    loaded, placement = _place(request, document, gpus, notes)
-    preset = loaded.preset
-    findings = [*loaded.warnings, *notes]
+    resolved = resolve(request, workspace, gpus)
+    document, preset, placement = resolved.document, resolved.preset, resolved.placement
+    findings = list(resolved.findings)
     interpreter = checks.interpreter_for(findings, preset, placement)
-    findings += checks.extra_argument_findings(loaded, interpreter)
-    findings += checks.gpu_findings(preset, placement, gpus)
+    findings += checks.extra_argument_findings(resolved.loaded, interpreter)
     model_folder = workspace.model_folder(preset.model.id)
+    of_data: list[Finding] = []
+    datasets = checks.datasets_for(of_data, preset, workspace)
+    place = outlooks.place_for(preset, gpus, placement.ranks)
+    outlook = outlooks.look(preset, model_folder, place, placement.world_size, datasets, workspace.runs)
+    findings += checks.gpu_findings(preset, placement, gpus, fits=outlook.fits)
     checkpoint, view = checks.model_for(findings, preset, model_folder)
-    datasets = checks.datasets_for(findings, preset, workspace)
+    findings += outlooks.fit_findings(outlook, preset, only_warn=placement.on_cpu)
+    findings += of_data
     findings += checks.overlong_findings(preset, datasets)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
@@ -150,8 +154,39 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tuple(gpus), tuple(findings),
+        tuple(datasets), outlook, tuple(gpus), tuple(findings),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request's preset, checked, with the command line's values in it, and where its ranks run."""
+
+    loaded: LoadedPreset
+    placement: Placement
+    findings: tuple[Finding, ...]
+
+    @property
+    def preset(self) -> Preset:
+        return self.loaded.preset
+
+    @property
+    def document(self) -> Document:
+        return self.loaded.document
+
+
+def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu]) -> Resolved:
+    """Read the preset that a request names and fit it to so many GPUs.
+
+    Raises:
+        IisftError: the request or its preset can't be read or is wrong.
+    """
+    _check_request(request)
+    document = documents.read_document(request.preset, workspace)
+    _apply(request, document)
+    notes: list[Finding] = []
+    loaded, placement = _place(request, document, gpus, notes)
+    return Resolved(loaded, placement, (*loaded.warnings, *notes))
 
 
 def _check_request(request: TrainRequest) -> None:
