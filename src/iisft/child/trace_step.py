@@ -1,8 +1,8 @@
 """Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on tensors without data.
 
-Runs in the training interpreter: python trace_step.py < CASES.json. Standard input is a JSON list of cases (see
-`trace`), standard output one JSON line per case. Every tensor is fake (torch's FakeTensorMode): shapes and dtypes are real, no
-number is computed, no weight is read, so that a 70B model is traced on a laptop.
+Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`) is the argument or
+standard input, standard output has one JSON line per case. Every tensor is fake (torch's FakeTensorMode): shapes and
+dtypes are real, no number is computed, no weight is read, so that a 70B model is traced on a laptop.
 
 Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA allocator does: what
 torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels, communication buffers, fragmentation, the
@@ -279,7 +279,7 @@ def main():
     real_stdout = os.dup(1)
     os.dup2(2, 1)  # the libraries print
     with os.fdopen(real_stdout, "w") as out:
-        for case in json.load(sys.stdin):
+        for case in json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read()):
             try:
                 answer = trace(case)
             except Exception as error:

@@ -51,7 +51,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Memory per GPU by part, time and disk of a run, from config.json alone. Always ends with 0."""
-    from iisft.runs import planning
+    from iisft.runs import plan_extras, planning
     from iisft.runs.plan import TrainRequest
 
     workspace = Workspace.current()
@@ -59,17 +59,18 @@ def plan(
     name = preset or planning.default_preset(workspace, card)
     if preset is None:
         console.say(f"no --preset given: planned for {name}")
-    rendezvous = {"name": "plan", "rendezvous": "planned:1"} if nodes > 1 else {}
-    request = TrainRequest(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes, **rendezvous)
+    request = TrainRequest(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
     planned = planning.make(request, workspace, card)
     extra: dict[str, Any] = {}
     if best:
-        extra["best"] = planning.best(planned)
+        extra["best"] = plan_extras.best(planned)
     if trace:
-        extra["trace"] = planning.trace(planned, console.say)
-    if probe:
-        extra["probe"] = planning.probe(request, workspace, console.say)
-        planned = planning.make(request, workspace, card)
+        extra["trace"] = plan_extras.trace(planned, console.say)
+    if probe and best:
+        extra["best"] = plan_extras.probe_best(extra["best"], request, workspace, console.say)
+    elif probe:
+        extra["probe"] = plan_extras.probe(request, workspace, console.say)
+        planned = planning.make(request, workspace, card)  # with what was just measured
     if as_json:
         console.out_json(planned.as_json() | extra)
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli.follow import duration
 from iisft.estimate.memory import GIB
+from iisft.runs.outlook import largest_parts
 
 if TYPE_CHECKING:
     from iisft.estimate.forecast import Forecast
@@ -26,6 +27,11 @@ def lines(planned: "Planned", extra: dict[str, Any]) -> Iterator[str]:
     if planned.contrasts:
         yield ""
         yield from _table("the same run otherwise", planned.contrasts, names=True)
+        if result.shape.way == "exact":
+            yield (
+                f"  this preset instead keeps the weights as stored ({result.shape.weights}) and computes each product "
+                "in float32: the same bits"
+            )
     if planned.suggestions:
         yield ""
         yield from _table("what would make it fit, the cheapest first", planned.suggestions, names=False)
@@ -57,7 +63,8 @@ def _heading(planned: "Planned") -> Iterator[str]:
 def _memory(planned: "Planned", result: "Forecast") -> Iterator[str]:
     memory = result.memory
     yield ""
-    yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {planned.outlook.place.gpu_gib:.1f} there"
+    have = planned.outlook.place.gpu_gib
+    yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
     parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200]
     beside = [(name, size) for name, size in memory.overhead.items() if size]
     for name, size in sorted(parts, key=lambda part: -part[1]):
@@ -92,7 +99,9 @@ def _table(title: str, found: "tuple[Suggestion, ...]", *, names: bool) -> Itera
         seconds = one.forecast.step_s
         pace = f"{seconds.typical:8.3g} s/step" if seconds else " " * 15
         need = one.forecast.memory.needed / GIB
-        text = f"{one.change.reason}" if names else f"{one.change.text}   ({one.change.reason})"
+        text = one.change.reason if names else f"{one.change.text}   ({one.change.reason})"
+        if names and one.forecast.fits == "no":
+            text += f": {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest_parts(one.forecast)[:2])}"
         yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
 
 
@@ -101,7 +110,8 @@ def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
     if seconds is None:
         yield "time: not known for this device; --probe measures it"
     else:
-        yield f"time: {seconds.typical:.3g} s per step ({seconds.low:.3g} to {seconds.high:.3g}), {_rate_source(planned)}"
+        span = f"{seconds.low:.3g} to {seconds.high:.3g}"
+        yield f"time: {seconds.typical:.3g} s per step ({span}), {_rate_source(planned)}"
     if total is not None:
         ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + total.typical))
         epochs = planned.preset.train.epochs
@@ -112,7 +122,7 @@ def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
     elif seconds is not None:
         yield "  each row counted as cutoff_len long; hours need the staged data (--data)"
     keep = planned.preset.save.keep
-    yield f"disk: {result.checkpoint_gib:.2f} GiB per checkpoint, {result.disk_gib:.1f} GiB for {keep} and what is written"
+    yield f"disk: {result.checkpoint_gib:.2f} GiB per checkpoint, {result.disk_gib:.1f} GiB with {keep} kept"
 
 
 def _rate_source(planned: "Planned") -> str:
@@ -162,3 +172,5 @@ def _best(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "the same training, the fastest that fit first:"
     for one in found:
         yield f"  {one['step_s']:8.3g} s/step  {one['peak_gib']:6.1f} GiB  {one['change'] or '(as the preset says)'}"
+        if one.get("probe"):
+            yield from (f"    {line}" for line in _probe(one["probe"]))

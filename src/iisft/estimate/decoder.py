@@ -18,7 +18,7 @@ BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_BOTTOM, OPTIMIZER = "backward", "middle"
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What one step computes with. dtypes by torch's names; `attention` is the kernel: eager, math, efficient, flash."""
+    """What one step computes with, dtypes by torch's names. `attention` is a kernel: eager, math, efficient, flash."""
 
     weights: str
     way: str  # native, exact or nf4

@@ -85,7 +85,7 @@ def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> floa
 
 
 def _link_seconds(model: Architecture, shape: StepShape, layout: Layout, device: Device) -> float:
-    """Ring collectives: DDP and ZeRO-2 exchange the adapter's gradients once, FSDP and ZeRO-3 all weights twice each."""
+    """Ring collectives: DDP and ZeRO-2 exchange the adapter's gradients once, FSDP and ZeRO-3 all weights twice."""
     if layout.ranks < 2:
         return 0.0
     share = (layout.ranks - 1) / layout.ranks

@@ -24,13 +24,14 @@ class LoadedPreset:
     warnings: tuple[Finding, ...]
 
 
-def check(document: Document, *, nodes: int = 1, ranks: int | None = None) -> LoadedPreset:
+def check(document: Document, *, nodes: int = 1, ranks: int | None = None, judge: bool = True) -> LoadedPreset:
     """Validate types and rules.
 
     Args:
         document: what was read.
         nodes: machines that take part.
         ranks: ranks per machine; None = the preset's GPUs, at least one.
+        judge: raise for a rule's error too; without it that is one of the `warnings`.
 
     Raises:
         CheckFailed: every error at once, each with file:line, the bad value and what is allowed.
@@ -50,7 +51,7 @@ def check(document: Document, *, nodes: int = 1, ranks: int | None = None) -> Lo
         )
         for objection in rules.object_to(preset, per_node * nodes)
     ]
-    if any(finding.severity == "error" for finding in findings):
+    if judge and any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     return LoadedPreset(preset, document, tuple(findings))
 

@@ -124,6 +124,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
     """
+    _check_nodes(request)
     gpus = visible_gpus()
     resolved = resolve(request, workspace, gpus)
     document, preset, placement = resolved.document, resolved.preset, resolved.placement
@@ -175,8 +176,8 @@ class Resolved:
         return self.loaded.document
 
 
-def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu]) -> Resolved:
-    """Read the preset that a request names and fit it to so many GPUs.
+def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, judge: bool = True) -> Resolved:
+    """Read the preset that a request names and fit it to so many GPUs. `judge`: see presets.checking.check.
 
     Raises:
         IisftError: the request or its preset can't be read or is wrong.
@@ -185,7 +186,7 @@ def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu]) -> Res
     document = documents.read_document(request.preset, workspace)
     _apply(request, document)
     notes: list[Finding] = []
-    loaded, placement = _place(request, document, gpus, notes)
+    loaded, placement = _place(request, document, gpus, notes, judge=judge)
     return Resolved(loaded, placement, (*loaded.warnings, *notes))
 
 
@@ -196,6 +197,10 @@ def _check_request(request: TrainRequest) -> None:
         raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
     if request.nodes < 1 or not 0 <= request.node_rank < request.nodes:
         raise UsageError("nodes", f"--node-rank {request.node_rank} is not one of {request.nodes} nodes (from 0)")
+
+
+def _check_nodes(request: TrainRequest) -> None:
+    """Several machines must find each other and share one folder."""
     if request.nodes > 1:
         if request.rendezvous is None or not re.fullmatch(r"\S+:\d+", request.rendezvous):
             raise UsageError("rendezvous", "several nodes need --rendezvous HOST:PORT of node 0")
@@ -214,7 +219,7 @@ def _apply(request: TrainRequest, document: Document) -> None:
 
 
 def _place(
-    request: TrainRequest, document: Document, gpus: list[Gpu], notes: list[Finding]
+    request: TrainRequest, document: Document, gpus: list[Gpu], notes: list[Finding], *, judge: bool
 ) -> tuple[LoadedPreset, Placement]:
     """Where the ranks run; the accumulation is rescaled so that the global batch stays."""
     asked = document.values.get("hardware")
@@ -241,7 +246,7 @@ def _place(
                     severity="info",
                 )
             )
-    return checking.check(document, nodes=request.nodes, ranks=ranks), placement
+    return checking.check(document, nodes=request.nodes, ranks=ranks, judge=judge), placement
 
 
 def _rescale(accumulation: int, before: int, after: int) -> int:

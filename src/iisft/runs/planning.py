@@ -1,7 +1,7 @@
 """The plan as a command: everything computed for one request, and what the extras (best, trace, probe) add."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iisft.errors import Finding
@@ -85,7 +85,7 @@ def make(request: TrainRequest, workspace: Workspace, device: Device | None = No
         IisftError: the preset or the request itself is wrong.
     """
     gpus = visible_gpus()
-    resolved = resolve(request, workspace, gpus or _imagined(request))
+    resolved = resolve(request, workspace, gpus or _imagined(request), judge=False)
     preset, placement = resolved.preset, resolved.placement
     findings = list(resolved.findings)
     of_data: list[Finding] = []
@@ -94,7 +94,7 @@ def make(request: TrainRequest, workspace: Workspace, device: Device | None = No
     seen = outlook.look(
         preset, workspace.model_folder(preset.model.id), place, placement.world_size, datasets, workspace.runs
     )
-    findings += [*seen.findings, *of_data]
+    findings += [*seen.findings, *(replace(finding, severity="warn") for finding in of_data)]
     compared = contrasts(preset, seen.situation) if seen.situation and not place.on_cpu else []
     return Planned(resolved, seen, tuple(seen.suggestions(preset)), tuple(compared), tuple(findings))
 
