@@ -126,7 +126,7 @@ def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
 
 
 def _rate_source(planned: "Planned") -> str:
-    from iisft.estimate.time import computed_precision
+    from iisft.estimate.timing import computed_precision
 
     situation, result = planned.outlook.situation, planned.outlook.forecast
     assert situation is not None and result is not None

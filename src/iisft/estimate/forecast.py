@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, replace
 
-from iisft.estimate import step, time
+from iisft.estimate import step, timing
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.decoder import StepShape
 from iisft.estimate.measured import Measured
 from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
-from iisft.estimate.time import Span
+from iisft.estimate.shape import StepShape
+from iisft.estimate.timing import Span
 from iisft.hardware.devices import Device
 from iisft.presets.schema import Preset
 
@@ -89,7 +89,7 @@ def _step_seconds(shape: StepShape, layout: Layout, situation: Situation) -> Spa
     if length is not None:
         low, typical, high = (min(tokens, shape.length) for tokens in (length.low, length.typical, length.high))
         length = Span(low, typical, high)
-    return time.step_seconds(situation.model, shape, layout, device, length=length, measured_rate=rate)
+    return timing.step_seconds(situation.model, shape, layout, device, length=length, measured_rate=rate)
 
 
 def _steps(preset: Preset, situation: Situation) -> int | None:

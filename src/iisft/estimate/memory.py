@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.decoder import StepShape
+from iisft.estimate.shape import StepShape
 from iisft.estimate.tape import KINDS, Tape
 
 GIB = 2**30

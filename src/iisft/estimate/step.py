@@ -1,8 +1,8 @@
 """From a preset to what one step computes with: dtypes, attention kernel, batch, layout over the GPUs."""
 
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.decoder import StepShape
 from iisft.estimate.memory import Layout
+from iisft.estimate.shape import StepShape
 from iisft.presets.schema import Preset
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -1,7 +1,7 @@
 """What GPUs can do: usable memory, peak and measured rates, with where each figure comes from.
 
 `memory_gib` is what a process can allocate, not the number on the box. Rates in TFLOP/s; `measured` are rates that a
-whole LoRA training step reached (FLOPs of iisft.estimate.time over wall time): low, typical, high. Where nobody has
+whole LoRA training step reached (FLOPs of iisft.estimate.timing over wall time): low, typical, high. Where nobody has
 published one, a share of the peak stands in for it, and the plan says that it is estimated.
 """
 

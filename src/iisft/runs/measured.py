@@ -14,18 +14,17 @@ from typing import Any
 
 from iisft import files
 from iisft.estimate.measured import Measured
-from iisft.runs.folder import RunFolder, parse_event
+from iisft.runs.folder import RunFolder
 
 FILE = "measured.jsonl"
 _RECENT = 5
 _WARM_UP = 1  # the first step has caches to fill and kernels to choose
 
 
-def measure(events: Iterable[str]) -> dict[str, float]:
+def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
     """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`. What was not logged is left out."""
     steps, speeds, peaks = [], [], []
-    for line in events:
-        event = parse_event(line)
+    for event in events:
         if event is None or event["kind"] not in ("metrics", "redone"):
             continue
         if isinstance(event.get("step_s"), int | float):

@@ -8,12 +8,12 @@ from typing import Any
 
 from iisft.data.staging import StagedDataset
 from iisft.errors import ExitCode, Finding
-from iisft.estimate import time
+from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
 from iisft.estimate.forecast import Forecast, Situation, forecast
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Suggestion, suggest
-from iisft.estimate.time import Span
+from iisft.estimate.timing import Span
 from iisft.hardware import telemetry
 from iisft.hardware.devices import Device, nearest_device
 from iisft.hardware.gpus import Gpu
@@ -119,7 +119,7 @@ def kin_of(preset: Preset, place: Place, result: Forecast) -> dict[str, Any]:
     shape = result.shape
     return {
         "arch": place.arch,
-        "precision": time.computed_precision(shape),
+        "precision": timing.computed_precision(shape),
         "way": shape.way,
         "attention": shape.attention,
         "checkpointing": shape.checkpointing,
@@ -134,7 +134,7 @@ def record_of(preset: Preset, outlook: Outlook) -> dict[str, Any] | None:
         return None
     length = situation.row_tokens.typical if situation.row_tokens else result.shape.length
     length = min(length, result.shape.length)
-    flops = time.micro_batch_flops(situation.model, result.shape, length)
+    flops = timing.micro_batch_flops(situation.model, result.shape, length)
     kept = result.memory.overhead.get("accumulated gradients", 0)
     return {
         "fits": result.fits,

@@ -13,7 +13,7 @@ from iisft.errors import IisftError
 from iisft.estimate.best import best as fastest
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Change
-from iisft.estimate.time import computed_precision, micro_batch_flops
+from iisft.estimate.timing import computed_precision, micro_batch_flops
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.runs import control, launch, measured
 from iisft.runs.plan import TrainRequest, make_plan
@@ -120,7 +120,7 @@ def probe(request: TrainRequest, workspace: Workspace, say: Say, *, changes: tup
     try:
         launch.start(plan)
         ended = control.wait(plan.folder)
-        found = measured.measure(plan.folder.events.read_text(encoding="utf-8").splitlines())
+        found = measured.measure(plan.folder.read_events())
         if ended.state != "finished":
             return {"error": f"the probe {ended.state}: {ended.reason}"}
         return _judged(found, plan.outlook)

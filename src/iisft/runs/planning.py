@@ -7,7 +7,7 @@ from typing import Any
 from iisft.errors import Finding
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Suggestion, contrasts
-from iisft.estimate.time import Span
+from iisft.estimate.timing import Span
 from iisft.hardware.devices import Device
 from iisft.hardware.gpus import Gpu, visible_gpus
 from iisft.llamafactory.environment import Placement

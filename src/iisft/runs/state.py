@@ -12,6 +12,7 @@ from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
 from iisft.runs.checkpoints import checkpoints
 from iisft.runs.folder import EXIT, RunFolder, parse_event
+from iisft.runs.measured import measure
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
@@ -34,6 +35,8 @@ class RunStatus:
     observed: dict[str, Any] | None = None
     restarts: int = 0
     findings: tuple[dict[str, Any], ...] = ()
+    forecast: dict[str, Any] | None = None
+    measured: dict[str, float] | None = None
 
     @property
     def live(self) -> bool:
@@ -75,6 +78,8 @@ class RunStatus:
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
             "metrics": self.metrics,
+            "forecast": self.forecast,
+            "measured": self.measured,
         }
 
 
@@ -105,6 +110,8 @@ def status_of(folder: RunFolder) -> RunStatus:
         observed=record.get("observed"),
         restarts=sum(event.get("state") == "restarting" for event in events),
         findings=tuple(findings),
+        forecast=record.get("forecast"),
+        measured=measure(events),
     )
 
 

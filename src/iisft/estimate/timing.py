@@ -9,8 +9,8 @@ With checkpointing each layer's forward runs twice; the head's once. Frozen weig
 from dataclasses import dataclass
 
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.decoder import StepShape
 from iisft.estimate.memory import Layout
+from iisft.estimate.shape import StepShape
 from iisft.hardware.devices import Device
 
 _CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy
