@@ -133,7 +133,8 @@ def _rate_source(planned: "Planned") -> str:
     if situation.measured and situation.measured.tflops:
         ratio = situation.measured.step_ratio
         compared = f", measured / predicted {ratio:.2f}" if ratio else ""
-        return f"measured in {situation.measured.runs} runs here{compared}"
+        runs = situation.measured.runs
+        return f"measured in {runs} run{'s' if runs > 1 else ''} here{compared}"
     device = situation.device
     if device is None:
         return ""

@@ -11,3 +11,4 @@ class Measured:
     tflops: float | None
     peak_ratio: float | None  # measured / predicted
     step_ratio: float | None
+    row_tokens: float | None = None  # of the same rows

@@ -96,7 +96,7 @@ def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
             {"name": dataset.name, "rows": dataset.rows, "sha256": dataset.sha256, "source": dataset.source}
             for dataset in plan.datasets
         ],
-        "forecast": outlook.record_of(plan.preset, plan.outlook),
+        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

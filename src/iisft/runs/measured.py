@@ -55,6 +55,8 @@ def keep(folder: RunFolder, record: dict[str, Any], found: dict[str, float]) -> 
         "machine": platform.node(),
         "kin": planned.get("kin"),
         "ranks": planned.get("ranks"),
+        "rows": planned.get("rows"),
+        "global_batch": planned.get("global_batch"),
         "flops_per_token": planned.get("flops_per_token"),
         "predicted": {key: planned.get(key) for key in ("peak_gib", "step_s")},
         "measured": found,
@@ -63,8 +65,8 @@ def keep(folder: RunFolder, record: dict[str, Any], found: dict[str, float]) -> 
         files.append_line(folder.path.parent / FILE, json.dumps(entry))
 
 
-def recall(runs: Path, kin: dict[str, Any]) -> Measured | None:
-    """What the latest runs of that kind reached on this machine."""
+def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None:
+    """What the latest runs of that kind reached on this machine; tokens per row only of the same `rows`."""
     machine = platform.node()
     same: list[dict[str, Any]] = []
     for line in files.last_lines(runs / FILE, 1024 * 1024):
@@ -82,6 +84,7 @@ def recall(runs: Path, kin: dict[str, Any]) -> Measured | None:
         tflops=_median(_rate(entry) for entry in same),
         peak_ratio=_median(_ratio(entry, "peak_gib") for entry in same),
         step_ratio=_median(_ratio(entry, "step_s") for entry in same),
+        row_tokens=_median(_row_tokens(entry) for entry in same if rows and entry.get("rows") == rows),
     )
 
 
@@ -89,6 +92,14 @@ def _rate(entry: dict[str, Any]) -> float | None:
     """TFLOP/s per GPU of a whole step."""
     try:
         return float(entry["measured"]["tokens_per_s"]) * float(entry["flops_per_token"]) / int(entry["ranks"]) / 1e12
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _row_tokens(entry: dict[str, Any]) -> float | None:
+    try:
+        found = entry["measured"]
+        return float(found["tokens_per_s"]) * float(found["step_s"]) / int(entry["global_batch"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 

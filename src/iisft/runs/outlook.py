@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.data.staging import StagedDataset
+from iisft import files
+from iisft.data.staging import RECORD, StagedDataset
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
@@ -24,6 +25,8 @@ from iisft.runs import measured
 
 # UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high, typical, low. Inferred.
 _BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
+_TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
+_JSON_BYTES = 6  # around a key and its value
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,11 @@ def look(
         on_cpu=place.on_cpu,
     )
     result = forecast(preset, situation)
-    earlier = measured.recall(runs, kin_of(preset, place, result))
+    earlier = measured.recall(runs, kin_of(preset, place, result), rows_of(preset, datasets))
     if earlier is not None:
-        situation = replace(situation, measured=earlier)
+        each = earlier.row_tokens
+        tokens = Span(each, each, each) if each else situation.row_tokens
+        situation = replace(situation, measured=earlier, row_tokens=tokens)
         result = forecast(preset, situation)
     return Outlook(place, facts, situation, result, tuple(findings))
 
@@ -127,7 +132,12 @@ def kin_of(preset: Preset, place: Place, result: Forecast) -> dict[str, Any]:
     }
 
 
-def record_of(preset: Preset, outlook: Outlook) -> dict[str, Any] | None:
+def rows_of(preset: Preset, datasets: Sequence[StagedDataset]) -> str | None:
+    """What must be the same for two runs' rows to have the same number of tokens."""
+    return f"{preset.model.id} {datasets[0].sha256} {preset.train.cutoff_len}" if datasets else None
+
+
+def record_of(preset: Preset, outlook: Outlook, datasets: Sequence[StagedDataset]) -> dict[str, Any] | None:
     """What run.json keeps of the forecast, for `status` and for the comparison at the end."""
     result, situation = outlook.forecast, outlook.situation
     if result is None or situation is None:
@@ -144,6 +154,8 @@ def record_of(preset: Preset, outlook: Outlook) -> dict[str, Any] | None:
         "kin": kin_of(preset, outlook.place, result),
         "flops_per_token": flops / (result.shape.batch * length),
         "ranks": situation.ranks,
+        "rows": rows_of(preset, datasets),
+        "global_batch": preset.global_batch(situation.ranks),
     }
 
 
@@ -173,13 +185,18 @@ def largest_parts(result: Forecast) -> list[tuple[str, int]]:
 
 
 def _row_tokens(dataset: StagedDataset) -> Span | None:
-    """Tokens of a row, from the bytes of the staged file."""
+    """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the staged file."""
+    record = files.read_json_object(dataset.folder / RECORD) or {}
+    counted = ((record.get("tokens") or {}).get("epoch") or {}).get("tokens")
+    if isinstance(counted, int | float) and counted > 0:
+        each = counted / max(dataset.rows, 1)
+        return Span(each, each, each)
     try:
         size = dataset.file.stat().st_size
     except OSError:
         return None
-    each = max(1.0, size / max(dataset.rows, 1) - sum(len(key) + 6 for key in dataset.keys))
-    low, typical, high = (each / per_token for per_token in _BYTES_PER_TOKEN)
+    text = max(1.0, size / max(dataset.rows, 1) - sum(len(key) + _JSON_BYTES for key in dataset.keys))
+    low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
     return Span(low, typical, high)
 
 

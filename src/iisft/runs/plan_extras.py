@@ -23,7 +23,7 @@ from iisft.workspace import Workspace
 Say = Callable[[str], None]
 
 _TRACE_TIMEOUT_S = 1200.0
-_PROBE_STEPS = 4
+_PROBE_STEPS = (4, 60)  # the second where the first went by between two looks at the log
 _PROBED_CANDIDATES = 2
 
 
@@ -107,23 +107,32 @@ def probe(request: TrainRequest, workspace: Workspace, say: Say, *, changes: tup
 
     What it measured stays in runs/measured.jsonl for the next plan. Errors become `error`.
     """
-    name = f"probe-{time.strftime('%Y%m%d-%H%M%S')}"
-    only = ("data.eval=null", "save.eval_every_steps=null", f"train.max_steps={_PROBE_STEPS}")
+    request = replace(request, overrides=(*request.overrides, *changes))
+    judged: dict[str, Any] = {}
+    for steps in _PROBE_STEPS:
+        judged = _run_probe(request, workspace, say, steps)
+        if "error" in judged or "step_s" in judged:
+            return judged
+    return judged | {"error": "the steps are too short to be timed; a longer run will tell"}
+
+
+def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int) -> dict[str, Any]:
+    only = ("data.eval=null", "save.eval_every_steps=null", f"train.max_steps={steps}")
+    name = f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{steps}"
     try:
-        plan = make_plan(replace(request, name=name, overrides=(*request.overrides, *changes, *only)), workspace)
+        plan = make_plan(replace(request, name=name, overrides=(*request.overrides, *only)), workspace)
         plan.require_sound()
         plan = replace(plan, train_yaml=plan.train_yaml | {"save_strategy": "no"})
-        say(f"running {_PROBE_STEPS} real steps of global batch {plan.global_batch} as {name}; Ctrl-C ends it")
+        say(f"running {steps} real steps of global batch {plan.global_batch} as {name}; Ctrl-C ends it")
         launch.create(plan)
     except IisftError as error:
         return {"error": error.message, "fix": error.fix}
     try:
         launch.start(plan)
         ended = control.wait(plan.folder)
-        found = measured.measure(plan.folder.read_events())
         if ended.state != "finished":
             return {"error": f"the probe {ended.state}: {ended.reason}"}
-        return _judged(found, plan.outlook)
+        return {"steps": steps, **_judged(measured.measure(plan.folder.read_events()), plan.outlook)}
     except IisftError as error:
         return {"error": error.message, "fix": error.fix}
     finally:
@@ -141,7 +150,7 @@ def _remove(folder: Any) -> None:
 def _judged(found: dict[str, float], outlook: Any) -> dict[str, Any]:
     """The measurement beside the prediction."""
     result, situation = outlook.forecast, outlook.situation
-    judged: dict[str, Any] = {"steps": _PROBE_STEPS, **found}
+    judged: dict[str, Any] = dict(found)
     if result is None or situation is None:
         return judged
     if "tokens_per_s" in found:
