@@ -100,6 +100,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 _FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
 _FUSED_ATTENTION = ("chatglm", "phi3")
 _TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
+_CHATGLM_NAMES = {
+    "query_key_value": "qkv_proj",
+    "dense": "o_proj",
+    "dense_h_to_4h": "gate_up_proj",
+    "dense_4h_to_h": "down_proj",
+}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -130,9 +136,10 @@ def read_architecture(config: Mapping[str, Any], target: str | list[str] = "all"
     head_dim = _size(config, "head_dim", "kv_channels") or hidden // heads
     if heads % kv_heads:
         return None
-    wanted = None if target == "all" else set(target.split(",") if isinstance(target, str) else target)
+    given = target.split(",") if isinstance(target, str) else target
+    wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
     projections = tuple(
-        (name, inputs, outputs, wanted is None or name in {part.strip() for part in wanted})
+        (name, inputs, outputs, target == "all" or name in wanted)
         for name, inputs, outputs in _projections(kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
     )
     features = dict(_FAMILIES.get(kind, {}))
