@@ -36,6 +36,7 @@ def modules_after(statement: str) -> set[str]:
         ["preset", "list"],
         ["preset", "validate", "mi50"],
         ["train", "--preset", "mi50", "--dry-run"],
+        ["plan", "--preset", "mi50"],
         ["runs"],
     ],
 )

@@ -99,6 +99,18 @@ def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> in
     return 8 * model.adapter_parameters(shape.rank)
 
 
+def _optimizer_work(model: Architecture, shape: StepShape, optimizer: str) -> int:
+    """What the optimizer's step holds for its moment.
+
+    The foreach AdamW one tensor of the adapter's size, Adafactor three of one matrix's, fused AdamW and SGD nothing.
+    """
+    if optimizer == "adamw_torch":
+        return 4 * model.adapter_parameters(shape.rank)
+    if optimizer == "adafactor":
+        return 12 * shape.rank * max((max(i, o) for _, i, o, adapted in model.projections if adapted), default=0)
+    return 0
+
+
 def _segments(model: Architecture, shape: StepShape) -> dict[str, dict[str, int]]:
     """Bytes by kind at the worst moment of each segment, without base weights and optimizer."""
     if model.layers <= _COUNTED_LAYERS[-1]:
@@ -133,8 +145,8 @@ def _shared(
     phases: dict[str, dict[str, int]] = {}
     for segment, counted in segments.items():
         kinds = dict(counted) | {"weights": weights, "optimizer": optimizer}
-        if segment == decoder.OPTIMIZER and layout.optimizer == "adamw_torch":
-            kinds["layer"] += 4 * adapter  # foreach AdamW holds one more tensor of the adapter's size
+        if segment == decoder.OPTIMIZER:
+            kinds["layer"] += _optimizer_work(model, shape, layout.optimizer)
         if sharding == "none" and ranks > 1:
             kinds["ddp buckets"] = 4 * adapter
         elif sharding == "fsdp":

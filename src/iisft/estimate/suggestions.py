@@ -1,4 +1,4 @@
-"""What would make a run fit: changes tried one by one, then in pairs, each computed, the cheapest first.
+"""What would make a run fit: changes tried one by one, then together, each computed, the cheapest first.
 
 Cost classes: 0 = the same results; 1 = the same computation to rounding, or a layout nobody has proven here; 2 =
 another arithmetic, a smaller adapter or quantised weights; 3 = shorter rows. Within a class the faster one comes first.
@@ -14,7 +14,7 @@ from iisft.presets import rules
 from iisft.presets.schema import Preset
 
 _MOST = 5
-_MOST_PAIRED = 8
+_MOST_JOINED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +50,42 @@ class Suggestion:
 
 
 def suggest(preset: Preset, situation: Situation, *, exact: bool) -> list[Suggestion]:
-    """At most five changes after which the run fits; pairs only where no single change is enough.
+    """At most five changes after which the run fits; two or three together only where fewer are not enough.
 
     Args:
         exact: whether float32 products over stored weights are proven for this architecture.
     """
-    families = list(_families(preset, situation, exact=exact))
-    tried = [result for family in families if (result := _first_that_fits(preset, situation, family))]
-    found = [one for one in tried if one.forecast.fits == "yes"]
-    if not found:
-        helpful = sorted(tried, key=lambda one: one.forecast.memory.needed)[:_MOST_PAIRED]
-        for one, other in combinations(helpful, 2):
-            if not one.change.values.keys() & other.change.values.keys():
-                pair = _try(preset, situation, _joined(one.change, other.change))
-                if pair and pair.forecast.fits == "yes":
-                    found.append(pair)
+    families = [family for family in _families(preset, situation, exact=exact) if family]
+    tried = [(result, family) for family in families if (result := _first_that_fits(preset, situation, family))]
+    found = [result for result, _ in tried if result.forecast.fits == "yes"]
+    helpful = sorted(tried, key=lambda pair: pair[0].forecast.memory.needed)[:_MOST_JOINED]
+    for count in (2, 3):
+        if found:
+            break
+        for group in combinations(helpful, count):
+            if joined := _try_together(preset, situation, [result.change for result, _ in group]):
+                found.append(_relaxed(preset, situation, joined, [family for _, family in group]))
     return sorted(found, key=_cost)[:_MOST]
+
+
+def _try_together(preset: Preset, situation: Situation, changes: list[Change]) -> Suggestion | None:
+    keys = [key for change in changes for key in change.values]
+    if len(keys) != len(set(keys)):
+        return None
+    result = _try(preset, situation, _joined(changes))
+    return result if result and result.forecast.fits == "yes" else None
+
+
+def _relaxed(preset: Preset, situation: Situation, strong: Suggestion, families: list[list[Change]]) -> Suggestion:
+    """The same families, each only as far as it must go."""
+    chosen, result = [family[-1] for family in families], strong
+    for place, family in enumerate(families):
+        for milder in family[:-1]:
+            trial = [*chosen[:place], milder, *chosen[place + 1 :]]
+            if (better := _try_together(preset, situation, trial)) is not None:
+                chosen, result = trial, better
+                break
+    return result
 
 
 def contrasts(preset: Preset, situation: Situation) -> list[Suggestion]:
@@ -159,8 +179,9 @@ def _halves(value: int, least: int) -> list[int]:
     return found
 
 
-def _joined(one: Change, other: Change) -> Change:
-    return Change(one.values | other.values, f"{one.reason}; {other.reason}", max(one.cost, other.cost))
+def _joined(changes: list[Change]) -> Change:
+    values = {key: value for change in changes for key, value in change.values.items()}
+    return Change(values, "; ".join(change.reason for change in changes), max(change.cost for change in changes))
 
 
 def _value(preset: Preset, key: str) -> Any:

@@ -149,8 +149,8 @@ def record_of(preset: Preset, outlook: Outlook, datasets: Sequence[StagedDataset
     return {
         "fits": result.fits,
         "peak_gib": round((result.memory.peak + kept) / GIB, 3),
-        "step_s": round(result.step_s.typical, 3) if result.step_s else None,
-        "total_h": round(result.total_s.typical / 3600, 3) if result.total_s else None,
+        "step_s": round(result.step_s.typical, 6) if result.step_s else None,
+        "total_h": round(result.total_s.typical / 3600, 6) if result.total_s else None,
         "kin": kin_of(preset, outlook.place, result),
         "flops_per_token": flops / (result.shape.batch * length),
         "ranks": situation.ranks,

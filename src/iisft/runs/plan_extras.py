@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from iisft import process
-from iisft.errors import IisftError
+from iisft.errors import CheckFailed, IisftError
 from iisft.estimate.best import best as fastest
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Change
 from iisft.estimate.timing import computed_precision, micro_batch_flops
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.runs import control, launch, measured
+from iisft.runs.folder import RunFolder
+from iisft.runs.outlook import Outlook
 from iisft.runs.plan import TrainRequest, make_plan
 from iisft.runs.planning import Planned
 from iisft.workspace import Workspace
@@ -126,7 +128,7 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
         say(f"running {steps} real steps of global batch {plan.global_batch} as {name}; Ctrl-C ends it")
         launch.create(plan)
     except IisftError as error:
-        return {"error": error.message, "fix": error.fix}
+        return _refusal(error)
     try:
         launch.start(plan)
         ended = control.wait(plan.folder)
@@ -134,12 +136,18 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
             return {"error": f"the probe {ended.state}: {ended.reason}"}
         return {"steps": steps, **_judged(measured.measure(plan.folder.read_events()), plan.outlook)}
     except IisftError as error:
-        return {"error": error.message, "fix": error.fix}
+        return _refusal(error)
     finally:
         _remove(plan.folder)
 
 
-def _remove(folder: Any) -> None:
+def _refusal(error: IisftError) -> dict[str, Any]:
+    """All of it, where several findings speak against the run."""
+    several = error.errors if isinstance(error, CheckFailed) else ()
+    return {"error": "; ".join(finding.message for finding in several) or error.message, "fix": error.fix}
+
+
+def _remove(folder: RunFolder) -> None:
     with contextlib.suppress(IisftError):
         control.request_stop(folder, now=True)
         control.wait(folder)
@@ -147,7 +155,7 @@ def _remove(folder: Any) -> None:
         control.remove(folder)
 
 
-def _judged(found: dict[str, float], outlook: Any) -> dict[str, Any]:
+def _judged(found: dict[str, float], outlook: Outlook) -> dict[str, Any]:
     """The measurement beside the prediction."""
     result, situation = outlook.forecast, outlook.situation
     judged: dict[str, Any] = dict(found)

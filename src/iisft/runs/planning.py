@@ -54,14 +54,14 @@ class Planned:
             "parts": parts,
             "overhead_gib": round(sum(overhead.values()), 4) if result else None,
             "suggestions": [one.as_json() for one in self.suggestions],
-            "step_s": round(seconds.typical, 3) if seconds else None,
-            "total_h": round(total.typical / 3600, 3) if total else None,
+            "step_s": round(seconds.typical, 6) if seconds else None,
+            "total_h": round(total.typical / 3600, 6) if total else None,
             "overhead": overhead,
             "phases": {name: _gib(size) for name, size in result.memory.phases.items()} if result else {},
             "contrasts": [one.as_json() | {"name": one.change.reason} for one in self.contrasts],
             "step_s_range": _range(seconds, 1.0),
             "steps": result.steps if result else None,
-            "epoch_h": round(total.typical / 3600 / self.preset.train.epochs, 3) if total else None,
+            "epoch_h": round(total.typical / 3600 / self.preset.train.epochs, 6) if total else None,
             "total_h_range": _range(total, 3600.0),
             "finish": _finish(total),
             "checkpoint_gib": round(result.checkpoint_gib, 3) if result else None,
@@ -123,7 +123,7 @@ def _gib(size: int) -> float:
 
 
 def _range(span: Span | None, unit: float) -> list[float] | None:
-    return [round(span.low / unit, 3), round(span.high / unit, 3)] if span else None
+    return [round(span.low / unit, 6), round(span.high / unit, 6)] if span else None
 
 
 def _finish(total: Span | None) -> str | None:
