@@ -9,6 +9,7 @@ import pytest
 from iisft.estimate.architecture import Architecture, read_architecture
 from iisft.estimate.memory import GIB, Layout, estimate_memory
 from iisft.estimate.shape import StepShape
+from iisft.estimate.timing import micro_batch_flops
 from iisft.models.known import model_facts
 
 RECORDED = json.loads(Path(__file__).with_name("traces.json").read_text(encoding="utf-8"))
@@ -142,3 +143,14 @@ def test_chatglms_own_names_are_understood() -> None:
 )  # fmt: skip
 def test_what_can_not_be_counted_is_none(config: dict[str, Any]) -> None:
     assert read_architecture(config) is None
+
+
+@pytest.mark.parametrize(
+    ("attention", "length", "flops"),
+    [("efficient", 1024, 4.554e13), ("eager", 1024, 4.533e13), ("efficient", 4096, 2.049e14)],
+)
+def test_flops_are_those_that_torchs_counter_finds(
+    qwen_7b: Architecture, attention: str, length: int, flops: float
+) -> None:
+    shape = StepShape("bfloat16", "native", None, attention, 1, length, True, 64, 0.05)
+    assert micro_batch_flops(qwen_7b, shape) == pytest.approx(flops, rel=1e-3)

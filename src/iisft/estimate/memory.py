@@ -198,7 +198,7 @@ def _zero(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
     """DeepSpeed's stages 2 and 3 from its source (runtime/zero), not traced.
 
     With fp16 or bf16 the engine holds model and adapter in that dtype, and a float32 copy of its share of the adapter.
-    Two reduce buckets of fixed size are always there; stage 3 keeps up to a billion gathered elements.
+    Stage 2 makes two reduce buckets of fixed size, stage 3 one, and stage 3 keeps up to a billion gathered elements.
     """
     adapter = model.adapter_parameters(shape.rank)
     item = 2 if layout.mixed or shape.weights != "float32" else 4
@@ -215,6 +215,7 @@ def _zero(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
         live = min(_ZERO3_LIVE, model.parameters) + _ZERO3_PREFETCH
         shared["weights"] = held // layout.ranks
         shared["adapter"] = adapter * item // layout.ranks + master
+        shared["reduce buckets"] = _ZERO_BUCKET * item
         shared["gathered"] = 0 if segment == decoder.OPTIMIZER else live * item
     return shared
 
