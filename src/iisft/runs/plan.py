@@ -124,6 +124,7 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
     """
+    _check_request(request)
     _check_nodes(request)
     gpus = visible_gpus()
     resolved = resolve(request, workspace, gpus)

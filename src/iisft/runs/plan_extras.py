@@ -18,7 +18,7 @@ from iisft.llamafactory.interpreter import training_interpreter
 from iisft.runs import control, launch, measured
 from iisft.runs.folder import RunFolder
 from iisft.runs.outlook import Outlook
-from iisft.runs.plan import TrainRequest, make_plan
+from iisft.runs.plan import Plan, TrainRequest, make_plan
 from iisft.runs.planning import Planned
 from iisft.workspace import Workspace
 
@@ -125,7 +125,9 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
         plan = make_plan(replace(request, name=name, overrides=(*request.overrides, *only)), workspace)
         plan.require_sound()
         plan = replace(plan, train_yaml=plan.train_yaml | {"save_strategy": "no"})
-        say(f"running {steps} real steps of global batch {plan.global_batch} as {name}; Ctrl-C ends it")
+        say(
+            f"running {steps} real steps of global batch {plan.global_batch} as {name}{_about(plan, steps)}; Ctrl-C ends it"
+        )
         launch.create(plan)
     except IisftError as error:
         return _refusal(error)
@@ -139,6 +141,13 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
         return _refusal(error)
     finally:
         _remove(plan.folder)
+
+
+def _about(plan: Plan, steps: int) -> str:
+    result = plan.outlook.forecast
+    if result is None or result.step_s is None:
+        return ""
+    return f", about {max(1, round(steps * result.step_s.typical / 60))} min after loading"
 
 
 def _refusal(error: IisftError) -> dict[str, Any]:
