@@ -125,9 +125,7 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
         plan = make_plan(replace(request, name=name, overrides=(*request.overrides, *only)), workspace)
         plan.require_sound()
         plan = replace(plan, train_yaml=plan.train_yaml | {"save_strategy": "no"})
-        say(
-            f"running {steps} real steps of global batch {plan.global_batch} as {name}{_about(plan, steps)}; Ctrl-C ends it"
-        )
+        say(f"running {steps} real steps as {name}{_about(plan, steps)}; Ctrl-C ends it")
         launch.create(plan)
     except IisftError as error:
         return _refusal(error)
