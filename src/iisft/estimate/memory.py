@@ -155,7 +155,7 @@ def _shared(
             kinds = _zero(model, shape, layout, segment, kinds)
         phases[segment] = kinds
     if sharding == "fsdp":
-        phases["first gather"] = _first_gather(model, shape, layout, phases[decoder.FORWARD])
+        phases |= _gathers(model, shape, layout, phases)
     return phases
 
 
@@ -171,11 +171,12 @@ def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, i
 def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
     """FSDP2 with resharding after forward: the root stays gathered, layers come and go, one is fetched ahead.
 
-    accelerate (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
+    How many layers are gathered in each segment was read from traces of fully_shard over 2 ranks. accelerate
+    (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
     """
     root, layer = _unit(model, shape, layout)
     weights = model.parameters * 4 if layout.mixed else kinds["weights"]
-    gathered = {decoder.FORWARD: 2, decoder.BACKWARD_TOP: 3, decoder.BACKWARD_BOTTOM: 3}.get(segment, 0)
+    gathered = 1 if segment in (decoder.LOSS, decoder.LOSS_BACKWARD) else 2
     at_step = segment == decoder.OPTIMIZER
     return kinds | {
         "weights": weights // layout.ranks,
@@ -187,11 +188,19 @@ def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
     }
 
 
-def _first_gather(model: Architecture, shape: StepShape, layout: Layout, forward: dict[str, int]) -> dict[str, int]:
-    """At the start of forward the root and the first layer are gathered into a buffer and copied out of it."""
+def _gathers(
+    model: Architecture, shape: StepShape, layout: Layout, phases: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """A group is gathered into a buffer and copied out of it: root and first layer as forward begins, the root again as
+    backward begins, when the checkpoints and the loss's log-softmax are there."""
     root, layer = _unit(model, shape, layout)
-    kept = {kind: forward[kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
-    return kept | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4}
+    shards = {kind: phases[decoder.FORWARD][kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
+    kept = {kind: phases[decoder.LOSS_BACKWARD][kind] for kind in ("checkpoints", "layer")}
+    chances = 4 * shape.rows * model.vocabulary
+    return {
+        "first gather": shards | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},
+        "second gather": shards | kept | {"gathered": 2 * root, "logits": chances},
+    }
 
 
 def _zero(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
