@@ -67,14 +67,16 @@ def draw(chance: random.Random) -> dict[str, Any]:
     precision = chance.choice(PRECISIONS)
     half = precision["arithmetic"] == "native" and (precision["autocast"] or precision["weights"]) != "float32"
     batch, length = chance.choice([(1, 512), (1, 1024), (1, 2048), (1, 4096), (2, 1024), (4, 512), (2, 2048), (8, 256)])
-    fused = chance.choice(["q_proj,v_proj", "all", "all"])
+    targets = chance.choice(["q_proj,v_proj", "all", "all"])
+    shared = precision["arithmetic"] == "native" and chance.random() < 0.2
     return {
         "name": name, "config": MODELS[name], **precision,
         "attention": chance.choice(["eager", "math", "efficient", *(["flash"] if half else [])]),
         "batch": batch, "length": length, "checkpointing": chance.random() < 0.6,
         "rank": chance.choice([8, 16, 64, 128]), "dropout": chance.choice([0.0, 0.05]),
-        "target": "all" if name.startswith("Phi") else fused,
+        "target": "all" if name.startswith("Phi") else targets,
         "optimizer": chance.choice(["adamw_torch", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor"]),
+        "sharding": "fsdp" if shared else "none", "ranks": chance.choice([2, 4]) if shared else 1,
     }  # fmt: skip
 
 
@@ -86,9 +88,11 @@ def predicted(case: dict[str, Any]) -> tuple[int, int]:
         case["weights"], "exact" if case["arithmetic"] == "float32" else "native", case["autocast"], case["attention"],
         case["batch"], case["length"], case["checkpointing"], case["rank"], case["dropout"],
     )  # fmt: skip
-    memory = estimate_memory(model, shape, Layout(1, "none", case["optimizer"], 1, case["autocast"] is not None), 80)
-    static = weight_bytes(model, shape) + optimizer_bytes(model, shape, case["optimizer"])
-    return memory.peak, static + 4 * model.adapter_parameters(case["rank"])
+    layout = Layout(case["ranks"], case["sharding"], case["optimizer"], 1, case["autocast"] is not None)
+    memory = estimate_memory(model, shape, layout, 80)
+    weights = 4 * model.parameters if case["ranks"] > 1 and case["autocast"] else weight_bytes(model, shape)
+    static = weights + optimizer_bytes(model, shape, case["optimizer"]) + 4 * model.adapter_parameters(case["rank"])
+    return memory.peak, static // case["ranks"]
 
 
 def main(count: int, seed: int) -> None:

@@ -32,6 +32,8 @@ STEPS = (
 MORE = (
     {"autocast": "bfloat16", "attention": "flash", "optimizer": "adamw_torch_fused"},
     {"weights": "float32", "attention": "efficient", "checkpointing": False, "optimizer": "sgd"},
+    {"weights": "float32", "attention": "eager", "sharding": "fsdp", "ranks": 2},
+    {"autocast": "bfloat16", "attention": "flash", "length": 2048, "sharding": "fsdp", "ranks": 4},
     {
         "attention": "eager",
         "optimizer": "adafactor",
@@ -62,7 +64,8 @@ def predicted(one: dict[str, Any]) -> int:
     way = "exact" if one["arithmetic"] == "float32" else "native"
     same = ("weights", "autocast", "attention", "batch", "length", "checkpointing", "rank", "dropout")
     shape = StepShape(way=way, **{name: one[name] for name in same})
-    return estimate_memory(model, shape, Layout(1, "none", one["optimizer"], 1, bool(one["autocast"])), 1.0).peak
+    layout = Layout(one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"]))
+    return estimate_memory(model, shape, layout, 1.0).peak
 
 
 def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:

@@ -11,11 +11,9 @@ CUDA or HIP context. The first AdamW step is done before the trace: its moments 
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
-import weakref
 
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
@@ -23,65 +21,14 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 from pathlib import Path
 
 import torch
+from live_bytes import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint  # noqa: F401 - loaded before any mode is active
 
-BLOCK = 512  # kMinBlockSize of torch's CUDA caching allocator, which HIP shares
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KERNELS = ("math", "efficient", "flash")
 _real_dropout = functional.dropout
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows every storage from the operator that makes it to its end."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes, self.kinds = {}, {}
-        self.live, self.phase = 0, "start"
-        self.peaks, self.at_peak = {}, {}
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **(kwargs or {}))
-        torch.utils._pytree.tree_map_only(torch.Tensor, self.add, result)
-        return result
-
-    def mark(self, tensor, kind):
-        """Say what a tensor is that was followed from its beginning, or follow it from now on."""
-        self.add(tensor)
-        key = tensor.untyped_storage()._cdata
-        self.kinds[key] = (kind, *self.kinds[key][1:])
-
-    def add(self, tensor):
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.sizes:
-            return
-        size = math.ceil(storage.nbytes() / BLOCK) * BLOCK
-        self.sizes[key], self.kinds[key] = size, ("activations", str(tensor.dtype)[6:], tuple(tensor.shape))
-        self.live += size
-        weakref.finalize(storage, self._remove, key)
-        if self.live > self.peaks.get(self.phase, 0):
-            self.peaks[self.phase] = self.live
-            if self.live >= max(self.peaks.values()):
-                self.at_peak = (self.phase, self._by_kind())
-
-    def _remove(self, key):
-        self.live -= self.sizes.pop(key)
-        del self.kinds[key]
-
-    def _by_kind(self):
-        sums = {}
-        for key, size in self.sizes.items():
-            kind = self.kinds[key][0]
-            sums[kind] = sums.get(kind, 0) + size
-        return sums
-
-    def enter(self, phase):
-        self.phase = phase
-        self.peaks.setdefault(phase, self.live)
 
 
 def _cuda_dropout(input, p=0.5, training=True, inplace=False):
@@ -156,6 +103,27 @@ def build(case):
     return model.train()
 
 
+def shard(model, fake_mode, case):
+    """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root. The ranks are not there."""
+    import torch.distributed as distributed
+    import torch.distributed._tools.fake_collectives  # noqa: F401
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    ranks = case["ranks"]
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    mesh = init_device_mesh("cpu", (ranks,))
+    half = DTYPES.get(case["autocast"])
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half, output_dtype=half)
+    with fake_mode:
+        groups = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+        for module in (*groups, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+
+
 def materialize(model, fake_mode):
     """Put fake CPU tensors in the place of the meta ones; tied parameters stay one."""
     made = {}
@@ -204,20 +172,27 @@ def trace(case):
 
     `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native" or "float32" over
     stored weights), autocast (torch dtype or null), attention ("eager", "math", "efficient", "flash"), batch, length
-    (tokens per row), checkpointing, rank, dropout, target (names separated by commas, or "all"), optimizer.
+    (tokens per row), checkpointing, rank, dropout, target (names separated by commas, or "all"), optimizer; sharding
+    ("none" or "fsdp") and ranks may be left out. DDP's buckets are in no trace.
     """
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     started = time.perf_counter()
+    sharded = case.get("sharding") == "fsdp"
+    os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})  # LLaMA-Factory looks at them
     model = build(case)
+    if sharded and case["autocast"]:
+        model.to(torch.float32)  # accelerate does so after sharding; the shards are the same
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     materialize(model, fake_mode)
+    if sharded:
+        shard(model, fake_mode, case)
     memory = LiveBytes()
     base_bytes = {True: "adapter", False: "weights"}
     for parameter in model.parameters():
-        memory.mark(parameter, base_bytes[parameter.requires_grad])
+        memory.add(parameter, base_bytes[parameter.requires_grad])
     for buffer in model.buffers():
-        memory.mark(buffer, "weights")
+        memory.add(buffer, "weights")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     autocast = DTYPES.get(case["autocast"])
     functional.dropout = _cuda_dropout
@@ -230,24 +205,22 @@ def trace(case):
         for state in optimizer.state.values():
             for value in state.values():
                 if isinstance(value, torch.Tensor):
-                    memory.mark(value, "optimizer")
+                    memory.add(value, "optimizer")
         for parameter in trainable:
-            parameter.register_post_accumulate_grad_hook(lambda p: memory.mark(p.grad, "gradients"))
+            parameter.register_post_accumulate_grad_hook(lambda p: memory.add(p.grad, "gradients"))
         _note_head(model, memory)
         dtype = DTYPES["float32"] if case["arithmetic"] == "float32" else DTYPES[case["weights"]]
         inputs = inputs_for(model, case, dtype)
-        memory.peaks.clear()
-        memory.at_peak = (None, {})
-        memory.enter("forward")
-        forward = model.forward
-        if autocast is not None:
-            forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(forward))
-        loss = forward(**inputs, num_items_in_batch=torch.tensor(1)).loss
+        memory.begin("forward")
+        if autocast is not None:  # as accelerate does
+            model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
+        loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
         memory.enter("loss backward")
         loss.backward()
         del loss
         memory.enter("optimizer")
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
+        if not sharded:
+            torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
         optimizer.step()
         memory.enter("end")
         optimizer.zero_grad()

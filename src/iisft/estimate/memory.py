@@ -5,7 +5,7 @@ the same bytes with every layer, so two small models give the big one exactly. F
 torch.cuda.max_memory_allocated counts. Sharded layouts are formulas (see `_shared`): their parts were not traced.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
@@ -69,7 +69,7 @@ class Memory:
 
 def estimate_memory(model: Architecture, shape: StepShape, layout: Layout, gpu_gib: float) -> Memory:
     """The peak of one step on one GPU, optimizer state included (the second step and later ones)."""
-    phases = _shared(model, shape, layout, _segments(model, shape))
+    phases = _shared(model, shape, layout, _segments(model, _computed(shape, layout)))
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     parts = {name: size for name, size in phases[phase].items() if size}
     return Memory(
@@ -109,6 +109,13 @@ def _optimizer_work(model: Architecture, shape: StepShape, optimizer: str) -> in
     if optimizer == "adafactor":
         return 12 * shape.rank * max((max(i, o) for _, i, o, adapted in model.projections if adapted), default=0)
     return 0
+
+
+def _computed(shape: StepShape, layout: Layout) -> StepShape:
+    """FSDP's mixed precision and DeepSpeed's engine hand weights and adapter to the layers in half precision."""
+    if layout.sharding == "none" or not layout.mixed or shape.autocast is None or shape.way == "nf4":
+        return shape
+    return replace(shape, weights=shape.autocast, adapter_dtype=shape.autocast)
 
 
 def _segments(model: Architecture, shape: StepShape) -> dict[str, dict[str, int]]:
@@ -180,9 +187,9 @@ def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
     at_step = segment == decoder.OPTIMIZER
     return kinds | {
         "weights": weights // layout.ranks,
-        "adapter": kinds["adapter"] // layout.ranks,
+        "adapter": 4 * model.adapter_parameters(shape.rank) // layout.ranks,
         "optimizer": kinds["optimizer"] // layout.ranks,
-        "gradients": kinds["gradients"] // layout.ranks,
+        "gradients": kinds["gradients"] * (2 if layout.mixed else 1) // layout.ranks,
         "layer": kinds["layer"] // layout.ranks if at_step else kinds["layer"],
         "gathered": 0 if at_step else root + gathered * layer,
     }
@@ -191,15 +198,23 @@ def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
 def _gathers(
     model: Architecture, shape: StepShape, layout: Layout, phases: dict[str, dict[str, int]]
 ) -> dict[str, dict[str, int]]:
-    """A group is gathered into a buffer and copied out of it: root and first layer as forward begins, the root again as
-    backward begins, when the checkpoints and the loss's log-softmax are there."""
+    """The moments at which a group lies there twice, in the buffer that it is gathered into and copied out of it.
+
+    Root and first layer as forward begins; the root again as backward begins, when the checkpoints and the loss's
+    log-softmax are there; each next layer while the one before is computed.
+    """
     root, layer = _unit(model, shape, layout)
-    shards = {kind: phases[decoder.FORWARD][kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
-    kept = {kind: phases[decoder.LOSS_BACKWARD][kind] for kind in ("checkpoints", "layer")}
+    forward, backward = phases[decoder.FORWARD], phases[decoder.LOSS_BACKWARD]
+    shards = {kind: forward[kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
+    kept = {kind: backward[kind] for kind in ("checkpoints", "layer")}
+    before = kept | {"layer": 0 if shape.checkpointing else kept["layer"] * (model.layers - 1) // model.layers}
+    gradients = {"gradients": phases[decoder.OPTIMIZER]["gradients"]}
     chances = 4 * shape.rows * model.vocabulary
     return {
         "first gather": shards | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},
         "second gather": shards | kept | {"gathered": 2 * root, "logits": chances},
+        "next gather": shards | before | {"gathered": root + 3 * layer},
+        "last gather": shards | gradients | {"gathered": root + 3 * layer},
     }
 
 

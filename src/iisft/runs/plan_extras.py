@@ -51,7 +51,8 @@ def best(planned: Planned) -> list[dict[str, Any]]:
 def trace_case(planned: Planned) -> dict[str, Any] | None:
     """What child/trace_step.py is asked; None where a trace can't say anything about this preset."""
     result, facts = planned.outlook.forecast, planned.outlook.facts
-    if result is None or facts is None or result.shape.way == "nf4" or planned.preset.sharding != "none":
+    sharding = planned.preset.sharding
+    if result is None or facts is None or result.shape.way == "nf4" or sharding not in ("none", "fsdp"):
         return None
     shape, target = result.shape, planned.preset.lora.target
     return {
@@ -67,6 +68,8 @@ def trace_case(planned: Planned) -> dict[str, Any] | None:
         "dropout": shape.dropout,
         "target": target if isinstance(target, str) else ",".join(target),
         "optimizer": planned.preset.train.optimizer,
+        "sharding": sharding,
+        "ranks": result.layout.ranks,
     }
 
 
@@ -74,7 +77,7 @@ def trace(planned: Planned, say: Say) -> dict[str, Any]:
     """Trace the step of a plan in the training interpreter; what goes wrong becomes `error`."""
     case = trace_case(planned)
     if case is None:
-        return {"error": "a trace covers neither nf4 weights nor sharding, and needs config.json"}
+        return {"error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"}
     say("tracing the real step without data: importing LLaMA-Factory takes 10 to 40 s, the step 5 to 30 s")
     script = Path(__file__).parents[1] / "child" / "trace_step.py"
     try:
