@@ -171,8 +171,8 @@ def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, i
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     lora_item = 2 if layout.mixed else 4
     root = model.embedding_parameters * (1 if model.tied else 2) * item
-    layer = (model.layer_parameters + model.bias_parameters) * item
-    return root, layer + model.adapter_parameters(shape.rank) // model.layers * lora_item
+    layer = (model.layer_parameters + model.bias_parameters) * (_NF4_BYTES if shape.way == "nf4" else item)
+    return root, int(layer) + model.adapter_parameters(shape.rank) // model.layers * lora_item
 
 
 def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
@@ -182,7 +182,7 @@ def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
     (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
     """
     root, layer = _unit(model, shape, layout)
-    weights = model.parameters * 4 if layout.mixed else kinds["weights"]
+    weights = model.parameters * 4 if layout.mixed and shape.way != "nf4" else kinds["weights"]
     gathered = 1 if segment in (decoder.LOSS, decoder.LOSS_BACKWARD) else 2
     at_step = segment == decoder.OPTIMIZER
     return kinds | {
