@@ -8,9 +8,14 @@ import typer
 
 from iisft import __version__
 from iisft.cli import console
+from iisft.cli.compare import compare
 from iisft.cli.data import data_app
+from iisft.cli.download import download
+from iisft.cli.evaluate import evaluate
+from iisft.cli.model import model_app, models
 from iisft.cli.plan import plan
 from iisft.cli.preset import preset_app
+from iisft.cli.report import report
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
 from iisft.cli.train import train
@@ -27,11 +32,17 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(plan)
+app.command()(download)
+app.command()(models)
+app.add_typer(model_app, name="model")
 app.add_typer(preset_app, name="preset")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
+app.command()(evaluate)
+app.command()(compare)
+app.command()(report)
 
 
 def _print_version(wanted: bool) -> None:

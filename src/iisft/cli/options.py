@@ -31,3 +31,20 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.epochs=1."),
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="WORDS",
+        help="What the file is, where its content misleads: alpaca, sharegpt or openai; json, jsonl, csv or parquet; "
+        "or one of each with a comma.",
+    ),
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=KEY",
+        help="Where a field stands, for example answer=ground_truth. Several with commas, or the option again.",
+    ),
+]

@@ -52,7 +52,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Memory per GPU by part, time and disk of a run, from config.json alone. Always ends with 0."""
     from iisft.runs import plan_extras, planning
-    from iisft.runs.plan import TrainRequest
+    from iisft.runs.request import TrainRequest
 
     workspace = Workspace.current()
     card = _device(device)

@@ -28,7 +28,7 @@ def prepare(workspace: Workspace, say: Callable[[str], None]) -> None:
     try:
         staging.load(demo.DATASET, workspace)
     except IisftError:
-        staged = staging.stage(demo.TRAIN_ROWS, demo.DATASET, workspace)
+        staged = staging.stage(demo.TRAIN_ROWS, demo.DATASET, workspace).dataset
         say(f"demo: staged {staged.rows} rows (English and Chinese bulletins, JSON answers)")
 
 

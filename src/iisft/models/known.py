@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -32,12 +33,14 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
         if config is not None:
             return ModelFacts(config, str(config["torch_dtype"]), "facts shipped with iisft; the model is not here"), []
         text = f"the model {model_id} is not there, and iisft ships no facts about it"
-        fix = f"put its config.json into {folder}, or download it there, or --model DIR"
+        fix = f"iisft download {shlex.quote(model_id)} (its config.json alone is enough here), or --model DIR"
         return None, [Finding("model-missing", text, where=str(folder), fix=fix)]
     found = read_json_object(path)
     if found is None:
         text = "config.json is torn or no JSON object"
-        return None, [Finding("model-config-broken", text, where=str(path), fix="download the model again")]
+        return None, [
+            Finding("model-config-broken", text, where=str(path), fix=f"iisft download {shlex.quote(model_id)}")
+        ]
     dtype = _stored_dtype(folder, found)
     notes = []
     if dtype is None:

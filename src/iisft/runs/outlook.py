@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.data.staging import RECORD, StagedDataset
+from iisft.data.staged import RECORD
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
@@ -22,6 +22,7 @@ from iisft.models.known import ModelFacts, model_facts
 from iisft.models.view_rules import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
 from iisft.runs import measured
+from iisft.runs.rundata import RunDataset
 
 # UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high, typical, low. Inferred.
 _BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
@@ -83,7 +84,7 @@ def place_for(preset: Preset, gpus: Sequence[Gpu], ranks: int, device: Device | 
 
 
 def look(
-    preset: Preset, model_folder: Path, place: Place, ranks: int, datasets: Sequence[StagedDataset], runs: Path
+    preset: Preset, model_folder: Path, place: Place, ranks: int, datasets: Sequence[RunDataset], runs: Path
 ) -> Outlook:
     """Forecast a run. What can't be known is None, with a finding that says so."""
     facts, findings = model_facts(preset.model.id, model_folder)
@@ -132,12 +133,12 @@ def kin_of(preset: Preset, place: Place, result: Forecast) -> dict[str, Any]:
     }
 
 
-def rows_of(preset: Preset, datasets: Sequence[StagedDataset]) -> str | None:
+def rows_of(preset: Preset, datasets: Sequence[RunDataset]) -> str | None:
     """What must be the same for two runs' rows to have the same number of tokens."""
     return f"{preset.model.id} {datasets[0].sha256} {preset.train.cutoff_len}" if datasets else None
 
 
-def record_of(preset: Preset, outlook: Outlook, datasets: Sequence[StagedDataset]) -> dict[str, Any] | None:
+def record_of(preset: Preset, outlook: Outlook, datasets: Sequence[RunDataset]) -> dict[str, Any] | None:
     """What run.json keeps of the forecast, for `status` and for the comparison at the end."""
     result, situation = outlook.forecast, outlook.situation
     if result is None or situation is None:
@@ -184,9 +185,9 @@ def largest_parts(result: Forecast) -> list[tuple[str, int]]:
     return sorted(result.memory.parts.items(), key=lambda part: -part[1])[:3]
 
 
-def _row_tokens(dataset: StagedDataset) -> Span | None:
+def _row_tokens(dataset: RunDataset) -> Span | None:
     """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the staged file."""
-    record = files.read_json_object(dataset.folder / RECORD) or {}
+    record = files.read_json_object(dataset.file.parent / RECORD) or {}
     counted = ((record.get("tokens") or {}).get("epoch") or {}).get("tokens")
     if isinstance(counted, int | float) and counted > 0:
         each = counted / max(dataset.rows, 1)

@@ -18,8 +18,9 @@ from iisft.llamafactory.interpreter import training_interpreter
 from iisft.runs import control, launch, measured
 from iisft.runs.folder import RunFolder
 from iisft.runs.outlook import Outlook
-from iisft.runs.plan import Plan, TrainRequest, make_plan
+from iisft.runs.plan import Plan, make_plan
 from iisft.runs.planning import Planned
+from iisft.runs.request import TrainRequest
 from iisft.workspace import Workspace
 
 Say = Callable[[str], None]

@@ -15,7 +15,7 @@ from iisft.presets import documents
 from iisft.presets.schema import Preset
 from iisft.runs import checks, outlook
 from iisft.runs.outlook import Outlook
-from iisft.runs.plan import Resolved, TrainRequest, resolve
+from iisft.runs.request import Resolved, TrainRequest, resolve
 from iisft.workspace import Workspace
 
 _FALLBACK = "mi50"
@@ -89,7 +89,7 @@ def make(request: TrainRequest, workspace: Workspace, device: Device | None = No
     preset, placement = resolved.preset, resolved.placement
     findings = list(resolved.findings)
     of_data: list[Finding] = []
-    datasets = checks.datasets_for(of_data, preset, workspace)
+    datasets = checks.datasets_for(of_data, preset, workspace, None)
     place = outlook.place_for(preset, gpus, placement.ranks, device)
     seen = outlook.look(
         preset, workspace.model_folder(preset.model.id), place, placement.world_size, datasets, workspace.runs
