@@ -162,6 +162,12 @@ def test_a_rule_of_the_preset_is_a_finding_and_the_plan_is_made(plan: CLI) -> No
     assert found["peak_gib"] > 0
 
 
+def test_arguments_that_change_the_memory_are_named(plan: CLI) -> None:
+    found = plan("-p", "ampere", "--set", "llamafactory.enable_liger_kernel=true")
+    [finding] = [one for one in found["findings"] if one["id"] == "plan-uncounted-arguments"]
+    assert finding["message"] == "memory and time are counted without llamafactory.enable_liger_kernel"
+
+
 def test_an_unknown_device_is_named_with_its_neighbours(iisft: CLI) -> None:
     result = iisft("plan", "-p", "mi50", "--device", "mi50")
     assert (result.code, "mi50-32g" in result.err) == (2, True)

@@ -12,6 +12,7 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.hardware.devices import Device
     from iisft.runs.planning import Planned
+    from iisft.runs.request import TrainRequest
 
 
 def complete_devices() -> list[str]:
@@ -51,7 +52,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Memory per GPU by part, time and disk of a run, from config.json alone. Always ends with 0."""
-    from iisft.runs import plan_extras, planning
+    from iisft.runs import planning
     from iisft.runs.request import TrainRequest
 
     workspace = Workspace.current()
@@ -62,6 +63,23 @@ def plan(
     request = TrainRequest(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
     planned = planning.make(request, workspace, card)
     extra: dict[str, Any] = {}
+    if best or trace or probe:
+        extra = _extras(planned, request, best=best, trace=trace, probe=probe)
+    if probe:
+        planned = planning.make(request, workspace, card)  # with what was just measured
+    if as_json:
+        console.out_json(planned.as_json() | extra)
+    else:
+        _print(planned, extra)
+    console.findings(planned.findings)
+
+
+def _extras(planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool) -> dict[str, Any]:
+    """What takes longer than a plan, or asks the machine."""
+    from iisft.runs import plan_extras
+
+    extra: dict[str, Any] = {}
+    workspace = Workspace.current()
     if best:
         extra["best"] = plan_extras.best(planned)
     if trace:
@@ -70,12 +88,7 @@ def plan(
         extra["best"] = plan_extras.probe_best(extra["best"], request, workspace, console.say)
     elif probe:
         extra["probe"] = plan_extras.probe(request, workspace, console.say)
-        planned = planning.make(request, workspace, card)  # with what was just measured
-    if as_json:
-        console.out_json(planned.as_json() | extra)
-    else:
-        _print(planned, extra)
-    console.findings(planned.findings)
+    return extra
 
 
 def _device(key: str | None) -> "Device | None":
