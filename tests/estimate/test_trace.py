@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from iisft.estimate.architecture import read_architecture
 from iisft.estimate.memory import Layout, estimate_memory
@@ -87,3 +90,16 @@ def test_a_case_that_can_not_be_traced_answers_with_its_error() -> None:
     broken["config"]["num_attention_heads"] = 7
     done = subprocess.run([PYTHON, str(SCRIPT), json.dumps([broken])], capture_output=True, text=True, check=True)
     assert "error" in json.loads(done.stdout)
+
+
+def test_the_command_line_traces_what_it_planned(iisft: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "模型 small"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case("mistral")["config"] | {"torch_dtype": "bfloat16"}))
+    result = iisft("plan", "-p", "mi50", "--model", str(folder), "--set", "train.cutoff_len=512", "--trace", "--json")
+    found = json.loads(result.out)
+    assert (result.code, found["trace"]["phase"]) == (0, found["phase"])
+    assert found["trace"]["predicted_over_traced"] == pytest.approx(1, abs=0.01)
+    assert found["trace"]["parts"]["ddp buckets"] > 0
+    refused = json.loads(iisft("plan", "-p", "qlora-24g", "--trace", "--json").out)
+    assert refused["trace"] == {"error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"}

@@ -72,12 +72,20 @@ def estimate_memory(model: Architecture, shape: StepShape, layout: Layout, gpu_g
     phases = _shared(model, shape, layout, _segments(model, _computed(shape, layout)))
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     parts = {name: size for name, size in phases[phase].items() if size}
+    totals: dict[str, int] = {}
+    for name, sizes in phases.items():
+        totals[_shown(name)] = max(totals.get(_shown(name), 0), sum(sizes.values()))
     return Memory(
-        phase=phase,
+        phase=_shown(phase),
         parts=parts,
-        phases={name: sum(sizes.values()) for name, sizes in phases.items()},
+        phases=totals,
         overhead=_overhead(model, shape, layout, parts, gpu_gib),
     )
+
+
+def _shown(segment: str) -> str:
+    """The first and the last layer's backward are one phase to people."""
+    return decoder.BACKWARD_TOP if segment == decoder.BACKWARD_BOTTOM else segment
 
 
 def weight_bytes(model: Architecture, shape: StepShape) -> int:

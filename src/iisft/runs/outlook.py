@@ -18,6 +18,7 @@ from iisft.estimate.timing import Span
 from iisft.hardware import telemetry
 from iisft.hardware.devices import Device, nearest_device
 from iisft.hardware.gpus import Gpu
+from iisft.llamafactory.arguments import UNCOUNTED
 from iisft.models.known import ModelFacts, model_facts
 from iisft.models.view_rules import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
@@ -27,25 +28,6 @@ from iisft.runs.rundata import RunDataset
 # UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high, typical, low. Inferred.
 _BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
 _TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
-# LLaMA-Factory's arguments that change what a step holds or computes; nothing here knows how much.
-_UNCOUNTED = frozenset(
-    {
-        "additional_target",
-        "enable_liger_kernel",
-        "mixture_of_depths",
-        "neat_packing",
-        "packing",
-        "quantization_bit",
-        "resize_vocab",
-        "shift_attn",
-        "upcast_layernorm",
-        "upcast_lmhead_output",
-        "use_dora",
-        "use_reentrant_gc",
-        "use_unsloth",
-        "use_unsloth_gc",
-    }
-)
 _JSON_BYTES = 6  # around a key and its value
 
 
@@ -118,7 +100,7 @@ def look(
         kind = facts.config.get("model_type")
         text = f"nobody has checked the plan for model type {kind}: its layers are counted as a Llama's"
         findings.append(Finding("plan-unknown-family", text, where=facts.source, severity="warn"))
-    if unknown := sorted(_UNCOUNTED & preset.llamafactory.keys()):
+    if unknown := sorted(UNCOUNTED & preset.llamafactory.keys()):
         text = f"memory and time are counted without llamafactory.{', llamafactory.'.join(unknown)}"
         findings.append(Finding("plan-uncounted-arguments", text, where="llamafactory", severity="warn"))
     situation = Situation(
