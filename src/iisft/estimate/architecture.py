@@ -30,7 +30,6 @@ class Architecture:
     logit_softcap: bool = False
     rotary_share: float = 1.0
     masks: int = 1
-    rotary_dtype: str | None = None
 
     @property
     def groups(self) -> int:

@@ -17,7 +17,7 @@ def norm(tape: Tape, x: Tensor, model: Architecture, weight_dtype: str, size: in
     if model.norm_before_cast:
         return ops.cast(tape, ops.scale(tape, out), source)
     out = ops.cast(tape, out, source)
-    return ops.scale(tape, out, weight_dtype if weight_dtype != "float32" or source == "float32" else "float32")
+    return ops.scale(tape, out, weight_dtype)
 
 
 def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
@@ -39,6 +39,8 @@ def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
 
 
 def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
+    """x times one number per row: the number's gradient needs the whole product before it is summed."""
+
     def backward(gradient: Tensor, x: Tensor = x, _root: Tensor = root) -> Gradients:
         result = tape.new(x.numel, "float32")
         product = tape.new(x.numel, "float32")

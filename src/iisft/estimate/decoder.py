@@ -72,7 +72,7 @@ class Layer:
 
     def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
         tape, model, project = self.tape, self.model, self.projections
-        stream = hidden.dtype
+        stream = hidden.dtype  # of the angles too
         if "qkv_proj" in project:
             whole = project["qkv_proj"](hidden)
             query, key, value = split(tape, whole, (model.query_size, model.key_size, model.key_size))
@@ -82,8 +82,7 @@ class Layer:
         if model.qk_norm:
             query = norm(tape, query, model, self.shape.weights, model.head_dim)
             key = norm(tape, key, model, self.shape.weights, model.head_dim)
-        angles = stream if model.rotary_dtype is None else model.rotary_dtype
-        query, key = rotate(tape, query, model, angles), rotate(tape, key, model, angles)
+        query, key = rotate(tape, query, model, stream), rotate(tape, key, model, stream)
         out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
         out = project["o_proj"](out)
         return out, scores

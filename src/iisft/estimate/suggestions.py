@@ -92,7 +92,8 @@ def contrasts(preset: Preset, situation: Situation) -> list[Suggestion]:
     """What the preset's choice of weights and sharding is to be compared with, fitting or not."""
     found = []
     if preset.precision == "fp32":
-        found.append(Change({"weights": "fp32", "sharding": "none"}, "float32 weights, DDP", 0))
+        name = "float32 weights, DDP" if situation.ranks > 1 else "float32 weights"
+        found.append(Change({"weights": "fp32", "sharding": "none"}, name, 0))
         if situation.ranks > 1:
             found.append(Change({"weights": "fp32", "sharding": "fsdp"}, "float32 weights, FSDP", 1))
     if preset.weights != "nf4":
@@ -163,9 +164,8 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
         yield [Change(values, f"{half} arithmetic over the stored weights", 2)]
     if preset.weights != "nf4":
         values = {"precision": half, "weights": "nf4", "attention": "sdpa"}
-        yield [Change(values, "base weights in 4 bit", 2)]
-    ranks = [Change({"lora.rank": rank}, "a smaller adapter", 2) for rank in _halves(preset.lora.rank, 8)]
-    yield ranks
+        yield [Change(values, "base weights in 4 bit, if bitsandbytes has kernels for this GPU", 2)]
+    yield [Change({"lora.rank": rank}, "a smaller adapter", 2) for rank in _halves(preset.lora.rank, 8)]
     yield [
         Change({"train.cutoff_len": n}, "shorter rows: longer ones are cut", 3) for n in _halves(train.cutoff_len, 256)
     ]
