@@ -38,6 +38,8 @@ def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
         ["train", "--preset", "mi50", "--dry-run"],
         ["plan", "--preset", "mi50"],
         ["runs"],
+        ["env-check", "--explain", "R08"],
+        ["env-check", "--from", "."],
         ["models"],
         ["model", "show", "nowhere"],
         ["download", "--verify", "nowhere"],

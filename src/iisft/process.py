@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iisft.pipes import Pipes
+
 # Every process of a trainer carries this variable with its run's marker, so that orphans are found after any kill.
 RUN_MARKER = "IISFT_RUN"
+_DYING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Completed:
     stderr: str
 
 
+class RanTooLong(TimeoutError):
+    """A command that had to be killed; what it had written until then."""
+
+    def __init__(self, message: str, stdout: str, stderr: str) -> None:
+        super().__init__(message)
+        self.stdout = stdout
+        self.stderr = stderr
+
+
 def identity_of(pid: int) -> ProcessIdentity | None:
     """The identity of a live process; None when there is none or it is a zombie."""
     try:
@@ -60,12 +72,21 @@ def identity_of(pid: int) -> ProcessIdentity | None:
     return None if state in "ZX" else ProcessIdentity(pid, int(fields[18]), boot_id)
 
 
-def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Completed:
+def run(
+    argv: Sequence[str], *, timeout_s: float, silence_s: float | None = None, env: Mapping[str, str] | None = None
+) -> Completed:
     """Run a short command to its end, without a shell and without standard input.
+
+    Args:
+        argv: the program and its arguments.
+        timeout_s: how long it may take.
+        silence_s: how long it may write nothing; for one that says what it does.
+        env: its variables, all of them; ours when left out.
 
     Raises:
         OSError: the program is missing or can't be executed.
-        TimeoutError: it ran longer than `timeout_s`; its whole process group was killed.
+        RanTooLong: it took or was silent too long; its whole process group was killed. What can't be killed (it waits
+            inside a driver) is left behind.
     """
     child = subprocess.Popen(
         list(argv),
@@ -73,20 +94,22 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=dict(env) if env is not None else None,
-        text=True,
-        errors="replace",
         start_new_session=True,
     )
-    try:
-        out, err = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
+    assert child.stdout is not None and child.stderr is not None
+    with Pipes(child.stdout, child.stderr) as pipes:
+        try:
+            late = pipes.read(timeout_s, silence_s)
+            if late is None:
+                return Completed(child.wait(max(timeout_s, _DYING_S)), *pipes.texts)
+        except BaseException:
+            _signal_group(child.pid, signal.SIGKILL)
+            raise
         _signal_group(child.pid, signal.SIGKILL)
-        child.communicate()
-        raise TimeoutError(f"{argv[0]} did not end within {timeout_s:g} s") from error
-    except BaseException:
-        _signal_group(child.pid, signal.SIGKILL)
-        raise
-    return Completed(child.returncode, out, err)
+        pipes.read(_DYING_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_DYING_S)
+        raise RanTooLong(f"{argv[0]} {late}", *pipes.texts)
 
 
 def run_attached(argv: Sequence[str]) -> int:

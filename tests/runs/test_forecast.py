@@ -30,8 +30,7 @@ def staged(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, memory_gib: float, count: int = 2) -> None:
     gpus = [Gpu("amd", "gfx906", memory_gib, "MI50")] * count
-    for module in ("plan", "planning"):
-        monkeypatch.setattr(f"iisft.runs.{module}.visible_gpus", lambda: gpus)
+    monkeypatch.setattr("iisft.hardware.machine.Machine.visible", property(lambda _: gpus))
 
 
 def by_id(result: Any) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from iisft.cli import console
 from iisft.cli.compare import compare
 from iisft.cli.data import data_app
 from iisft.cli.download import download
+from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.model import model_app, models
 from iisft.cli.plan import plan
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
+app.command()(env_check)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(report)

@@ -4,12 +4,14 @@ Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` execut
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iisft.errors import CheckFailed, ExitCode, Finding
-from iisft.hardware.gpus import Gpu, visible_gpus
+from iisft.hardware import examination
+from iisft.hardware.gpus import Gpu
 from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import tokenized
 from iisft.llamafactory.environment import Placement, compile_environment
@@ -102,33 +104,39 @@ class Plan:
         )
 
 
-def make_plan(request: TrainRequest, workspace: Workspace, progress: Progress | None = None) -> Plan:
+def make_plan(
+    request: TrainRequest,
+    workspace: Workspace,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
 
-    `progress` is called while rows are counted that were never counted before.
+    `progress` is called while rows are counted that were never counted before; `say` is told before the first look at
+    new packages, which takes some seconds.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
     """
     check_nodes(request)
-    gpus = visible_gpus()
+    machine = examination.this_machine(workspace.root)
+    gpus = machine.visible
     resolved = resolve(request, workspace, gpus)
     document, preset, placement = resolved.document, resolved.preset, resolved.placement
-    findings = list(resolved.findings)
-    interpreter = checks.interpreter_for(findings, preset, placement)
-    findings += checks.extra_argument_findings(resolved.loaded, interpreter)
+    model_findings: list[Finding] = []
+    data_findings: list[Finding] = []
     model_folder = workspace.model_folder(preset.model.id)
-    of_model: list[Finding] = []
-    of_data: list[Finding] = []
-    checkpoint, view = checks.model_for(of_model, preset, model_folder)
+    checkpoint, view = checks.model_for(model_findings, preset, model_folder)
     counting_model = model_folder if checkpoint is not None else None
-    datasets = checks.datasets_for(of_data, preset, workspace, counting_model, progress)
+    datasets = checks.datasets_for(data_findings, preset, workspace, counting_model, progress)
     place = outlooks.place_for(preset, gpus, placement.ranks)
     outlook = outlooks.look(preset, model_folder, place, placement.world_size, datasets, workspace.runs)
-    findings += checks.gpu_findings(preset, placement, gpus, fits=outlook.fits)
-    findings += of_model
+    interpreter, doctored = checks.doctor_findings(resolved.loaded, placement, machine, checkpoint, outlook.fits, say)
+    findings = [*resolved.notes, *doctored]
+    findings += checks.extra_argument_findings(resolved.loaded, interpreter)
+    findings += model_findings
     findings += outlooks.fit_findings(outlook, preset, only_warn=placement.on_cpu)
-    findings += of_data
+    findings += data_findings
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:

@@ -87,7 +87,7 @@ def make(request: TrainRequest, workspace: Workspace, device: Device | None = No
     gpus = visible_gpus()
     resolved = resolve(request, workspace, gpus or _imagined(request), judge=False)
     preset, placement = resolved.preset, resolved.placement
-    findings = list(resolved.findings)
+    findings = [*resolved.loaded.warnings, *resolved.notes]
     of_data: list[Finding] = []
     datasets = checks.datasets_for(of_data, preset, workspace, None)
     place = outlook.place_for(preset, gpus, placement.ranks, device)

@@ -32,11 +32,14 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request's preset, checked, with the command line's values in it, and where its ranks run."""
+    """A request's preset, checked, with the command line's values in it, and where its ranks run.
+
+    `notes` say what was made of the command line's counts.
+    """
 
     loaded: LoadedPreset
     placement: Placement
-    findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
 
     @property
     def preset(self) -> Preset:
@@ -58,7 +61,7 @@ def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, jud
     _apply(request, document)
     notes: list[Finding] = []
     loaded, placement = _place(request, document, gpus, notes, judge=judge)
-    return Resolved(loaded, placement, (*loaded.warnings, *notes))
+    return Resolved(loaded, placement, tuple(notes))
 
 
 def _check_request(request: TrainRequest) -> None:
