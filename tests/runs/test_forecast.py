@@ -191,3 +191,12 @@ def test_a_probe_whose_trainer_fails_leaves_nothing_behind(
     result = iisft("plan", *staged, "--gpus", "1", "--probe", "--json")
     assert "Cannot find valid samples" in json.loads(result.out)["probe"]["error"]
     assert list((workspace / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("memory_gib", "severity"), [(24.0, "warn"), (15.98, "error")])
+def test_the_doctor_judges_a_smaller_card_by_the_plan(
+    iisft: CLI, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, memory_gib: float, severity: str
+) -> None:
+    see_gpus(monkeypatch, memory_gib)
+    found = json.loads(iisft("env-check", "--preset", "mi50", "--json").out)["findings"]
+    assert {one["severity"] for one in found if one["id"] == "gpu-memory"} == {severity}
