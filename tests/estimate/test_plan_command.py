@@ -179,6 +179,13 @@ def test_more_gpus_keep_the_global_batch_and_share_the_work(plan: CLI) -> None:
     assert four["step_s"] == pytest.approx(two["step_s"] / 2, rel=0.05)
 
 
+def test_ranks_that_can_not_keep_the_global_batch_are_planned_and_said_to_be_so(plan: CLI) -> None:
+    found = plan("-p", "mi50", "--device", "mi50-32g", "--gpus", "3")
+    assert (found["world_size"], found["global_batch"], found["fits"]) == (3, 96, "yes")
+    [finding] = [one for one in found["findings"] if one["severity"] == "error"]
+    assert finding["id"] == "accumulation-indivisible"
+
+
 def test_without_a_preset_the_device_chooses(iisft: CLI) -> None:
     result = iisft("plan", "--device", "p40", "--json")
     assert json.loads(result.out)["preset"] == "p40"

@@ -115,17 +115,21 @@ def _place(
         if literal:
             notes.append(Finding("global-batch-literal", f"{' '.join(literal)} is taken as it is", severity="info"))
         else:
-            scaled = _rescale(accumulation, preset_ranks, placement.world_size)
-            document.override(("train", "accumulation"), scaled, document.source(("train", "accumulation")).text)
-            notes.append(
-                Finding(
-                    "accumulation-rescaled",
-                    f"{placement.world_size} ranks instead of {preset_ranks}: accumulation {accumulation} -> {scaled}, "
-                    "the global batch stays",
-                    severity="info",
-                )
-            )
+            notes.append(_rescaled(document, accumulation, preset_ranks, placement.world_size, judge=judge))
     return checking.check(document, nodes=request.nodes, ranks=ranks, judge=judge), placement
+
+
+def _rescaled(document: Document, accumulation: int, before: int, after: int, *, judge: bool) -> Finding:
+    """Change the accumulation; without `judge` ranks that can't keep the global batch are only said to be so."""
+    try:
+        scaled = _rescale(accumulation, before, after)
+    except InputError as error:
+        if judge:
+            raise
+        return Finding(error.code, error.message, where=error.where, fix=error.fix)
+    document.override(("train", "accumulation"), scaled, document.source(("train", "accumulation")).text)
+    text = f"{after} ranks instead of {before}: accumulation {accumulation} -> {scaled}, the global batch stays"
+    return Finding("accumulation-rescaled", text, severity="info")
 
 
 def _rescale(accumulation: int, before: int, after: int) -> int:
