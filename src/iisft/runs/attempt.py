@@ -212,7 +212,7 @@ class Attempt:
         if known and not (killed and known.kind == "communication"):  # the others only lost the one that was killed
             where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
-            text = f"{where}{exception or known.cause} ({how})"
+            text = f"{where}{exception or known.cause} ({how}){self._planned_memory(known.id)}"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if killed or how == "SIGKILL":
             cause = killed or "the trainer was killed (SIGKILL)"
@@ -225,6 +225,13 @@ class Attempt:
         passing = self.step > self.start.from_step or not exception
         text = f"{exception or 'the trainer died'} ({how})"
         return Ending("failed", text, step, total, returncode, passing=passing)
+
+    def _planned_memory(self, failure: str) -> str:
+        """What the plan had said, beside an out-of-memory error."""
+        planned = self.record.get("forecast")
+        if failure != "gpu-out-of-memory" or not isinstance(planned, dict):
+            return ""
+        return f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: {planned['fits']} (iisft plan)"
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):
