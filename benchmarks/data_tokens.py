@@ -1,8 +1,8 @@
 """The token account against the tokenizer's own encode_batch over the same texts, in turn (A B C A B C), one process.
 
-python benchmarks/data_tokens.py [ROUNDS]
+python benchmarks/data_tokens.py [ROUNDS] [ROWS]
 
-3,000 generated Alpaca rows of about 400 to 2,600 tokens, half of them Chinese; a byte-level BPE of 16,000 tokens
+3,000 (or ROWS) generated Alpaca rows of about 400 to 2,600 tokens, half of them Chinese; a byte-level BPE of 16,000 tokens
 trained on a part of them. The account reads conversations, renders template qwen, counts, applies LLaMA-Factory's
 truncation and adds up.
 """
@@ -32,14 +32,14 @@ SPLIT = (
 )
 
 
-def generated_rows() -> list[dict[str, str]]:
+def generated_rows(count: int) -> list[dict[str, str]]:
     rng = random.Random(42)
     english = ["".join(rng.choice("etaoinshrdlucmfwypvbgk") for _ in range(rng.randrange(2, 11))) for _ in range(6_000)]
     chinese = [
         "".join(chr(rng.randrange(0x4E00, 0x5E00)) for _ in range(rng.choice((1, 2, 2, 3)))) for _ in range(6_000)
     ]
     rows = []
-    for number in range(ROWS):
+    for number in range(count):
         words, joint = (english, " ") if number % 2 else (chinese, "")
         body = joint.join(words[int(6_000 * rng.random() ** 3)] for _ in range(rng.randrange(300, 1_500)))
         answer = {
@@ -79,8 +79,8 @@ def texts_of(rows: list[dict[str, str]], system: str) -> list[str]:
     return texts
 
 
-def main(rounds: int) -> None:
-    rows = generated_rows()
+def main(rounds: int, count: int) -> None:
+    rows = generated_rows(count)
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), rows)
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -121,7 +121,7 @@ def main(rounds: int) -> None:
                 if turn >= 0:
                     seconds[name].append(time.perf_counter() - started)
                     processor[name].append(time.process_time() - used)
-        print(f"{ROWS:,} rows, {total:,} tokens")
+        print(f"{count:,} rows, {total:,} tokens")
         for name, taken in seconds.items():
             print(
                 f"{name:<30} median {statistics.median(taken):6.2f} s ({min(taken):.2f} .. {max(taken):.2f}), "
@@ -137,4 +137,4 @@ def _ratio(measured: dict[str, list[float]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    main(*(int(word) for word in (sys.argv[1:] + ["7", str(ROWS)][len(sys.argv) - 1 :])))
