@@ -21,7 +21,7 @@ from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
 from iisft.cli.train import train
 from iisft.cli.watch import watch
-from iisft.errors import ExitCode, IisftError
+from iisft.errors import EnvironmentFault, ExitCode, IisftError
 
 app = typer.Typer(
     name="iisft",
@@ -78,6 +78,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, OSError) and error.strerror:  # a full or read-only disk, a folder that was taken away
+        text = f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+        error = EnvironmentFault("system", text, fix="look at that place; IISFT_DEBUG=1 shows what was tried")
     if not isinstance(error, IisftError):
         error = IisftError(
             "internal-error",

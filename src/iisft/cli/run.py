@@ -104,7 +104,7 @@ def stop(
     control.request_stop(folder, now=now)
     if not now:
         console.say("asked for a checkpoint; the present step is finished first (--now kills at once)")
-    ended = control.wait(folder)
+    ended = control.wait_for_kill(folder) if now else control.wait(folder)
     if as_json:
         console.out_json(ended.as_full_json())
     else:

@@ -59,6 +59,8 @@ def train(
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
+    if script is not None:
+        plan = plan.for_elsewhere()
     plan.require_sound()
     if script is not None:
         _write_script(plan, script, slurm=slurm)

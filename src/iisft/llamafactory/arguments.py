@@ -119,6 +119,7 @@ _FIXED = (
     "auto_find_batch_size",
     "create_new_adapter",
     "early_stopping_steps",
+    "logging_strategy",  # what is logged is all that the supervisor sees
     "tokenized_path",
     "model_name_or_path",
     "output_dir",
@@ -128,6 +129,7 @@ _FIXED = (
     "resume_from_checkpoint",
     "overwrite_output_dir",
     "enable_jit_checkpoint",
+    "save_only_model",
 )
 
 

@@ -72,8 +72,9 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
         case "literal_error":
             allowed = details["ctx"]["expected"].replace("'", "")
             return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
-    wanted = details["msg"].removeprefix("Input should be ")
-    return Finding("preset-value", f"{key} is {value!r}, but should be {wanted}", where=where)
+    said = details["msg"]
+    wanted = said.replace("Input should be ", ", but should be ") if said.startswith("Input") else f": {said}"
+    return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
 
 
 def known_keys() -> list[str]:

@@ -3,9 +3,10 @@
 Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` executes the same object.
 """
 
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from iisft.hardware import examination
 from iisft.hardware.gpus import Gpu
 from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import tokenized
-from iisft.llamafactory.environment import Placement, compile_environment
+from iisft.llamafactory.environment import Placement, compile_environment, env_findings
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
 from iisft.models.view import ViewPlan
@@ -30,6 +31,7 @@ from iisft.runs.request import TrainRequest, check_nodes, resolve
 from iisft.runs.rundata import Progress, RunDataset
 from iisft.workspace import Workspace
 
+_LONGEST_STEM = 40  # characters of the preset's name in a run's
 _ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
 # Arguments by which the trainer itself decides how many rows there are.
 _ROW_CHANGING = (
@@ -81,6 +83,18 @@ class Plan:
         """What `train` would exit with before it starts anything."""
         return CheckFailed(self.findings).exit_code if self.errors else ExitCode.OK
 
+    def for_elsewhere(self) -> "Plan":
+        """The same plan for another machine: what only this one lacks is a warning."""
+        return replace(
+            self,
+            findings=tuple(
+                replace(finding, severity="warn")
+                if finding.severity == "error" and finding.exit_code is ExitCode.ENVIRONMENT
+                else finding
+                for finding in self.findings
+            ),
+        )
+
     def require_sound(self) -> None:
         """Raises CheckFailed with all findings when one of them is an error."""
         if self.errors:
@@ -121,7 +135,7 @@ def make_plan(
     check_nodes(request)
     machine = examination.this_machine(workspace.root)
     gpus = machine.visible
-    resolved = resolve(request, workspace, gpus)
+    resolved = resolve(request, workspace, gpus, judge=False)
     document, preset, placement = resolved.document, resolved.preset, resolved.placement
     model_findings: list[Finding] = []
     data_findings: list[Finding] = []
@@ -132,7 +146,7 @@ def make_plan(
     place = outlooks.place_for(preset, gpus, placement.ranks)
     outlook = outlooks.look(preset, model_folder, place, placement.world_size, datasets, workspace.runs)
     interpreter, doctored = checks.doctor_findings(resolved.loaded, placement, machine, checkpoint, outlook.fits, say)
-    findings = [*resolved.notes, *doctored]
+    findings = [*resolved.notes, *doctored, *env_findings(resolved.loaded)]
     findings += checks.extra_argument_findings(resolved.loaded, interpreter)
     findings += model_findings
     findings += outlooks.fit_findings(outlook, preset, only_warn=placement.on_cpu)
@@ -161,7 +175,9 @@ def make_plan(
 
 
 def _fresh_name(preset_name: str, workspace: Workspace) -> str:
-    base = f"{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Of the letters that --name takes, so that a shell takes it as it stands."""
+    stem = re.sub(r"[^\w.-]+", "-", preset_name).strip(".-")[:_LONGEST_STEM]
+    base = f"{stem or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     name, number = base, 2
     while (workspace.runs / name).exists():
         name, number = f"{base}-{number}", number + 1

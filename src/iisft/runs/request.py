@@ -13,6 +13,7 @@ from iisft.presets.schema import Preset
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
+_LONGEST_NAME = 200  # bytes; a folder's name has 255, and some are put around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, jud
 def _check_request(request: TrainRequest) -> None:
     if request.name is not None and not _NAME.fullmatch(request.name):
         raise UsageError("run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}")
+    if request.name is not None and len(request.name.encode()) > _LONGEST_NAME:
+        raise UsageError("run-name", f"a run's name has at most {_LONGEST_NAME} bytes: {request.name}")
     if request.gpus is not None and request.gpus < 1:
         raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
     if request.nodes < 1 or not 0 <= request.node_rank < request.nodes:
