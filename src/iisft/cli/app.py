@@ -14,6 +14,7 @@ from iisft.cli.download import download
 from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.model import model_app, models
+from iisft.cli.plan import plan
 from iisft.cli.preset import preset_app
 from iisft.cli.report import report
 from iisft.cli.run import register_run_commands
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(train)
+app.command()(plan)
 app.command()(download)
 app.command()(models)
 app.add_typer(model_app, name="model")

@@ -43,7 +43,8 @@ def train(
 ) -> None:
     """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
     from iisft.cli.progress import rows_bar
-    from iisft.runs.plan import TrainRequest, make_plan
+    from iisft.runs.plan import make_plan
+    from iisft.runs.request import TrainRequest
 
     if slurm and script is None:
         raise UsageError("slurm-script", "--slurm goes with --script FILE")

@@ -170,7 +170,7 @@ class Watch(_Section):
     hang_min_s: Annotated[float, Field(gt=0)] = Field(
         default=300.0,
         description="Seconds below which nothing is a hang; loading, the first step, saving and evaluating may take "
-        "twelve times as long.",
+        "twelve times as long, an evaluation twelve times hang_factor steps.",
     )
     restarts: Annotated[int, Field(ge=0)] = Field(
         default=3,

@@ -16,6 +16,7 @@ from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
+_FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
 _KILLED_FIX = "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
 _NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 with eager overflows on Qwen2)"
 
@@ -36,6 +37,13 @@ class Ending:
     fix: str = ""
     passing: bool = False
     cause: str = ""
+
+
+def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
+    """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
+    if median_step_s is None:
+        return max(_MIN_STOP_GRACE_S, _FIRST_STEPS_GRACE * hang_min_s)
+    return max(_MIN_STOP_GRACE_S, 3 * median_step_s + 120)
 
 
 class Attempt:
@@ -175,8 +183,7 @@ class Attempt:
             if request is None:
                 with contextlib.suppress(OSError):  # a full disk: the deadline will end it
                     files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
-            grace = max(_MIN_STOP_GRACE_S, 3 * (self.recorder.median_step_s or 0.0) + 120)
-            self.stop_deadline = time.monotonic() + grace
+            self.stop_deadline = time.monotonic() + stop_grace_s(self.recorder.median_step_s, self._hang.min_s)
             self.events.append("state", state="stopping", message="asked for a checkpoint after this step")
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
@@ -205,7 +212,7 @@ class Attempt:
         if known and not (killed and known.kind == "communication"):  # the others only lost the one that was killed
             where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
-            text = f"{where}{exception or known.cause} ({how})"
+            text = f"{where}{exception or known.cause} ({how}){self._planned_memory(known.id)}"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if killed or how == "SIGKILL":
             cause = killed or "the trainer was killed (SIGKILL)"
@@ -218,6 +225,13 @@ class Attempt:
         passing = self.step > self.start.from_step or not exception
         text = f"{exception or 'the trainer died'} ({how})"
         return Ending("failed", text, step, total, returncode, passing=passing)
+
+    def _planned_memory(self, failure: str) -> str:
+        """What the plan had said, beside an out-of-memory error."""
+        planned = self.record.get("forecast")
+        if failure != "gpu-out-of-memory" or not isinstance(planned, dict):
+            return ""
+        return f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: {planned['fits']} (iisft plan)"
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):

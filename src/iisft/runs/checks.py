@@ -29,8 +29,8 @@ def doctor_findings(
     placement: Placement,
     machine: Machine,
     checkpoint: Checkpoint | None,
+    fits: str | None,
     say: Callable[[str], None],
-    fits: str | None = None,
 ) -> tuple[Interpreter, list[Finding]]:
     """The interpreter that trains, and what the doctor's rules object to about this run on this machine.
 

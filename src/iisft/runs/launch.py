@@ -12,7 +12,7 @@ from iisft import __version__, files, process
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models.view import build_view
-from iisft.runs import drift, rundata, script, tokencache
+from iisft.runs import drift, outlook, rundata, script, tokencache
 from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
 from iisft.runs.plan import Plan
@@ -96,6 +96,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
         },
         "data": [dataset.as_record() for dataset in written],
         "tokens": plan.tokens.name if plan.tokens else None,
+        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

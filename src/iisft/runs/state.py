@@ -12,6 +12,7 @@ from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
 from iisft.runs.checkpoints import checkpoints
 from iisft.runs.folder import EXIT, RunFolder, parse_event
+from iisft.runs.measured import measure
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
@@ -35,6 +36,8 @@ class RunStatus:
     observed: dict[str, Any] | None = None
     restarts: int = 0
     findings: tuple[dict[str, Any], ...] = ()
+    forecast: dict[str, Any] | None = None
+    measured: dict[str, float] | None = None
 
     @property
     def live(self) -> bool:
@@ -76,6 +79,8 @@ class RunStatus:
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
             "metrics": self.metrics,
+            "forecast": self.forecast,
+            "measured": self.measured,
         }
 
 
@@ -106,6 +111,8 @@ def status_of(folder: RunFolder) -> RunStatus:
         observed=record.get("observed"),
         restarts=sum(event.get("state") == "restarting" for event in events),
         findings=tuple(findings),
+        forecast=record.get("forecast"),
+        measured=measure(events),
     )
 
 

@@ -80,7 +80,11 @@ class HangWatch:
         silent = max(math.ceil(every) - 1, 0)
         if phase == "training" and median_step_s is not None:
             return max(self.min_s, self.factor * median_step_s) + silent * median_step_s
-        return _LONG_LIMIT * self.min_s * (1 + (silent if median_step_s is None else 0))
+        if median_step_s is None:
+            return _LONG_LIMIT * self.min_s * (1 + silent)
+        if phase == "evaluating":  # as long as many steps
+            return _LONG_LIMIT * max(self.min_s, self.factor * median_step_s)
+        return _LONG_LIMIT * self.min_s
 
 
 @dataclass
