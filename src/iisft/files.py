@@ -49,8 +49,10 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     """Append one line whole or not at all, so that concurrent readers never see a part of it.
+
+    `durably`: return when it has reached the disk.
 
     Raises:
         OSError: the disk is full, or the file can't be written.
@@ -62,6 +64,8 @@ def append_line(path: Path, line: str) -> None:
         if os.write(descriptor, content) != len(content):  # the disk became full in the middle
             os.ftruncate(descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durably:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

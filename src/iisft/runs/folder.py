@@ -121,6 +121,19 @@ class RunFolder:
         return self.path / f"modules{self._node}"
 
     @property
+    def predictions(self) -> Path:
+        """One file of answers for each dataset and checkpoint, and beside it how they were made."""
+        return self.path / "predictions"
+
+    def predictions_of(self, data: str, which: str) -> Path:
+        """Answers to the dataset `data` by `which`: a checkpoint's step, "final", "base", or "api-MODEL"."""
+        return self.predictions / f"{data}@{which}.jsonl"
+
+    def log_of(self, command: str) -> Path:
+        """What the child of predict, chat, serve or export says."""
+        return self.logs / f"{command}.log"
+
+    @property
     def _node(self) -> str:
         return f".node-{self.node_rank}" if self.node_rank else ""
 

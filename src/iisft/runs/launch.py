@@ -12,6 +12,7 @@ from iisft import __version__, files, process
 from iisft.data import staging
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
+from iisft.models import identity
 from iisft.models.view import build_view
 from iisft.runs import drift, script
 from iisft.runs.checks import taken_error
@@ -90,7 +91,7 @@ def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
             "parameters": checkpoint.parameters,
             "dtypes": checkpoint.dtypes,
             "config_sha256": hashlib.sha256((plan.model_folder / "config.json").read_bytes()).hexdigest(),
-            "files": {name: _stamp(plan.model_folder / name) for name in checkpoint.weight_files},
+            "files": {name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files},
         },
         "data": [
             {"name": dataset.name, "rows": dataset.rows, "sha256": dataset.sha256, "source": dataset.source}
@@ -101,12 +102,6 @@ def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
         "watch": plan.preset.watch.model_dump(mode="json"),
         "launcher": launcher.as_json() if launcher else None,
     }
-
-
-def _stamp(weights: Path) -> dict[str, int]:
-    """Enough to notice another file in its place; a digest of 15 GB would take longer than the whole preflight."""
-    stat = weights.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def join(plan: Plan) -> None:
