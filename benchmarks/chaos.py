@@ -330,7 +330,7 @@ def main() -> None:
 
 def report(bench: Bench, tried: int) -> None:
     lost = bench.lost_steps or [0]
-    print(f"survived {tried} of {tried} faults; {bench.resumes} of them with one `iisft resume`")
+    print(f"survived {tried - len(bench.wrong)} of {tried} faults; {bench.resumes} of them with one `iisft resume`")
     again = f"median {statistics.median(lost)}, most {max(lost)}"
     print(f"steps done again per restart: {again} (a checkpoint every {SAVE_EVERY})")
     print(f"noticed after: median {statistics.median(bench.noticed_s):.1f} s, most {max(bench.noticed_s):.1f} s")
