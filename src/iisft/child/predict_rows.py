@@ -82,9 +82,7 @@ def generate(engine, batch, limit):
         do_sample=False, max_new_tokens=limit, eos_token_id=stop_ids(engine), pad_token_id=pad, use_cache=True
     )
     device = engine.model.device
-    out = engine.model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-    )
+    out = engine.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
     return out[:, width:].tolist()
 
 

@@ -1,7 +1,8 @@
 """A run's model as it was trained, loaded through LLaMA-Factory's own loader; the other scripts here ask it.
 
 Runs in the training interpreter. The script's first line of standard input is the specification (JSON):
-{"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16" or null, "one_device": bool}.
+{"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16" or null,
+"one_device": whether it fits on one GPU}.
 Standard output carries one JSON object per line and nothing else; everything that is printed goes to stderr.
 
 LLaMA-Factory merges an adapter into the weights in their own dtype, which rounds it. Here it stays beside them, as in
@@ -87,7 +88,7 @@ def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwar
 
 
 def _autocast(model, dtype):
-    """What accelerate does to a model that is trained with fp16 or bf16: autocast inside of forward, float32 outside."""
+    """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward, float32 outside."""
     from accelerate.utils import convert_outputs_to_fp32
 
     inside = torch.autocast(model.device.type, dtype=dtype)(model.forward.__func__)

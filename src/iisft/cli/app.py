@@ -9,6 +9,7 @@ import typer
 from iisft import __version__
 from iisft.cli import console
 from iisft.cli.data import data_app
+from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
+app.command()(predict)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,7 +8,8 @@ they stand in the order in which they were finished; when all are there, in that
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,21 @@ class Predictions:
         with self._writing():
             files.append_line(self.path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), durably=True)
 
-    def finish(self, **facts: Any) -> None:
-        """Put the rows into the order of the data, and record the end.
+    def finish(self) -> list[Row]:
+        """Put the rows into the order of the data, record how many there are and when that was, and return them.
 
         Raises:
             EnvironmentFault: the disk is full; the rows are all there.
         """
+        rows = sorted(self.rows(), key=lambda row: int(row["row"]))
         with self._writing():
-            self._rewrite(sorted(self.rows(), key=lambda row: int(row["row"])))
-            files.write_json_atomically(self.record_path, self.read_record() | facts)
+            self._rewrite(rows)
+            files.write_json_atomically(
+                self.record_path, self.read_record() | {"rows": len(rows), "ended": time.time()}
+            )
+        return rows
 
-    def _rewrite(self, rows: Any) -> None:
+    def _rewrite(self, rows: Iterable[Row]) -> None:
         with files.atomic_writer(self.path) as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -128,5 +133,8 @@ class Predictions:
 def unwritable(path: Path, error: OSError) -> EnvironmentFault:
     fix = "free some space; the same command goes on after the last row that was written"
     return EnvironmentFault(
-        "predictions-unwritable", f"predictions can't be written: {os.strerror(error.errno or 0)}", where=str(path), fix=fix
+        "predictions-unwritable",
+        f"predictions can't be written: {os.strerror(error.errno or 0)}",
+        where=str(path),
+        fix=fix,
     )

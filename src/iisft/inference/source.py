@@ -43,11 +43,6 @@ class Source:
         return Expected(**self.record["expected"])
 
     @property
-    def cutoff_len(self) -> int:
-        """Tokens of the longest row that the training saw, prompt and answer together."""
-        return int(self.record["preset"]["train"]["cutoff_len"])
-
-    @property
     def spread(self) -> bool:
         """Whether one GPU can't hold what the run's GPUs held in parts."""
         return self.record["preset"]["sharding"] in ("fsdp", "zero3")
@@ -138,7 +133,10 @@ def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None)
     if changed := list(identity.changes(recorded, place)):
         fix = f"the adapter belongs to the {recorded['id']} that it was trained on: --model DIR"
         raise CheckFailed(
-            [Finding("base-model-differs", text, where=str(place), fix=fix, exit_code=ExitCode.INPUT) for text in changed]
+            [
+                Finding("base-model-differs", text, where=str(place), fix=fix, exit_code=ExitCode.INPUT)
+                for text in changed
+            ]
         )
     return inspect_checkpoint(place)
 

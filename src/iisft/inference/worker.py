@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import process
-from iisft.errors import EnvironmentFault, InputError, IisftError, RunFailed
+from iisft.errors import EnvironmentFault, IisftError, InputError, RunFailed
 from iisft.inference import source as sources
 from iisft.inference.source import Source
 from iisft.llamafactory import failures
@@ -59,7 +59,9 @@ class Worker:
         how = f"exit code {returncode}" if returncode >= 0 else process.signal_name(returncode)
         where, fix = str(self._log), f"tail -50 '{self._log}'"
         if known is None:
-            return RunFailed("child-died", f"{said or 'the process that had the model died'} ({how})", where=where, fix=fix)
+            return RunFailed(
+                "child-died", f"{said or 'the process that had the model died'} ({how})", where=where, fix=fix
+            )
         return _error_type(known)(known.id, f"{known.cause} ({said or how})", where=where, fix=known.fix)
 
 
