@@ -49,6 +49,19 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def make_durable(folder: Path) -> None:
+    """Bring what another program wrote into `folder` to the disk, with the permissions of an ordinary file.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        path.chmod(0o666 & ~_umask())
+    _sync_folder(folder)
+
+
 def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     """Append one line whole or not at all, so that concurrent readers never see a part of it.
 

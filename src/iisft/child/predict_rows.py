@@ -22,13 +22,17 @@ PROMPT_TOKENS_PER_STEP = 64  # reading so much of a prompt takes about as long a
 
 @dataclass
 class Row:
-    """One row of the data: its prompt in tokens, its reference, and how many tokens that has."""
+    """One row of the data: its prompt in tokens and as text, its reference as text and in tokens."""
 
     number: int
     ids: list
     text: str
     reference: str | None
-    reference_tokens: int
+    reference_ids: list
+
+    @property
+    def reference_tokens(self):
+        return len(self.reference_ids)
 
 
 def read_rows(engine, data, count):
@@ -51,7 +55,7 @@ def read_rows(engine, data, count):
             ids, reference_ids = template.encode_oneturn(tokenizer, messages, example["_system"], example["_tools"])
             reference = answer[0]["content"] if example["_response"] else None
             text = tokenizer.decode(ids, skip_special_tokens=False)
-            rows.append(Row(number, ids, text, reference, len(reference_ids)))
+            rows.append(Row(number, ids, text, reference, reference_ids))
     return rows
 
 

@@ -57,12 +57,18 @@ class Link:
 def load(spec):
     """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer and template."""
     from llamafactory.chat import chat_model, hf_engine
+    from llamafactory.model import load_model
+
+    hf_engine.load_model = functools.partial(_load_model, spec, load_model)
+    return chat_model.ChatModel(known_arguments(spec))
+
+
+def known_arguments(spec):
+    """Those of the run's arguments that are not the trainer's alone."""
     from llamafactory.hparams import parser
 
     known = {name for group in parser._INFER_ARGS for name in group.__dataclass_fields__}
-    arguments = {name: value for name, value in spec["arguments"].items() if name in known}
-    hf_engine.load_model = functools.partial(_load_model, spec, hf_engine.load_model)
-    return chat_model.ChatModel(arguments)
+    return {name: value for name, value in spec["arguments"].items() if name in known}
 
 
 def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwargs):

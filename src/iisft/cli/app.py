@@ -8,11 +8,14 @@ import typer
 
 from iisft import __version__
 from iisft.cli import console
+from iisft.cli.chat import chat
 from iisft.cli.data import data_app
+from iisft.cli.export import export
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
+from iisft.cli.serve import serve
 from iisft.cli.train import train
 from iisft.cli.watch import watch
 from iisft.errors import ExitCode, IisftError
@@ -31,7 +34,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
-app.command()(predict)
+for _command in (predict, chat, serve, export):
+    app.command()(_command)
 
 
 def _print_version(wanted: bool) -> None:

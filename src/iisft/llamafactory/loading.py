@@ -20,6 +20,12 @@ def loading_arguments(train_yaml: Mapping[str, Any], model: Path, max_new_tokens
     return kept | generation | {"model_name_or_path": str(model)}
 
 
+def merged_arguments(arguments: Mapping[str, Any], model: Path) -> dict[str, Any]:
+    """The same for a model with the adapter in its weights, which are never quantised while loading."""
+    kept = {name: value for name, value in arguments.items() if not name.startswith(("quantization", "double_quant"))}
+    return kept | {"model_name_or_path": str(model)}
+
+
 def without_trainer_variables(env: Mapping[str, str]) -> dict[str, str]:
     """A run's variables without those that place ranks: one process loads the model."""
     return {name: value for name, value in env.items() if name not in CLEARED}
