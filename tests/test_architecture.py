@@ -20,12 +20,12 @@ print(json.dumps({{"modules": sorted({{name.partition(".")[0] for name in sys.mo
 """  # noqa: E501
 
 
-def modules_after(statement: str) -> set[str]:
+def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROBE.format(statement=statement)], capture_output=True, text=True, check=True
     )
     answer = json.loads(done.stdout)
-    assert answer["same"], "the environment was changed"
+    assert answer["same"] or not environment_kept, "the environment was changed"
     return set(answer["modules"])
 
 
@@ -37,12 +37,28 @@ def modules_after(statement: str) -> set[str]:
         ["preset", "validate", "mi50"],
         ["train", "--preset", "mi50", "--dry-run"],
         ["runs"],
+        ["models"],
+        ["model", "show", "nowhere"],
+        ["download", "--verify", "nowhere"],
     ],
 )
 def test_the_command_line_never_imports_what_trains(argv: list[str]) -> None:
     loaded = modules_after(f"from iisft.cli.app import main; main({argv!r})")
     assert "iisft" in loaded
     assert loaded & HEAVY == set()
+
+
+def test_what_judges_predictions_never_imports_what_trains(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.jsonl"
+    rows = [{"row": i, "reference": f"some words {i}", "prediction": f"other words {i}"} for i in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = tmp_path / "others.jsonl"
+    other.write_text(file.read_text().replace("other", "some"))
+    statements = [f"main(['evaluate', {str(file)!r}])", f"main(['compare', {str(file)!r}, {str(other)!r}])"]
+    # nltk loads scikit-learn, which sets variables of OpenMP
+    loaded = modules_after(f"from iisft.cli.app import main; {'; '.join(statements)}", environment_kept=False)
+    assert {"nltk", "rouge_chinese", "scipy"} <= loaded
+    assert loaded & HEAVY == {"numpy"}
 
 
 def test_help_loads_neither_pydantic_nor_rich_nor_yaml() -> None:

@@ -41,12 +41,17 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        move_into_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Let a file that was written and synced under a temporary name become `path`, with the usual permissions."""
+    temporary.chmod(0o666 & ~_umask())
+    temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def make_durable(folder: Path) -> None:
@@ -59,7 +64,7 @@ def make_durable(folder: Path) -> None:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         path.chmod(0o666 & ~_umask())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def append_line(path: Path, line: str, *, durably: bool = False) -> None:
@@ -159,8 +164,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -89,6 +89,17 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
     return Completed(child.returncode, out, err)
 
 
+def run_attached(argv: Sequence[str]) -> int:
+    """Run a command whose talk goes to our stderr, and return its code; it ends with us, at once, on Ctrl-C."""
+    child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+    try:
+        return child.wait()
+    except BaseException:
+        _signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+
+
 class Child:
     """A started process that leads its own session, with its output appended to a file."""
 

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """What can be found out again: `$XDG_CACHE_HOME/iisft`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """One folder that holds everything iisft makes: `$IISFT_HOME`, else the current directory."""

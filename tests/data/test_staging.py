@@ -25,7 +25,8 @@ def write(workspace: Workspace, rows: Any, *, name: str = "数据 rows.json") ->
 
 
 def test_a_staged_dataset_by_value(workspace: Workspace) -> None:
-    staged = staging.stage(write(workspace, [ROW, {"instruction": "b", "output": "c", "more": 1}]), "情报", workspace)
+    file = write(workspace, [ROW, {"instruction": "b", "output": "c", "more": 1}])
+    staged = staging.stage(file, "情报", workspace).dataset
     assert (staged.rows, staged.keys) == (2, ("instruction", "input", "output"))
     lines = [json.loads(line) for line in staged.file.read_text(encoding="utf-8").splitlines()]
     assert lines == [ROW, {"instruction": "b", "input": "", "output": "c"}]
@@ -33,7 +34,7 @@ def test_a_staged_dataset_by_value(workspace: Workspace) -> None:
     assert info.isascii()
     assert json.loads(info) == {
         "情报": {
-            "file_name": "rows.jsonl",
+            "file_name": staged.file.name,
             "formatting": "alpaca",
             "columns": {"prompt": "instruction", "query": "input", "response": "output"},
         }
@@ -43,7 +44,7 @@ def test_a_staged_dataset_by_value(workspace: Workspace) -> None:
 
 def test_system_and_history_are_mapped_when_a_row_has_them(workspace: Workspace) -> None:
     rows = [ROW, {**ROW, "system": "be short", "history": [["q", "a"]]}]
-    staged = staging.stage(write(workspace, rows), "x", workspace)
+    staged = staging.stage(write(workspace, rows), "x", workspace).dataset
     lines = [json.loads(line) for line in staged.file.read_text(encoding="utf-8").splitlines()]
     assert lines == [{**ROW, "system": "", "history": []}, rows[1]]
     columns = json.loads((staged.folder / "dataset_info.json").read_text())["x"]["columns"]
@@ -64,61 +65,37 @@ def test_every_wrong_row_is_told_with_number_line_and_field(workspace: Workspace
     file.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     with pytest.raises(CheckFailed) as caught:
         staging.stage(file, "x", workspace)
-    assert [(finding.message, finding.where.rpartition(":")[2]) for finding in caught.value.findings] == [
-        ("row 2: output: missing or null (LLaMA-Factory would drop or garble the row)", "2"),
+    assert {(finding.message, finding.where.rpartition(":")[2]) for finding in caught.value.findings} == {
+        ("row 2: output: missing (LLaMA-Factory would drop or garble the row)", "2"),
         ("row 3: output: an empty answer trains on the end-of-turn alone", "3"),
-        ("row 4: input: text is expected, not int: 5", "4"),
-        ("row 5: row: an object is expected, not list", "5"),
-        ("row 6: history: a list of [question, answer] texts is expected", "6"),
-        ("row 7: output: text is expected, not dict: {'a': 1}", "7"),
-    ]
-    assert not workspace.data.exists()
+        ("row 4: input: text is expected, not a number: 5", "4"),
+        ("row 5: an object is expected, not a list: [1]", "5"),
+        ("row 6: history: a list of [question, answer] texts is expected: [['q']]", "6"),
+        ("row 7: output: text is expected, not an object: {'a': 1}", "7"),
+    }
+    assert list(workspace.data.iterdir()) == []
 
 
 def test_many_wrong_rows_are_counted(workspace: Workspace) -> None:
     with pytest.raises(CheckFailed) as caught:
         staging.stage(write(workspace, [{} for _ in range(60)]), "x", workspace)
-    assert caught.value.findings[-1].message == "and 70 more rows with faults"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"[]", "there is no row in it"),
-        (b"", "there is no row in it"),
-        (b'[{"instruction": "a",}]', "no valid JSON"),
-        ('{"instruction": "中"}'.encode("gb18030"), "not UTF-8 text"),
-    ],
-)
-def test_a_file_that_is_no_dataset(workspace: Workspace, content: bytes, message: str) -> None:
-    file = workspace.root / "x.json"
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        staging.stage(file, "x", workspace)
-
-
-def test_a_broken_line_has_its_number(workspace: Workspace) -> None:
-    file = workspace.root / "x.jsonl"
-    file.write_text(json.dumps(ROW) + '\n{"instruction": "a", "out\n')
-    with pytest.raises(InputError, match="no valid JSON") as caught:
-        staging.stage(file, "x", workspace)
-    assert caught.value.where == f"{file}:2"
+    assert caught.value.findings[-1].message == "and 115 more of the same kind (field-missing)"
 
 
 def test_a_byte_order_mark_is_no_fault(workspace: Workspace) -> None:
     file = workspace.root / "x.json"
     file.write_text(json.dumps([ROW]), encoding="utf-8-sig")
-    assert staging.stage(file, "x", workspace).rows == 1
+    assert staging.stage(file, "x", workspace).dataset.rows == 1
 
 
 def test_staging_again_replaces(workspace: Workspace) -> None:
     staging.stage(write(workspace, [ROW]), "x", workspace)
-    assert staging.stage(write(workspace, [ROW, ROW]), "x", workspace) == staging.load("x", workspace)
+    assert staging.stage(write(workspace, [ROW, ROW]), "x", workspace).dataset == staging.load("x", workspace)
     assert staging.load("x", workspace).rows == 2
 
 
 def test_touched_rows_are_fine_but_changed_ones_are_not(workspace: Workspace) -> None:
-    staged = staging.stage(write(workspace, [ROW]), "x", workspace)
+    staged = staging.stage(write(workspace, [ROW]), "x", workspace).dataset
     staged.file.touch()
     assert staging.load("x", workspace) == staged
     staged.file.write_text(staged.file.read_text().replace("hi", "ho"))
@@ -128,7 +105,7 @@ def test_touched_rows_are_fine_but_changed_ones_are_not(workspace: Workspace) ->
 
 @pytest.mark.parametrize("content", ["{}", '{"rows": "many"}', "torn {"])
 def test_a_torn_record_is_never_taken_for_a_whole_one(workspace: Workspace, content: str) -> None:
-    staged = staging.stage(write(workspace, [ROW]), "x", workspace)
+    staged = staging.stage(write(workspace, [ROW]), "x", workspace).dataset
     (staged.folder / "staged.json").write_text(content)
     with pytest.raises(InputError):
         staging.load("x", workspace)
@@ -147,8 +124,8 @@ def test_a_place_that_can_not_be_written(workspace: Workspace) -> None:
 
 
 def test_a_run_gets_links_and_a_register_of_its_own(workspace: Workspace, tmp_path: Path) -> None:
-    train = staging.stage(write(workspace, [ROW]), "训练", workspace)
-    held_out = staging.stage(write(workspace, [ROW, ROW]), "eval", workspace)
+    train = staging.stage(write(workspace, [ROW]), "训练", workspace).dataset
+    held_out = staging.stage(write(workspace, [ROW, ROW]), "eval", workspace).dataset
     staging.link_into(tmp_path, [train, held_out])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_info.json", "eval.jsonl", "训练.jsonl"]
     assert (tmp_path / "训练.jsonl").samefile(train.file)

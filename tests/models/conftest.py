@@ -1,10 +1,12 @@
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from models_on_disk import CONFIG, write_json, write_safetensors
+from hub_server import HubServer, Repo, running
+from models_on_disk import CONFIG, REPO, repository, write_json, write_safetensors
 
 
 @pytest.fixture
@@ -42,3 +44,32 @@ def change_config(model_folder: Path) -> Callable[..., None]:
         write_json(model_folder / "config.json", {k: v for k, v in merged.items() if v is not None})
 
     return change
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A server that is both hubs and has REPO; nobody is logged in, and waiting costs no time."""
+    import modelscope_hub._legacy_api as modelscope
+
+    from iisft.models import hubs, transfer
+
+    for name in [*os.environ]:
+        ours = ("HF_", "HUGGING", "MODELSCOPE_", "SSL_CERT", "REQUESTS_CA", "CURL_CA")
+        if name.upper().endswith("_PROXY") or name.startswith(ours):
+            monkeypatch.delenv(name)
+    for name in ("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr(transfer, "PAUSES_S", (0.0, 0.01, 0.01, 0.01))
+    monkeypatch.setattr(hubs, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(modelscope, "REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0)
+    with running() as server:
+        server.repos[REPO] = Repo(repository())
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.fixture
+def target() -> Path:
+    """Where `iisft download REPO` puts it."""
+    return Path(os.environ["IISFT_HOME"]) / "models" / REPO

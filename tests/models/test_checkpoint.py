@@ -54,7 +54,7 @@ def test_a_single_file_wins_over_an_index_as_in_transformers(sharded_folder: Pat
 def test_a_missing_folder_is_one_finding_with_its_fix(tmp_path: Path) -> None:
     (finding,) = checkpoint_findings(tmp_path / "no such")
     assert (finding.id, finding.where) == ("model-missing", str(tmp_path / "no such"))
-    assert "iisft download" in finding.fix
+    assert finding.fix == f"iisft download OWNER/NAME --to '{tmp_path / 'no such'}'"
     with pytest.raises(InputError) as caught:
         inspect_checkpoint(tmp_path / "no such")
     assert (caught.value.code, caught.value.exit_code) == ("model-missing", 3)

@@ -9,8 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
+
+
+def bytes_as_tokens() -> Tokenizer:
+    """A tokenizer in which each byte is a token, and so are ChatML's special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return tokenizer
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -25,8 +35,8 @@ def write_checkpoint(folder: Path) -> Path:
         "vocab_size": 16,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "tokenizer_config.json").write_text("{}")
+    bytes_as_tokens().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     tensors = {"model.embed_tokens.weight": [16, 8], "model.layers.0.self_attn.q_proj.weight": [8, 8]}
     header, offset = {}, 0
     for name, shape in tensors.items():

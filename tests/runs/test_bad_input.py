@@ -128,19 +128,19 @@ def test_an_empty_dataset(iisft: CLI, workspace: Path) -> None:
 
 
 def test_rows_that_were_changed_after_staging(train: CLI, workspace: Path) -> None:
-    with (workspace / "data" / "rows" / "rows.jsonl").open("a") as rows:
+    (file,) = (workspace / "data" / "rows").glob("rows-*.jsonl")
+    with file.open("a") as rows:
         rows.write('{"instruction": "x"}\n')
     result = train()
     assert (result.code, "the rows were changed after they were checked" in result.err) == (3, True)
 
 
-def test_rows_that_may_be_cut_are_a_warning(train: CLI, iisft: CLI, workspace: Path) -> None:
+def test_rows_that_are_cut_are_a_warning_where_the_preset_allows_it(train: CLI, iisft: CLI, workspace: Path) -> None:
     (workspace / "long.json").write_text(json.dumps([{"instruction": "中" * 1000, "output": "x"}]))
     assert iisft("data", "stage", str(workspace / "long.json"), "--name", "long").code == 0
-    told = train("--data", "long", "--dry-run").err
-    assert "rows of long may exceed cutoff_len 2048 (the longest has 3001 bytes)" in told
-    assert "may exceed" not in train("--data", "long", "--set", "train.cutoff_len=4096", "--dry-run").err
-    assert "may exceed" not in train("--data", "long", "--set", "data.overlong=allow", "--dry-run").err
+    told = train("--data", "long", "--set", "data.overlong=allow", "--dry-run")
+    assert (told.code, "warning: 1 of 1 rows of long are longer than cutoff_len 2048" in told.err) == (0, True)
+    assert "longer than" not in train("--data", "long", "--set", "train.cutoff_len=4096", "--dry-run").err
 
 
 def test_an_output_that_can_not_be_written(train: CLI, workspace: Path) -> None:
@@ -235,9 +235,9 @@ def test_one_misspelled_target_of_two_is_named(train: CLI) -> None:
     )
 
 
-def test_rows_that_may_be_cut_are_an_error_where_the_preset_says_fail(train: CLI) -> None:
+def test_rows_that_would_be_cut_are_an_error_where_the_preset_says_fail(train: CLI) -> None:
     result = train("--set", "data.overlong=fail", "--set", "train.cutoff_len=16")
-    assert (result.code, "rows of rows may exceed cutoff_len 16" in result.err) == (3, True)
+    assert (result.code, "8 of 8 rows of rows are longer than cutoff_len 16" in result.err) == (3, True)
 
 
 @pytest.mark.parametrize("name", ["", "..", "/somewhere/else/run"])

@@ -2,9 +2,9 @@
 
 Runs in the training interpreter: python build_demo_model.py ROWS.jsonl TARGET_FOLDER
 
-The model reads for some seconds, as any base model has read before it is fine-tuned: bulletins with the section and the
-place they are filed under, and lines of JSON. It never sees a chat, nor a bulletin answered with JSON. Without this the
-frozen head of an untrained model would bound its logits, and no adapter could bring the loss down.
+The model reads for half a minute, as any base model has read before it is fine-tuned: bulletins with the section and
+the place they are filed under, and lines of JSON. It never sees a chat, nor a bulletin answered with JSON. Without this
+the frozen head of an untrained model would bound its logits, and no adapter could bring the loss down.
 """
 
 import json
@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 1200
-STEPS, BATCH, LENGTH = 200, 12, 96
+STEPS, BATCH, LENGTH = 400, 12, 96
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -9,10 +9,15 @@ import typer
 from iisft import __version__
 from iisft.cli import console
 from iisft.cli.chat import chat
+from iisft.cli.compare import compare
 from iisft.cli.data import data_app
+from iisft.cli.download import download
+from iisft.cli.evaluate import evaluate
 from iisft.cli.export import export
+from iisft.cli.model import model_app, models
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
+from iisft.cli.report import report
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
 from iisft.cli.serve import serve
@@ -29,12 +34,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(train)
+app.command()(download)
+app.command()(models)
+app.add_typer(model_app, name="model")
 app.add_typer(preset_app, name="preset")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
-for _command in (predict, chat, serve, export):
+for _command in (predict, evaluate, compare, report, chat, serve, export):
     app.command()(_command)
 
 

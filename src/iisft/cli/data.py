@@ -1,39 +1,99 @@
-"""iisft data: stage, list."""
+"""iisft data: stage, list, show; check and split have files of their own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from iisft.cli import console
-from iisft.cli.options import JsonOption, QuietOption
+from iisft.cli import console, data_tokens
+from iisft.cli.data_check import check
+from iisft.cli.data_show import show
+from iisft.cli.data_split import split
+from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption
 from iisft.workspace import Workspace
 
-data_app = typer.Typer(help="Datasets: check and stage them.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
+data_app.command()(check)
+data_app.command()(show)
+data_app.command()(split)
 
 
 @data_app.command()
 def stage(
-    file: Annotated[Path, typer.Argument(help="Alpaca rows (instruction, input, output), JSON array or JSON lines.")],
+    file: Annotated[Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")],
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
+    formats: FormatOption = None,
+    columns: ColumnsOption = None,
+    preset: PresetOption = None,
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    overlong: OverlongOption = None,
+    exact: ExactOption = False,
+    drop_unfit: Annotated[
+        bool, typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough.")
+    ] = False,
+    tokenize: Annotated[
+        bool,
+        typer.Option("--tokenize", help="Tokenise too, so that the preset's runs start and resume without doing it."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row and copy it to data/NAME, where presets find it."""
-    from iisft.data import staging
+    """Check every row and copy it to data/NAME, where presets find it.
 
-    staged = staging.stage(file, name, Workspace.current())
+    With a preset or model the rows' tokens are counted, and overlong rows are refused, fitted, dropped or let be.
+    """
+    from iisft.cli.progress import bytes_bar
+    from iisft.data import staging
+    from iisft.data.stagepolicy import OverlongStep
+    from iisft.errors import UsageError
+
+    target = data_tokens.target(preset, model, overrides, overlong)
+    if tokenize and (target.preset is None or target.limit is None):
+        raise UsageError("tokenize-preset", "--tokenize needs --preset, and its model", fix="--preset NAME --model DIR")
+    with bytes_bar("staging") as progress:
+        step = (
+            OverlongStep(target.limit, target.policy, batch_size=target.batch_size, drop_unfit=drop_unfit, exact=exact)
+            if target.limit
+            else None
+        )
+        staged = staging.stage(
+            file,
+            name,
+            Workspace.current(),
+            formats=formats,
+            columns=columns or (),
+            policy=step.as_policy if step else None,
+            progress=progress,
+        )
+    tokens = data_tokens.tokenize(target, name) if tokenize else None
+    dataset = staged.dataset
+    console.findings(staged.findings.as_findings())
     if as_json:
         console.out_json(
             {
                 "name": name,
-                "dir": str(staged.folder),
-                "rows": staged.rows,
-                "sha256": staged.sha256,
-                "keys": staged.keys,
+                "dir": str(dataset.folder),
+                "file": str(dataset.file),
+                "rows": dataset.rows,
+                "sha256": dataset.sha256,
+                "keys": dataset.keys,
+                "format": dataset.record["format"],
+                "unchanged": staged.unchanged,
+                "warnings": dataset.record["warnings"],
+                "tokens": dataset.record.get("tokens"),
+                "tokenized": str(tokens) if tokens else None,
+                "overlong": dataset.record.get("overlong"),
             }
         )
     else:
-        console.out(f"{name}: {staged.rows} rows in {staged.folder}")
+        not_read = dataset.record["not_read"]
+        console.say(f"read as {dataset.record['format']}" + (f"; not read: {', '.join(not_read)}" if not_read else ""))
+        done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
+        console.out(f"{name}: {dataset.rows} rows {done}")
+        data_tokens.print_staged(dataset)
+        if tokens:
+            console.out(f"  tokenised: {tokens}")
 
 
 @data_app.command("list")

@@ -41,3 +41,20 @@ CheckpointOption = Annotated[
 ]
 BaseModelOption = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")]
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="WORDS",
+        help="What the file is, where its content misleads: alpaca, sharegpt or openai; json, jsonl, csv or parquet; "
+        "or one of each with a comma.",
+    ),
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=KEY",
+        help="Where a field stands, for example answer=ground_truth. Several with commas, or the option again.",
+    ),
+]

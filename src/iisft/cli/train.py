@@ -42,6 +42,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
+    from iisft.cli.progress import rows_bar
     from iisft.runs.plan import TrainRequest, make_plan
 
     if slurm and script is None:
@@ -52,7 +53,8 @@ def train(
     request = TrainRequest(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
-    plan = make_plan(request, workspace)
+    with rows_bar("counting tokens") as progress:
+        plan = make_plan(request, workspace, progress)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)

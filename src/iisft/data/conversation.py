@@ -41,3 +41,11 @@ def from_alpaca(row: Mapping[str, Any]) -> Conversation:
     question = "\n".join(part for part in (row.get("instruction"), row.get("input")) if part)
     messages += [Message("user", question), Message("assistant", row["output"])]
     return Conversation(tuple(messages), row.get("system") or "", row.get("tools") or "")
+
+
+def from_row(row: Mapping[str, Any]) -> Conversation:
+    """The conversation of a checked row as it is staged, in either form (Alpaca keys, or messages)."""
+    if "messages" not in row:
+        return from_alpaca(row)
+    messages = tuple(Message(message["role"], message["content"]) for message in row["messages"])
+    return Conversation(messages, row.get("system") or "", row.get("tools") or "")

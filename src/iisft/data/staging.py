@@ -1,252 +1,196 @@
-"""Staging: a checked copy of a dataset under data/NAME with its own dataset_info.json and the digest of its rows.
+"""`data stage`: one pass that checks every row, passes it through a policy and writes it to data/NAME.
 
-Covered: Alpaca rows in a JSON array or JSON lines. Not covered here: other formats, token lengths.
+The rows stand in a file that is named by its digest; the record (staged.json) names that file and is renamed into place
+last. Until then the dataset is what it was before; a kill at any moment leaves the old one or the new one.
 """
 
-import difflib
-import hashlib
-import json
-import os
+import errno
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from iisft import files
-from iisft.errors import CheckFailed, Finding, InputError, TransferError, UsageError
+from iisft import __version__, files
+from iisft.data.checking import Check
+from iisft.data.findings import Findings
+from iisft.data.rows import Row
+from iisft.data.rowsfile import RowsFile
+from iisft.data.source import Progress, Source, digest_of, halves, open_source
+from iisft.data.staged import RECORD, StagedDataset, from_record, link_into, load, staged_names
+from iisft.errors import CheckFailed, EnvironmentFault, Finding, IisftError, InputError, TransferError, UsageError
 from iisft.llamafactory import datasets
 from iisft.workspace import Workspace
 
-RECORD = "staged.json"
-ROWS = "rows.jsonl"
+__all__ = ["Policy", "StagedDataset", "Staging", "link_into", "load", "stage", "staged_names"]
+
 _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
-_TEXT_KEYS = ("instruction", "input", "output", "system")
-_SHOWN_FINDINGS = 50
-_TURN_BYTES = 32  # what a template puts around one turn of a history
+_ORIGINALS = "originals"
+REPORT = "overlong-report.jsonl"
+"""Where a policy may write what it did to each row."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedDataset:
-    """A dataset under data/NAME: `rows` Alpaca rows with these `keys`, and the sha256 of their file.
+@dataclass(frozen=True)
+class Policy:
+    """A step between the checked rows and the file.
 
-    `longest_row_bytes` is the UTF-8 size of the longest row's texts, prompt and answer together.
+    `apply` gets the sound rows in their staged form and gives those to write; it may raise CheckFailed. `identity` are
+    its settings: staging again with the same ones and the same file changes nothing. After the last row it is asked
+    for its `findings`, and then, with the staged file, for its part of the manifest. The originals are kept only when
+    it `changes_rows`.
     """
 
-    name: str
-    folder: Path
-    rows: int
-    sha256: str
-    keys: tuple[str, ...]
-    source: str
-    longest_row_bytes: int
-
-    @property
-    def file(self) -> Path:
-        return self.folder / ROWS
+    identity: dict[str, Any]
+    apply: Callable[[Iterable[Row]], Iterable[Row]]
+    for_record: Callable[[Path], dict[str, Any]] = field(default=lambda staged: {})
+    findings: Callable[[], list[Finding]] = field(default=list)
+    changes_rows: bool = True
 
 
-def stage(source: Path, name: str, workspace: Workspace) -> StagedDataset:
-    """Check every row of `source` and copy it to data/NAME, replacing an older staging of that name.
+class Staging(NamedTuple):
+    """What staging came to. `unchanged`: the same rows were staged already, nothing was written."""
+
+    dataset: StagedDataset
+    findings: Findings
+    unchanged: bool
+
+
+def stage(
+    file: Path,
+    name: str,
+    workspace: Workspace,
+    *,
+    formats: str | None = None,
+    columns: Sequence[str] = (),
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+) -> Staging:
+    """Check every row of `file` and write them to data/NAME, replacing an older staging of that name.
+
+    Memory stays the same at any size. With a policy the checked rows are kept beside what it made of them.
 
     Raises:
-        UsageError: the name can't be used.
-        InputError: the file is missing, empty or no Alpaca JSON.
-        CheckFailed: rows are wrong; each finding has its row number and field.
-        TransferError: the copy can't be written.
+        UsageError: the name, a format or a column can't be used.
+        InputError: the file is missing, empty, or of a kind that isn't read.
+        CheckFailed: rows are wrong; the findings have their row numbers and fields. Nothing was staged.
+        TransferError, EnvironmentFault: the copy can't be written, or the disk is full.
     """
     if not _NAME.fullmatch(name):
         raise UsageError("data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}")
-    findings: list[Finding] = []
-    rows = []
-    for number, where, row in _read_rows(source):
-        problems = list(_row_problems(row))
-        findings += [Finding(code, f"row {number}: {field}: {text}", where=where) for field, code, text in problems]
-        if not problems:
-            rows.append(row)
-    if findings:
-        raise CheckFailed(findings[:_SHOWN_FINDINGS] + _rest(findings))
-    if not rows:
-        raise InputError("data-empty", "there is no row in it", where=str(source))
-    keys = tuple(
-        key
-        for key in (*_TEXT_KEYS, "history")
-        if key in ("instruction", "input", "output") or any(row.get(key) for row in rows)
-    )
-    return _write(source, name, workspace, rows, keys)
-
-
-def load(name: str, workspace: Workspace) -> StagedDataset:
-    """The staged dataset `name`.
-
-    Raises:
-        InputError: it isn't staged, its record is broken, or its rows are not those that were staged.
-    """
+    source = open_source(file, formats, columns)
+    hashing, reading = halves(progress)
+    asked = {
+        "source_sha256": digest_of(file, hashing),
+        "format": source.describe(),
+        "columns": dict(source.layout.columns),
+        "policy": policy.identity if policy else None,
+        "iisft": __version__,
+    }
+    if same := _staged_before(name, workspace, asked):
+        return Staging(same, Findings(), unchanged=True)
     folder = workspace.data / name
-    record = files.read_json_object(folder / RECORD)
-    if record is None:
-        near = difflib.get_close_matches(name, staged_names(workspace), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(
-            "data-missing",
-            f"no staged dataset {name!r}{hint}",
-            where=str(folder),
-            fix=f"iisft data stage FILE --name {name}",
-        )
+    with _writable(folder, source):
+        return _stage(source, name, folder, asked, policy, reading)
+
+
+def _staged_before(name: str, workspace: Workspace, asked: dict[str, Any]) -> StagedDataset | None:
     try:
-        staged = StagedDataset(
-            name,
-            folder,
-            int(record["rows"]),
-            record["sha256"],
-            tuple(record["keys"]),
-            record["source"],
-            int(record["longest_row_bytes"]),
-        )
-        stat = staged.file.stat()
-        untouched = (stat.st_size, stat.st_mtime_ns) == (record["size"], record["mtime_ns"])
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(
-            "data-torn",
-            f"the staged dataset is incomplete: {error}",
-            where=str(folder),
-            fix=f"iisft data stage FILE --name {name}",
-        ) from error
-    if not untouched and _sha256(staged.file) != staged.sha256:
-        raise InputError(
-            "data-changed",
-            "the rows were changed after they were checked",
-            where=str(staged.file),
-            fix=f"iisft data stage FILE --name {name}",
-        )
-    return staged
+        staged = load(name, workspace)
+    except IisftError:
+        return None
+    return staged if {key: staged.record.get(key) for key in asked} == asked else None
 
 
-def staged_names(workspace: Workspace) -> list[str]:
-    """Names of all staged datasets."""
-    return sorted(path.parent.name for path in workspace.data.glob(f"*/{RECORD}"))
-
-
-def link_into(folder: Path, staged: list[StagedDataset]) -> None:
-    """Make `folder` the dataset_dir of a run: hard links to the rows (copies where links can't be made)."""
-    entries = {}
-    for dataset in staged:
-        target = folder / f"{dataset.name}.jsonl"
-        try:
-            os.link(dataset.file, target)
-        except OSError:
-            shutil.copy2(dataset.file, target)
-        entries[dataset.name] = datasets.entry(target.name, dataset.keys)
-    files.write_text_atomically(folder / datasets.FILE_NAME, datasets.render(entries))
-
-
-def _read_rows(source: Path) -> Iterator[tuple[int, str, Any]]:
-    """Row number (from 1), place, and row."""
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            "data-encoding",
-            "not UTF-8 text",
-            where=str(source),
-            fix=f"iconv -f GB18030 -t UTF-8 {source} > utf8.json",
-        ) from error
-    except OSError as error:
-        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(source)) from error
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise InputError("data-json", f"no valid JSON: {error}", where=str(source)) from error
-        yield from ((number, str(source), row) for number, row in enumerate(rows, 1))
-        return
-    number = 0
-    for line_number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            number += 1
-            try:
-                yield number, f"{source}:{line_number}", json.loads(line)
-            except ValueError as error:
-                raise InputError("data-json", f"no valid JSON: {error}", where=f"{source}:{line_number}") from error
-
-
-def _row_problems(row: Any) -> Iterator[tuple[str, str, str]]:
-    """Field, code and sentence of everything that keeps one row from being trained on as it stands."""
-    if not isinstance(row, dict):
-        yield "row", "row-no-object", f"an object is expected, not {type(row).__name__}"
-        return
-    for key in ("instruction", "output"):
-        if row.get(key) is None:
-            yield key, "field-missing", "missing or null (LLaMA-Factory would drop or garble the row)"
-    for key in _TEXT_KEYS:
-        value = row.get(key)
-        if isinstance(value, str) and not value.isprintable() and _is_unencodable(value):
-            yield key, "field-encoding", "half of a surrogate pair, which no file can hold"
-        if value is not None and not isinstance(value, str):
-            yield key, "field-type", f"text is expected, not {type(value).__name__}: {str(value)[:40]}"
-    if row.get("output") == "":
-        yield "output", "answer-empty", "an empty answer trains on the end-of-turn alone"
-    history = row.get("history") or []
-    if not (isinstance(history, list) and all(_is_turn(turn) for turn in history)):
-        yield "history", "history-shape", "a list of [question, answer] texts is expected"
-
-
-def _is_unencodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
-
-
-def _rest(findings: list[Finding]) -> list[Finding]:
-    hidden = len(findings) - _SHOWN_FINDINGS
-    return [Finding("data-more", f"and {hidden} more rows with faults")] if hidden > 0 else []
-
-
-def _write(
-    source: Path, name: str, workspace: Workspace, rows: list[dict[str, Any]], keys: tuple[str, ...]
-) -> StagedDataset:
-    folder = workspace.data / name
-    empty: dict[str, Any] = {"history": []}
-    longest = max(_text_bytes(row) for row in rows)
+@contextmanager
+def _writable(folder: Path, source: Source) -> Iterator[None]:
+    """The dataset's folder, locked; errors of the disk as a person reads them; no empty folder is left behind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with files.atomic_writer(folder / ROWS) as stream:
-            for row in rows:
-                kept = {key: row.get(key) or empty.get(key, "") for key in keys}
-                stream.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
-        stat = (folder / ROWS).stat()
-        digest = _sha256(folder / ROWS)
-        files.write_text_atomically(folder / datasets.FILE_NAME, datasets.render({name: datasets.entry(ROWS, keys)}))
+        free = shutil.disk_usage(folder).free
+        if source.container in ("json", "jsonl") and free < source.size:
+            raise OSError(errno.ENOSPC, f"{source.size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        with files.exclusive_lock(folder / ".lock"):
+            try:
+                yield
+            finally:
+                if not (folder / RECORD).exists():
+                    _remove_others(folder, set())
+                    for file_name in (datasets.FILE_NAME, ".lock"):
+                        (folder / file_name).unlink(missing_ok=True)
+    except BlockingIOError as error:
+        text = "another process is staging this dataset"
+        raise TransferError("stage-busy", text, where=str(folder), fix="wait for it") from error
+    except OSError as error:
+        text = f"can't be written: {error.strerror}"
+        if error.errno in _DISK_FULL:
+            raise EnvironmentFault("disk-full", text, where=str(folder), fix="free space there: df -h") from error
+        raise TransferError("stage-write", text, where=str(folder)) from error
+    finally:
+        for left in (folder / _ORIGINALS, folder):
+            with suppress(OSError):  # something is in it
+                left.rmdir()
+
+
+def _stage(
+    source: Source,
+    name: str,
+    folder: Path,
+    asked: dict[str, Any],
+    policy: Policy | None,
+    progress: Progress | None,
+) -> Staging:
+    check = Check([source], progress=progress)
+    rows: Iterable[Row] = check.sound_rows()
+    with ExitStack() as stack:
+        written = stack.enter_context(RowsFile(folder))
+        originals = stack.enter_context(_originals(folder)) if policy and policy.changes_rows else None
+        if originals:
+            rows = originals.copying(rows)
+        written.write_all(policy.apply(rows) if policy else rows)
+        _require_sound(check, written, source, policy)
+        kept = originals.publish("") if originals else None
+        published = written.publish("rows-")
         record = {
-            "rows": len(rows),
-            "sha256": digest,
-            "keys": list(keys),
-            "size": stat.st_size,
-            "mtime_ns": stat.st_mtime_ns,
-            "source": str(source.absolute()),
-            "longest_row_bytes": longest,
+            **asked,
+            **published,
+            "source": str(source.file.absolute()),
+            "not_read": list(source.layout.unused),
+            "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
+            "rows_read": check.report.rows,
+            "warnings": {code: group.count for code, group in check.findings.groups.items()},
+            **(policy.for_record(folder / published["file"]) if policy else {}),
             "staged": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        files.write_json_atomically(folder / RECORD, record)
-    except OSError as error:
-        raise TransferError("stage-write", f"can't be written: {error.strerror}", where=str(folder)) from error
-    return StagedDataset(name, folder, len(rows), digest, keys, str(source.absolute()), longest)
+    staged = from_record(name, folder, record)
+    entry = datasets.entry(staged.file.name, staged.keys)
+    files.write_text_atomically(folder / datasets.FILE_NAME, datasets.render({name: entry}))
+    files.write_json_atomically(folder / RECORD, record)
+    report = (record.get("overlong") or {}).get("report")
+    _remove_others(folder, {record["file"], record["originals"] and record["originals"]["file"], report})
+    return Staging(staged, check.findings, unchanged=False)
 
 
-def _text_bytes(row: dict[str, Any]) -> int:
-    turns = [text for turn in row.get("history") or [] for text in turn]
-    texts = sum(len(text.encode()) for text in (*(row.get(key) or "" for key in _TEXT_KEYS), *turns))
-    return texts + _TURN_BYTES * len(turns)
+def _originals(folder: Path) -> RowsFile:
+    (folder / _ORIGINALS).mkdir(exist_ok=True)
+    return RowsFile(folder / _ORIGINALS)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _require_sound(check: Check, written: RowsFile, source: Source, policy: Policy | None) -> None:
+    objections = policy.findings() if policy else []
+    if check.findings.errors or objections:
+        raise CheckFailed([*check.findings.as_findings(), *objections])
+    if not written.rows:
+        raise InputError("data-empty", "there is no row in it", where=str(source.file))
+
+
+def _remove_others(folder: Path, kept: set[str | None]) -> None:
+    """Remove what older stagings wrote and what a killed one left; a file of the user's stays."""
+    digest = "[0-9a-f]" * 12
+    for pattern in (f"rows-{digest}.jsonl", f"{_ORIGINALS}/{digest}.jsonl", REPORT, "**/.rows.*.tmp"):
+        for path in folder.glob(pattern):
+            if str(path.relative_to(folder)) not in kept:
+                path.unlink(missing_ok=True)

@@ -23,12 +23,12 @@ def prepare(workspace: Workspace, say: Callable[[str], None]) -> None:
         interpreter = training.inspect(training.training_interpreter())
         if missing := training.findings(interpreter, "cpu", 1):
             raise CheckFailed(missing)
-        say("demo: building a tiny Qwen2 model and its tokenizer (some seconds, once)")
+        say("demo: building a tiny Qwen2 model and its tokenizer (half a minute, once)")
         _build(interpreter, workspace)
     try:
         staging.load(demo.DATASET, workspace)
     except IisftError:
-        staged = staging.stage(demo.TRAIN_ROWS, demo.DATASET, workspace)
+        staged = staging.stage(demo.TRAIN_ROWS, demo.DATASET, workspace).dataset
         say(f"demo: staged {staged.rows} rows (English and Chinese bulletins, JSON answers)")
 
 

@@ -114,7 +114,7 @@ def _open_rows(job: Job) -> Iterator[tuple[int, "conversation.Conversation"]]:
     with job.request.data.file.open("rb") as stream:
         for number, line in zip(range(1, job.request.count + 1), stream, strict=False):
             if number not in job.done:
-                yield number, conversation.from_alpaca(orjson.loads(line))
+                yield number, conversation.from_row(orjson.loads(line))
 
 
 async def _answer(
@@ -123,8 +123,11 @@ async def _answer(
     *prompt, reference = row.messages
     messages = [{"role": "system", "content": row.system}] if row.system else []
     messages += [{"role": turn.role, "content": turn.content} for turn in prompt]
-    body = {"model": endpoint.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
-    answer, error = await _post(client, endpoint, body)
+    answer: dict[str, Any] = {}
+    error = "rows with tool calls are not asked of an API"
+    if not row.tools and all(turn.role in ("user", "assistant") for turn in row.messages):
+        body = {"model": endpoint.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        answer, error = await _post(client, endpoint, body)
     choice: dict[str, Any] = (answer.get("choices") or [{}])[0]
     usage: dict[str, Any] = answer.get("usage") or {}
     finish = choice.get("finish_reason")

@@ -197,14 +197,14 @@ SETUP: tuple[Failure, ...] = (
         "tokenizer-not-loaded",
         r"^OSError: Failed to load tokenizer\.",
         cause="The model folder is missing, or its tokenizer files are missing or damaged.",
-        fix="check the path in model.id and download the model's files again",
+        fix="check the path in model.id; iisft model show DIR names what is missing and the download that mends it",
         source="llamafactory.md 4; provoked",
     ),
     _input(
         "safetensors-torn",
         r"^(?:\w+\.)*SafetensorError: Error while deserializing",
         cause="A .safetensors file (the model's, or a checkpoint's adapter) is cut off.",
-        fix=f"model: download that file again; checkpoint: {_EARLIER}",
+        fix=f"model: iisft download --verify DIR names the command that mends it; checkpoint: {_EARLIER}",
         source="llamafactory.md 2; provoked",
     ),
     _input(

@@ -11,6 +11,7 @@ from typing import Any
 from iisft import files, process
 from iisft.errors import EnvironmentFault, ExitCode, Finding
 from iisft.llamafactory import report
+from iisft.workspace import cache_folder
 
 _CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
 _IMPORT_TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 8 to 40 s cold
@@ -151,7 +152,7 @@ def arguments(interpreter: Interpreter) -> dict[str, Argument]:
         EnvironmentFault: LLaMA-Factory can't be imported there.
     """
     versions = json.dumps([str(interpreter.path), interpreter.python, interpreter.packages], sort_keys=True)
-    cache = _cache_folder() / f"arguments-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
+    cache = cache_folder() / f"arguments-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
     known = files.read_json_object(cache)
     if known is None:
         known = _ask_for_arguments(interpreter)
@@ -182,7 +183,3 @@ def _ask_for_arguments(interpreter: Interpreter) -> dict[str, Any]:
             fix=INSTALL,
         )
     return answer
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"

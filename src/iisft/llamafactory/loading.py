@@ -7,7 +7,15 @@ from typing import Any
 from iisft.llamafactory.environment import CLEARED
 
 # Where and on what the trainer worked; the model of now lies elsewhere, and an adapter is not merged into it.
-_OF_THE_TRAINER = ("model_name_or_path", "adapter_name_or_path", "dataset", "eval_dataset", "dataset_dir", "output_dir")
+_OF_THE_TRAINER = (
+    "model_name_or_path",
+    "adapter_name_or_path",
+    "dataset",
+    "eval_dataset",
+    "dataset_dir",
+    "tokenized_path",
+    "output_dir",
+)
 
 
 def loading_arguments(train_yaml: Mapping[str, Any], model: Path, max_new_tokens: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
+from iisft.models.manifest import mend_command, quick_findings
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -103,12 +104,13 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
 def checkpoint_findings(folder: Path) -> list[Finding]:
     """Everything that keeps a model folder from being loaded, all at once; empty for a sound one.
 
-    Only headers are read: a bit that flipped inside a tensor needs `iisft download --verify`.
+    Names, sizes, times and headers are read: a bit that flipped inside a tensor needs `iisft download --verify`.
     """
     survey = _Survey(folder)
     if survey.config and not any((folder / name).is_file() for name in (*TOKENIZER_FILES, "tokenizer_config.json")):
         survey.report("model-no-tokenizer", "the model folder has no tokenizer", folder)
-    return survey.findings
+    told = {finding.where for finding in survey.findings}
+    return survey.findings + [finding for finding in quick_findings(folder) if finding.where not in told]
 
 
 def is_computed_buffer(name: str) -> bool:
@@ -169,8 +171,7 @@ class _Survey:
         self._read_weights()
 
     def report(self, code: str, message: str, where: Path) -> None:
-        fix = f"download the model again: iisft download MODEL_ID --to '{self.folder}'"
-        self.findings.append(Finding(code, message, where=str(where), fix=fix))
+        self.findings.append(Finding(code, message, where=str(where), fix=mend_command(self.folder)))
 
     def _read_config(self) -> None:
         path = self.folder / "config.json"

@@ -4,6 +4,7 @@ from typing import Any
 
 from iisft.errors import InputError
 from iisft.models.checkpoint import TOKENIZER_FILES, Checkpoint, is_computed_buffer
+from iisft.models.manifest import mend_command
 
 AUTO_CLASS = "AutoModelForCausalLM"
 
@@ -75,7 +76,7 @@ def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
             "model-code-incomplete",
             f"the model's own code can't be used: {problem}",
             where=str(checkpoint.folder),
-            fix="download the model again, code files included",
+            fix=mend_command(checkpoint.folder),
         )
     return reference
 

@@ -139,7 +139,8 @@ class Data(_Section):
     overlong: Overlong = Field(
         default="fail",
         description="Rows longer than cutoff_len: fail, fit (shorten the body, keep header and answer), drop, or allow "
-        "(let LLaMA-Factory cut them). Applied when the data is staged.",
+        "(let LLaMA-Factory cut them). Applied when data is staged for the preset, and to a run's own copy of data that"
+        " was staged otherwise.",
     )
 
 

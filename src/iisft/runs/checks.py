@@ -1,6 +1,7 @@
 """What speaks against a run before it starts: packages, GPUs, model, data, name. Each check adds its findings."""
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_che
 from iisft.models.view import ViewPlan, plan_view
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
+from iisft.runs import rundata
 from iisft.runs.folder import RunFolder
+from iisft.runs.rundata import RunDataset
 from iisft.workspace import Workspace
 
-_TEMPLATE_BYTES = 256  # a template's own text around one turn, default system prompt included
 _MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
 
 
@@ -98,13 +100,13 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
                 "model-missing",
                 f"the model {preset.model.id} is not there",
                 where=str(folder),
-                fix=f"download it to {folder}, or --model DIR",
+                fix=_how_to_get(preset.model.id, folder),
             )
         )
         return None, None
     faults = checkpoint_findings(folder)
-    if faults:
-        findings += faults
+    findings += faults
+    if any(finding.severity == "error" for finding in faults):
         return None, None
     try:
         checkpoint = inspect_checkpoint(folder)
@@ -124,6 +126,13 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
     return checkpoint, view
 
 
+def _how_to_get(model: str, folder: Path) -> str:
+    """The download's exact command; its default place is the folder that is missing, unless a path was given."""
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return f"iisft download {shlex.quote(model)}, or --model DIR"
+    return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
+
+
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
     """peft objects only when no target at all is found; one misspelled name of two trains half an adapter."""
     target = preset.lora.target
@@ -141,30 +150,22 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
             yield Finding("lora-target", text, where="lora.target", fix=near[0] if near else "lora.target: all")
 
 
-def overlong_findings(preset: Preset, datasets: list[staging.StagedDataset]) -> Iterator[Finding]:
-    """Rows that LLaMA-Factory might cut. A byte-level tokenizer makes at most one token of a byte."""
-    if preset.data.overlong == "allow":
-        return
-    for dataset in datasets:
-        if dataset.longest_row_bytes + _TEMPLATE_BYTES > preset.train.cutoff_len:
-            yield Finding(
-                "overlong-unchecked",
-                f"rows of {dataset.name} may exceed cutoff_len {preset.train.cutoff_len} (the longest has "
-                f"{dataset.longest_row_bytes} bytes): LLaMA-Factory cuts such rows at their end and says nothing, and "
-                "iisft does not count tokens yet",
-                where=str(dataset.file),
-                fix="shorten these rows, raise train.cutoff_len, or --set data.overlong=allow if you mean it",
-                severity="error" if preset.data.overlong == "fail" else "warn",
-            )
-
-
-def datasets_for(findings: list[Finding], preset: Preset, workspace: Workspace) -> list[staging.StagedDataset]:
+def datasets_for(
+    findings: list[Finding],
+    preset: Preset,
+    workspace: Workspace,
+    model: Path | None,
+    progress: rundata.Progress | None = None,
+) -> list[RunDataset]:
+    """What the run trains on and evaluates; `model` is the sound model folder, None without one."""
     found = []
     for name in dict.fromkeys(filter(None, (preset.data.name, preset.data.eval))):
         try:
-            found.append(staging.load(name, workspace))
+            staged = staging.load(name, workspace)
         except IisftError as error:
             findings.append(as_finding(error))
+            continue
+        found.append(rundata.prepare(findings, preset, staged, model, progress))
     return found
 
 

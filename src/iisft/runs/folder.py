@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "dataset"
 
     @property
+    def tokenized(self) -> Path:
+        """LLaMA-Factory's own tokens of the rows, where they were made while staging."""
+        return self.path / "tokenized"
+
+    @property
     def modules_cache(self) -> Path:
         return self.path / f"modules{self._node}"
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from iisft import __version__, files, process
-from iisft.data import staging
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models import identity
 from iisft.models.view import build_view
-from iisft.runs import drift, script
+from iisft.runs import drift, rundata, script, tokencache
 from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
 from iisft.runs.plan import Plan
+from iisft.runs.rundata import RunDataset
 from iisft.runs.spawn import start_supervisor
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import redact
@@ -55,15 +55,17 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     for place in (folder.logs, folder.dataset):
         place.mkdir()
     build_view(plan.view, folder.model)
-    staging.link_into(folder.dataset, list(plan.datasets))
+    written = rundata.write_into(folder.dataset, list(plan.datasets))
+    if plan.tokens is not None:
+        tokencache.link_into(plan.tokens, folder.tokenized)
     files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
     preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
     files.write_text_atomically(folder.preset, render_yaml(preset))
-    files.write_text_atomically(folder.command, script.render(plan))
-    files.write_json_atomically(folder.record, _record(plan, folder))
+    files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
+    files.write_json_atomically(folder.record, _record(plan, folder, written))
 
 
-def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
+def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     assert checkpoint is not None and plan.view is not None
     launcher = process.identity_of(os.getpid())
@@ -93,10 +95,8 @@ def _record(plan: Plan, folder: RunFolder) -> dict[str, Any]:
             "config_sha256": hashlib.sha256((plan.model_folder / "config.json").read_bytes()).hexdigest(),
             "files": {name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files},
         },
-        "data": [
-            {"name": dataset.name, "rows": dataset.rows, "sha256": dataset.sha256, "source": dataset.source}
-            for dataset in plan.datasets
-        ],
+        "data": [dataset.as_record() for dataset in written],
+        "tokens": plan.tokens.name if plan.tokens else None,
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iisft.data import staging
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
 from iisft.hardware.gpus import Gpu, visible_gpus
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import tokenized
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
@@ -22,9 +22,10 @@ from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.runs import checks, room
+from iisft.runs import checks, room, tokencache
 from iisft.runs.folder import RunFolder
 from iisft.runs.proof import Expected
+from iisft.runs.rundata import Progress, RunDataset
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -70,7 +71,8 @@ class Plan:
     env: dict[str, str]
     checkpoint: Checkpoint | None
     view: ViewPlan | None
-    datasets: tuple[staging.StagedDataset, ...]
+    datasets: tuple[RunDataset, ...]
+    tokens: Path | None
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -115,8 +117,10 @@ class Plan:
         )
 
 
-def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
+def make_plan(request: TrainRequest, workspace: Workspace, progress: Progress | None = None) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
+
+    `progress` is called while rows are counted that were never counted before.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
@@ -134,8 +138,8 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
     findings += checks.gpu_findings(preset, placement, gpus)
     model_folder = workspace.model_folder(preset.model.id)
     checkpoint, view = checks.model_for(findings, preset, model_folder)
-    datasets = checks.datasets_for(findings, preset, workspace)
-    findings += checks.overlong_findings(preset, datasets)
+    counting_model = model_folder if checkpoint is not None else None
+    datasets = checks.datasets_for(findings, preset, workspace, counting_model, progress)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
@@ -147,10 +151,15 @@ def make_plan(request: TrainRequest, workspace: Workspace) -> Plan:
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
+    tokens = tokencache.find(preset, datasets, model_folder, interpreter, workspace) if checkpoint else None
+    if tokens is not None:
+        train_yaml[tokenized.ARGUMENT] = str(folder.tokenized)
+        text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
+        findings.append(Finding("tokens-cached", text, severity="info"))
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tuple(gpus), tuple(findings),
+        tuple(datasets), tokens, tuple(gpus), tuple(findings),
     )  # fmt: skip
 
 

@@ -4,12 +4,14 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from iisft import __version__
 from iisft.errors import InputError
 from iisft.llamafactory import datasets
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
 from iisft.llamafactory.logs import PROOF_MARK, PROOF_VARIABLE
+from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.runs.plan import Plan
 from iisft.runs.yaml_text import render_yaml
 from iisft.secrets import HIDDEN, redact
@@ -17,12 +19,20 @@ from iisft.secrets import HIDDEN, redact
 _END = "IISFT_END_OF_FILE"
 
 
-def render(plan: Plan, *, slurm: bool = False) -> str:
+def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
     """The script; with `slurm` an sbatch file that starts one torchrun per node.
 
+    `beside_run`: it is written into the run's folder, where the run's own copy of fitted rows lies.
+
     Raises:
-        InputError: the plan has no model or no data, so there is nothing to write down.
+        InputError: the plan has no model or no data, so there is nothing to write down, or its rows are to be fitted.
     """
+    if not beside_run and any(dataset.changes for dataset in plan.datasets):
+        raise InputError(
+            "script-refit",
+            "a script trains on rows as they are staged, and these would have to be fitted",
+            fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET --model DIR --set ...",
+        )
     if plan.view is None or not plan.datasets:
         raise InputError("script-incomplete", "a script needs the model and the data to be there")
     lines = [
@@ -36,7 +46,7 @@ def render(plan: Plan, *, slurm: bool = False) -> str:
         'mkdir -p "$run/model" "$run/dataset" "$run/logs"',
         *_model(plan),
         *_data(plan),
-        *_file("train.yaml", render_yaml(plan.train_yaml)),
+        *_file("train.yaml", render_yaml(plan.train_yaml if beside_run else _without_tokens(plan))),
         f'unset {" ".join(CLEARED)} "${{!{CLEARED_PREFIX}@}}"',
         *_environment(plan, slurm=slurm),
         'cd "$run"',
@@ -57,8 +67,13 @@ def _data(plan: Plan) -> Iterator[str]:
     entries = {}
     for dataset in plan.datasets:
         entries[dataset.name] = datasets.entry(f"{dataset.name}.jsonl", dataset.keys)
-        yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+        if dataset.changes is None:
+            yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
     yield from _file(f"dataset/{datasets.FILE_NAME}", datasets.render(entries))
+
+
+def _without_tokens(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in plan.train_yaml.items() if name != ARGUMENT}
 
 
 def _file(name: str, text: str) -> Iterator[str]:

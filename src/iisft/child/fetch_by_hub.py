@@ -1,0 +1,31 @@
+"""Runs a hub's own client with one JSON argument, in a process of its own: it can't be interrupted otherwise."""
+
+import glob
+import json
+import sys
+
+asked = json.loads(sys.argv[1])
+globs = [glob.escape(path) for path in asked["files"]]
+
+if asked["source"] == "huggingface":
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(
+        asked["repo"],
+        revision=asked["revision"],
+        local_dir=asked["folder"],
+        allow_patterns=globs,
+        endpoint=asked["endpoint"],
+    )
+else:
+    from pathlib import Path
+
+    from modelscope_hub import HubApi
+
+    HubApi(endpoint=asked["endpoint"]).download_repo(
+        asked["repo"],
+        "model",
+        revision=asked["revision"],
+        local_dir=Path(asked["folder"]),
+        allow_patterns=globs,
+    )

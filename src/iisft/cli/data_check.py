@@ -1,0 +1,129 @@
+"""iisft data check: everything that is wrong with the rows of one file or several."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisft.cli import console, data_tokens
+from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, SetOption
+from iisft.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iisft.data.account import Account
+    from iisft.data.checking import Report
+    from iisft.data.findings import Group
+    from iisft.data.source import Source
+    from iisft.data.target import Target
+
+_SHOWN_ROWS = 5
+
+
+def check(
+    file: Annotated[
+        list[Path], typer.Argument(help="A data file, or a staged dataset's name. Several: leaks between them too.")
+    ],
+    formats: FormatOption = None,
+    columns: ColumnsOption = None,
+    preset: PresetOption = None,
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    overlong: OverlongOption = None,
+    exact: ExactOption = False,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the account as a page.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its tokens too.
+
+    Exit code 3 when a row can't be trained on, or would be cut and the policy is fail.
+    """
+    from iisft.cli.progress import bytes_bar
+    from iisft.data import checking
+    from iisft.errors import ExitCode, InputError
+
+    target = data_tokens.target(preset, model, overrides, overlong)
+    sources = [open_file_or_dataset(one, formats, columns) for one in file]
+    with bytes_bar("checking") as progress:
+        report = checking.check(sources, progress=progress)
+    if not report.rows:
+        raise InputError("data-empty", "there is no row in it", where=", ".join(map(str, file)))
+    account = _count(sources, report, target, exact=exact)
+    if as_json:
+        tokens = data_tokens.account_json(account, target) if account else None
+        console.out_json({**report.as_json(), "tokens": tokens})
+    else:
+        _print(report)
+        if account:
+            console.out()
+            data_tokens.print_account(account, target, file[0])
+    if page is not None:
+        _write_page(page, account, target, file[0])
+    if report.findings.errors or (account and account.damaged and target.policy == "fail"):
+        raise typer.Exit(ExitCode.INPUT)
+
+
+def _count(sources: list["Source"], report: "Report", target: "Target", *, exact: bool) -> "Account | None":
+    from iisft.cli.progress import bytes_bar
+    from iisft.data.counting import account_of
+
+    if target.limit is None or not report.sound:
+        return None
+    with bytes_bar("counting tokens") as progress:
+        return account_of(
+            sources, report.sound, target.limit, exact=exact, batch_size=target.batch_size, progress=progress
+        )
+
+
+def _write_page(page: Path, account: "Account | None", target: "Target", file: Path) -> None:
+    from iisft import files
+    from iisft.data.accountpage import render
+    from iisft.errors import UsageError
+
+    if account is None:
+        raise UsageError("html-no-account", "--html needs the tokens counted", fix="add --preset NAME, or --model DIR")
+    verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
+    try:
+        files.write_text_atomically(page.absolute(), render(account, str(file), verdict))
+    except OSError as error:
+        raise UsageError("html-write", f"can't be written: {error.strerror}", where=str(page)) from error
+    console.say(f"{page}: open it in a browser")
+
+
+def open_file_or_dataset(file: Path, formats: str | None, columns: list[str] | None) -> "Source":
+    """The source that a person means: a file, else the staged dataset of that name."""
+    from iisft.data.source import open_source
+    from iisft.data.staged import load, staged_names
+
+    workspace = Workspace.current()
+    if not file.exists() and str(file) in staged_names(workspace):
+        return open_source(load(str(file), workspace).file)
+    return open_source(file, formats, columns or ())
+
+
+def _print(report: "Report") -> None:
+    for source in report.sources:
+        console.out(f"{source.file}: {source.describe()}")
+        if source.layout.unused:
+            console.out(f"  not read: {', '.join(source.layout.unused)}")
+    groups = sorted(report.findings.groups.items(), key=lambda item: item[1].severity != "error")
+    for code, group in groups:
+        console.out()
+        _print_group(code, group)
+    console.out()
+    unsound = report.rows - report.sound
+    verdict = (
+        f"all {report.rows:,} rows can be staged" if not unsound else f"{unsound:,} of {report.rows:,} rows can't be"
+    )
+    console.out(verdict if not unsound else f"{verdict} staged")
+
+
+def _print_group(code: str, group: "Group") -> None:
+    word = "error" if group.severity == "error" else "warning"
+    console.out(f"{word}: {code}, {group.count:,} {'row' if group.count == 1 else 'rows'}")
+    for finding in group.kept[:_SHOWN_ROWS]:
+        console.out(f"  {finding.where}  {finding.text}")
+    if group.count > _SHOWN_ROWS:
+        console.out(f"  and {group.count - _SHOWN_ROWS:,} more; --json lists them")
+    if fix := group.kept[0].problem.fix:
+        console.out(f"  fix: {fix}")

@@ -1,0 +1,99 @@
+"""iisft data split: train, val and test files from one file."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import ColumnsOption, FormatOption, JsonOption
+
+if TYPE_CHECKING:
+    from iisft.data.splitting import Split
+
+_SHOWN_STRATA = 12
+_SHOWN_NAME = 60
+
+
+def split(
+    file: Annotated[Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")],
+    to: Annotated[Path | None, typer.Option(help="Folder for the files; left out = beside the file.")] = None,
+    parts: Annotated[str, typer.Option(metavar="A:B[:C]", help="Shares of train, val and test.")] = "8:1:1",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="The same mix on every side: a key of the row, answer.KEY of a JSON answer, FIELD.KEY of a text with "
+            "lines 'KEY: value', or answer-shape.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random order.")] = 42,
+    stable: Annotated[bool, typer.Option("--stable", help="By hash: a row keeps its side when others come.")] = False,
+    ratio: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VALUE=SHARE", help="Leave rows out until this value of --by has this share of the rows."),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", help="Draw N rows and leave the others out.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="With --rows: draw each by one over how often its value here occurs."),
+    ] = None,
+    formats: FormatOption = None,
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Split a file into train, val and test. Rows with the same prompt stay on one side."""
+    from iisft.cli.progress import bytes_bar
+    from iisft.data import splitting
+    from iisft.data.source import open_source
+
+    shares = tuple(_number(part, "--parts") for part in parts.split(":"))
+    ratios = dict(_pair(text) for text in ratio or ())
+    request = splitting.SplitRequest(shares, by, seed, stable, ratios, rows, weights)
+    source = open_source(file, formats, columns or ())
+    with bytes_bar("splitting") as progress:
+        result = splitting.split(source, request, to or file.parent, progress)
+    if as_json:
+        console.out_json(result.as_json())
+        return
+    _print(result)
+    told = "".join(f" --columns {shlex.quote(column)}" for column in columns or ())
+    for name, part in result.files.items():
+        console.say(f"next: iisft data stage {shlex.quote(str(part))}{told} --name NAME-{name}")
+
+
+def _print(result: "Split") -> None:
+    if result.strata:
+        shown = list(result.strata.items())[:_SHOWN_STRATA]
+        console.table(
+            ([_shortened(name), *(f"{count:,}" for count in sizes.values())] for name, sizes in shown),
+            ("STRATUM", *(name.upper() for name in result.files)),
+        )
+        if len(result.strata) > _SHOWN_STRATA:
+            console.out(f"and {len(result.strata) - _SHOWN_STRATA:,} strata more")
+        console.out()
+    for name, part in result.files.items():
+        console.out(f"{name}: {result.rows[name]:,} rows in {part}")
+    if result.dropped:
+        console.out(f"left out: {result.dropped:,} rows")
+    for note in result.notes:
+        console.say(f"note: {note}")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _SHOWN_NAME else name[: _SHOWN_NAME - 3] + "..."
+
+
+def _number(text: str, option: str) -> float:
+    from iisft.errors import UsageError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError("split-number", f"{option} takes numbers, not {text!r}") from error
+
+
+def _pair(text: str) -> tuple[str, float]:
+    name, _, share = text.rpartition("=")
+    return name, _number(share, "--ratio VALUE=SHARE")

@@ -1,0 +1,168 @@
+"""iisft download: get a model, verify a folder, or adopt one."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import JsonOption, QuietOption, complete_presets
+from iisft.errors import ExitCode, UsageError
+from iisft.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iisft.models.download import Downloaded
+    from iisft.models.manifest import Manifest
+    from iisft.models.verify import Verified
+
+
+class Source(StrEnum):
+    AUTO = "auto"
+    HUGGINGFACE = "huggingface"
+    MODELSCOPE = "modelscope"
+    LOCAL = "local"
+
+
+class Transfer(StrEnum):
+    IISFT = "iisft"
+    HUB = "hub"
+
+
+def download(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", help="Whose model.", autocompletion=complete_presets)
+    ] = "mi50",
+    source: Annotated[
+        Source, typer.Option(help="auto asks both hubs and takes the first answer; local only with --adopt.")
+    ] = Source.AUTO,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; left out = the newest.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder; left out = models/OWNER/NAME of the workspace.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only these files, not what training needs. Repeatable.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Without these files. Repeatable.")] = None,
+    transfer: Annotated[
+        Transfer, typer.Option(help="hub: the hub's own client (xet) fetches, iisft verifies.")
+    ] = Transfer.IISFT,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Weights that can run code when they are loaded, too.")
+    ] = False,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Read every byte of a downloaded folder again; no network.")
+    ] = None,
+    adopt: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take over a folder that came otherwise, compared with the hub.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Get a model from Hugging Face, ModelScope or a mirror: resumable, and every byte proven."""
+    if verify is not None and adopt is not None:
+        raise UsageError("verify-or-adopt", "--verify and --adopt exclude each other")
+    if source is Source.LOCAL and adopt is None:
+        raise UsageError("source-local", "--source local goes with --adopt DIR")
+    sources = _sources(source)
+    if verify is not None or adopt is not None:
+        _check(verify, adopt, model, revision, sources, as_json=as_json, quiet=quiet)
+        return
+    from iisft.cli.transfer_bar import transfer_bar
+    from iisft.models import download as downloads
+
+    workspace = Workspace.current()
+    repo = model or _preset_model(preset, workspace)
+    request = downloads.Request(
+        repo=repo,
+        folder=to.expanduser().absolute() if to is not None else workspace.models / repo,
+        sources=sources,
+        revision=revision,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        allow_pickle=allow_pickle,
+        by_hub=transfer is Transfer.HUB,
+    )
+    with transfer_bar(quiet=quiet) as show:
+        done = downloads.download(request, show)
+    _print_downloaded(done, None if model else preset, as_json=as_json, quiet=quiet)
+
+
+def _sources(source: Source) -> tuple[str, ...]:
+    if source is Source.AUTO:
+        return (Source.HUGGINGFACE.value, Source.MODELSCOPE.value)
+    return () if source is Source.LOCAL else (source.value,)
+
+
+def _preset_model(preset: str, workspace: Workspace) -> str:
+    from iisft.presets import checking, documents
+
+    return checking.check(documents.read_document(preset, workspace)).preset.model.id
+
+
+def _check(
+    verify: Path | None, adopt: Path | None, model: str | None, revision: str | None, sources: tuple[str, ...],
+    *, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from iisft.cli.transfer_bar import transfer_bar
+    from iisft.models import verify as verifying
+
+    with transfer_bar(quiet=quiet) as show:
+        if verify is not None:
+            done = verifying.verify(verify.expanduser().absolute(), show)
+        else:
+            assert adopt is not None
+            done = verifying.adopt(adopt.expanduser().absolute(), model, revision, sources, show)
+    _print_verified(done, "verified" if verify is not None else "adopted", as_json=as_json, quiet=quiet)
+    if any(finding.severity == "error" for finding in done.findings):
+        raise typer.Exit(ExitCode.TRANSFER)
+
+
+def _print_verified(done: "Verified", what: str, *, as_json: bool, quiet: bool) -> None:
+    from iisft.models.manifest import gb
+
+    errors = [finding for finding in done.findings if finding.severity == "error"]
+    console.findings(done.findings)
+    if as_json:
+        console.out_json(_document(done.manifest, done.folder, done.findings) | {"ok": not errors})
+    elif quiet:
+        console.out(str(done.folder))
+    elif errors:
+        bad = len({finding.where for finding in errors})
+        console.out(f"{done.folder}: {bad} of {len(done.manifest.files)} files are not as downloaded")
+    else:
+        manifest = done.manifest
+        console.out(f"{done.folder}: {len(manifest.files)} files, {gb(manifest.size)}, every byte {what}")
+
+
+def _print_downloaded(done: "Downloaded", preset: str | None, *, as_json: bool, quiet: bool) -> None:
+    from iisft.models.hubs import NAMES
+    from iisft.models.manifest import gb
+
+    manifest = done.manifest
+    console.findings(done.findings)
+    if as_json:
+        console.out_json(_document(manifest, done.folder, done.findings) | {"fetched_bytes": done.fetched})
+        return
+    if quiet:
+        console.out(str(done.folder))
+        return
+    console.out(f"{manifest.repo}: {len(manifest.files)} files, {gb(manifest.size)}, every byte verified")
+    pinned = f" = {manifest.commit}" if manifest.commit not in ("", manifest.revision) else ""
+    fetched = gb(done.fetched) if done.fetched else "nothing, all of it was there"
+    for name, text in {
+        "fetched": fetched,
+        "from": f"{NAMES[manifest.source]} ({manifest.endpoint}), revision {manifest.revision}{pinned}",
+        "licence": manifest.licence or "the README names none",
+        "folder": str(done.folder),
+    }.items():
+        console.out(f"  {name:<8} {text}")
+    if preset is not None:
+        console.out(f"  next     iisft train --preset {preset}")
+
+
+def _document(manifest: "Manifest", folder: Path, findings: Any) -> dict[str, Any]:
+    return manifest.as_json(folder) | {"findings": [finding.as_json() for finding in findings]}

@@ -1,0 +1,1 @@
+"""What predictions are worth: figures beside trivial baselines, intervals, and paired comparisons."""

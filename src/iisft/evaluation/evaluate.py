@@ -1,0 +1,259 @@
+"""One pass over the predictions: counts, figures with intervals, and those of trivial answers beside them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iisft.errors import EnvironmentFault, Finding, InputError
+from iisft.evaluation.fields import FieldTally
+from iisft.evaluation.labels import NO_LABEL
+from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
+from iisft.evaluation.predictions import PredictionFile, Row
+from iisft.evaluation.schema import SchemaCheck
+from iisft.evaluation.statistics import class_metrics, rate_interval
+from iisft.evaluation.task import Task, scan
+from iisft.evaluation.text import Scorer, TextSample, measure
+
+MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Args:
+        label: as task.scan takes it.
+        classes: as Labels.names.
+        schema: a JSON Schema's file.
+        error_marker: a prediction that is exactly this is a generation error.
+        text_rows: most rows for the text figures; 0 = none; None = where the answers are text, as many as take about
+            20 s.
+    """
+
+    label: str | None = None
+    classes: Mapping[str, str] = field(default_factory=dict)
+    schema: Path | None = None
+    error_marker: str = DEFAULT_ERROR_MARKER
+    text_rows: int | None = None
+
+
+@dataclass
+class Tally:
+    """What one system (the model, a baseline) answers, row by row."""
+
+    task: Task
+    rows: int = 0
+    valid_json: int = 0
+    exact: int = 0
+    referenced: int = 0
+    confusion: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, row: Row, label: str | None, prediction: str, value: Any) -> None:
+        """Take in an answer, given as text and as parsed value, to a row whose reference has that class."""
+        self.rows += 1
+        self.valid_json += value is not NO_JSON
+        if row.reference is not None:
+            self.referenced += 1
+            self.exact += prediction.strip() == row.reference.strip()
+        if label is not None and self.task.labels is not None:
+            self.confusion[label, self.task.labels.of(prediction, value) or NO_LABEL] += 1
+
+    def metrics(self) -> dict[str, Any]:
+        """Rates from 0 to 1, with `intervals`."""
+        found: dict[str, Any] = {}
+        intervals: dict[str, Any] = {}
+        if self.task.json and self.rows:
+            found["valid_json"] = self.valid_json / self.rows
+            intervals["valid_json"] = rate_interval(self.valid_json, self.rows)
+        if self.referenced:
+            found["exact_match"] = self.exact / self.referenced
+            intervals["exact_match"] = rate_interval(self.exact, self.referenced)
+        if self.confusion:
+            classes = class_metrics(self.confusion)
+            intervals |= classes.pop("intervals")
+            found |= classes
+        return found | {"intervals": intervals}
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found. `as_json` is its document."""
+
+    file: PredictionFile
+    task: Task
+    counts: dict[str, int]
+    metrics: dict[str, Any]
+    baselines: dict[str, dict[str, Any]]
+    findings: list[Finding]
+    label_by: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        from iisft.evaluation.sentences import sentences
+
+        return self.counts | {
+            "label": self.label_by,
+            "metrics": self.metrics,
+            "baselines": self.baselines,
+            "sentences": sentences(self),
+            "findings": [finding.as_json() for finding in self.findings],
+            "file": str(self.file.path),
+            "columns": dict(self.file.columns),
+        }
+
+
+class Evaluator:
+    """The pass over one file for one task."""
+
+    def __init__(self, file: PredictionFile, task: Task, options: Options) -> None:
+        self.file, self.task, self.options = file, task, options
+        self.counts = Counter[str]()
+        self.systems = {MODEL: Tally(task)}
+        if task.majority is not None:
+            self.systems[MAJORITY] = Tally(task)
+            self._majority = task.majority, parse(task.majority)
+        self._copies = bool(task.prompts) and not task.json
+        if self._copies:
+            self.systems[COPY] = Tally(task)
+        self.fields = FieldTally() if task.json else None
+        self.schema = SchemaCheck(options.schema) if options.schema else None
+        rows = options.text_rows
+        wanted = task.references and (rows != 0 if rows is not None else not task.json)
+        self.sample = TextSample(rows) if wanted else None
+        self.findings: list[Finding] = []
+
+    def run(self) -> Evaluation:
+        """Read every row.
+
+        Raises:
+            CheckFailed: broken lines.
+            EnvironmentFault: a package that what was asked for needs is missing.
+        """
+        for row in self.file:
+            self.counts["rows"] += 1
+            outcome = judge(row, self.options.error_marker)
+            if outcome.error:
+                self.counts["generation_errors"] += 1
+                continue
+            self._take(row, outcome)
+        names = ("rows", "generated", "generation_errors", "valid_json", "empty", "cut_off", "repeated", "fenced_json")
+        counts = {name: self.counts[name] for name in (*names, "without_reference")}
+        metrics = self.systems[MODEL].metrics()
+        baselines = {name: tally.metrics() for name, tally in self.systems.items() if name != MODEL and tally.rows}
+        self._add_text(metrics, baselines)
+        if self.fields is not None and self.fields.fields:
+            metrics |= self.fields.as_json()
+        if self.schema is not None and self.counts["generated"]:
+            metrics["schema_valid"] = self.schema.fits / self.counts["generated"]
+            metrics["schema_faults"] = dict(self.schema.faults.most_common(10))
+            metrics["intervals"]["schema_valid"] = rate_interval(self.schema.fits, self.counts["generated"])
+        baselines = _constant_classes(self.systems[MODEL].confusion) | baselines
+        label_by = self.task.labels.by if self.task.labels else None
+        findings = [*self.file.findings, *self.findings, *_findings(self, counts)]
+        return Evaluation(self.file, self.task, counts, metrics, baselines, findings, label_by)
+
+    def _take(self, row: Row, outcome: Outcome) -> None:
+        counts = self.counts
+        counts["generated"] += 1
+        counts["valid_json"] += outcome.valid_json
+        counts["empty"] += outcome.empty
+        counts["cut_off"] += outcome.cut_off
+        counts["repeated"] += outcome.loop
+        counts["fenced_json"] += outcome.fenced
+        counts["without_reference"] += row.reference is None
+        if self.schema is not None and outcome.valid_json:
+            self.schema.add(outcome.value)
+        label = None
+        if row.reference is not None:
+            expected = parse(row.reference)
+            if self.task.labels is not None:
+                label = self.task.labels.of(row.reference, expected)
+                counts["without_label"] += label is None
+            if self.fields is not None and isinstance(expected, dict):
+                self.fields.add(expected, outcome.value, row.prompt)
+        self.systems[MODEL].add(row, label, row.prediction, outcome.value)
+        texts = {MODEL: row.prediction}
+        if MAJORITY in self.systems:
+            self.systems[MAJORITY].add(row, label, *self._majority)
+            texts[MAJORITY] = self._majority[0]
+        if self._copies and row.prompt is not None:
+            self.systems[COPY].add(row, label, row.prompt, NO_JSON)
+            texts[COPY] = row.prompt
+        if self.sample is not None and row.reference is not None:
+            self.sample.add(row.row, row.reference, texts)
+
+    def _add_text(self, metrics: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> None:
+        if self.sample is None:
+            return
+        try:
+            scorer = Scorer()
+        except EnvironmentFault as fault:
+            if self.options.text_rows is not None:
+                raise
+            message = f"BLEU, ROUGE and chrF are left out: {fault.message}"
+            self.findings.append(Finding(fault.code, message, fix=fault.fix, severity="warn"))
+            return
+        for name, found in {MODEL: metrics, **baselines}.items():
+            text = measure(scorer, self.sample, name)
+            found["intervals"] |= text.pop("intervals", {})
+            found |= text
+
+
+def evaluate(file: PredictionFile, options: Options, base: PredictionFile | None = None) -> Evaluation:
+    """Evaluate a file of predictions.
+
+    Args:
+        file: the predictions.
+        options: how.
+        base: what the base model predicts for the same rows; it stands among the baselines.
+
+    Raises:
+        InputError, CheckFailed: the file, the schema or the label is wrong.
+        EnvironmentFault: a package is missing.
+    """
+    task = scan(file, options.label, options.classes)
+    if options.label not in (None, "none") and not task.references:
+        raise InputError(
+            "no-references",
+            "no row has a reference, so there is no class to compare with",
+            where=str(file.path),
+            fix="--columns reference=NAME,prediction=NAME",
+        )
+    found = Evaluator(file, task, options).run()
+    if base is not None:
+        other = Evaluator(base, task, options).run()
+        found.baselines[BASE] = {name: value for name, value in other.metrics.items() if name != "fields"}
+    return found
+
+
+def _constant_classes(confusion: Mapping[tuple[str, str], int]) -> dict[str, dict[str, Any]]:
+    """What answering one class to every row would give, the most frequent class first."""
+    support: Counter[str] = Counter()
+    for (reference, _), rows in confusion.items():
+        support[reference] += rows
+    return {
+        f"always {name}": class_metrics({(reference, name): rows for reference, rows in support.items()}, False)
+        for name, _ in support.most_common(3)
+    }
+
+
+def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:
+    found = []
+    where = str(evaluator.file.path)
+    if counts["generated"] and counts["without_reference"] == counts["generated"]:
+        message = "no row has a reference: only what needs none is counted"
+        fix = "--columns reference=NAME names the column of the right answers"
+        found.append(Finding("no-references", message, where=where, fix=fix, severity="warn"))
+    elif counts["without_reference"]:
+        message = f"{counts['without_reference']} generated rows have no reference and count in no comparison"
+        found.append(Finding("rows-without-reference", message, where=where, severity="warn"))
+    if evaluator.fields is not None and evaluator.fields.more:
+        message = f"the answers have more than {len(evaluator.fields.fields)} fields; the others are not compared"
+        found.append(Finding("many-fields", message, where=where, severity="warn"))
+    if missing := evaluator.counts["without_label"]:
+        message = (
+            f"{missing} references have no class by --label {evaluator.task.labels.by if evaluator.task.labels else ''}"
+        )
+        found.append(Finding("references-without-label", message, where=where, severity="warn"))
+    return found

@@ -1,0 +1,49 @@
+"""What training said at a checkpoint: its loss and the last evaluation loss, from the run's events."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from iisft.evaluation.sources import FINAL, Source
+from iisft.runs.folder import RunFolder
+
+_STEPS_IN_MEAN = 10
+_Point = tuple[int, float]
+
+
+def losses_at(source: Source) -> dict[str, Any]:
+    """`step`, `train_loss` (mean of the last ten logged ones up to it) and `eval_loss`; None where nothing is known."""
+    checkpoint = source.checkpoint or ""
+    if source.run is None or not (checkpoint == FINAL or checkpoint.isdigit()):
+        return {"step": None, "train_loss": None, "eval_loss": None}
+    size = source.run.events.stat().st_size if source.run.events.exists() else 0
+    trained, evaluated = _history(source.run, size)
+    last = math.inf if checkpoint == FINAL else int(checkpoint)
+    recent = [loss for step, loss in trained if step <= last][-_STEPS_IN_MEAN:]
+    known = [loss for step, loss in evaluated if step <= last]
+    final_step = trained[-1][0] if trained else None
+    return {
+        "step": final_step if checkpoint == FINAL else last,
+        "train_loss": sum(recent) / len(recent) if recent else None,
+        "eval_loss": known[-1] if known else None,
+    }
+
+
+def finite(value: Any) -> float | None:
+    """A number of an event that can be drawn and averaged; None for NaN, infinities, text and what is no number."""
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+
+@lru_cache(maxsize=4)
+def _history(folder: RunFolder, size: int) -> tuple[list[_Point], list[_Point]]:
+    """Step and loss of training and of evaluation; read once for all checkpoints of a run, `size` bytes of events."""
+    trained: list[_Point] = []
+    evaluated: list[_Point] = []
+    for event in folder.read_events():
+        step = event.get("step")
+        if event["kind"] != "metrics" or not isinstance(step, int):
+            continue
+        for points, name in ((trained, "loss"), (evaluated, "eval_loss")):
+            if (loss := finite(event.get(name))) is not None:
+                points.append((step, loss))
+    return trained, evaluated

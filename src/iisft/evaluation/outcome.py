@@ -1,0 +1,81 @@
+"""One prediction looked at: did it fail, is it empty, cut off, caught in a loop, JSON, and is it the reference?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from iisft.evaluation.predictions import Row
+
+DEFAULT_ERROR_MARKER = "ERROR_GENERATION"
+NO_JSON = object()
+"""What parse() gives for text that is no JSON (None is JSON's null)."""
+
+# A loop: the answer ends in at least so many repetitions of one passage, which together are at least so long.
+_LOOP_REPETITIONS = 4
+_LOOP_CHARACTERS = 80
+_LOOP_PROBE = 12  # the end of the answer that must come again within one period
+_LOOP_LONGEST = 1500  # characters of the longest passage that is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one prediction is. `value` is the parsed answer, or NO_JSON; nothing else is known of a failed one."""
+
+    error: bool
+    empty: bool = False
+    cut_off: bool = False
+    loop: bool = False
+    fenced: bool = False
+    exact: bool = False
+    value: Any = NO_JSON
+
+    @property
+    def valid_json(self) -> bool:
+        return self.value is not NO_JSON
+
+
+def judge(row: Row, error_marker: str = DEFAULT_ERROR_MARKER) -> Outcome:
+    """Look at one prediction. Surrounding white space doesn't count, neither here nor in the exact match."""
+    answer = row.prediction.strip()
+    if row.error is not None or (error_marker and answer == error_marker):
+        return Outcome(error=True)
+    value = parse(answer)
+    return Outcome(
+        error=False,
+        empty=not answer,
+        cut_off=row.stop == "length",
+        loop=ends_in_a_loop(answer),
+        fenced=value is NO_JSON and _is_fenced_json(answer),
+        exact=row.reference is not None and answer == row.reference.strip(),
+        value=value,
+    )
+
+
+def parse(text: str) -> Any:
+    """The JSON value that the whole text is, strictly (RFC 8259: no NaN, no trailing text), or NO_JSON."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return NO_JSON
+
+
+def ends_in_a_loop(answer: str) -> bool:
+    """Whether the answer ends in one passage repeated over and over, the last repetition perhaps cut off."""
+    if len(answer) < _LOOP_CHARACTERS:
+        return False
+    tail = answer[-_LOOP_LONGEST * (_LOOP_REPETITIONS + 1) :]
+    before = tail.rfind(tail[-_LOOP_PROBE:], 0, len(tail) - 1)
+    period = len(tail) - _LOOP_PROBE - before
+    needed = max(_LOOP_REPETITIONS * period, _LOOP_CHARACTERS)
+    if before < 0 or needed > len(tail):
+        return False
+    passage = tail[-period:]
+    return tail.endswith((passage * (needed // period + 1))[-needed:])
+
+
+def _is_fenced_json(answer: str) -> bool:
+    if not answer.startswith("```") or not answer.endswith("```"):
+        return False
+    inside = answer[3:-3].removeprefix("json")
+    return parse(inside.strip()) is not NO_JSON

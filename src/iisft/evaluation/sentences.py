@@ -1,0 +1,137 @@
+"""What an evaluation means, in plain sentences: first what a person must not overlook."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from iisft.evaluation import wording
+from iisft.evaluation.labels import NO_LABEL, shown
+
+if TYPE_CHECKING:
+    from iisft.evaluation.evaluate import Evaluation
+
+_Fact = tuple[str, dict[str, Any]]
+_WEAK_RECALL = 0.5
+_OF_CLASSES = ("accuracy", "balanced_accuracy")
+_MAJORITY = "most frequent answer"
+_LOPSIDED = 0.2
+
+
+def sentences(found: "Evaluation", language: str = wording.ENGLISH) -> list[str]:
+    """What an evaluation means as text, without markup."""
+    return [text for _, text in with_tone(found, language)]
+
+
+def with_tone(found: "Evaluation", language: str) -> list[tuple[str, str]]:
+    """Each sentence after its tone: bad, warn, good, or "" for a plain fact."""
+    facts = [*_failures(found), *_classes(found), *_against_baselines(found, language), *_json(found), *_text(found)]
+    return [
+        (wording.TONES.get(key, ""), wording.pick(wording.SENTENCES[key], language).format(**values))
+        for key, values in facts
+    ]
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def span(interval: Any) -> str:
+    """An interval of a rate after its figure."""
+    return f" ({100 * interval[0]:.1f} - {100 * interval[1]:.1f})" if interval else ""
+
+
+def _failures(found: "Evaluation") -> Iterator[_Fact]:
+    counts = found.counts
+    generated = counts["generated"]
+    if errors := counts["generation_errors"]:
+        rate = percent(errors / counts["rows"])
+        yield "generation-errors", {"count": errors, "rows": counts["rows"], "rate": rate, "generated": generated}
+    if not generated:
+        yield "nothing-generated", {}
+        return
+    for name in ("empty", "cut_off", "repeated", "fenced_json"):
+        if count := counts[name]:
+            rate = percent(count / generated)
+            yield name.replace("_", "-"), {"count": count, "generated": generated, "rate": rate}
+
+
+def _classes(found: "Evaluation") -> Iterator[_Fact]:
+    metrics = found.metrics
+    if "per_class" not in metrics:
+        return
+    for name, figures in metrics["per_class"].items():
+        rates = {key: percent(figures[key]) for key in ("recall", "precision")}
+        right = metrics["confusion"][name].get(name, 0)
+        interval = span(metrics["intervals"].get(f"recall {name}"))
+        yield "class", figures | rates | {"name": shown(name), "right": right, "span": interval}
+    total = sum(figures["support"] for figures in metrics["per_class"].values())
+    often, figures = max(metrics["per_class"].items(), key=lambda item: item[1]["predicted"])
+    share, asked = figures["predicted"] / total, figures["support"] / total
+    weak = any(each["recall"] < _WEAK_RECALL for each in metrics["per_class"].values())
+    if weak and share - asked > _LOPSIDED:
+        yield "lopsided", {"name": shown(often), "share": percent(share), "asked": percent(asked)}
+    if none := sum(row.get(NO_LABEL, 0) for row in metrics["confusion"].values()):
+        yield "no-class", {"count": none}
+
+
+def _against_baselines(found: "Evaluation", language: str) -> Iterator[_Fact]:
+    metrics = found.metrics
+    for name, words in wording.FIGURES.items():
+        if name not in metrics:
+            continue
+        own, interval = metrics[name], metrics["intervals"].get(name)
+        rivals = {label: values[name] for label, values in found.baselines.items() if name in values}
+        better = {label: value for label, value in rivals.items() if value >= own}
+        near = {label: value for label, value in rivals.items() if interval and interval[0] <= value < own}
+        if name in _OF_CLASSES:  # its class is one of the constant ones
+            better.pop(_MAJORITY, None)
+            near.pop(_MAJORITY, None)
+        if name == "balanced_accuracy":  # every constant answer has one and the same
+            better, near = (_without_twins(values) for values in (better, near))
+        facts = {"figure": wording.pick(words, language), "own": percent(own), "span": span(interval)}
+        if better:
+            yield "not-better", facts | {"rivals": _listed(better, language)}
+        elif near:
+            yield "not-told-apart", facts | {"rivals": _listed(near, language)}
+        elif rivals:
+            best = max(rivals.items(), key=lambda item: item[1])
+            yield "better", facts | {"rivals": _listed(dict([best]), language)}
+
+
+def _json(found: "Evaluation") -> Iterator[_Fact]:
+    metrics, generated = found.metrics, found.counts["generated"]
+    for key, name in (("valid-json", "valid_json"), ("schema", "schema_valid")):
+        if name in metrics:
+            count, interval = round(metrics[name] * generated), span(metrics["intervals"][name])
+            facts = {"count": count, "generated": generated, "rate": percent(metrics[name])}
+            yield key, facts | {"span": interval}
+    for pointer, rate in metrics.get("ids_echoed", {}).items():
+        present = metrics["fields"][pointer]["rows"] - metrics["fields"][pointer]["missing"]
+        yield "echoed", {"name": pointer.lstrip("/"), "right": round(rate * present), "present": present}
+    if count := metrics.get("rows_with_missing_keys"):
+        yield "missing-keys", {"count": count}
+    if count := metrics.get("rows_with_extra_keys"):
+        keys = [key.lstrip("/") for key in list(metrics["extra_keys"])]
+        yield "extra-keys", {"count": count, "keys": ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")}
+
+
+def _text(found: "Evaluation") -> Iterator[_Fact]:
+    rows = found.metrics.get("text_rows")
+    if rows is not None and rows < found.counts["generated"] - found.counts["without_reference"]:
+        yield "text-sample", {"count": rows}
+
+
+def _without_twins(rivals: Mapping[str, float]) -> dict[str, float]:
+    always = [name for name in rivals if name.startswith("always ")]
+    return {name: value for name, value in rivals.items() if name not in always[1:]}
+
+
+def _listed(rivals: Mapping[str, float], language: str) -> str:
+    texts = [f"{_readable(name, language)} ({percent(value)})" for name, value in rivals.items()]
+    return wording.pick(wording.OR, language).join(texts)
+
+
+def _readable(name: str, language: str) -> str:
+    constant = name.removeprefix("always ")
+    if constant != name:
+        return wording.pick(wording.ALWAYS, language).format(name=shown(constant))
+    return wording.pick(wording.RIVALS[name], language) if name in wording.RIVALS else name

@@ -1,0 +1,150 @@
+"""Intervals and paired tests. The bootstrap's seed is fixed: the same file gives the same figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iisft.evaluation import optional
+
+Interval = tuple[float, float]
+Confusion = Mapping[tuple[str, str], int]
+RESAMPLES = 1000
+_SEED = 20241
+_LEVEL = 0.95
+_CELLS_AT_ONCE = 10_000_000
+
+
+def numpy() -> Any:
+    return optional.load("numpy", "evaluation")
+
+
+def rate_interval(count: int, total: int) -> Interval:
+    """95 % percentile bootstrap interval of a rate.
+
+    Where all rows agree resampling gives no width; there it is Clopper and Pearson's exact interval, of which one side
+    has the closed form (alpha/2)^(1/n).
+    """
+    if count in (0, total):
+        far = 1 - ((1 - _LEVEL) / 2) ** (1 / total) if total else 1.0
+        return (0.0, far) if count == 0 else (1 - far, 1.0)
+    drawn = numpy().random.default_rng(_SEED).binomial(total, count / total, RESAMPLES) / total
+    return _percentiles(drawn)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """95 % percentile bootstrap interval of a mean."""
+    np = numpy()
+    rng, data = np.random.default_rng(_SEED), np.asarray(values, dtype=float)
+    step = max(1, _CELLS_AT_ONCE // max(1, len(data)))
+    means = [
+        data[rng.integers(0, len(data), (min(step, RESAMPLES - done), len(data)))].mean(axis=1)
+        for done in range(0, RESAMPLES, step)
+    ]
+    return _percentiles(np.concatenate(means))
+
+
+def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str, Any]:
+    """Accuracy, balanced accuracy, macro F1 and each class's precision, recall and F1.
+
+    A class is what the references have; what else was predicted only counts as wrong. Balanced accuracy is the mean
+    recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009; as scikit-learn gives them). A precision
+    without any prediction of the class is 0.
+
+    Args:
+        confusion: (reference, prediction) -> rows.
+        with_intervals: `intervals` of the three, from resampled rows.
+    """
+    np = numpy()
+    classes = sorted({reference for reference, _ in confusion})
+    predicted = classes + sorted({prediction for _, prediction in confusion} - set(classes))
+    table = np.array([[confusion.get((row, column), 0) for column in predicted] for row in classes], dtype=float)
+    accuracy, recall, precision, f1 = (values[0] for values in _from_tables(table[None]))
+    found: dict[str, Any] = {
+        "accuracy": float(accuracy),
+        "balanced_accuracy": float(recall.mean()),
+        "macro_f1": float(f1.mean()),
+        "per_class": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(table[i].sum()),
+                "predicted": int(table[:, i].sum()),
+            }
+            for i, name in enumerate(classes)
+        },
+        "confusion": {
+            row: {column: int(table[i, j]) for j, column in enumerate(predicted) if table[i, j]}
+            for i, row in enumerate(classes)
+        },
+    }
+    if with_intervals:
+        rng, total = np.random.default_rng(_SEED), int(table.sum())
+        drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(RESAMPLES, *table.shape)
+        _, recalls, _, f1s = _from_tables(drawn)
+        found["intervals"] = {
+            "accuracy": rate_interval(round(float(accuracy) * total), total),
+            "balanced_accuracy": _percentiles(recalls.mean(axis=1)),
+            "macro_f1": _percentiles(f1s.mean(axis=1)),
+        } | {f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum())) for i, name in enumerate(classes)}
+    return found
+
+
+def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
+    """Accuracy, and recall, precision, F1 by class, of tables [n, classes, classes and more]."""
+    np = numpy()
+    right = np.diagonal(tables, axis1=1, axis2=2)
+    in_references = tables.sum(axis=2)
+    in_predictions = tables.sum(axis=1)[:, : tables.shape[1]]
+    recall = right / np.maximum(in_references, 1)
+    precision = right / np.maximum(in_predictions, 1)
+    f1 = 2 * right / np.maximum(in_references + in_predictions, 1)
+    return right.sum(axis=1) / tables.sum(axis=(1, 2)), recall, precision, f1
+
+
+def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> Interval:
+    """95 % interval of the difference of two balanced accuracies on the same rows, by resampling the rows.
+
+    Args:
+        joint: (class of the reference, first right, second right) -> rows.
+    """
+    np = numpy()
+    classes = sorted({label for label, _, _ in joint})
+    cells = [(True, True), (True, False), (False, True), (False, False)]
+    table = np.array([[joint.get((label, *cell), 0) for cell in cells] for label in classes], dtype=float)
+    rng, total = np.random.default_rng(_SEED), int(table.sum())
+    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(RESAMPLES, *table.shape)
+    difference = (drawn[:, :, 1] - drawn[:, :, 2]) / np.maximum(drawn.sum(axis=2), 1)
+    return _percentiles(difference.mean(axis=1))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact McNemar test: the probability of so uneven flips, or more uneven ones, if both were equally good."""
+    flips = only_first + only_second
+    if not flips:
+        return 1.0
+    test = optional.load("scipy.stats", "a paired test").binomtest(only_first, flips, 0.5)
+    return float(test.pvalue)
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Paired permutation test of a mean difference (sign flips), two-sided; 9,999 random ones when they are many."""
+    np = numpy()
+    data = np.asarray(differences, dtype=float)
+    if not data.any():
+        return 1.0
+    stats = optional.load("scipy.stats", "a paired test")
+    test = stats.permutation_test(
+        (data,),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9_999,
+        batch=max(1, _CELLS_AT_ONCE // len(data)),
+        rng=_SEED,
+    )
+    return float(test.pvalue)
+
+
+def _percentiles(values: Any) -> Interval:
+    low, high = numpy().percentile(values, [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,73 @@
+"""How LLaMA-Factory shortens a row to cutoff_len, and how it packs rows.
+
+Source: infer_seqlen(), greedy_knapsack() in LLaMA-Factory 0.9.5, data/processor/processor_utils.py, and
+_encode_data_example(), PackedSupervisedDatasetProcessor in data/processor/supervised.py.
+"""
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_PACKING_BATCH = 1000  # rows that are packed among themselves: DataArguments.preprocessing_batch_size
+
+
+def effective_cutoff(cutoff_len: int, extra: Mapping[str, Any]) -> int:
+    """The limit that really holds: `packing` takes one token of it (DataArguments, hparams/data_args.py).
+
+    `extra` is a preset's `llamafactory:` section.
+    """
+    return cutoff_len - 1 if extra.get("packing") or extra.get("neat_packing") else cutoff_len
+
+
+def kept_lengths(
+    pairs: Sequence[tuple[int, int]], cutoff_len: int, *, efficient_eos: bool, mask_history: bool = False
+) -> list[tuple[int, int]]:
+    """How many tokens of each question and answer are left, both cut at their ends; (0, 0) for a turn that is left out.
+
+    Args:
+        pairs: tokens of question and answer, turn by turn.
+        cutoff_len: the limit, in tokens.
+        efficient_eos: the template's one end token comes on top, after the cut.
+        mask_history: the last turns are served first.
+    """
+    used = 1 if efficient_eos else 0
+    kept = [(0, 0)] * len(pairs)
+    order = range(len(pairs) - 1, -1, -1) if mask_history else range(len(pairs))
+    for index in order:
+        if used >= cutoff_len:
+            break
+        kept[index] = _shortened(*pairs[index], cutoff_len - used)
+        used += sum(kept[index])
+    return kept
+
+
+def _shortened(question: int, answer: int, room: int) -> tuple[int, int]:
+    """A short answer stays whole, else a short question does, else both shrink in proportion."""
+    if 2 * answer < room:
+        limit = room
+    elif 2 * question < room:
+        limit = room - question
+    else:
+        limit = int(room * (answer / (question + answer)))
+    answer = min(limit, answer)
+    return min(max(room - answer, 0), question), answer
+
+
+def packed_sequences(lengths: Iterable[int], cutoff_len: int) -> int:
+    """How many sequences of cutoff_len tokens `packing` makes of rows with these lengths, each below cutoff_len."""
+    rows = list(lengths)
+    return sum(
+        _packed(sorted(rows[start : start + _PACKING_BATCH]), cutoff_len - 1)
+        for start in range(0, len(rows), _PACKING_BATCH)
+    )
+
+
+def _packed(ascending: list[int], capacity: int) -> int:
+    """Greedy: into each sequence the longest row that still fits, until none does."""
+    sequences = 0
+    while ascending:
+        room = capacity
+        while (index := bisect.bisect(ascending, room) - 1) >= 0:
+            room -= ascending.pop(index)
+        sequences += 1
+    return sequences

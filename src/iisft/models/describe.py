@@ -1,0 +1,189 @@
+"""What `model show` and `models` tell: a folder by its JSON files, safetensors headers and manifest alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iisft.errors import Finding, InputError
+from iisft.files import read_json, read_json_object
+from iisft.llamafactory.fitting_template import template_for
+from iisft.models import manifest as manifests
+from iisft.models.checkpoint import Checkpoint, checkpoint_findings, code_files, inspect_checkpoint
+from iisft.models.manifest import ManifestFile
+from iisft.models.view import plan_view
+
+# precision and weights as presets name them
+_PRECISIONS = {
+    "fp32 over stored": ("fp32", "stored"),
+    "fp32": ("fp32", "fp32"),
+    "fp16": ("fp16", "fp16"),
+    "bf16": ("bf16", "bf16"),
+}
+_LONGEST_TEMPLATE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Description:
+    """One folder. Numbers are 0 and texts empty where the folder does not say or can't be read; findings say why."""
+
+    folder: Path
+    source: str = ""
+    endpoint: str = ""
+    repo: str = ""
+    revision: str = ""
+    commit: str = ""
+    licence: str = ""
+    files: tuple[ManifestFile, ...] = ()
+    architecture: str = ""
+    model_type: str = ""
+    parameters: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    hidden_size: int = 0
+    vocabulary: int = 0
+    context: int = 0
+    tied_embeddings: bool | None = None
+    template: str | None = None
+    chat_template: bool = False
+    precisions: dict[str, str] = field(default_factory=dict)
+    code_files: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def faulty(self) -> bool:
+        return any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def state(self) -> str:
+        """One or a few words for a list."""
+        if any(finding.id == "model-incomplete" for finding in self.findings):
+            return "incomplete"
+        errors = sum(finding.severity == "error" for finding in self.findings)
+        return f"{errors} fault{'s' if errors > 1 else ''}" if errors else "ok"
+
+    def as_json(self) -> dict[str, Any]:
+        known = {
+            name: getattr(self, name)
+            for name in (
+                "source", "endpoint", "repo", "revision", "commit", "licence", "architecture", "model_type",
+                "parameters", "dtypes", "layers", "heads", "kv_heads", "hidden_size", "vocabulary", "context",
+                "tied_embeddings", "template", "chat_template", "precisions", "state", "size",
+            )
+        }  # fmt: skip
+        return {
+            "dir": str(self.folder),
+            **known,
+            "code_files": list(self.code_files),
+            "files": [file.as_json() for file in self.files],
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+def describe(folder: Path) -> Description:
+    """Read what a folder is. What is wrong with it becomes findings.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError("model-missing", f"there is no model folder {folder}", where=str(folder), fix="iisft models")
+    findings = checkpoint_findings(folder)
+    try:
+        checkpoint: Checkpoint | None = inspect_checkpoint(folder)
+    except InputError:
+        checkpoint = None  # the findings say why
+    config = read_json_object(folder / "config.json") or {}
+    inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    architectures = config.get("architectures")
+    chat_template = _chat_template(folder)
+    model_type = str(inner.get("model_type") or "")
+    heads = _number(inner, "num_attention_heads", "n_head")
+    return Description(
+        folder=folder.absolute(),
+        **_origin(folder),
+        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
+        model_type=model_type,
+        parameters=checkpoint.parameters if checkpoint else 0,
+        dtypes=checkpoint.dtypes if checkpoint else {},
+        layers=_number(inner, "num_hidden_layers", "n_layer"),
+        heads=heads,
+        kv_heads=_number(inner, "num_key_value_heads") or heads,
+        hidden_size=_number(inner, "hidden_size", "n_embd"),
+        vocabulary=_number(inner, "vocab_size"),
+        context=_number(inner, "max_position_embeddings", "n_positions"),
+        tied_embeddings=_tied(config, checkpoint),
+        template=template_for(model_type, chat_template),
+        chat_template=bool(chat_template),
+        precisions=_precisions(checkpoint) if checkpoint else {},
+        code_files=code_files(folder),
+        findings=tuple(findings),
+    )
+
+
+def model_folders(root: Path) -> Iterator[Path]:
+    """The model folders below `root`, by name: OWNER/NAME, or a folder that is one itself."""
+    for owner in sorted(path for path in root.glob("*") if path.is_dir()):
+        if _is_model(owner):
+            yield owner
+        else:
+            yield from sorted(path for path in owner.glob("*") if path.is_dir() and _is_model(path))
+
+
+def _is_model(folder: Path) -> bool:
+    known = (folder / "config.json").exists() or manifests.read(folder) is not None
+    return known or any(folder.glob("*.safetensors"))
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    manifest = manifests.read(folder)
+    if manifest is None:
+        paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+        return {"files": tuple(ManifestFile(path.name, path.stat().st_size) for path in paths)}
+    names = ("source", "endpoint", "repo", "revision", "commit", "licence", "files")
+    return {name: getattr(manifest, name) for name in names}
+
+
+def _number(config: dict[str, Any], *names: str) -> int:
+    return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
+
+
+def _tied(config: dict[str, Any], checkpoint: Checkpoint | None) -> bool | None:
+    if isinstance(said := config.get("tie_word_embeddings"), bool):
+        return said
+    return None if checkpoint is None else not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
+
+
+def _chat_template(folder: Path) -> str:
+    """The model's own chat template; empty when it has none."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file() and jinja.stat().st_size < _LONGEST_TEMPLATE:
+        return jinja.read_text(encoding="utf-8", errors="replace")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        content = read_json(folder / name)
+        template = content.get("chat_template") if isinstance(content, dict) else None
+        if isinstance(template, str):
+            return template
+        if isinstance(template, list):  # several, by name
+            return "\n".join(str(one.get("template", "")) for one in template if isinstance(one, dict))
+    return ""
+
+
+def _precisions(checkpoint: Checkpoint) -> dict[str, str]:
+    """For each precision that a preset can ask for: what the weights would be, or why it can't be held."""
+    found = {}
+    for name, (precision, weights) in _PRECISIONS.items():
+        try:
+            view = plan_view(checkpoint, precision=precision, weights=weights, trust_remote_code=False)
+        except InputError as error:
+            found[name] = f"no: {error.message}"
+        else:
+            exact = "exact float32 arithmetic over " if view.arithmetic == "float32" else ""
+            found[name] = f"{exact}{view.expected_weights_dtype} weights"
+    return found

@@ -1,0 +1,141 @@
+"""From runs to the report's document: one run with all its checkpoints, or several runs side by side."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import __version__, files
+from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
+from iisft.evaluation import sources
+from iisft.evaluation.evaluate import Options
+from iisft.evaluation.sources import Source
+from iisft.report.answers import MOST_ROWS, answers_of, judged
+from iisft.report.facts import facts_of
+from iisft.report.page import render
+from iisft.report.series import series_of
+from iisft.runs.folder import RunFolder
+from iisft.workspace import Workspace
+
+_MOST_BYTES = 9_500_000
+_FEWEST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: where it lies, how large it is, and what was seen on the way."""
+
+    path: Path
+    size: int
+    rows_shown: int
+    findings: list[Finding]
+
+
+def write(
+    names: Sequence[str],
+    folders: Sequence[RunFolder],
+    workspace: Workspace,
+    options: Options,
+    data: str | None,
+    to: Path,
+) -> Report:
+    """Make the report of one run, or of several side by side.
+
+    Args:
+        names: what the person typed for each folder, RUN or RUN@CHECKPOINT.
+        folders: the runs.
+        options: how predictions are judged.
+        data: only predictions of this dataset; without it every dataset of one run, and for several runs the one that
+            was predicted last.
+        to: the file.
+
+    Raises:
+        RunStateError: a run's predictions of that dataset are asked for and not there.
+        EnvironmentFault: the file can't be written.
+    """
+    findings: list[Finding] = []
+    groups = _groups(names, folders, workspace, data, findings)
+    found = [judged(group, options) for group in groups]
+    findings += [finding for each in found for finding in each.findings]
+    found = [each for each in found if each.sources]
+    document = {
+        "made": time.time(),
+        "iisft": __version__,
+        "runs": [{"facts": facts_of(folder, workspace), "series": series_of(folder)} for folder in folders],
+        "comparisons": [_comparison([source for source, _, _ in each.sources], options, findings) for each in found],
+    }
+    most_rows = MOST_ROWS
+    while True:
+        shown = [answers_of(each, most_rows) for each in found]
+        page = render(document | {"answers": shown})
+        if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
+            break
+        most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))  # very long prompts
+    try:
+        files.write_bytes_atomically(to, page)
+    except OSError as error:
+        message = f"the report can't be written: {error.strerror}"
+        raise EnvironmentFault(
+            "output-unwritable", message, where=str(to), fix="-o FILE in a writable folder"
+        ) from error
+    return Report(to, len(page), sum(len(each["rows"]) for each in shown), _once(findings))
+
+
+def _groups(
+    names: Sequence[str],
+    folders: Sequence[RunFolder],
+    workspace: Workspace,
+    data: str | None,
+    findings: list[Finding],
+) -> list[list[Source]]:
+    """Predictions that belong side by side: those of one dataset."""
+    if len(folders) == 1:
+        known = [source for source in sources.of_run(folders[0]) if source.checkpoint != sources.BASE]
+        if data is not None or sources.split(workspace, names[0])[1] is not None:
+            known = sources.find(workspace, names[0], data)  # says what there is, if there is not what was named
+        by_data: dict[str, list[Source]] = {}
+        for source in known:
+            by_data.setdefault(source.data or "", []).append(source)
+        return list(by_data.values())
+    found = []
+    for name in names:
+        try:
+            found.append(sources.last(sources.find(workspace, name, data)))
+        except RunStateError as error:
+            if data is not None or "@" in name:
+                raise
+            findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+    datasets = sorted({source.data or "" for source in found})
+    if len(datasets) > 1:
+        message = f"the runs predicted different datasets ({', '.join(datasets)}): their answers are not compared"
+        findings.append(Finding("other-datasets", message, fix="name one that both have: --data NAME", severity="warn"))
+        return [[source] for source in found]
+    return [found] if found else []
+
+
+def _comparison(group: Sequence[Source], options: Options, findings: list[Finding]) -> dict[str, Any] | None:
+    from iisft.evaluation.compare import compare
+    from iisft.evaluation.verdict import with_tone
+    from iisft.evaluation.wording import LANGUAGES
+
+    if len(group) < 2:
+        return None
+    try:
+        found = compare(group, options, {})
+    except IisftError as error:
+        findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+        return None
+    return {
+        "data": group[0].data,
+        "figure": found.figure,
+        "best": found.best,
+        "scores": found.scores,
+        "rows": found.rows,
+        "pairs": [pair.as_json() for pair in found.pairs],
+        "sentences": {language: with_tone(found, language) for language in LANGUAGES},
+    }
+
+
+def _once(findings: Sequence[Finding]) -> list[Finding]:
+    return list(dict.fromkeys(findings))

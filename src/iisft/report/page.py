@@ -1,0 +1,60 @@
+"""The HTML file: the data compressed into it, the scripts and styles inlined, and a policy that lets nothing else run.
+
+What comes from a run or a data set is never HTML and never script: it lies in the file as base64 of gzip, the page's
+own script reads it as JSON and puts it into the document as text. The Content-Security-Policy allows that one script,
+by its digest, and no request at all.
+"""
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import orjson
+
+_SCRIPTS = (
+    "uPlot.iife.min.js",
+    "words.js",
+    "base.js",
+    "charts.js",
+    "evaluation.js",
+    "diff.js",
+    "predictions.js",
+    "setup.js",
+    "main.js",
+)
+_STYLES = ("uPlot.min.css", "page.css")
+_LICENSE = "uPlot.LICENSE"
+_COMPRESSION = 6
+
+
+def render(document: Mapping[str, Any]) -> bytes:
+    """The whole file.
+
+    Args:
+        document: what the page shows, JSON values.
+    """
+    script = "\n".join(map(_asset, _SCRIPTS))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data = base64.b64encode(
+        gzip.compress(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS), _COMPRESSION, mtime=0)
+    )
+    parts = {
+        "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+        "LICENSE": _asset(_LICENSE).strip(),
+        "STYLE": "\n".join(map(_asset, _STYLES)),
+        "DATA": data.decode(),
+        "SCRIPT": script,
+    }
+    page = _asset("page.html")
+    for name, text in parts.items():
+        before, _, after = page.partition(f"@@{name}@@")
+        page = before + text + after
+    return page.encode()
+
+
+def _asset(name: str) -> str:
+    return resources.files("iisft.report").joinpath("assets", name).read_text(encoding="utf-8")
