@@ -1,7 +1,7 @@
 """A stand-in for the scripts of iisft/child that load a model: the same messages, no torch.
 
-argv[1] is the script's path. FAKE_CHILD: ok | other-precision | die-after:N (batches) | slow (waits at each batch until
-the file FAKE_GATE is there) | log:FILE (prints FILE to its log and ends with 1) | failed-rows | differs | disk-full
+argv[1] is the script's path. FAKE_CHILD: ok | other-precision | die-after:N (batches) | slow (does as many batches
+as the file FAKE_GATE says) | log:FILE (prints FILE to its log and ends with 1) | failed-rows | differs | disk-full
 """
 
 import json
@@ -52,11 +52,16 @@ def predict(spec: dict) -> None:
         rest = [number for number in range(spec["count"], 0, -1) if number not in job["done"]]
         batches = [rest[start : start + spec["batch_size"]] for start in range(0, len(rest), spec["batch_size"])]
         for number, batch in enumerate(batches, 1):
-            while MODE == "slow" and not Path(os.environ["FAKE_GATE"]).exists():
+            while MODE == "slow" and not allowed(number):
                 time.sleep(0.01)
             send(kind="rows", rows=[row(at, data[at - 1], job) for at in batch], share=number / len(batches))
             if f"die-after:{number}" == MODE:
                 os._exit(1)
+
+
+def allowed(batch: int) -> bool:
+    gate = Path(os.environ["FAKE_GATE"])
+    return gate.exists() and batch <= int(gate.read_text() or "0")
 
 
 def row(number: int, data: dict, job: dict) -> dict[str, object]:
