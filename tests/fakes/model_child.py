@@ -6,9 +6,9 @@ as the file FAKE_GATE says) | log:FILE (prints FILE to its log and ends with 1) 
 
 import json
 import os
+import select
 import struct
 import sys
-import time
 from pathlib import Path
 
 MODE = os.environ.get("FAKE_CHILD", "ok")
@@ -53,7 +53,8 @@ def predict(spec: dict) -> None:
         batches = [rest[start : start + spec["batch_size"]] for start in range(0, len(rest), spec["batch_size"])]
         for number, batch in enumerate(batches, 1):
             while MODE == "slow" and not allowed(number):
-                time.sleep(0.01)
+                if select.select([0], [], [], 0.01)[0]:  # the end of it: nobody listens any more
+                    os._exit(0)
             send(kind="rows", rows=[row(at, data[at - 1], job) for at in batch], share=number / len(batches))
             if f"die-after:{number}" == MODE:
                 os._exit(1)
