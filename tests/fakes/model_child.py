@@ -39,6 +39,7 @@ def prove() -> None:
             "attention": expected["attention"],
             "arithmetic": expected["arithmetic"],
             "float32_matmul_precision": "highest",
+            "device": "cpu",
         },
     )
     receive()

@@ -68,6 +68,13 @@ def test_every_row_is_answered_once_and_in_order(iisft: CLI, make_run: MakeRun, 
     assert about["ended"] > about["started"]
     wanted = {"run": "run", "checkpoint": "final", "data": "情报", "rows": 10, "model": "测试/tiny"}
     assert {key: about[key] for key in wanted} == wanted
+    assert about["observed"] == {
+        "weights_dtype": "bfloat16",
+        "compute_dtype": "float32",
+        "attention": "eager",
+        "autocast": None,
+        "device": "cpu",
+    }
     assert about["generation"] == {"do_sample": False, "max_new_tokens": 64}
 
 
@@ -86,7 +93,13 @@ def test_a_complete_file_loads_no_model(iisft: CLI, make_run: MakeRun, staged: s
     assert iisft("predict", "--data", staged).code == 0
     child("die-after:0")
     again = iisft("predict", "--data", staged)
-    assert (again.code, "0 rows answered, 10 were there before" in again.err) == (0, True)
+    assert (again.code, again.err) == (
+        0,
+        "情报@final: 0 rows answered, 10 were there before\n"
+        "  1 answers were cut off at the limit (--max-tokens)\n"
+        "  4 prompts are longer than the training's cutoff_len 64: it saw none so long. They were answered whole\n"
+        "  next: iisft evaluate run\n",
+    )
 
 
 def test_a_dead_child_costs_a_batch_and_the_same_command_goes_on(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from iisft.inference.memory import Need
     from iisft.inference.predict import Outcome, Progress, Request
     from iisft.runs.folder import RunFolder
 
@@ -79,7 +80,8 @@ def _by_api(
     from iisft.inference import api
 
     endpoint = api.endpoint_for(url, api_model, parallel)
-    with _Display("asking the server") as display:
+    with _Display() as display:
+        display.begin("asking the server")
         return [api.predict(folder, endpoint, request, display.show)]
 
 
@@ -101,11 +103,8 @@ def _locally(
     for one in chosen:
         if one.reason:
             console.say(one.reason)
-    need = source.need(chosen[0])
-    console.say(f"{folder.id} {need.sentence}")
-    need.require()
-    with _Display("loading the model") as display:
-        return predicting.predict(source, chosen, request, display.show)
+    with _Display() as display:
+        return predicting.predict(source, chosen, request, display.show, lambda need: display.load(folder.id, need))
 
 
 def _say_end(folder: "RunFolder", request: "Request", outcomes: "list[Outcome]", *, as_json: bool) -> None:
@@ -125,22 +124,12 @@ def _say_end(folder: "RunFolder", request: "Request", outcomes: "list[Outcome]",
 class _Display:
     """A bar on a terminal, else a line for each tenth of the work."""
 
-    def __init__(self, first: str) -> None:
-        self._first = first
+    def __init__(self) -> None:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._said: tuple[str, int] = ("", 0)
 
     def __enter__(self) -> "_Display":
-        if sys.stderr.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console.rich_stderr())
-            self._task = self._bar.add_task(self._first, total=None, facts="")
-            self._bar.start()
-        else:
-            console.say(self._first)
         return self
 
     def __exit__(
@@ -150,6 +139,21 @@ class _Display:
             self._bar.stop()
         if kind is KeyboardInterrupt:
             console.say("interrupted; every finished row is kept, and the same command goes on after them")
+
+    def begin(self, first: str) -> None:
+        if not sys.stderr.isatty():
+            console.say(first)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console.rich_stderr())
+        self._task = self._bar.add_task(first, total=None, facts="")
+        self._bar.start()
+
+    def load(self, run: str, need: "Need") -> None:
+        console.say(f"{run} {need.sentence}")
+        self.begin("loading the model")
 
     def show(self, progress: "Progress") -> None:
         from iisft.cli.follow import duration

@@ -11,11 +11,13 @@ from typing import Any
 from iisft.data import staging
 from iisft.data.staging import StagedDataset
 from iisft.errors import UsageError
+from iisft.inference.memory import Need
 from iisft.inference.predictions import Predictions, Row
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.inference.source import Source
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.runs.folder import RunFolder
+from iisft.runs.proof import Observed
 from iisft.workspace import Workspace
 
 
@@ -130,9 +132,20 @@ class Job:
 
 
 def predict(
-    source: Source, chosen: list[Chosen], request: Request, on_progress: Callable[[Progress], None]
+    source: Source,
+    chosen: list[Chosen],
+    request: Request,
+    on_progress: Callable[[Progress], None],
+    on_need: Callable[[Need], None],
 ) -> list[Outcome]:
     """Generate what is missing, in one child for all adapters.
+
+    Args:
+        source: the run and its base model.
+        chosen: the adapters.
+        request: the rows and how they are answered.
+        on_progress: called after each batch.
+        on_need: called before a model is loaded, which it is not when every row is there.
 
     Raises:
         RunStateError: another command writes there, or older answers were made in another way.
@@ -146,6 +159,9 @@ def predict(
             jobs.append(stack.enter_context(begun(source.folder, one.which, request, about)))
         open_jobs = [(one, job) for one, job in zip(chosen, jobs, strict=True) if job.missing]
         if open_jobs:
+            need = source.need(open_jobs[0][0])
+            on_need(need)
+            need.require()
             _generate(source, open_jobs, request, on_progress)
         return [job.finish() for job in jobs]
 
@@ -179,8 +195,16 @@ def _generate(
             ],
         }
         with started(source, "predict_rows.py", spec, command="predict", env=env) as worker:
-            require_proof(source, worker)
+            proof = require_proof(source, worker)
+            for _, job in jobs:
+                job.predictions.note(observed=observed(proof))
             _take(worker, iter([job for _, job in jobs]), on_progress)
+
+
+def observed(proof: dict[str, Any]) -> dict[str, Any]:
+    """What the answers were computed in, with the words of run.json."""
+    facts = Observed({0: proof}, {}).as_json()
+    return {name: facts[name] for name in ("weights_dtype", "compute_dtype", "attention", "autocast", "device")}
 
 
 def _take(worker: Worker, coming: Iterator[Job], on_progress: Callable[[Progress], None]) -> None:

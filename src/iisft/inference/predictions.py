@@ -94,6 +94,15 @@ class Predictions:
             )
         return set(kept)
 
+    def note(self, **facts: Any) -> None:
+        """Add facts to the record.
+
+        Raises:
+            EnvironmentFault: the disk is full.
+        """
+        with self._writing():
+            files.write_json_atomically(self.record_path, self.read_record() | facts)
+
     def append(self, rows: list[Row]) -> None:
         """Add finished rows and bring them to the disk, all or none of them.
 
