@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 from iisft import demo
+from iisft.data import staging
 from iisft.llamafactory.loading import loading_arguments
 from iisft.models.checkpoint import inspect_checkpoint
 from iisft.models.view import build_view, plan_view
 from iisft.runs.folder import RunFolder
+from iisft.workspace import Workspace
 
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
@@ -105,7 +107,7 @@ def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
 def test_the_arithmetic_of_training_is_that_of_the_answers(folder: RunFolder, tmp_path: Path) -> None:
     """Over stored bf16 weights bit for bit what float32 weights give; merged into bf16, as LLaMA-Factory does, not."""
     record = json.loads(folder.record.read_text())
-    data = Path(os.environ["IISFT_HOME"]) / "data" / DATA
+    data = staging.load(DATA, Workspace.current())
     specs = []
     for weights in ("stored", "fp32"):
         checkpoint = inspect_checkpoint(Path(record["model"]["folder"]))
@@ -117,7 +119,7 @@ def test_the_arithmetic_of_training_is_that_of_the_answers(folder: RunFolder, tm
                 "adapter": str(folder.output),
                 "autocast": None,
                 "one_device": True,
-                "data": {"folder": str(data), "name": DATA, "file": str(data / "rows.jsonl")},
+                "data": {"folder": str(data.folder), "name": DATA, "file": str(data.file)},
             }
         )
     merged = specs[0]["arguments"] | {"adapter_name_or_path": str(folder.output)}
