@@ -37,6 +37,8 @@ def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
         ["preset", "validate", "mi50"],
         ["train", "--preset", "mi50", "--dry-run"],
         ["runs"],
+        ["env-check", "--explain", "R08"],
+        ["env-check", "--from", "."],
         ["models"],
         ["model", "show", "nowhere"],
         ["download", "--verify", "nowhere"],

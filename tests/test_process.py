@@ -89,6 +89,12 @@ def test_a_command_that_hangs_is_killed_with_its_children(marker: str) -> None:
     assert process.processes_of_run(marker) == []
 
 
+def test_a_command_that_falls_silent_is_killed_and_what_it_said_is_kept() -> None:
+    with pytest.raises(process.RanTooLong, match=r"sh wrote nothing for 0\.3 s") as late:
+        process.run(["sh", "-c", "echo begun; echo why >&2; sleep 600"], timeout_s=60, silence_s=0.3)
+    assert (late.value.stdout, late.value.stderr) == ("begun\n", "why\n")
+
+
 def test_a_command_gives_its_output_and_code() -> None:
     assert process.run(["sh", "-c", "echo 中文; echo err >&2; exit 3"], timeout_s=10) == process.Completed(
         3, "中文\n", "err\n"

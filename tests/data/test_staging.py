@@ -121,15 +121,3 @@ def test_a_place_that_can_not_be_written(workspace: Workspace) -> None:
     workspace.data.write_text("a file where the folder should be")
     with pytest.raises(TransferError, match="can't be written"):
         staging.stage(write(workspace, [ROW]), "x", workspace)
-
-
-def test_a_run_gets_links_and_a_register_of_its_own(workspace: Workspace, tmp_path: Path) -> None:
-    train = staging.stage(write(workspace, [ROW]), "训练", workspace).dataset
-    held_out = staging.stage(write(workspace, [ROW, ROW]), "eval", workspace).dataset
-    staging.link_into(tmp_path, [train, held_out])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_info.json", "eval.jsonl", "训练.jsonl"]
-    assert (tmp_path / "训练.jsonl").samefile(train.file)
-    info = json.loads((tmp_path / "dataset_info.json").read_text())
-    assert {name: entry["file_name"] for name, entry in info.items()} == {"训练": "训练.jsonl", "eval": "eval.jsonl"}
-    staging.stage(write(workspace, [ROW] * 5), "训练", workspace)
-    assert len((tmp_path / "训练.jsonl").read_text().splitlines()) == 1  # a later staging does not reach the run

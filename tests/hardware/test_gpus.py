@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from iisft.hardware.gpus import Gpu, amd_gpus, nvidia_gpus, parse_nvidia_smi, visible_gpus
+from iisft.hardware.gpus import Gpu, amd_gpus, nvidia_gpus, visible_gpus
+from iisft.hardware.nvidia import NvidiaCard, parse_nvidia_smi
 
 
 def kfd_node(root: Path, number: int, version: int, gib: int, vendor: int = 0x1002) -> None:
@@ -60,12 +61,16 @@ def test_masks(two_mi50: Path, monkeypatch: pytest.MonkeyPatch, name: str, mask:
 def test_nvidia_cards_are_counted_without_nvidia_smi(tmp_path: Path) -> None:
     for card in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / "proc/driver/nvidia/gpus" / card).mkdir(parents=True)
-    assert nvidia_gpus(tmp_path) == [Gpu("nvidia", "", 0.0), Gpu("nvidia", "", 0.0)]
+    assert nvidia_gpus(tmp_path) == [
+        Gpu("nvidia", "", 0.0, "", "0000:01:00.0"),
+        Gpu("nvidia", "", 0.0, "", "0000:02:00.0"),
+    ]
 
 
 def test_what_nvidia_smi_says() -> None:
-    text = "Tesla V100-SXM2-32GB, 7.0, 32768\nTesla T4, 7.5, 15360\nFailed to query\nNVIDIA X, [N/A], 1\n"
-    assert parse_nvidia_smi(text) == [
-        Gpu("nvidia", "sm_70", 32.0, "Tesla V100-SXM2-32GB"),
-        Gpu("nvidia", "sm_75", 15.0, "Tesla T4"),
+    long = "Tesla V100-SXM2-32GB, 7.0, 32768, 570.133.20, 00000000:1A:00.0, 8, 16, 61, 250.00, 300.00\n"
+    old = "Tesla T4, 7.5, 15360\n"
+    assert parse_nvidia_smi(f"{long}{old}Failed to query\nNVIDIA X, [N/A], 1\n") == [
+        NvidiaCard("Tesla V100-SXM2-32GB", "sm_70", 32.0, "570.133.20", "0000:1a:00.0", 8, 16, 61.0, 250.0, 300.0),
+        NvidiaCard("Tesla T4", "sm_75", 15.0),
     ]

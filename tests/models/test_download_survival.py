@@ -16,6 +16,8 @@ import pytest
 from hub_server import Fault, HubServer, Repo, sha256
 from models_on_disk import REPO, contents, needed, repository
 
+from iisft.process import Adopted, identity_of
+
 CLI = Callable[..., Any]
 SHARD_BYTES = 16_000_000
 
@@ -124,6 +126,20 @@ def test_ctrl_c_ends_the_hubs_own_client_too(hub: HubServer, start: Callable[...
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == 130
+
+
+def test_the_hubs_own_client_does_not_outlive_a_kill(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    hub.repos[REPO] = Repo(needed(SHARD_BYTES))
+    hub.bytes_per_s = 200_000
+    process = start("--source", "modelscope", "--transfer", "hub")
+    hub.wait_until_sent(300_000)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    client = identity_of(int(child))
+    process.kill()
+    process.wait()
+    assert client is not None and Adopted(client).wait(timeout_s=10)
 
 
 def test_a_part_that_was_torn_is_fetched_again(hub: HubServer, iisft: CLI, target: Path) -> None:

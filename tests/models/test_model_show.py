@@ -103,6 +103,22 @@ def test_a_folder_with_other_bytes_is_not_adopted(hub: HubServer, iisft: CLI, co
     assert iisft("download", "--verify", str(copied)).code == 0
 
 
+def test_what_is_missing_from_an_adopted_folder_is_told(hub: HubServer, iisft: CLI, copied: Path) -> None:
+    (copied / OTHER_SHARD).unlink()
+    (copied / "README.md").unlink()
+    result = iisft("download", REPO, "--adopt", str(copied), "--source", "huggingface")
+    command = f"iisft download {REPO} --source huggingface --to '{copied}' fetches it, and makes the manifest too"
+    assert result.code == 5
+    assert f"error: {OTHER_SHARD} is missing\n  where: {copied / OTHER_SHARD}\n  fix:   {command}\n" in result.err
+    assert "README" not in result.err
+
+
+def test_a_wrong_name_is_not_adopted(hub: HubServer, iisft: CLI, copied: Path) -> None:
+    result = iisft("download", "Qwen/Nothing", "--adopt", str(copied))
+    assert (result.code, "has no model Qwen/Nothing" in result.err) == (5, True)
+    assert not (copied / ".iisft").exists()
+
+
 def test_without_a_hub_the_digests_are_recorded_and_the_lack_is_told(
     hub: HubServer, iisft: CLI, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,5 +147,5 @@ def test_fp16_is_refused_where_the_trainer_would_ignore_it(iisft: CLI, dry: CLI)
     plan = dry("--gpus", "1", preset="mi50-fp16")
     assert (plan["code"], [finding["id"] for finding in plan["findings"]]) == (
         4,
-        ["accumulation-rescaled", "on-cpu", "fp16-on-cpu"],
+        ["accumulation-rescaled", "fp16-on-cpu", "on-cpu"],
     )

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from iisft.data import staging
 from iisft.data.bodies import MARKER
 from iisft.data.tokenization import Tokenization
+from iisft.runs import rundata
+from iisft.runs.rundata import RunDataset
+from iisft.workspace import Workspace
 
 CLI = Callable[..., Any]
 LONG = [2, 5]
@@ -167,3 +171,18 @@ def test_a_script_is_not_written_for_rows_that_would_be_fitted(
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
     result = train("--script", str(tmp_path / "train.sh"))
     assert (result.code, "stage them for this preset" in result.err) == (3, True)
+
+
+def test_a_run_gets_links_and_a_register_of_its_own(iisft: CLI, rows: Path, workspace: Path, tmp_path: Path) -> None:
+    for name in ("训练", "eval"):
+        assert iisft("data", "stage", str(rows), "--name", name).code == 0
+    staged = [staging.load(name, Workspace.current()) for name in ("训练", "eval")]
+    written = rundata.write_into(tmp_path, [RunDataset(s.name, s.file, s.rows, s.sha256, s.keys, "") for s in staged])
+    assert [dataset.sha256 for dataset in written] == [s.sha256 for s in staged]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_info.json", "eval.jsonl", "训练.jsonl"]
+    assert (tmp_path / "训练.jsonl").samefile(staged[0].file)
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert {name: entry["file_name"] for name, entry in info.items()} == {"训练": "训练.jsonl", "eval": "eval.jsonl"}
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:5]))
+    assert iisft("data", "stage", str(rows), "--name", "训练").code == 0
+    assert len((tmp_path / "训练.jsonl").read_text().splitlines()) == 8  # a later staging does not reach the run

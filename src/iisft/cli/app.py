@@ -12,6 +12,7 @@ from iisft.cli.chat import chat
 from iisft.cli.compare import compare
 from iisft.cli.data import data_app
 from iisft.cli.download import download
+from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.export import export
 from iisft.cli.model import model_app, models
@@ -42,7 +43,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
-for _command in (predict, evaluate, compare, report, chat, serve, export):
+for _command in (env_check, predict, evaluate, compare, report, chat, serve, export):
     app.command()(_command)
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from iisft.errors import CheckFailed, Finding, IisftError
 
@@ -82,6 +82,17 @@ def findings(found: Iterable[Finding]) -> None:
             say(f"  fix:   {finding.fix}")
 
 
+def finding(severity: str, message: str, evidence: str, fix: str) -> None:
+    """One finding of a command whose data findings are: on stdout, with what was seen and the fix, and a blank line."""
+    mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
+    out(f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {message}")
+    if evidence:
+        out(f"  seen:  {evidence}")
+    if fix:
+        out(f"  fix:   {fix}")
+    out()
+
+
 def failure(error: IisftError) -> None:
     """An error as a person reads it."""
     if isinstance(error, CheckFailed):
@@ -90,11 +101,11 @@ def failure(error: IisftError) -> None:
         findings([Finding(error.code, error.message, where=error.where, fix=error.fix)])
 
 
-def _coloured(text: str, colour: str) -> str:
+def _coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     import os
 
     codes = {"red": "31", "yellow": "33", "cyan": "36"}
-    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR")
+    plain = not (stream or sys.stderr).isatty() or os.environ.get("NO_COLOR")
     return text if plain else f"\x1b[1;{codes[colour]}m{text}\x1b[0m"
 
 

@@ -56,9 +56,9 @@ def check(
         _print(report)
         if account:
             console.out()
-            data_tokens.print_account(account, target, file[0])
+            data_tokens.print_account(account, target, sources[0].file)
     if page is not None:
-        _write_page(page, account, target, file[0])
+        _write_page(page, account, target, sources[0].file)
     if report.findings.errors or (account and account.damaged and target.policy == "fail"):
         raise typer.Exit(ExitCode.INPUT)
 

@@ -95,7 +95,7 @@ def histogram_lines(account: "Account") -> Iterator[str]:
     width = len(f"{bins[-1]['to'] - 1:,}") if bins else 0
     for one in bins:
         bar = "█" * round(_BAR * one["rows"] / most) or ("▏" if one["rows"] else "")
-        over = "  over cutoff_len" if one["from"] >= account.cutoff_len and one["rows"] else ""
+        over = "  over cutoff_len" if one["from"] > account.cutoff_len and one["rows"] else ""
         yield f"  {one['from']:>{width},} .. {one['to'] - 1:>{width},}  {one['rows']:>7,}  {bar}{over}"
 
 
@@ -156,6 +156,7 @@ def print_staged(dataset: "StagedDataset") -> None:
 def tokenize(target: "Target", name: str) -> Path:
     """Let LLaMA-Factory tokenise a staged dataset for the target's preset; the folder with the tokens."""
     from iisft.errors import CheckFailed
+    from iisft.hardware.examination import interpreter_errors
     from iisft.llamafactory import interpreter as training
     from iisft.runs import checks, tokencache
     from iisft.workspace import Workspace
@@ -164,7 +165,7 @@ def tokenize(target: "Target", name: str) -> Path:
     preset = target.preset.model_copy(update={"data": target.preset.data.model_copy(update={"name": name})})
     workspace, model = Workspace.current(), target.limit.tokens.model
     interpreter = training.inspect(training.training_interpreter())
-    findings = training.findings(interpreter, "cpu", 1)
+    findings = interpreter_errors(interpreter)
     datasets = checks.datasets_for(findings, preset, workspace, model)
     if any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)

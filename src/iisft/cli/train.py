@@ -54,7 +54,7 @@ def train(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
     with rows_bar("counting tokens") as progress:
-        plan = make_plan(request, workspace, progress)
+        plan = make_plan(request, workspace, progress, console.say)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)

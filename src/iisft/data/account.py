@@ -130,16 +130,18 @@ class Account:
         totals = sorted(self._totals)
         if not totals:
             return []
-        width = _nice(max(_rank(totals, 99), self.room) / _BINS)
+        width = _nice((max(_rank(totals, 99), self.room) - totals[0]) / _BINS)
+        start = totals[0] // width * width
         bins = [0] * (_BINS + 2)
         for total in totals:
-            bins[min(total // width, len(bins) - 1)] += 1
-        while len(bins) > 1 and not bins[-1]:
+            bins[min((total - start) // width, len(bins) - 1)] += 1
+        while not bins[-1]:
             bins.pop()
-        ends = [width * (index + 1) for index in range(len(bins))]
+        ends = [start + width * (index + 1) for index in range(len(bins))]
         ends[-1] = max(ends[-1], totals[-1] + 1)
         return [
-            {"from": width * i, "to": end, "rows": rows} for i, (end, rows) in enumerate(zip(ends, bins, strict=True))
+            {"from": start + width * index, "to": end, "rows": rows}
+            for index, (end, rows) in enumerate(zip(ends, bins, strict=True))
         ]
 
     def _padding(self) -> dict[str, float]:

@@ -55,7 +55,7 @@ def _histogram(account: Account) -> str:
     for index, one in enumerate(bins):
         height = one["rows"] / most * (_HEIGHT - 20)
         x, y = index * step, _HEIGHT - height
-        over = ' class="over"' if one["from"] >= account.cutoff_len else ""
+        over = ' class="over"' if one["from"] > account.cutoff_len else ""
         parts.append(f'<rect{over} x="{x + 2:.1f}" y="{y:.1f}" width="{step - 4:.1f}" height="{height:.1f}"/>')
         parts.append(f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{one["rows"]:,}</text>')
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT + 16}">{one["from"]:,}</text>')

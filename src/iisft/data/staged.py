@@ -1,9 +1,7 @@
-"""A staged dataset as it lies under data/NAME: its record, its rows, and the register of a run that trains on it."""
+"""A staged dataset as it lies under data/NAME: its record and its rows."""
 
 import difflib
 import itertools
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import orjson
 from iisft import files
 from iisft.data.source import digest_of
 from iisft.errors import InputError, UsageError
-from iisft.llamafactory import datasets
 from iisft.workspace import Workspace
 
 RECORD = "staged.json"
@@ -83,19 +80,6 @@ def from_record(name: str, folder: Path, record: dict[str, Any]) -> StagedDatase
 def staged_names(workspace: Workspace) -> list[str]:
     """Names of all staged datasets."""
     return sorted(path.parent.name for path in workspace.data.glob(f"*/{RECORD}"))
-
-
-def link_into(folder: Path, staged: list[StagedDataset]) -> None:
-    """Make `folder` the dataset_dir of a run: hard links to the rows (copies where links can't be made)."""
-    entries = {}
-    for dataset in staged:
-        target = folder / f"{dataset.name}.jsonl"
-        try:
-            os.link(dataset.file, target)
-        except OSError:
-            shutil.copy2(dataset.file, target)
-        entries[dataset.name] = datasets.entry(target.name, dataset.keys)
-    files.write_text_atomically(folder / datasets.FILE_NAME, datasets.render(entries))
 
 
 def row_of(staged: StagedDataset, number: int) -> dict[str, Any]:

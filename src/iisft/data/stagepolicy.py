@@ -158,8 +158,8 @@ def unfit_findings(numbers: Sequence[int], limit: Limit) -> list[Finding]:
     found = [
         Finding(
             "overlong-unfit",
-            f"row {number} can't be shortened enough: answer, task and metadata lines alone exceed cutoff_len "
-            f"{limit.cutoff_len}",
+            f"row {number} can't be shortened enough for cutoff_len {limit.cutoff_len}: what must stay whole (answer, "
+            "task, metadata lines) leaves no room for its text",
             fix="data stage ... --drop-unfit leaves such rows out; or raise train.cutoff_len" if index == 0 else "",
         )
         for index, number in enumerate(numbers[:_SHOWN_UNFIT])

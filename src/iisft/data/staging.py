@@ -20,12 +20,12 @@ from iisft.data.findings import Findings
 from iisft.data.rows import Row
 from iisft.data.rowsfile import RowsFile
 from iisft.data.source import Progress, Source, digest_of, halves, open_source
-from iisft.data.staged import RECORD, StagedDataset, from_record, link_into, load, staged_names
+from iisft.data.staged import RECORD, StagedDataset, from_record, load, staged_names
 from iisft.errors import CheckFailed, EnvironmentFault, Finding, IisftError, InputError, TransferError, UsageError
 from iisft.llamafactory import datasets
 from iisft.workspace import Workspace
 
-__all__ = ["Policy", "StagedDataset", "Staging", "link_into", "load", "stage", "staged_names"]
+__all__ = ["Policy", "StagedDataset", "Staging", "load", "stage", "staged_names"]
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
 _ORIGINALS = "originals"

@@ -1,7 +1,6 @@
 """Counting and showing a row's tokens as the trainer will make them, from tokenizer.json alone, without torch."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -261,8 +260,3 @@ def _token_names(model: Path) -> dict[str, str]:
             if isinstance(text, str) and text:
                 found[name] = text
     return found
-
-
-def identity_digest(identity: Mapping[str, Any]) -> str:
-    """A short name of an identity, for file names."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

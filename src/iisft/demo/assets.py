@@ -5,6 +5,7 @@ from collections.abc import Callable
 from iisft import demo, process
 from iisft.data import staging
 from iisft.errors import CheckFailed, IisftError, TransferError
+from iisft.hardware.examination import interpreter_errors
 from iisft.llamafactory import interpreter as training
 from iisft.workspace import Workspace
 
@@ -21,7 +22,7 @@ def prepare(workspace: Workspace, say: Callable[[str], None]) -> None:
     model = workspace.models / demo.MODEL_ID
     if not (model / "config.json").is_file():
         interpreter = training.inspect(training.training_interpreter())
-        if missing := training.findings(interpreter, "cpu", 1):
+        if missing := interpreter_errors(interpreter):
             raise CheckFailed(missing)
         say("demo: building a tiny Qwen2 model and its tokenizer (half a minute, once)")
         _build(interpreter, workspace)

@@ -13,6 +13,7 @@ from iisft.inference.source import Source
 from iisft.llamafactory import failures
 from iisft.llamafactory.failure import Failure
 from iisft.llamafactory.logs import error_in, last_lines
+from iisft.process.piped import Piped
 from iisft.runs.proof import precision_differences
 
 _SCRIPTS = Path(__file__).parents[1] / "child"
@@ -22,7 +23,7 @@ _GRACE_S = 5.0
 class Worker:
     """The child's messages, and the way to answer."""
 
-    def __init__(self, child: process.Piped, log: Path, log_offset: int) -> None:
+    def __init__(self, child: Piped, log: Path, log_offset: int) -> None:
         self._child = child
         self._log, self._log_offset = log, log_offset
 
@@ -84,7 +85,7 @@ def started(
     offset = log.stat().st_size if log.exists() else 0
     argv = [str(source.python), str(_SCRIPTS / script)]
     try:
-        child = process.Piped(argv, cwd=source.folder.path, env=env, log=log, inherits=inherits)
+        child = Piped(argv, cwd=source.folder.path, env=env, log=log, inherits=inherits)
     except OSError as error:
         text = f"the training interpreter can't be started: {error.strerror}"
         raise EnvironmentFault("interpreter-broken", text, where=argv[0]) from error

@@ -3,6 +3,7 @@
 from functools import partial
 
 from iisft.llamafactory.failure import RAISED, Failure, known
+from iisft.llamafactory.torch_sets import GFX906, OLD_NVIDIA
 
 _memory = partial(known, "memory")
 _disk = partial(known, "disk")
@@ -12,11 +13,8 @@ _environment = partial(known, "environment")
 
 _RESEAT = "read dmesg, check the card's power, temperature and seat; reboot if it is gone"
 _SHORTER = "--set train.batch_size=1 (raise train.accumulation as much), then a smaller --set train.cutoff_len="
-_MI50 = (
-    "MI50: pip install torch==2.7.1 torchvision==0.22.1 torchaudio==2.7.1"
-    " --index-url https://download.pytorch.org/whl/rocm6.3"
-)
-_OLD_NVIDIA = "P40, P100, V100: torch, torchvision and torchaudio from https://download.pytorch.org/whl/cu126"
+_MI50 = f"MI50: {GFX906.command}"
+_OLD_NVIDIA = f"P40, P100, V100: {OLD_NVIDIA.command}"
 
 MACHINE: tuple[Failure, ...] = (
     _memory(

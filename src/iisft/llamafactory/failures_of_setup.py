@@ -3,6 +3,7 @@
 from functools import partial
 
 from iisft.llamafactory.failure import RAISED, Failure, known
+from iisft.llamafactory.torch_sets import GFX906, INDEXES, OLD_NVIDIA
 
 _environment = partial(known, "environment")
 _input = partial(known, "input")
@@ -16,7 +17,7 @@ SETUP: tuple[Failure, ...] = (
         "torch-load-refused",
         rf"{RAISED}Due to a serious vulnerability issue in `torch\.load`",
         cause="transformers does not load optimizer.pt with a torch older than 2.6 (CVE-2025-32434): no run resumes.",
-        fix="install torch 2.6 or newer (MI50: from https://download.pytorch.org/whl/rocm6.3)",
+        fix=f"install torch 2.6 or newer (MI50: {GFX906.command})",
         source="R13, LlamaFactory#8379, transformers PR 37785",
     ),
     _environment(
@@ -25,7 +26,7 @@ SETUP: tuple[Failure, ...] = (
         r"|operator torchvision::nms does not exist)"
         r"|^OSError: (?:Could not load this library: )?\S*/(?:lib|_)torchaudio\.so",
         cause="torch, torchvision and torchaudio come from different builds; LLaMA-Factory imports all three.",
-        fix="install the three together from one index, for example https://download.pytorch.org/whl/cu126",
+        fix=f"install the three together from one index, for example {OLD_NVIDIA.command}",
         source="R11, autocut#106, vllm#7940",
     ),
     _environment(
@@ -120,7 +121,7 @@ SETUP: tuple[Failure, ...] = (
         "shared-library-missing",
         r"^(?:ImportError|OSError): lib(?:amd|hip|hsa|roc|rccl|MIOpen|cu|nv|nccl|c10|torch)\w*\.so[.\d]*: cannot open",
         cause="torch, or a package beside it, does not find a CUDA or ROCm library that it was built with.",
-        fix="reinstall torch, torchvision and torchaudio together from one index of https://download.pytorch.org/whl/",
+        fix=f"reinstall torch, torchvision and torchaudio together from one index of {INDEXES}",
         source="TheRock#1119, pytorch#144433",
     ),
     _environment(

@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.errors import EnvironmentFault, ExitCode, Finding
+from iisft.errors import EnvironmentFault
 from iisft.llamafactory import report
+from iisft.llamafactory.torch_sets import INSTALL
 from iisft.workspace import cache_folder
 
 _CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
 _IMPORT_TIMEOUT_S = 300.0  # importing LLaMA-Factory takes 8 to 40 s cold
 TESTED_VERSION = "0.9.5"
-INSTALL = "pip install 'iisft[train]' -c constraints.txt -c constraints-torch.txt"
-_ROCM_TORCH = (
-    "pip install torch==2.7.1 torchvision==0.22.1 torchaudio==2.7.1 --index-url https://download.pytorch.org/whl/rocm6.3"
-    " && pip install 'iisft[train]' -c constraints.txt"
-)
 
 
 @dataclass(frozen=True)
@@ -71,78 +67,6 @@ def inspect(path: Path) -> Interpreter:
             ) from error
     launcher = found["launcher"]
     return Interpreter(path, found["python"], found["packages"], Path(launcher) if launcher else None)
-
-
-def findings(interpreter: Interpreter, vendor: str, ranks: int, needs: tuple[str, ...] = ()) -> list[Finding]:
-    """What keeps this interpreter from training, each with its command."""
-    install = _ROCM_TORCH if vendor == "amd" else INSTALL
-    missing = [name for name in ("llamafactory", "torch") if name not in interpreter.packages]
-    if missing:
-        return [
-            Finding(
-                "llamafactory-missing",
-                f"{' and '.join(missing)} not installed for {interpreter.path}",
-                where=str(interpreter.path),
-                fix=install,
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        ]
-    found = []
-    if not interpreter.cli.is_file():
-        found.append(
-            Finding(
-                "llamafactory-cli-missing",
-                "llamafactory is installed, but its command is not beside the interpreter",
-                where=str(interpreter.cli),
-                fix=f"pip install --force-reinstall --no-deps llamafactory=={TESTED_VERSION}",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        )
-    if ranks > 1 and any(character.isspace() for character in str(interpreter.launcher)):
-        found.append(
-            Finding(
-                "launcher-path-spaces",
-                "LLaMA-Factory splits its torchrun command at spaces, and its own path has one: "
-                "more than one rank can't start",
-                where=str(interpreter.launcher),
-                fix="make the virtual environment in a folder without spaces and set IISFT_PYTHON to its python",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        )
-    found += [
-        Finding(
-            "package-missing",
-            f"this preset needs {name}, which is not installed for {interpreter.path}",
-            where=str(interpreter.path),
-            fix=f"pip install {name}",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-        for name in needs
-        if name not in interpreter.packages
-    ]
-    if (version := interpreter.packages["llamafactory"]) != TESTED_VERSION:
-        found.append(
-            Finding(
-                "llamafactory-version",
-                f"LLaMA-Factory {version} is installed; iisft is tested with {TESTED_VERSION}",
-                where=str(interpreter.path),
-                fix=f"pip install llamafactory=={TESTED_VERSION}",
-                severity="warn",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        )
-    torch = interpreter.packages["torch"]
-    if vendor == "amd" and "rocm" not in torch:
-        found.append(
-            Finding(
-                "torch-not-rocm",
-                f"torch {torch} is no ROCm build: it can't see an AMD GPU",
-                where=str(interpreter.path),
-                fix=_ROCM_TORCH.partition(" && ")[0],
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        )
-    return found
 
 
 def arguments(interpreter: Interpreter) -> dict[str, Argument]:

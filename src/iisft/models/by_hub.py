@@ -1,6 +1,7 @@
 """`--transfer hub`: the hub's own client fetches (xet) in a child that Ctrl-C can end; what it brings is verified."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def fetch(found: Listing, missing: Sequence[RemoteFile], folder: Path, show: Sho
         "revision": found.commit if found.source == "huggingface" else found.revision,
         "folder": str(staging),
         "files": [file.path for file in missing],
+        "parent": os.getpid(),
     }
     code = process.run_attached([sys.executable, str(_CHILD), json.dumps(asked)])
     if code:

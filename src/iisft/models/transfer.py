@@ -102,7 +102,7 @@ def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
             if part.position >= min(furthest + _PROGRESS, job.file.size):
                 failures = 0
             furthest = max(furthest, part.position)
-            if failures >= job.patience():
+            if failures >= min(job.patience(), interrupted.at_most):
                 raise interrupted.error from interrupted
             pause = min(max(PAUSES_S[failures], interrupted.wait_s), _LONGEST_WAIT_S)
             failures += 1
@@ -111,12 +111,13 @@ def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
 
 
 class _Interrupted(Exception):
-    """An attempt that may go better next time."""
+    """An attempt that may go better next time, or the time after, `at_most` times."""
 
-    def __init__(self, error: TransferError, wait_s: float = 0.0) -> None:
+    def __init__(self, error: TransferError, wait_s: float = 0.0, at_most: int = len(PAUSES_S)) -> None:
         super().__init__(error.message)
         self.error = error
         self.wait_s = wait_s
+        self.at_most = at_most
 
 
 def _attempt(job: Job, part: Part, stop: Stop) -> None:
@@ -140,7 +141,9 @@ def _attempt(job: Job, part: Part, stop: Stop) -> None:
                 raise _passing(connection_error(error, place)) from error
             if not chunk:
                 text = f"{place} ended the connection {job.file.size - part.position} bytes early"
-                raise _Interrupted(TransferError("hub-unreachable", text, where=shown(job.file.url), fix="try again"))
+                raise _Interrupted(
+                    TransferError("hub-unreachable", text, where=shown(job.file.url), fix="run it again")
+                )
             if part.position + len(chunk) > job.file.size:
                 raise _other_size(job, place, "more bytes")
             part.append(chunk)
@@ -186,8 +189,10 @@ def _check_head(job: Job, part: Part, response: "requests.Response", place: str)
         elsewhere = place != urlsplit(job.file.url).netloc.rpartition("@")[2]
         if status == 416:
             part.restart()
-        if error.code in PASSING or status in (408, 416) or (elsewhere and status in (401, 403)):  # a signature ran out
+        if error.code in PASSING or status in (408, 416):
             raise _Interrupted(error, _retry_after(response))
+        if elsewhere and status == 403:  # a signed address ran out: the hub gives a new one
+            raise _Interrupted(error, at_most=2)
         raise error
     if status == 206 and part.position:
         span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")

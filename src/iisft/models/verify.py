@@ -12,11 +12,13 @@ from iisft.errors import CheckFailed, ExitCode, Finding, TransferError, UsageErr
 from iisft.models import manifest as manifests
 from iisft.models.hubs import Hubs
 from iisft.models.licence import licence_of
-from iisft.models.listing import OWN_FOLDER, Listing, RemoteFile, is_safe_path
+from iisft.models.listing import OWN_FOLDER, Listing, RemoteFile, is_paper, is_safe_path, select
 from iisft.models.manifest import LOCAL, Manifest, ManifestFile, mend_command, stamped
+from iisft.models.network import PASSING
 from iisft.models.parallel import Show, Stop, Tally, each
 
 _BUFFER = 1024 * 1024
+_UNREACHABLE = PASSING | {"hub-offline"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,10 @@ def _no_manifest(folder: Path) -> TransferError:
 def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequence[str], show: Show) -> Verified:
     """Give a folder that iisft did not download a manifest, after comparing it with a hub's listing.
 
-    Without any answer from a hub the digests are recorded as they are, with a warning; `sources` empty asks none.
+    Where no hub can be reached the digests are recorded as they are, with a warning; `sources` empty asks none.
 
     Raises:
-        CheckFailed: files are not those of the hub; nothing is recorded.
+        CheckFailed: files are missing or not those of the hub; nothing is recorded.
         TransferError, UsageError: there is nothing to adopt, or nobody knows which model it is.
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and _belongs(path.relative_to(folder))]
@@ -85,6 +87,9 @@ def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequenc
         try:
             listing = Hubs(name or "", revision, sources).next()
         except (TransferError, CheckFailed) as error:
+            codes = [finding.id for finding in error.errors] if isinstance(error, CheckFailed) else [error.code]
+            if not _UNREACHABLE.issuperset(codes):
+                raise
             text = f"adopted as it is, compared with no hub: {error.message}"
             warnings.append(Finding("adopted-unproven", text, where=error.where, severity="warn"))
     if listing is not None:  # what the hub does not know is the person's own
@@ -138,15 +143,26 @@ def is_right(path: Path, file: RemoteFile, sha256: str) -> bool:
 def _strangers(
     folder: Path, files: Sequence[ManifestFile], digests: dict[Path, str | OSError], listing: Listing
 ) -> list[Finding]:
-    """Files that the hub has otherwise."""
+    """Files that the hub has otherwise, and what training needs and is not there."""
     promised = {file.path: file for file in listing.files}
+    here = {file.path for file in files}
     command = f"iisft download {listing.repo} --source {listing.source} --to {shlex.quote(str(folder))}"
-    fix = f"{command} replaces it; --source local adopts the folder as it is"
-    return [
-        _finding(f"{file.path} is not that of {listing.repo} at {listing.revision}", folder / file.path, fix)
+    wrong = [
+        _finding(
+            f"{file.path} is not that of {listing.repo} at {listing.revision}",
+            folder / file.path,
+            f"{command} replaces it; --source local adopts the folder as it is",
+        )
         for file in files
         if not is_right(folder / file.path, promised[file.path], str(digests[folder / file.path]))
     ]
+    needed = [file.path for file in select(listing.files, allow_pickle=True) if not is_paper(file.path)]
+    missing = [
+        _finding(f"{path} is missing", folder / path, f"{command} fetches it, and makes the manifest too")
+        for path in needed
+        if path not in here
+    ]
+    return wrong + missing
 
 
 def _difference(file: ManifestFile, found: str | OSError) -> str | None:

@@ -2,17 +2,19 @@
 
 import difflib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from iisft.data import staging
 from iisft.errors import ExitCode, Finding, IisftError, RunStateError
-from iisft.hardware.gpus import Gpu
+from iisft.hardware import doctor, examination
+from iisft.hardware.machine import Machine
 from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
+from iisft.llamafactory.torch_sets import INSTALL
 from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view import ViewPlan, plan_view
 from iisft.presets.checking import LoadedPreset
@@ -22,21 +24,26 @@ from iisft.runs.folder import RunFolder
 from iisft.runs.rundata import RunDataset
 from iisft.workspace import Workspace
 
-_MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
 
+def doctor_findings(
+    loaded: LoadedPreset,
+    placement: Placement,
+    machine: Machine,
+    checkpoint: Checkpoint | None,
+    say: Callable[[str], None],
+) -> tuple[Interpreter, list[Finding]]:
+    """The interpreter that trains, and what the doctor's rules object to about this run on this machine.
 
-def interpreter_for(findings: list[Finding], preset: Preset, placement: Placement) -> Interpreter:
-    path = llamafactory_interpreter.training_interpreter()
-    try:
-        interpreter = llamafactory_interpreter.inspect(path)
-    except IisftError as error:
-        findings.append(as_finding(error))
-        return Interpreter(path, "", {}, None)
-    vendor = "cpu" if placement.on_cpu else preset.hardware.vendor
-    findings += llamafactory_interpreter.findings(
-        interpreter, vendor, placement.world_size, llamafactory_arguments.needed_packages(preset)
-    )
-    return interpreter
+    An objection of the preset that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
+    """
+    machine, wrong = examination.inspected(machine, say)
+    config = checkpoint.config if checkpoint else {}
+    case = doctor.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes)
+    diagnoses = [one for one in doctor.diagnose(case) if one.seen.severity != "info"]
+    said = {name for one in diagnoses for name in one.rule.replaces}
+    found = [warning for warning in loaded.warnings if warning.id not in said]
+    interpreter = machine.interpreter or Interpreter(llamafactory_interpreter.training_interpreter(), "", {}, None)
+    return interpreter, [*found, *wrong, *(one.as_finding() for one in diagnoses)]
 
 
 def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | None = None) -> list[Finding]:
@@ -48,7 +55,7 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
         interpreter = interpreter or llamafactory_interpreter.inspect(llamafactory_interpreter.training_interpreter())
         if "llamafactory" not in interpreter.packages:
             text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
-            return [Finding("llamafactory-unchecked", text, fix=llamafactory_interpreter.INSTALL, severity="warn")]
+            return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
         known = llamafactory_interpreter.arguments(interpreter)
     except IisftError as error:
         return [as_finding(error)]
@@ -56,41 +63,6 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
         replace(finding, where=loaded.document.source(("llamafactory", name)).text)
         for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
     ]
-
-
-def gpu_findings(preset: Preset, placement: Placement, gpus: list[Gpu]) -> Iterator[Finding]:
-    wanted = preset.hardware
-    if placement.on_cpu:
-        if wanted.vendor != "cpu":
-            text = f"no GPU here: {placement.ranks} CPU ranks instead of {wanted.vendor} {wanted.arch}"
-            yield Finding("on-cpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
-        if preset.precision == "fp16":
-            yield Finding(
-                "fp16-on-cpu",
-                "the trainer ignores fp16 on the CPU: it would compute in the stored dtype, without a word",
-                fix="--set precision=fp32 or bf16",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
-        return
-    if len(gpus) < placement.ranks:
-        yield Finding(
-            "too-few-gpus",
-            f"{placement.ranks} GPUs are needed ({wanted.vendor} {wanted.arch}), {len(gpus)} can be seen",
-            where="/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
-            fix=f"--gpus {len(gpus)}" if gpus else "--gpus 1 tries it on the CPU; or check the driver and permissions",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    for gpu in gpus[: placement.ranks]:
-        if gpu.arch and not gpu.arch.startswith(wanted.arch):
-            text = f"this GPU is {gpu.name or gpu.vendor} ({gpu.arch}), the preset is made for {wanted.arch}"
-            yield Finding("other-gpu", text, severity="warn", exit_code=ExitCode.ENVIRONMENT)
-        if 0 < gpu.memory_gib < wanted.memory_gib * _MEMORY_TOLERANCE:
-            yield Finding(
-                "gpu-memory",
-                f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted.memory_gib:g} GiB",
-                fix=f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
 
 
 def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Checkpoint | None, ViewPlan | None]:
@@ -120,9 +92,6 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
         findings.append(as_finding(error))
         return None, None
     findings += _target_findings(preset, checkpoint)
-    if preset.precision == "fp16" and preset.attention == "eager" and checkpoint.model_type.startswith("qwen2"):
-        text = f"{checkpoint.model_type} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN"
-        findings.append(Finding("fp16-eager-nan", text, where="attention", fix="--set attention=sdpa"))
     return checkpoint, view
 
 

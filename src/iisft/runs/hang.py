@@ -2,21 +2,18 @@
 
 import shutil
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iisft import files, process
 from iisft.hardware import telemetry
 from iisft.runs.folder import RunFolder
 
+if TYPE_CHECKING:
+    from iisft.hardware.machine import Machine
+
 _PY_SPY_TIMEOUT_S = 20.0
 _STACKS_S = 2.0
-_CAUSES = {  # gpu-pitfalls R08, R09, R16; NCCL's troubleshooting guide
-    "amd": "several AMD GPUs hang at the first all-reduce without iommu=pt on the kernel command line, with in-tree "
-    "amdgpu (export HSA_ENABLE_IPC_MODE_LEGACY=0), or with P2P (export NCCL_P2P_DISABLE=1)",
-    "nvidia": "several GPUs hang with a translating IOMMU or broken P2P: try export NCCL_P2P_DISABLE=1, and look at "
-    "/dev/shm",
-    "cpu": "look at the stacks and at the load of the machine",
-}
+_LOOK = "look at the stacks and at the load of the machine"
 
 
 def collect_stacks(folder: RunFolder) -> str:
@@ -48,8 +45,19 @@ def gpu_use() -> str:
     return f"; GPUs busy {', '.join(shares)}" if shares else ""
 
 
-def likely_causes(record: dict[str, Any]) -> str:
-    """The known causes for the run's hardware."""
+def likely_causes(record: dict[str, Any], machine: "Machine | None" = None) -> str:
+    """The doctor's rules about hanging collectives that fire on this machine, for a run of several GPUs."""
     vendor = str(record["preset"]["hardware"]["vendor"])
-    several = int(record["expected"]["world_size"]) > 1
-    return _CAUSES.get(vendor, _CAUSES["cpu"]) if several else _CAUSES["cpu"]
+    ranks = int(record["expected"]["world_size"])
+    if vendor == "cpu" or ranks < 2:
+        return _LOOK
+    from iisft.hardware import doctor, examination  # with pydantic, which the supervisor does without until now
+
+    case = doctor.Case(machine or examination.last_known(), ranks=ranks)
+    causes = [f"{one.rule.id} {one.seen.message} ({one.seen.fix.text})" for one in doctor.causes_of_hang(case)]
+    if causes:
+        return "; ".join(causes)
+    return (
+        f"none of the known causes shows on this machine; {_LOOK}, try export NCCL_P2P_DISABLE=1, "
+        "and let iisft env-check --deep test the all-reduce"
+    )

@@ -5,12 +5,14 @@ Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` execut
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
-from iisft.hardware.gpus import Gpu, visible_gpus
+from iisft.hardware import examination
+from iisft.hardware.gpus import Gpu
 from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import tokenized
 from iisft.llamafactory.environment import Placement, compile_environment
@@ -117,10 +119,16 @@ class Plan:
         )
 
 
-def make_plan(request: TrainRequest, workspace: Workspace, progress: Progress | None = None) -> Plan:
+def make_plan(
+    request: TrainRequest,
+    workspace: Workspace,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
 
-    `progress` is called while rows are counted that were never counted before.
+    `progress` is called while rows are counted that were never counted before; `say` is told before the first look at
+    new packages, which takes some seconds.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
@@ -129,15 +137,17 @@ def make_plan(request: TrainRequest, workspace: Workspace, progress: Progress | 
     document = documents.read_document(request.preset, workspace)
     _apply(request, document)
     notes: list[Finding] = []
-    gpus = visible_gpus()
+    machine = examination.this_machine(workspace.root)
+    gpus = machine.visible
     loaded, placement = _place(request, document, gpus, notes)
     preset = loaded.preset
-    findings = [*loaded.warnings, *notes]
-    interpreter = checks.interpreter_for(findings, preset, placement)
-    findings += checks.extra_argument_findings(loaded, interpreter)
-    findings += checks.gpu_findings(preset, placement, gpus)
+    model_findings: list[Finding] = []
     model_folder = workspace.model_folder(preset.model.id)
-    checkpoint, view = checks.model_for(findings, preset, model_folder)
+    checkpoint, view = checks.model_for(model_findings, preset, model_folder)
+    interpreter, doctored = checks.doctor_findings(loaded, placement, machine, checkpoint, say)
+    findings = [*notes, *doctored]
+    findings += checks.extra_argument_findings(loaded, interpreter)
+    findings += model_findings
     counting_model = model_folder if checkpoint is not None else None
     datasets = checks.datasets_for(findings, preset, workspace, counting_model, progress)
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)

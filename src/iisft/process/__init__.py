@@ -1,4 +1,4 @@
-"""The only module that starts, finds, signals or waits for processes. Linux (/proc)."""
+"""The only package that starts, finds, signals or waits for processes. Linux (/proc)."""
 
 import contextlib
 import os
@@ -6,13 +6,16 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iisft.pipes import Pipes
+
 # Every process of a trainer carries this variable with its run's marker, so that orphans are found after any kill.
 RUN_MARKER = "IISFT_RUN"
+_DYING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Completed:
     stderr: str
 
 
+class RanTooLong(TimeoutError):
+    """A command that had to be killed; what it had written until then."""
+
+    def __init__(self, message: str, stdout: str, stderr: str) -> None:
+        super().__init__(message)
+        self.stdout = stdout
+        self.stderr = stderr
+
+
 def identity_of(pid: int) -> ProcessIdentity | None:
     """The identity of a live process; None when there is none or it is a zombie."""
     try:
@@ -60,12 +72,21 @@ def identity_of(pid: int) -> ProcessIdentity | None:
     return None if state in "ZX" else ProcessIdentity(pid, int(fields[18]), boot_id)
 
 
-def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Completed:
+def run(
+    argv: Sequence[str], *, timeout_s: float, silence_s: float | None = None, env: Mapping[str, str] | None = None
+) -> Completed:
     """Run a short command to its end, without a shell and without standard input.
+
+    Args:
+        argv: the program and its arguments.
+        timeout_s: how long it may take.
+        silence_s: how long it may write nothing; for one that says what it does.
+        env: its variables, all of them; ours when left out.
 
     Raises:
         OSError: the program is missing or can't be executed.
-        TimeoutError: it ran longer than `timeout_s`; its whole process group was killed.
+        RanTooLong: it took or was silent too long; its whole process group was killed. What can't be killed (it waits
+            inside a driver) is left behind.
     """
     child = subprocess.Popen(
         list(argv),
@@ -73,20 +94,22 @@ def run(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=dict(env) if env is not None else None,
-        text=True,
-        errors="replace",
         start_new_session=True,
     )
-    try:
-        out, err = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        _signal_group(child.pid, signal.SIGKILL)
-        child.communicate()
-        raise TimeoutError(f"{argv[0]} did not end within {timeout_s:g} s") from error
-    except BaseException:
-        _signal_group(child.pid, signal.SIGKILL)
-        raise
-    return Completed(child.returncode, out, err)
+    assert child.stdout is not None and child.stderr is not None
+    with Pipes(child.stdout, child.stderr) as pipes:
+        try:
+            late = pipes.read(timeout_s, silence_s)
+            if late is None:
+                return Completed(child.wait(max(timeout_s, _DYING_S)), *pipes.texts)
+        except BaseException:
+            signal_group(child.pid, signal.SIGKILL)
+            raise
+        signal_group(child.pid, signal.SIGKILL)
+        pipes.read(_DYING_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_DYING_S)
+        raise RanTooLong(f"{argv[0]} {late}", *pipes.texts)
 
 
 def run_attached(argv: Sequence[str]) -> int:
@@ -95,7 +118,7 @@ def run_attached(argv: Sequence[str]) -> int:
     try:
         return child.wait()
     except BaseException:
-        _signal_group(child.pid, signal.SIGKILL)
+        signal_group(child.pid, signal.SIGKILL)
         child.wait()
         raise
 
@@ -125,71 +148,8 @@ class Child:
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended; waits for that up to `timeout_s` seconds."""
-        _sleep_until_end(self.pid, timeout_s)
+        sleep_until_end(self.pid, timeout_s)
         return self.returncode() is not None
-
-
-class Piped:
-    """A started process that is talked to in lines. It leads its own session; its stderr is appended to a file.
-
-    Its standard input ends when this process does, however that ends: by that it knows that nobody listens any more.
-
-    Args:
-        argv: the program and its arguments.
-        cwd: where it runs.
-        env: all of its variables.
-        log: where its stderr goes.
-        inherits: descriptors that it gets under the same numbers.
-    """
-
-    def __init__(
-        self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, inherits: Sequence[int] = ()
-    ) -> None:
-        with log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                list(argv),
-                cwd=cwd,
-                env=dict(env),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-                pass_fds=inherits,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def send(self, line: str) -> None:
-        """Write one line to its standard input; nothing when it is gone."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
-    def lines(self) -> Iterator[str]:
-        """What it writes to its standard output, as it comes, until that ends."""
-        assert self._process.stdout is not None
-        while line := self._process.stdout.readline():
-            yield line.rstrip("\n")
-
-    def wait(self) -> int:
-        """Its return code, when it has ended; minus the signal's number when a signal ended it."""
-        return self._process.wait()
-
-    def end(self, grace_s: float = 5.0) -> int:
-        """Close its standard input, wait, and kill its whole session when it does not end by itself."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        _sleep_until_end(self.pid, grace_s)
-        if self._process.poll() is None:
-            _signal_group(self.pid, signal.SIGKILL)
-        return self._process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +168,12 @@ class Adopted:
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended; waits for that up to `timeout_s` seconds."""
         if self.identity.alive():
-            _sleep_until_end(self.pid, timeout_s)
+            sleep_until_end(self.pid, timeout_s)
         return not self.identity.alive()
 
 
-def _sleep_until_end(pid: int, timeout_s: float) -> None:
+def sleep_until_end(pid: int, timeout_s: float) -> None:
+    """Wait for the end of a process, a zombie's included, up to `timeout_s` seconds."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -321,6 +282,7 @@ def _signal_all(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _signal_group(pid: int, number: int) -> None:
+def signal_group(pid: int, number: int) -> None:
+    """Signal every process of the group that `pid` leads."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
