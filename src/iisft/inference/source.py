@@ -130,7 +130,7 @@ def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None)
         )
     if faults := checkpoint_findings(place):
         raise CheckFailed(faults)
-    if changed := list(identity.changes(recorded, place)):
+    if changed := list(identity.changes(recorded, place, copies=True)):
         fix = f"the adapter belongs to the {recorded['id']} that it was trained on: --model DIR"
         raise CheckFailed(
             [

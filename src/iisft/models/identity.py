@@ -23,10 +23,14 @@ def stamp(weights: Path) -> dict[str, Any]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sample_sha256": _sample_digest(weights, stat.st_size)}
 
 
-def changes(recorded: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Iterator[str]:
     """One sentence for each file at `folder` that is not what run.json's `model` says.
 
-    A file with another time and the same samples is the same file copied. Runs whose record has no samples go by time.
+    Args:
+        recorded: that object.
+        folder: where the model is now.
+        copies: let a file with another time and the same samples pass, as a copy has them. Training goes on only over
+            the very files that it began with.
     """
     if _sha256(folder / "config.json") != recorded["config_sha256"]:
         yield f"the model's config.json has changed ({folder})"
@@ -36,7 +40,7 @@ def changes(recorded: Mapping[str, Any], folder: Path) -> Iterator[str]:
             stat = path.stat()
             same = stat.st_size == before["size"] and (
                 stat.st_mtime_ns == before["mtime_ns"]
-                or _sample_digest(path, stat.st_size) == before.get("sample_sha256")
+                or (copies and _sample_digest(path, stat.st_size) == before.get("sample_sha256"))
             )
         except OSError:
             yield f"the model's {name} is missing ({folder})"

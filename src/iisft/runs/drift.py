@@ -37,7 +37,7 @@ def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
         *_changed("train.yaml", record.get("train_yaml"), arguments),
         *_changed("preset.yaml (read by nothing any more)", record.get("preset"), _yaml(folder.preset)),
         *_changed_digests("model/", record.get("view"), folder.model),
-        *identity.changes(record["model"], Path(record["model"]["folder"])),
+        *identity.changes(record["model"], Path(record["model"]["folder"]), copies=False),
         *_data(folder, record["data"]),
         *_packages(record),
         *_shell(record),
