@@ -89,6 +89,11 @@ def chat() -> None:
             if asked["messages"][-1]["content"] == "too long":
                 send(kind="failed", message="the conversation has 9 tokens, the context ends at 8")
                 continue
+            if asked["messages"][-1]["content"] == "endless":
+                while not select.select([0], [], [], 0.02)[0]:
+                    send(kind="text", text="and on ")
+                send(kind="answered")
+                continue
             for text in ("asked ", str(len(asked["messages"])), " of ", asked["messages"][-1]["content"]):
                 send(kind="text", text=text)
             send(kind="answered")

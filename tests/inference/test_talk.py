@@ -1,6 +1,9 @@
 """chat and serve through the command line, with a child that loads no model."""
 
 import json
+import os
+import pty
+import select
 import socket
 import subprocess
 import sys
@@ -44,6 +47,35 @@ def test_chat_takes_one_adapter(make_run: MakeRun) -> None:
     make_run()
     done = chat("", "--checkpoint", "all")
     assert (done.returncode, "--checkpoint all is for predict alone" in done.stderr) == (2, True)
+
+
+def test_at_a_terminal_ctrl_c_ends_the_answer_and_not_the_conversation(make_run: MakeRun) -> None:
+    make_run()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "iisft", "chat", "run"])
+    screen = b""
+
+    def until(text: bytes) -> None:
+        nonlocal screen
+        while text not in screen:
+            assert select.select([terminal], [], [], 30)[0], screen
+            screen += os.read(terminal, 4096)
+        screen = screen.partition(text)[2]
+
+    until(b"> ")
+    os.write(terminal, b"endless\n")
+    until(b"and on and on")
+    os.write(terminal, b"\x03")
+    until(b"> ")
+    os.write(terminal, b"too long\n")
+    until(b"the context ends at 8")
+    until(b"> ")
+    os.write(terminal, "再来\n".encode())
+    until("asked 1 of 再来".encode())
+    until(b"> ")
+    os.write(terminal, b"\x04")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_the_model_of_another_precision_says_nothing(make_run: MakeRun, child: Any) -> None:

@@ -1,5 +1,6 @@
 """iisft chat: talk to a run's model in the terminal, or through a pipe."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -54,10 +55,11 @@ def _answer_all(conversation: "Conversation", *, quiet: bool, at_terminal: bool)
             continue
         try:
             answer = ""
-            for text in conversation.ask(question):
-                answer += text
-                if not quiet:
-                    console.out_part(text)
+            with contextlib.closing(conversation.ask(question)) as parts:
+                for text in parts:
+                    answer += text
+                    if not quiet:
+                        console.out_part(text)
             if not quiet:
                 console.out()
             turns.append({"question": question, "answer": answer})
@@ -98,8 +100,6 @@ def _line(prompt: str, *, at_terminal: bool) -> str | None:
     if not at_terminal:
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
-    import contextlib
-
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history and editing
     try:

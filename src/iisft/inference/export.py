@@ -15,6 +15,7 @@ from iisft.inference.selection import Chosen
 from iisft.inference.source import Source
 from iisft.inference.worker import started
 from iisft.llamafactory import loading
+from iisft.llamafactory.environment import NO_GPU
 from iisft.models.checkpoint import inspect_checkpoint
 from iisft.models.view import build_view, plan_view
 from iisft.models.view_rules import DTYPES, stored_dtype
@@ -164,7 +165,7 @@ def _merge(export: Export, merged: Path, view: Path, env: dict[str, str]) -> Non
         "trusted": source.record["preset"]["model"]["trust_remote_code"],
         "target": str(merged),
     }
-    with started(source, "merge_adapter.py", spec, command="export", env=env | {"CUDA_VISIBLE_DEVICES": ""}) as worker:
+    with started(source, "merge_adapter.py", spec, command="export", env=env | NO_GPU) as worker:
         for _ in worker.messages():
             pass
     _as_published(export, merged)
@@ -191,7 +192,7 @@ def _check(export: Export, merged: Path, merged_view: Path, view: Path, env: dic
     plan = plan_view(
         inspect_checkpoint(merged),
         precision=preset["precision"],
-        weights="stored",
+        weights="stored" if preset["weights"] == "nf4" else preset["weights"],
         trust_remote_code=preset["model"]["trust_remote_code"],
     )
     build_view(plan, merged_view)

@@ -13,6 +13,7 @@ from iisft.hardware.gpus import visible_gpus
 from iisft.inference import memory
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
+from iisft.llamafactory.environment import NO_GPU
 from iisft.models import identity
 from iisft.models.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view import ViewPlan, build_view, plan_view
@@ -113,8 +114,7 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         raise EnvironmentFault(
             "fp16-on-cpu", f"{folder.id} computes in fp16, which a CPU does not", fix="a machine with a GPU"
         )
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""} if on_cpu else {}
-    env = loading.without_trainer_variables(resume.environment_of(folder, record)) | hidden
+    env = loading.without_trainer_variables(resume.environment_of(folder, record)) | (NO_GPU if on_cpu else {})
     return Source(folder, record, checkpoint, view, env, on_cpu)
 
 

@@ -5,10 +5,10 @@ import ipaddress
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from iisft.errors import EnvironmentFault, RunFailed
+from iisft.errors import EnvironmentFault, IisftError, RunFailed
 from iisft.inference.selection import Chosen
 from iisft.inference.source import Source
 from iisft.inference.worker import Worker, require_proof, started
@@ -27,34 +27,32 @@ class Conversation:
     temperature: float
     turns: list[dict[str, str]] = field(default_factory=list)
 
-    def ask(self, text: str) -> Iterator[str]:
-        """The answer as it comes. A question without a whole answer is forgotten.
+    def ask(self, text: str) -> Generator[str]:
+        """The answer as it comes; closed before its end it is taken back. A question without an answer is forgotten.
 
         Raises:
             RunFailed: the model could not answer; the conversation can go on.
         """
         asked = [*self.turns, {"role": "user", "content": text}]
         self.worker.send(messages=asked, system=self.system, temperature=self.temperature)
-        answer = ""
-        while True:
-            try:
-                message = self.worker.receive()
-            except KeyboardInterrupt:
-                self._take_back()
-                raise
-            if message["kind"] == "text":
+        answer, ended = "", False
+        try:
+            while (message := self.worker.receive())["kind"] == "text":
                 answer += message["text"]
                 yield message["text"]
-            elif message["kind"] == "failed":
-                raise RunFailed("no-answer", message["message"], fix="/clear begins anew")
-            else:
-                self.turns = [*asked, {"role": "assistant", "content": answer}]
-                return
+            ended = True
+        finally:
+            if not ended:  # interrupted, here or where the text went to
+                self._take_back()
+        if message["kind"] == "failed":
+            raise RunFailed("no-answer", message["message"], fix="/clear begins anew")
+        self.turns = [*asked, {"role": "assistant", "content": answer}]
 
     def _take_back(self) -> None:
         self.worker.send(kind="enough")
-        while self.worker.receive()["kind"] == "text":
-            pass
+        with contextlib.suppress(IisftError):  # it died: the next question says so
+            while self.worker.receive()["kind"] == "text":
+                pass
 
 
 @contextlib.contextmanager
