@@ -24,6 +24,8 @@ def main():
     (exact, exact_tokens, proof), (wide, wide_tokens, wide_proof) = (
         look(run_model.load(spec).engine, spec) for spec in specs
     )
+    # once more over float32 weights, under the autocast that a run with precision bf16 has
+    half, half_tokens, half_proof = look(run_model.load(specs[1] | {"autocast": "bfloat16"}).engine, specs[1])
     from llamafactory.chat import hf_engine
     from llamafactory.chat.hf_engine import HuggingfaceEngine
     from llamafactory.hparams import get_infer_args
@@ -40,6 +42,11 @@ def main():
                 "merged_same_bits": all(
                     torch.equal(one, other) for one, other in zip(exact, merged_logits, strict=True)
                 ),
+                "half": [half_proof[name] for name in ("autocast", "linear_dtype", "attention_dtype")],
+                "half_same_bits": all(torch.equal(one, other) for one, other in zip(exact, half, strict=True)),
+                "half_logits": str(half[0].dtype),
+                "half_answers": sum(one[:6] == other[:6] for one, other in zip(exact_tokens, half_tokens, strict=True))
+                > 4,
                 "logits_dtype": str(exact[0].dtype),
                 "weights": [list(one["weights"]) for one in (proof, wide_proof)],
                 "arithmetic": [one["linear_dtype"] for one in (proof, wide_proof)],
