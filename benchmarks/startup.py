@@ -29,12 +29,15 @@ def main(runs: int) -> None:
         preset = str(workspace / "hundred.yaml")
         peer = Command("llamafactory-cli version", [LLAMAFACTORY, "version"])
         train = [IISFT, "train", "--preset"]
+        plan = [IISFT, "plan", "--preset", "mi50", "--device", "mi50-16g"]
         typo = str(workspace / "typo.yaml")
         own = [
             Command("iisft --help", [IISFT, "--help"], env=env),
             Command("iisft preset list", [IISFT, "preset", "list"], env=env),
             Command("iisft train --dry-run, 100 keys", [*train, preset, "--dry-run"], env=env, expect=3),
             Command("a misspelled key is reported", [*train, typo], env=env, expect=3),
+            Command("iisft plan", [IISFT, "plan", "--preset", "mi50", "--device", "mi50-32g"], env=env),
+            Command("iisft plan that finds what would fit", [*plan, "--set", "weights=fp32"], env=env),
             Command("a missing dataset is reported", [*train, "mi50"], env=env, expect=3),
         ]
         in_turn([peer, *own], runs)

@@ -36,6 +36,7 @@ def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
         ["preset", "list"],
         ["preset", "validate", "mi50"],
         ["train", "--preset", "mi50", "--dry-run"],
+        ["plan", "--preset", "mi50"],
         ["runs"],
         ["env-check", "--explain", "R08"],
         ["env-check", "--from", "."],

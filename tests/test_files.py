@@ -68,3 +68,11 @@ def test_a_followed_file_that_is_made_anew_is_read_from_its_beginning(tmp_path: 
     file.unlink()
     file.write_text("new\n")
     assert lines.read() == ["new"]
+
+
+def test_a_line_after_a_torn_one_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"st')
+    files.append_line(file, '{"step": 2}')
+    files.append_line(file, '{"step": 3}')
+    assert file.read_text().splitlines() == ['{"step": 1}', '{"st', '{"step": 2}', '{"step": 3}']

@@ -70,15 +70,18 @@ def make_durable(folder: Path) -> None:
 def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     """Append one line whole or not at all, so that concurrent readers never see a part of it.
 
+    What a power cut left of a last line is ended first, so that it spoils no other.
     `durably`: return when it has reached the disk.
 
     Raises:
         OSError: the disk is full, or the file can't be written.
     """
     content = line.rstrip("\n").encode("utf-8") + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            content = b"\n" + content
         if os.write(descriptor, content) != len(content):  # the disk became full in the middle
             os.ftruncate(descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,6 +1,7 @@
 """Where models, staged data, runs and a user's own presets live."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,13 @@ from pathlib import Path
 def cache_folder() -> Path:
     """What can be found out again: `$XDG_CACHE_HOME/iisft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
+
+
+def how_to_get(model: str, folder: Path) -> str:
+    """The download's exact command; its default place is the folder that is missing, unless a path was given."""
+    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
+        return f"iisft download {shlex.quote(model)}, or --model DIR"
+    return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,14 @@ def test_without_a_model_no_tokens_are_counted(iisft: CLI, rows: Path) -> None:
     assert iisft("data", "check", str(rows), "--html", "page.html").code == 2
 
 
+def test_a_policy_that_needs_a_model_is_never_passed_over(iisft: CLI, rows: Path) -> None:
+    staging = ["data", "stage", str(rows), "--name", "x", "--preset", "mi50"]
+    asked = iisft(*staging, "--overlong", "fit")
+    assert (asked.code, "iisft download Qwen/Qwen2.5-7B-Instruct" in asked.err) == (3, True)
+    told = iisft(*staging)
+    assert (told.code, "tokens are not counted: the model Qwen/" in told.err) == (0, True)
+
+
 def test_a_model_whose_template_must_be_guessed(iisft: CLI, rows: Path, model: Path) -> None:
     result = iisft("data", "check", str(rows), "--model", str(model), "--set", "train.cutoff_len=100000", "--json")
     assert (result.code, json.loads(result.out)["tokens"]["template"]) == (0, "qwen")

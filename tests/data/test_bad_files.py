@@ -62,6 +62,20 @@ def test_a_bad_file(name: str, iisft: CLI, home: Path) -> None:
     assert [path.name for path in home.glob("data/*")] == (["x"] if staged.code == 0 else [])
 
 
+def test_the_command_that_converts_leaves_no_row_garbled(iisft: CLI, home: Path) -> None:
+    """One encoding: the whole file. Rows of two: converting the file would garble the others."""
+    (home / "all gbk.jsonl").write_bytes(LINE.decode().encode("gb18030") * 2)
+    fix = iisft("data", "check", str(home / "all gbk.jsonl")).out.partition("fix: ")[2].partition("\n")[0]
+    assert fix == f"iconv -f GB18030 -t UTF-8 '{home}/all gbk.jsonl' > '{home}/all gbk.utf8.jsonl'"
+    subprocess.run(["sh", "-c", fix], check=True)
+    assert (home / "all gbk.utf8.jsonl").read_bytes() == LINE * 2
+    (home / "two.jsonl").write_bytes(LINE.decode().encode("gb18030") + LINE)
+    fix = iisft("data", "check", str(home / "two.jsonl")).out.partition("fix: ")[2].partition("\n")[0]
+    assert fix.startswith("other rows are UTF-8, convert this one alone: sed -n 1p ")
+    command = fix.partition("alone: ")[2]
+    assert subprocess.run(["sh", "-c", command], check=True, capture_output=True).stdout == LINE
+
+
 def test_places_that_are_no_file(iisft: CLI, home: Path) -> None:
     (home / "loop.jsonl").symlink_to(home / "loop.jsonl")
     (home / "dangling.jsonl").symlink_to(home / "nowhere")

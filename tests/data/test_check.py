@@ -90,6 +90,14 @@ def test_a_prompt_that_two_files_share_is_a_leak(iisft: CLI, home: Path) -> None
     assert iisft("data", "check", str(train), str(val)).code == 3
 
 
+def test_all_files_that_can_not_be_opened_are_told_at_once(iisft: CLI, home: Path) -> None:
+    good = write(home / "good.jsonl", [row("a", "1")])
+    result = iisft("data", "check", str(home / "gone.jsonl"), str(good), str(home))
+    assert (result.code, result.out) == (3, "")
+    assert "can't be read: no such file or directory" in result.err
+    assert "this is a folder, not a file" in result.err
+
+
 def test_staged_datasets_are_checked_by_name(iisft: CLI, home: Path) -> None:
     for name in ("训练", "val"):
         assert iisft("data", "stage", str(write(home / f"{name}.jsonl", [row("a", "1")])), "--name", name).code == 0

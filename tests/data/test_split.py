@@ -1,5 +1,6 @@
 """Splitting: sizes, strata, duplicates on one side, the same bytes again, and honest words where it can't be exact."""
 
+import errno
 import json
 import os
 import random
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from iisft import files
 
 CLI = Callable[..., Any]
 PARTS = ("train", "val", "test")
@@ -225,6 +228,23 @@ def test_values_that_no_file_holds_as_they_are(iisft: CLI, home: Path) -> None:
         assert result.code == 0, result.err
         lines = [json.loads(line) for part in (home / to).glob("*.jsonl") for line in part.read_text().splitlines()]
         assert sorted(lines, key=lambda row: row["id"]) == rows
+
+
+def test_a_full_disk_and_a_place_that_can_not_be_written(
+    split: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "out").write_text("a file where the folder should be")
+    refused = split(rows_of(30))
+    assert (refused.code, json.loads(refused.out)["error"]["fix"]) == (5, "--to FOLDER")
+    (home / "out").unlink()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "move_into_place", full)
+    full_disk = split(rows_of(30))
+    assert (full_disk.code, json.loads(full_disk.out)["error"]["code"]) == (4, "disk-full")
+    assert list((home / "out").iterdir()) == []
 
 
 def test_too_few_rows(split: Any) -> None:

@@ -24,6 +24,9 @@ def test_the_demo_learns_its_task(iisft: Callable[..., Any]) -> None:
     observed = json.loads(run.record.read_text())["observed"]
     assert (observed["weights_dtype"], observed["compute_dtype"], observed["rows"]) == ("bfloat16", "float32", 240)
     assert (run.output / "training_loss.png").stat().st_size > 1000
+    planned = json.loads(iisft("plan", "--preset", "demo", "--json").out)
+    assert (planned["measured"]["runs"], planned["fits"]) == (1, "yes")
+    assert 0 < planned["step_s"] < 10
     answers = ask(workspace / "models" / demo.MODEL_ID, run.output)
     rows = [json.loads(line) for line in demo.EVAL_ROWS.read_text(encoding="utf-8").splitlines()]
     right = sum(

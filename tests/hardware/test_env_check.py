@@ -245,6 +245,15 @@ def test_files_that_are_no_machine(iisft: CLI, tmp_path: Path) -> None:
     (bad / "iisft/answers.json").write_text('{"answers": {"devices": [], "spaces": {"x": 1}, "environment": 7}}')
     (bad / "iisft/interpreter.json").write_text('{"packages": {"torch": "2"}, "report": {"steps": 3, "died": 4}}')
     assert iisft("env-check", "--from", str(bad)).code == 4  # LLaMA-Factory is missing there
+    steps = {
+        "torch": {"version": "2", "hip": 6, "arch_list": 7},
+        "devices": {"devices": ["x"], "peers": 3},
+        "packages": 1,
+    }
+    told = {"packages": {"torch": "2", "llamafactory": "0.9.5"}, "report": {"steps": steps}}
+    (bad / "iisft/interpreter.json").write_text(json.dumps(told))
+    (bad / "iisft/deep.json").write_text('{"results": ["x", {"check": 3}, {"check": "matmul", "tflops": "fast"}]}')
+    assert iisft("env-check", "--from", str(bad), "--json").code == 0
 
 
 def test_a_place_that_can_not_be_written(iisft: CLI, tmp_path: Path) -> None:

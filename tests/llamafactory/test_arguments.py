@@ -127,6 +127,7 @@ KNOWN = {
             "llamafactory.neat_packing multiplies by the stored weights past the float32 products of precision fp32",
         ),
         ({"finetuning_type": "full"}, "llamafactory.finetuning_type is decided by iisft itself"),
+        ({"logging_strategy": "no"}, "llamafactory.logging_strategy is decided by iisft itself"),
         ({"output_dir": "x"}, "llamafactory.output_dir is decided by iisft itself"),
         ({"hf_hub_token": "hf_x"}, "llamafactory.hf_hub_token is a secret: it would be written to files"),
     ],

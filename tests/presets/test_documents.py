@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from iisft.errors import InputError, UsageError
-from iisft.presets import documents
+from iisft.errors import CheckFailed, InputError, UsageError
+from iisft.presets import checking, documents
 from iisft.workspace import Workspace
 
 
@@ -86,3 +86,19 @@ def test_overrides(text: str, expected: object) -> None:
 def test_an_override_without_key_or_value(text: str) -> None:
     with pytest.raises(UsageError, match="--set needs key=value"):
         documents.parse_override(text)
+
+
+def test_an_override_of_a_section_that_does_not_exist_is_the_place_of_its_error(workspace: Workspace) -> None:
+    document = documents.read_document("mi50", workspace)
+    document.override(*documents.parse_override("trian.epochs=3"), "--set trian.epochs=3")
+    with pytest.raises(CheckFailed, match="unknown key trian: did you mean train") as caught:
+        checking.check(document)
+    assert caught.value.where == "--set trian.epochs=3"
+
+
+@pytest.mark.parametrize("text", ["lora.target=[]", "data.name=../elsewhere", "data.name=a,b", "data.name="])
+def test_a_value_that_names_nothing_that_can_be(text: str, workspace: Workspace) -> None:
+    document = documents.read_document("mi50", workspace)
+    document.override(*documents.parse_override(text), "--set")
+    with pytest.raises(CheckFailed, match=text.partition("=")[0]):
+        checking.check(document)

@@ -193,6 +193,7 @@ def test_ranks_that_can_not_keep_the_global_batch(train: CLI) -> None:
         (("--gpus", "0"), "--gpus must be at least 1"),
         (("--set", "epochs"), "--set needs key=value"),
         (("--name", "../x"), "a run's name has letters"),
+        (("--name", "中" * 70), "a run's name has at most 200 bytes"),
         (("--nodes", "2"), "several nodes need --rendezvous HOST:PORT"),
         (("--nodes", "2", "--rendezvous", "host:1"), "several nodes need the same --name"),
         (("--nodes", "2", "--node-rank", "2"), "--node-rank 2 is not one of 2 nodes"),
@@ -249,3 +250,29 @@ def test_a_run_argument_that_names_no_run_of_this_workspace(iisft: CLI, name: st
 def test_a_secret_override_is_hidden_even_in_its_own_error(train: CLI) -> None:
     result = train("--set", "llamafactory.hf_hub_token=hf_verysecret", "--dry-run", "--json")
     assert "verysecret" not in result.out + result.err
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "MAX_RESTARTS"])
+def test_a_variable_that_would_change_the_run_behind_the_presets_back(
+    name: str, train: CLI, iisft: CLI, workspace: Path
+) -> None:
+    file = write_preset(workspace, f'extends: mi50\nenv:\n  {name}: "1"\n  MASTER_PORT: "29500"\n')
+    expected = f"error: env.{name} would change what runs behind the preset's back\n  where: {file}:3\n"
+    for result in (train(preset=file), iisft("preset", "validate", file)):
+        assert (result.code, expected in result.err, "MASTER_PORT" in result.err) == (3, True, False)
+
+
+def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
+    train: CLI, iisft: CLI, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.llamafactory.interpreter.arguments", lambda _: {})  # the fake can't be asked
+    file = write_preset(
+        workspace,
+        "extends: mi50\nattention: flash2\nllamafactory:\n  output_dir: x\nenv:\n  WORLD_SIZE: '2'\n",
+    )
+    in_preset = ["flash2-fp32", "flash2-hardware", "env-decided", "llamafactory-owned"]
+    [result] = json.loads(iisft("preset", "validate", file, "--json").out)
+    assert (result["ok"], [finding["id"] for finding in result["findings"]]) == (False, in_preset)
+    refused = train("--model", "Qwen/Nothing", "--data", "row", "--json", preset=file)
+    errors = [f["id"] for f in json.loads(refused.out)["error"]["findings"] if f["severity"] == "error"]
+    assert (refused.code, sorted(errors)) == (3, sorted([*in_preset, "model-missing", "data-missing"]))

@@ -149,3 +149,26 @@ def test_fp16_is_refused_where_the_trainer_would_ignore_it(iisft: CLI, dry: CLI)
         4,
         ["accumulation-rescaled", "fp16-on-cpu", "on-cpu"],
     )
+
+
+def test_a_script_for_gpus_is_written_where_there_are_none(
+    iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None], tmp_path: Path
+) -> None:
+    iisft("data", "stage", str(rows), "--name", "rows")
+    argv = ["train", "--preset", "v100", "--model", str(model), "--data", "rows", "--set", "hardware.gpus=2"]
+    written = iisft(*argv, "--script", str(tmp_path / "job.sh"), "--slurm")
+    assert (written.code, "warning: 2 GPUs are needed (nvidia sm_70), 0 can be seen" in written.err) == (0, True)
+    assert "#SBATCH --gpus-per-node=2\n" in (tmp_path / "job.sh").read_text()
+    refused = iisft(*argv, "--model", "Qwen/Nothing", "--script", str(tmp_path / "other.sh"))
+    assert (refused.code, (tmp_path / "other.sh").exists()) == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "run"), [("我的 [a] 'b'", "我的-a-b"), ("长" * 80, "长" * 40), (" ", "run"), ("mi50.v2", "mi50.v2")]
+)
+def test_a_run_is_named_after_its_preset_in_letters_that_a_shell_takes(
+    preset: str, run: str, iisft: CLI, workspace: Path
+) -> None:
+    (workspace / f"{preset}.yaml").write_text("extends: mi50\n")
+    document = json.loads(iisft("train", "--preset", str(workspace / f"{preset}.yaml"), "--dry-run", "--json").out)
+    assert Path(document["run_dir"]).name[: -len("-20261124-213224")] == run

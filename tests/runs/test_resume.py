@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,6 +158,19 @@ def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
     assert ended(folder)[0] == "stopped"
 
 
+def test_a_frozen_supervisor_can_not_keep_a_run_from_being_stopped(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.runs.control._ANSWER_S", 1.0)
+    fake_trainer("hang")
+    train("--detach")
+    until(lambda: 1 in steps(folder))
+    os.kill(supervisor_of(folder), signal.SIGSTOP)
+    assert iisft("stop", "run", "--now").code == 0
+    assert ended(folder) == ("stopped", "stopped on request without a supervisor; checkpoint-1 is kept")
+    assert process.processes_of_run(folder.marker) == []
+
+
 def test_the_shell_of_the_start_is_there_again_after_a_reboot(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +187,36 @@ def test_the_shell_of_the_start_is_there_again_after_a_reboot(
     trainer = process.processes_of_run(folder.marker)[0]
     assert process.environment_of(trainer)["NCCL_P2P_DISABLE"] == "1"
     assert iisft("stop", "run", "--now").code == 0
+
+
+def test_a_trainer_that_can_not_be_started_again_is_told_at_once(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    folder.resume_yaml.mkdir()
+    resumed = iisft("resume", "run", "--detach")
+    assert (resumed.code, resumed.out) == (1, "")
+    assert resumed.err.startswith("error: run: the trainer can't be started: [Errno 21] Is a directory")
+    folder.resume_yaml.rmdir()
+    assert iisft("resume", "run").code == 0
+    assert steps(folder) == [1, 2, 3, 4]
+
+
+def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_trainer("hang-once")
+    train("--detach")
+    until(lambda: 3 in steps(folder))
+    lose(folder)
+    hours = iter(range(0, 10**9, 3600))
+    clock = SimpleNamespace(monotonic=lambda: float(next(hours)), sleep=time.sleep)
+    monkeypatch.setattr("iisft.runs.spawn.time", clock)
+    assert iisft("resume", "run", "--detach").code == 0
+    assert iisft("wait", "run").code == 0
 
 
 def test_everything_killed_then_resumed_is_one_curve(
@@ -411,7 +456,7 @@ def test_rm_deletes_what_has_ended_and_refuses_what_runs(
     assert iisft("stop", "run", "--now").code == 0
     unasked = iisft("runs", "rm", "run")
     assert (unasked.code, folder.path.exists()) == (2, True)
-    assert (iisft("runs", "rm", "run", "--yes").out, list((workspace / "runs").iterdir())) == ("run\n", [])
+    assert (iisft("runs", "rm", "run", "run", "--yes").out, list((workspace / "runs").iterdir())) == ("run\n", [])
 
 
 def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:

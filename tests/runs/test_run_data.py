@@ -10,7 +10,8 @@ import pytest
 from iisft.data import staging
 from iisft.data.bodies import MARKER
 from iisft.data.tokenization import Tokenization
-from iisft.runs import rundata
+from iisft.runs import drift, rundata
+from iisft.runs.folder import RunFolder
 from iisft.runs.rundata import RunDataset
 from iisft.workspace import Workspace
 
@@ -68,6 +69,11 @@ def test_rows_that_were_never_fitted_are_fitted_for_the_run(
     report = (workspace / "runs" / "r" / "dataset" / "rows.overlong-report.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in report] == [3, 6]
     assert MARKER not in rows.read_text()
+    run = RunFolder(workspace / "runs" / "r")
+    assert not [sentence for sentence in drift.differences(run, run.read_record() or {}) if "rows" in sentence]
+    fitted = run.dataset / "rows.jsonl"
+    fitted.write_text(fitted.read_text().replace("number 1", "number 9"))
+    assert "the rows of rows have changed" in " ".join(drift.differences(run, run.read_record() or {}))
 
 
 def test_rows_fitted_for_this_very_target_are_taken_as_they_are(
@@ -157,6 +163,17 @@ def test_counts_are_remembered_and_a_changed_file_is_counted_anew(
         stream.write(json.dumps({"instruction": "new", "input": "word " * 90, "output": "x"}) + "\n")
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
     assert "3 of 9 rows" in train("--dry-run", cutoff=310).err
+
+
+def test_a_torn_cache_is_taken_for_none(iisft: CLI, train: CLI, rows: Path, cache_folder: Path) -> None:
+    assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
+    told = train("--dry-run", cutoff=320).err
+    assert "2 of 8 rows of rows are longer than cutoff_len 320: 2 shortened" in told
+    kept = [path for kind in ("tokens", "surveys", "fits") for path in (cache_folder / "iisft" / kind).iterdir()]
+    for damage in (lambda content: b"", lambda content: content[:-3], lambda content: b"\x00" * len(content)):
+        for path in kept:
+            path.write_bytes(damage(path.read_bytes()))
+        assert train("--dry-run", cutoff=320).err == told
 
 
 def test_a_template_that_is_not_counted_is_no_error(iisft: CLI, train: CLI, rows: Path) -> None:

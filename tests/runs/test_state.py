@@ -106,6 +106,38 @@ def test_a_broken_record_is_told_and_hides_no_other_run(
         assert iisft(*command).code == 0, command
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", {"created": "yesterday"}),
+        ("run.json", {"created": 1e30, "expected": {"world_size": "two"}}),
+        ("exit.json", {"preset": 1, "state": [], "started": "x", "ended": {}, "step": "x", "loss": "abc", "ranks": []}),
+        ("events.jsonl", {"kind": "metrics", "step": "x", "total_steps": None, "loss": "zz"}),
+        ("events.jsonl", {"kind": "metrics", "step": 3, "step_s": "fast"}),
+        ("events.jsonl", {"kind": "metrics", "step": 3, "total_steps": "many", "loss": {}}),
+    ],
+)
+def test_valid_json_with_nonsense_in_it_hides_no_run_either(
+    name: str, content: dict[str, Any], folder: RunFolder, iisft: CLI
+) -> None:
+    other = RunFolder(folder.path.with_name("other"))
+    other.path.mkdir()
+    other.exit.write_text(json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50", "started": 1.0}))
+    (folder.path / name).write_text(json.dumps(content) + "\n")
+    assert {run["id"] for run in json.loads(iisft("runs", "--json").out)} == {"run", "other"}
+    for command in (("runs",), ("status", "run"), ("status", "run", "--json"), ("watch", "run", "--once")):
+        assert iisft(*command).code == 0, command
+    refused = iisft("resume", "run")
+    assert (refused.code, "bug" in refused.err) == (6, False), refused.err
+
+
+def test_a_broken_record_is_named_though_the_run_has_ended(folder: RunFolder, iisft: CLI) -> None:
+    folder.record.write_text("{")
+    folder.exit.write_text(json.dumps({"state": "stopped", "reason": "stopped on request", "preset": "mi50"}))
+    refused = iisft("resume", "run")
+    assert (refused.code, "run: run.json is broken" in refused.err) == (6, True), refused.err
+
+
 def test_a_record_without_read_permission_is_told(folder: RunFolder) -> None:
     if os.geteuid() == 0:
         folder.record.unlink()

@@ -133,6 +133,8 @@ def test_nan_twice_stops_the_run_before_more_time_is_lost(
     assert outcome(folder)["reason"] == "loss nan, grad_norm 2.102 at step 3: nothing is learnt from here on"
     logged = [event["loss"] for event in folder.read_events() if event["kind"] == "metrics"]
     assert logged == [2.0, "nan", "nan"]
+    (finding,) = [event for event in folder.read_events() if event["kind"] == "finding"]
+    assert finding["fix"].startswith("checkpoint-2 is kept; ")
 
 
 def test_nan_is_let_through_when_the_preset_says_so(

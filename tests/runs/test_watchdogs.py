@@ -9,6 +9,7 @@ import pytest
 from iisft.hardware.telemetry import GpuSample
 from iisft.llamafactory.logs import Metrics
 from iisft.runs import watchdogs
+from iisft.runs.attempt import stop_grace_s
 from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 NAN, INF = float("nan"), float("inf")
@@ -95,10 +96,42 @@ def test_loading_saving_and_evaluating_do_not_count(phase: str, clock: Clock) ->
     assert looks(watch, clock, 1, phase, 0.1) == f"no sign of life for 61 s while {phase} (limit 60 s)"
 
 
+def test_an_evaluation_may_take_as_long_as_many_slow_steps(clock: Clock) -> None:
+    watch = HangWatch(300.0, 10.0)
+    watch.look("evaluating", moved=True, median_step_s=340.0)
+    assert looks(watch, clock, 12 * 3400, "evaluating", 340.0) == ""
+    assert looks(watch, clock, 1, "evaluating", 340.0).endswith("(limit 40800 s)")
+    assert looks(watch, clock, 3602, "saving", 340.0).endswith("(limit 3600 s)")
+
+
+def test_a_trainer_asked_to_stop_gets_the_time_of_its_slow_step() -> None:
+    # hang_min_s is 300 by default: before two steps are logged nobody knows how long one takes
+    assert [stop_grace_s(median, 300.0) for median in (None, 0.1, 340.0)] == [3600.0, 180.0, 1140.0]
+
+
 def test_the_first_step_may_take_long_too(clock: Clock) -> None:
     watch = HangWatch(5.0, 10.0)
     watch.look("training", moved=True, median_step_s=None)
     assert looks(watch, clock, 60, "training", None) == ""
+
+
+def test_steps_between_two_logged_ones_are_no_hang(clock: Clock) -> None:
+    watch = HangWatch(5.0, 10.0, logging_steps=50)
+    watch.look("loading", moved=True, median_step_s=None)
+    assert looks(watch, clock, 3000, "loading", None) == ""
+    assert watch.look("training", moved=True, median_step_s=2.0) == ""
+    assert looks(watch, clock, 118, "training", 2.0) == ""
+    assert looks(watch, clock, 1, "training", 2.0) == "no sign of life for 119 s while training (limit 118 s)"
+
+
+def test_logging_steps_below_one_is_a_share_of_all_steps(clock: Clock) -> None:
+    watch = HangWatch(5.0, 10.0, logging_steps=0.05)
+    watch.look("training", moved=True, median_step_s=2.0, total_steps=1000)
+    said = ""
+    for _ in range(118):
+        clock.now += 1
+        said = said or watch.look("training", moved=False, median_step_s=2.0, total_steps=1000)
+    assert said == ""
 
 
 def test_a_supervisor_that_was_stopped_itself_accuses_nobody(clock: Clock) -> None:

@@ -16,6 +16,7 @@ from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.export import export
 from iisft.cli.model import model_app, models
+from iisft.cli.plan import plan
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
 from iisft.cli.report import report
@@ -24,7 +25,7 @@ from iisft.cli.runs import runs_app
 from iisft.cli.serve import serve
 from iisft.cli.train import train
 from iisft.cli.watch import watch
-from iisft.errors import ExitCode, IisftError
+from iisft.errors import EnvironmentFault, ExitCode, IisftError
 
 app = typer.Typer(
     name="iisft",
@@ -35,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(train)
+app.command()(plan)
 app.command()(download)
 app.command()(models)
 app.add_typer(model_app, name="model")
@@ -78,6 +80,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, OSError) and error.strerror:  # a full or read-only disk, a folder that was taken away
+        text = f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+        error = EnvironmentFault("system", text, fix="look at that place; IISFT_DEBUG=1 shows what was tried")
     if not isinstance(error, IisftError):
         error = IisftError(
             "internal-error",

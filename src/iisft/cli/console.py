@@ -26,8 +26,9 @@ def out_part(text: str) -> None:
 
 
 def out_json(value: Any) -> None:
-    """The one JSON document of a command."""
-    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+    """The one JSON document of a command, which any encoding can carry."""
+    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() not in ("utf-8", "utf8")
+    print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
 
 
 def say(text: str = "") -> None:

@@ -43,7 +43,7 @@ def check(
     from iisft.errors import ExitCode, InputError
 
     target = data_tokens.target(preset, model, overrides, overlong)
-    sources = [open_file_or_dataset(one, formats, columns) for one in file]
+    sources = _open_all(file, formats, columns)
     with bytes_bar("checking") as progress:
         report = checking.check(sources, progress=progress)
     if not report.rows:
@@ -88,6 +88,23 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
     except OSError as error:
         raise UsageError("html-write", f"can't be written: {error.strerror}", where=str(page)) from error
     console.say(f"{page}: open it in a browser")
+
+
+def _open_all(given: list[Path], formats: str | None, columns: list[str] | None) -> "list[Source]":
+    """Every file, or all that is wrong with those that can't be opened."""
+    from iisft.errors import CheckFailed, Finding, InputError
+
+    sources, refused = [], []
+    for file in given:
+        try:
+            sources.append(open_file_or_dataset(file, formats, columns))
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        raise CheckFailed([Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused])
+    return sources
 
 
 def open_file_or_dataset(file: Path, formats: str | None, columns: list[str] | None) -> "Source":

@@ -145,11 +145,11 @@ def print_staged(dataset: "StagedDataset") -> None:
         longest = tokens["lossless_cutoff_len"]
         console.out(f"  {tokens['damaged']:,} rows over cutoff_len {tokens['cutoff_len']}, the longest has {longest:,}")
         return
-    left_out = f", {overlong['left_out']:,} left out" if overlong["left_out"] else ""
-    console.out(
-        f"  {tokens['damaged']:,} rows were over cutoff_len {tokens['cutoff_len']}: {overlong['shortened']:,} "
-        f"shortened (median {overlong['tokens_taken_median']:,} tokens taken out){left_out}"
-    )
+    parts = [f"{overlong['shortened']:,} shortened (median {overlong['tokens_taken_median']:,} tokens taken out)"]
+    parts = parts if overlong["shortened"] else []
+    parts += [f"{overlong['left_out']:,} left out"] if overlong["left_out"] else []
+    verdict = f": {', '.join(parts)}" if parts else ""
+    console.out(f"  {tokens['damaged']:,} rows were over cutoff_len {tokens['cutoff_len']}{verdict}")
     console.out(f"  what was cut: {dataset.folder / overlong['report']}")
 
 

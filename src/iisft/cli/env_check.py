@@ -73,6 +73,7 @@ def env_check(
 def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tuple[Case, list[Finding]]":
     from iisft import files
     from iisft.hardware.doctor import Case
+    from iisft.runs import outlook
 
     if preset is None:
         return Case(machine), []
@@ -81,7 +82,10 @@ def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tupl
     loaded = checking.check(documents.read_document(preset, workspace))
     found = loaded.preset
     model = files.read_json_object(workspace.model_folder(found.model.id) / "config.json") or {}
-    return Case(machine, found, max(found.hardware.gpus, 1), model=model), list(loaded.warnings)
+    ranks = max(found.hardware.gpus, 1)
+    place = outlook.place_for(found, machine.visible, ranks)
+    fits = outlook.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs).fits
+    return Case(machine, found, ranks, model=model, fits=fits), list(loaded.warnings)
 
 
 def _deep(case: "Case") -> "Case":

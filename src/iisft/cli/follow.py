@@ -140,6 +140,21 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
     return "  ".join(parts)
 
 
+def describe_forecast(forecast: dict[str, Any] | None, measured: dict[str, float] | None) -> str:
+    """The plan's figures, each with what was measured and measured / predicted; "" when there is neither."""
+    parts = []
+    for name, text in (("peak_gib", "peak {:.1f} GiB"), ("step_s", "{:.3g} s/step")):
+        predicted, real = (forecast or {}).get(name), (measured or {}).get(name)
+        if predicted is not None and real is not None:
+            ratio = f" (x {real / predicted:.2f})" if predicted else ""
+            parts.append(f"{text.format(predicted)}, measured {text.format(real).removeprefix('peak ')}{ratio}")
+        elif predicted is not None:
+            parts.append(text.format(predicted))
+        elif real is not None:
+            parts.append(f"measured {text.format(real)}")
+    return "; ".join(parts)
+
+
 def duration(seconds: float) -> str:
     """3d 4h, 2h 05m, 3m 20s, 7s."""
     minutes, rest = divmod(round(seconds), 60)

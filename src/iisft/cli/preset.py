@@ -1,5 +1,6 @@
 """iisft preset: list, show, validate, copy, schema."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,13 +74,14 @@ def validate(
 ) -> None:
     """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments. Exit 3 when one is wrong."""
     from iisft.errors import CheckFailed, Finding
+    from iisft.llamafactory.environment import env_findings
     from iisft.runs.checks import extra_argument_findings
 
     results = []
     for file in files:
         try:
-            loaded = _load(file, [])
-            found = [*loaded.warnings, *extra_argument_findings(loaded)]
+            loaded = _load(file, [], judge=False)
+            found = [*loaded.warnings, *env_findings(loaded), *extra_argument_findings(loaded)]
         except CheckFailed as error:
             found = list(error.findings)
         except IisftError as error:
@@ -111,7 +113,7 @@ def copy(
         files.write_text_atomically(file, source.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError("copy-write", f"can't be written: {error.strerror}", where=str(file)) from error
-    console.say(f"{file}: edit it, then iisft preset validate {file}")
+    console.say(f"{file}: edit it, then iisft preset validate {shlex.quote(str(file))}")
 
 
 @preset_app.command()
@@ -122,13 +124,13 @@ def schema() -> None:
     console.out_json(preset_schema())
 
 
-def _load(name: str, overrides: list[str]) -> "LoadedPreset":
+def _load(name: str, overrides: list[str], *, judge: bool = True) -> "LoadedPreset":
     from iisft.presets import checking, documents
 
     document = documents.read_document(name, Workspace.current())
     for text in overrides:
         document.override(*documents.parse_override(text), documents.describe_override(text))
-    return checking.check(document)
+    return checking.check(document, judge=judge)
 
 
 def _print_explanations(loaded: "LoadedPreset", explanations: "list[Explanation]") -> None:

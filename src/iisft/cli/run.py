@@ -21,7 +21,7 @@ def register_run_commands(app: typer.Typer) -> None:
 
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """One run: state, progress, what was observed, checkpoints, findings."""
-    from iisft.cli.follow import describe_metrics
+    from iisft.cli.follow import describe_forecast, describe_metrics
     from iisft.runs.state import find_run, status_of
 
     found = status_of(find_run(Workspace.current(), run))
@@ -35,6 +35,8 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         step_s = [found.metrics["median_step_s"]] if "median_step_s" in found.metrics else []
         figures = describe_metrics(found.metrics, step_s if found.live else [])
         console.out(f"progress     step {found.metrics['step']}/{found.metrics['total_steps']}  {figures}")
+    if line := describe_forecast(found.forecast, found.measured):
+        console.out(f"plan         {line}")
     for name, value in (found.observed or {}).items():
         console.out(f"{name.replace('_', ' '):<21}{value}")
     for checkpoint in facts["checkpoints"]:
@@ -102,7 +104,7 @@ def stop(
     control.request_stop(folder, now=now)
     if not now:
         console.say("asked for a checkpoint; the present step is finished first (--now kills at once)")
-    ended = control.wait(folder)
+    ended = control.wait_for_kill(folder) if now else control.wait(folder)
     if as_json:
         console.out_json(ended.as_full_json())
     else:

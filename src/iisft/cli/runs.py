@@ -55,7 +55,7 @@ def rm(
     from iisft.runs import control
     from iisft.runs.state import find_run
 
-    folders = [find_run(Workspace.current(), name) for name in runs]
+    folders = [find_run(Workspace.current(), name) for name in dict.fromkeys(runs)]
     for folder in folders:
         control.check_removable(folder)
     if not yes and not console.confirmed(f"delete {', '.join(folder.id for folder in folders)} with all checkpoints?"):

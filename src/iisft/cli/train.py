@@ -43,7 +43,8 @@ def train(
 ) -> None:
     """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
     from iisft.cli.progress import rows_bar
-    from iisft.runs.plan import TrainRequest, make_plan
+    from iisft.runs.plan import make_plan
+    from iisft.runs.request import TrainRequest
 
     if slurm and script is None:
         raise UsageError("slurm-script", "--slurm goes with --script FILE")
@@ -58,6 +59,8 @@ def train(
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
+    if script is not None:
+        plan = plan.for_elsewhere()
     plan.require_sound()
     if script is not None:
         _write_script(plan, script, slurm=slurm)

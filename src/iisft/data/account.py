@@ -5,7 +5,7 @@ import math
 import random
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from iisft.data.fate import Fate
 from iisft.llamafactory import truncation
@@ -125,20 +125,21 @@ class Account:
             "worst": [{"file": w.file, "row": w.row, "tokens": w.fate.total, "lost": w.lost} for w in self.worst],
         }
 
-    def histogram(self) -> list[dict[str, int]]:
-        """Rows by total tokens: `from` (inclusive), `to` (exclusive), `rows`. The last bin holds all the rest."""
-        totals = sorted(self._totals)
-        if not totals:
+    def histogram(self, part: Literal["total", "prompt", "answer"] = "total") -> list[dict[str, int]]:
+        """Rows by tokens: `from` (inclusive), `to` (exclusive), `rows`. The last bin holds all the rest."""
+        ordered = sorted({"total": self._totals, "prompt": self._prompts, "answer": self._answers}[part])
+        if not ordered:
             return []
-        width = _nice((max(_rank(totals, 99), self.room) - totals[0]) / _BINS)
-        start = totals[0] // width * width
+        upper = _rank(ordered, 99) if part == "answer" else max(_rank(ordered, 99), self.room)
+        width = _nice((upper - ordered[0]) / _BINS)
+        start = ordered[0] // width * width
         bins = [0] * (_BINS + 2)
-        for total in totals:
-            bins[min((total - start) // width, len(bins) - 1)] += 1
+        for tokens in ordered:
+            bins[min((tokens - start) // width, len(bins) - 1)] += 1
         while not bins[-1]:
             bins.pop()
         ends = [start + width * (index + 1) for index in range(len(bins))]
-        ends[-1] = max(ends[-1], totals[-1] + 1)
+        ends[-1] = max(ends[-1], ordered[-1] + 1)
         return [
             {"from": start + width * index, "to": end, "rows": rows}
             for index, (end, rows) in enumerate(zip(ends, bins, strict=True))

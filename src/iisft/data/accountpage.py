@@ -1,7 +1,7 @@
 """The token account as one self-contained HTML page: histograms as inline SVG, and the rows that would lose most."""
 
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from iisft.data.account import Account
 
@@ -12,6 +12,11 @@ th { border-bottom: 1px solid #999; } td.text, th.text { text-align: left; } pre
 svg { width: 100%; height: auto; } rect { fill: #4a7ab5; } rect.over { fill: #c0504d; } text { font: 11px sans-serif; }
 @media (prefers-color-scheme: dark) { body { background: #1b1b1b; color: #ddd; } text { fill: #ddd; } }
 """
+_PARTS: dict[Literal["total", "prompt", "answer"], str] = {
+    "total": "tokens",
+    "prompt": "tokens of the prompt",
+    "answer": "tokens of the answer",
+}
 _WIDTH, _HEIGHT, _FOOT = 800, 220, 40
 
 
@@ -26,8 +31,7 @@ def render(account: Account, name: str, verdict: str) -> str:
             f"<h1>Tokens of {escape(name)}</h1>",
             f"<pre>{escape(verdict)}</pre>",
             _percentiles(about),
-            "<h2>Rows by length</h2>",
-            _histogram(account),
+            *(_histogram(account, part) for part in _PARTS),
             _epoch(account, about),
             _worst(account),
             "</body></html>",
@@ -47,8 +51,8 @@ def _percentiles(about: dict[str, Any]) -> str:
     return f'<table><tr><th class="text">tokens</th>{head}</tr>{rows}</table>'
 
 
-def _histogram(account: Account) -> str:
-    bins = account.histogram()
+def _histogram(account: Account, part: Literal["total", "prompt", "answer"]) -> str:
+    bins = account.histogram(part)
     most = max((one["rows"] for one in bins), default=1) or 1
     step = _WIDTH / max(len(bins), 1)
     parts = []
@@ -59,9 +63,10 @@ def _histogram(account: Account) -> str:
         parts.append(f'<rect{over} x="{x + 2:.1f}" y="{y:.1f}" width="{step - 4:.1f}" height="{height:.1f}"/>')
         parts.append(f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{one["rows"]:,}</text>')
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT + 16}">{one["from"]:,}</text>')
-    label = f"tokens of a row; red: all of the bin is over cutoff_len {account.cutoff_len}"
+    label = f"{_PARTS[part]}; red: the whole bin is over cutoff_len {account.cutoff_len}"
     parts.append(f'<text x="{_WIDTH}" y="{_HEIGHT + 32}" text-anchor="end">{label}</text>')
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    drawn = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f"<h2>Rows by {_PARTS[part]}</h2>{drawn}"
 
 
 def _epoch(account: Account, about: dict[str, Any]) -> str:

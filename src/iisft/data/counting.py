@@ -67,6 +67,8 @@ def add(account: Account, row: Row, fate: Fate | None, file: str = "") -> None:
 
 
 def _excerpt(row: Row) -> str:
-    """The beginning of the longest question."""
-    messages = from_row(row.value).messages
-    return max((m.content for m in messages if m.role in ("user", "observation")), key=len, default="")[:_EXCERPT]
+    """The beginning of what tells this row from others: an Alpaca row's input, else its longest question."""
+    if text := row.value.get("input"):
+        return str(text)[:_EXCERPT]
+    questions = (m.content for m in from_row(row.value).messages if m.role in ("user", "observation"))
+    return max(questions, key=len, default="")[:_EXCERPT]

@@ -62,6 +62,19 @@ def conversion(encoding: str, file: Path) -> str:
     return _command(f"iconv -f {encoding or 'ENCODING'} -t UTF-8 {{file}} > {{utf8}}", file)
 
 
+def conversion_of_line(broken: bytes, file: Path, line: int) -> str:
+    """What to do where other lines are UTF-8 and converting the whole file would garble them."""
+    convert = f"sed -n {line}p {shlex.quote(str(file))} | iconv -f {guess(broken) or 'ENCODING'} -t UTF-8"
+    return f"other rows are UTF-8, convert this one alone: {convert}"
+
+
+def has_utf8_lines(file: Path) -> bool:
+    """Whether a line near the beginning is UTF-8 beyond ASCII."""
+    with file.open("rb") as stream:
+        lines = stream.read(2**20).split(b"\n")[:-1]
+    return any(not line.isascii() and _decodes(line, "utf-8") for line in lines)
+
+
 def shown_name(encoding: str) -> str:
     return {"GB18030": "GBK (GB18030)", "WINDOWS-1252": "Latin (Windows-1252)", "": "an unknown encoding"}[encoding]
 

@@ -1,9 +1,11 @@
 """Which keys of a row hold prompt and answer: Alpaca, ShareGPT or OpenAI, found in the rows or told by the user."""
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, Literal
 
 from iisft.errors import InputError, UsageError
@@ -113,6 +115,8 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
     is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
     found = None if is_alpaca else _message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
+        if name is None and not columns:
+            _refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
@@ -120,6 +124,15 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
     roles = _roles(objects, full, named)
     unused = tuple(key for key in keys if key not in full.values())
     return Layout(named, {field: full[field] for field in MESSAGE_FIELDS}, roles, unused)
+
+
+def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
+    """One object that has the rows in a list is no row."""
+    if len(objects) == 1 and not {"instruction", "input", "output"} & objects[0].keys():
+        for key, value in objects[0].items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                fix = f"jq -c {quote(f'.{json.dumps(key)}[]')} {quote(where)} > rows.jsonl"
+                raise InputError("data-kind", f"this is one object with its rows in {key!r}", where=where, fix=fix)
 
 
 def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:

@@ -26,6 +26,7 @@ TOO_LONG = f"longer than {ROW_LIMIT // 2**20} MiB, which no model can be trained
 def json_lines(stream: IO[bytes], file: Path) -> Iterator[Row]:
     """One row per line that isn't blank."""
     loads = orjson.loads
+    mixed: bool | None = None
     number = line = 0
     for text in _lines(stream):
         line += 1
@@ -39,6 +40,10 @@ def json_lines(stream: IO[bytes], file: Path) -> Iterator[Row]:
                 if not text.strip():
                     continue
                 value = _why_no_json(text, error, file)
+                if value.code == "row-encoding":
+                    mixed = encodings.has_utf8_lines(file) if mixed is None else mixed
+                    if mixed:
+                        value = value._replace(fix=encodings.conversion_of_line(text, file, line))
         number += 1
         yield Row(number, line, value, text)
 

@@ -1,5 +1,6 @@
 """Writing staged rows: a temporary file that gets its name, by its digest, when all rows are in it."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -13,6 +14,7 @@ import orjson
 from iisft import files
 from iisft.data.rows import Row
 from iisft.data.rowshape import ALPACA, MESSAGES, Shape, shaped
+from iisft.errors import EnvironmentFault, IisftError, TransferError
 
 _BATCH = 512
 
@@ -117,3 +119,11 @@ class _Temporary:
             self._stream.close()
         finally:
             self._path.unlink(missing_ok=True)
+
+
+def unwritable(code: str, error: OSError, folder: Path, fix: str = "") -> IisftError:
+    """What to say when rows can't be written to `folder`: a full disk is the machine's fault."""
+    text = f"can't be written: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault("disk-full", text, where=str(folder), fix="free space there: df -h")
+    return TransferError(code, text, where=str(folder), fix=fix)

@@ -20,8 +20,9 @@ from iisft.data.conversation import from_row
 from iisft.data.findings import Findings
 from iisft.data.labels import ANSWER_SHAPE, MISSING, WORTHLESS, is_worthless, label_of
 from iisft.data.rows import Row
+from iisft.data.rowsfile import unwritable
 from iisft.data.source import Progress, Source, digest_of, halves, read_rows
-from iisft.errors import CheckFailed, InputError, TransferError, UsageError
+from iisft.errors import CheckFailed, InputError, UsageError
 
 PARTS = ("train", "val", "test")
 
@@ -71,7 +72,7 @@ def split(source: Source, request: SplitRequest, folder: Path, progress: Progres
         UsageError: the request contradicts itself, or a file of that name exists.
         InputError: a label occurs in no row, or there are fewer rows than parts.
         CheckFailed: rows are broken; nothing is written.
-        TransferError: the files can't be written.
+        TransferError, EnvironmentFault: the files can't be written, or the disk is full.
     """
     _check_request(request)
     shares = [share / sum(request.shares) for share in request.shares]
@@ -204,10 +205,8 @@ def _second_pass(
     except ValueError as error:  # zip: another number of rows than in the first pass
         raise _changed(source) from error
     except OSError as error:
-        where = str(next(iter(targets.values())).parent)
-        raise TransferError(
-            "split-write", f"can't be written: {error.strerror}", where=where, fix="--to FOLDER"
-        ) from error
+        folder = next(iter(targets.values())).parent
+        raise unwritable("split-write", error, folder, fix="--to FOLDER") from error
     return counts
 
 

@@ -18,10 +18,10 @@ from iisft import __version__, files
 from iisft.data.checking import Check
 from iisft.data.findings import Findings
 from iisft.data.rows import Row
-from iisft.data.rowsfile import RowsFile
+from iisft.data.rowsfile import RowsFile, unwritable
 from iisft.data.source import Progress, Source, digest_of, halves, open_source
 from iisft.data.staged import RECORD, StagedDataset, from_record, load, staged_names
-from iisft.errors import CheckFailed, EnvironmentFault, Finding, IisftError, InputError, TransferError, UsageError
+from iisft.errors import CheckFailed, Finding, IisftError, InputError, TransferError, UsageError
 from iisft.llamafactory import datasets
 from iisft.workspace import Workspace
 
@@ -31,7 +31,6 @@ _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names b
 _ORIGINALS = "originals"
 REPORT = "overlong-report.jsonl"
 """Where a policy may write what it did to each row."""
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if source.container in ("json", "jsonl") and free < source.size:
-            raise OSError(errno.ENOSPC, f"{source.size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+            raise OSError(errno.ENOSPC, f"{source.size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
         with files.exclusive_lock(folder / ".lock"):
             try:
                 yield
@@ -125,10 +124,7 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
         text = "another process is staging this dataset"
         raise TransferError("stage-busy", text, where=str(folder), fix="wait for it") from error
     except OSError as error:
-        text = f"can't be written: {error.strerror}"
-        if error.errno in _DISK_FULL:
-            raise EnvironmentFault("disk-full", text, where=str(folder), fix="free space there: df -h") from error
-        raise TransferError("stage-write", text, where=str(folder)) from error
+        raise unwritable("stage-write", error, folder) from error
     finally:
         for left in (folder / _ORIGINALS, folder):
             with suppress(OSError):  # something is in it

@@ -13,7 +13,7 @@ from iisft.data.tokenization import Tokenization
 from iisft.errors import InputError, UsageError
 from iisft.presets import checking, documents
 from iisft.presets.schema import Overlong, Preset
-from iisft.workspace import Workspace
+from iisft.workspace import Workspace, how_to_get
 
 _DEFAULT_CUTOFF_LEN = 2048  # LLaMA-Factory's own
 _SETTABLE: dict[str, type] = {
@@ -76,13 +76,15 @@ def resolve(
     policy = overlong or loaded.data.overlong
     options = _spelled(preset, model, overrides)
     folder = workspace.model_folder(loaded.model.id)
-    if model is None and not folder.is_dir():
+    if not folder.is_dir() and (model is not None or overlong in ("fit", "drop")):
+        raise _missing(loaded.model.id, folder)
+    if not folder.is_dir():
         note = f"tokens are not counted: the model {loaded.model.id} is not there ({folder})"
         return Target(None, policy, loaded.train.batch_size, note, options)
     try:
         limit = limit_of(loaded, folder)
     except InputError as error:
-        if error.code not in ("template-uncounted", "tokens-uncounted"):
+        if error.code not in ("template-uncounted", "tokens-uncounted") or overlong in ("fit", "drop"):
             raise
         return Target(None, policy, loaded.train.batch_size, f"tokens are not counted: {error.message}", options)
     return Target(limit, policy, loaded.train.batch_size, options=options, preset=loaded)
@@ -114,7 +116,7 @@ def _without_preset(
         return Target(None, policy)
     folder = workspace.model_folder(model)
     if not folder.is_dir():
-        raise InputError("model-missing", f"the model {model} is not there", where=str(folder), fix="--model DIR")
+        raise _missing(model, folder)
     template, cutoff_len = given.get("model.template"), given.get("train.cutoff_len", _DEFAULT_CUTOFF_LEN)
     assumed = []
     if template is None:
@@ -125,6 +127,11 @@ def _without_preset(
     limit = Limit(Tokenization(folder, template, {}), cutoff_len, {})
     note = f"assumed: {'; '.join(assumed)}" if assumed else ""
     return Target(limit, policy, given.get("train.batch_size", 1), note, _spelled(None, model, overrides))
+
+
+def _missing(model: str, folder: Path) -> InputError:
+    text = f"the model {model} is not there"
+    return InputError("model-missing", text, where=str(folder), fix=how_to_get(model, folder))
 
 
 def _parse(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Counting and showing a row's tokens as the trainer will make them, from tokenizer.json alone, without torch."""
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -222,7 +223,7 @@ def _read_tokenizer(model: Path) -> Any:
             "tokenizer-broken",
             f"tokenizer.json can't be read: {error}",
             where=str(file),
-            fix="download the model again",
+            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that mends it",
         ) from error
     if _is_rebuilt_llama(model):
         words = _config(model)

@@ -14,6 +14,7 @@ from typing import Any
 
 from iisft import files
 from iisft.errors import InputError
+from iisft.hardware import deep
 from iisft.hardware.answers import Answers
 from iisft.hardware.machine import Machine, probe
 from iisft.hardware.reading import Reader
@@ -100,7 +101,7 @@ def _of_folder(root: Path) -> Machine:
     interpreter, report, launcher = _read_interpreter(files.read_json_object(root / _OWN / "interpreter.json"))
     return Machine(
         machine.gpus, machine.cards, machine.host, machine.answers, interpreter, launcher, report,
-        files.read_json_object(root / _OWN / "deep.json"), lost,
+        deep.sound(files.read_json_object(root / _OWN / "deep.json")), lost,
     )  # fmt: skip
 
 

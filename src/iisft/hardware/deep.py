@@ -1,9 +1,10 @@
 """Small computations on every GPU, in child processes with time limits; on the CPU where there is none."""
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,35 @@ def _wanted_gib(case: Case, memory_gib: float) -> float:
     if case.preset is not None and case.preset.hardware.memory_gib:
         return case.preset.hardware.memory_gib * _SHARE_OF_MEMORY
     return (memory_gib or 2.0) * _SHARE_WITHOUT_PRESET
+
+
+def sound(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a file of results says, without what can't be one: a file that a person sent may hold anything."""
+    results = document.get("results") if document else None
+    if not isinstance(results, list):
+        return None
+    kept = [
+        {name: value for name, value in one.items() if _FIELDS.get(name, _any)(value)}
+        for one in results
+        if isinstance(one, dict) and isinstance(one.get("check"), str)
+    ]
+    return {"date": str((document or {}).get("date", "")), "results": kept}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _any(value: Any) -> bool:
+    return True
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("tflops", "gbps", "gib", "wanted_gib"), _number),
+    "off": lambda value: value is None or _number(value),
+    "transports": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    **dict.fromkeys(("died", "error", "said", "device", "dtype"), lambda value: isinstance(value, str)),
+}
 
 
 def run(interpreter: Interpreter, wanted: list[dict[str, Any]], say: Callable[[str], None]) -> dict[str, Any]:

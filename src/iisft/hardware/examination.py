@@ -10,6 +10,7 @@ from typing import Any
 
 from iisft import files
 from iisft.errors import Finding, IisftError
+from iisft.hardware import deep
 from iisft.hardware.answers import Answers
 from iisft.hardware.doctor import Case, diagnose
 from iisft.hardware.machine import Machine, probe
@@ -53,7 +54,7 @@ def with_interpreter(
         interpreter=found,
         launcher_present=found.cli.is_file(),
         capabilities=report,
-        deep=files.read_json_object(_deep_file(machine, found)),
+        deep=deep.sound(files.read_json_object(_deep_file(machine, found))),
     )
 
 

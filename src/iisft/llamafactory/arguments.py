@@ -90,6 +90,26 @@ _PAST_THE_VIEW = (
     "use_v1_kernels",
 )
 
+# Each changes what a step holds or computes in a way that the plan does not count.
+UNCOUNTED = frozenset(
+    {
+        "additional_target",
+        "enable_liger_kernel",
+        "mixture_of_depths",
+        "neat_packing",
+        "packing",
+        "quantization_bit",
+        "resize_vocab",
+        "shift_attn",
+        "upcast_layernorm",
+        "upcast_lmhead_output",
+        "use_dora",
+        "use_reentrant_gc",
+        "use_unsloth",
+        "use_unsloth_gc",
+    }
+)
+
 # Decided by what iisft is and where a run lives, never by a preset's free section.
 _FIXED = (
     "stage",
@@ -99,6 +119,7 @@ _FIXED = (
     "auto_find_batch_size",
     "create_new_adapter",
     "early_stopping_steps",
+    "logging_strategy",  # what is logged is all that the supervisor sees
     "tokenized_path",
     "model_name_or_path",
     "output_dir",
@@ -108,6 +129,7 @@ _FIXED = (
     "resume_from_checkpoint",
     "overwrite_output_dir",
     "enable_jit_checkpoint",
+    "save_only_model",
 )
 
 

@@ -6,9 +6,10 @@ a child that came through is kept per interpreter, versions and whatever else th
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,37 @@ _TIMEOUT_S = 900.0
 _STACK = re.compile(
     r'File "|Thread 0x|Current thread|Timeout \(|Fatal Python error|Extension modules|<no Python frame>'
 )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+# What a field of a step must be; a file that a person sent may hold anything.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "seconds": lambda value: isinstance(value, int | float) and math.isfinite(value),
+    "error": lambda value: isinstance(value, str),
+    "version": lambda value: isinstance(value, str),
+    "hip": lambda value: value is None or isinstance(value, str),
+    "cuda": lambda value: value is None or isinstance(value, str),
+    "arch_list": _texts,
+    "blas_archs": lambda value: value is None or _texts(value),
+    "rocm_archs": lambda value: value is None or _texts(value),
+    "available": lambda value: isinstance(value, bool),
+    "versions": lambda value: isinstance(value, dict) and _texts(list(value.values())),
+    "devices": lambda value: isinstance(value, list) and all(map(_is_device, value)),
+    "peers": lambda value: isinstance(value, list),
+}
+
+
+def _is_device(value: Any) -> bool:
+    size = value.get("memory_gib", 0.0) if isinstance(value, dict) else None
+    return isinstance(size, int | float) and math.isfinite(size)
+
+
+def _sound(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are what they should be."""
+    return {name: value for name, value in facts.items() if name in _FIELDS and _FIELDS[name](value)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ class Capabilities:
     def torch(self) -> Mapping[str, Any]:
         """version, hip, cuda, arch_list, blas_archs; empty when torch can't be imported."""
         facts = self.steps.get("torch", {})
-        return {} if "error" in facts else facts
+        return {} if "error" in facts or "version" not in facts else facts
 
     @property
     def devices(self) -> list[Mapping[str, Any]] | None:
@@ -86,7 +118,7 @@ class Capabilities:
         """What as_json wrote; other shapes are passed over."""
         steps, died = document.get("steps"), document.get("died")
         return cls(
-            {str(name): facts for name, facts in steps.items() if isinstance(facts, Mapping)}
+            {str(name): _sound(facts) for name, facts in steps.items() if isinstance(facts, Mapping)}
             if isinstance(steps, Mapping)
             else {},
             Death(str(died.get("step", "")), str(died.get("how", "")), str(died.get("said", "")))
@@ -154,7 +186,7 @@ def parse(stdout: str, stderr: str, returncode: int | None) -> Capabilities:
         if not isinstance(document, dict):
             continue
         if isinstance(name := document.pop("step", None), str):
-            steps[name] = document
+            steps[name] = _sound(document)
         begun = str(document.get("begin", begun))
         ended = ended or document.get("end") is True
     if ended or (returncode == 0 and not steps):  # an interpreter that says nothing is none to judge

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from iisft.errors import Finding
 from iisft.llamafactory.interpreter import Interpreter
+from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
 from iisft.secrets import redact
 
@@ -42,6 +44,13 @@ _STEERING = re.compile(
 )
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 CLEARED_PREFIX = "ACCELERATE_"  # accelerate takes mixed precision, sharding and compilation from them
+# What a preset's env may not say: keys of the preset or iisft decide it. Where torchrun listens is free.
+_DECIDED = (
+    *(name for name in CLEARED if name not in ("MASTER_ADDR", "MASTER_PORT")),
+    "HF_MODULES_CACHE",
+    "LLAMAFACTORY_VERBOSITY",
+    "MAX_RESTARTS",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,20 @@ def compile_environment(
     if placement.on_cpu:
         env |= NO_GPU
     return env | preset.env
+
+
+def env_findings(loaded: LoadedPreset) -> list[Finding]:
+    """Objections to the preset's `env` section: variables that would change the run behind its other keys' back."""
+    return [
+        Finding(
+            "env-decided",
+            f"env.{name} would change what runs behind the preset's back",
+            where=loaded.document.source(("env", name)).text,
+            fix="drop it; precision, hardware.gpus, --gpus, --nodes and the other keys decide that",
+        )
+        for name in loaded.preset.env
+        if name in _DECIDED or name.startswith(CLEARED_PREFIX)
+    ]
 
 
 def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[str, str]:

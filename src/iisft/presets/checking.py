@@ -24,13 +24,14 @@ class LoadedPreset:
     warnings: tuple[Finding, ...]
 
 
-def check(document: Document, *, nodes: int = 1, ranks: int | None = None) -> LoadedPreset:
+def check(document: Document, *, nodes: int = 1, ranks: int | None = None, judge: bool = True) -> LoadedPreset:
     """Validate types and rules.
 
     Args:
         document: what was read.
         nodes: machines that take part.
         ranks: ranks per machine; None = the preset's GPUs, at least one.
+        judge: raise for a rule's error too; without it that is one of the `warnings`.
 
     Raises:
         CheckFailed: every error at once, each with file:line, the bad value and what is allowed.
@@ -50,7 +51,7 @@ def check(document: Document, *, nodes: int = 1, ranks: int | None = None) -> Lo
         )
         for objection in rules.object_to(preset, per_node * nodes)
     ]
-    if any(finding.severity == "error" for finding in findings):
+    if judge and any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     return LoadedPreset(preset, document, tuple(findings))
 
@@ -71,8 +72,9 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
         case "literal_error":
             allowed = details["ctx"]["expected"].replace("'", "")
             return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
-    wanted = details["msg"].removeprefix("Input should be ")
-    return Finding("preset-value", f"{key} is {value!r}, but should be {wanted}", where=where)
+    said = details["msg"]
+    wanted = said.replace("Input should be ", ", but should be ") if said.startswith("Input") else f": {said}"
+    return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
 
 
 def known_keys() -> list[str]:

@@ -43,9 +43,10 @@ class Document:
     def override(self, path: KeyPath, value: Any, source: str) -> None:
         """Set one value; sections on the way are made."""
         section = self.values
-        for key in path[:-1]:
+        for depth, key in enumerate(path[:-1], 1):
             if not isinstance(section.get(str(key)), dict):
                 section[str(key)] = {}
+                self.sources[path[:depth]] = Source(source)
             section = section[str(key)]
         section[str(path[-1])] = value
         self.sources[path] = Source(source)

@@ -13,6 +13,7 @@ Sharding = Literal["none", "fsdp", "zero2", "zero3"]
 Overlong = Literal["fail", "fit", "drop", "allow"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
+DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # as data stage takes it
 
 
 class _Section(BaseModel):
@@ -66,7 +67,7 @@ class Lora(_Section):
         default=0.05,
         description="Share of activations dropped before the adapter, against overfitting (design notes).",
     )
-    target: str | list[str] = Field(
+    target: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="all",
         description="Modules that get an adapter. all = every linear layer; attention alone (q, v) was weaker on "
         "reasoning and instruction following (design notes).",
@@ -134,8 +135,8 @@ class Train(_Section):
 class Data(_Section):
     """What is trained on."""
 
-    name: str = Field(description="A staged dataset: data/NAME (iisft data stage).")
-    eval: str | None = Field(default=None, description="A staged dataset for evaluation during training.")
+    name: DatasetName = Field(description="A staged dataset: data/NAME (iisft data stage).")
+    eval: DatasetName | None = Field(default=None, description="A staged dataset for evaluation during training.")
     overlong: Overlong = Field(
         default="fail",
         description="Rows longer than cutoff_len: fail, fit (shorten the body, keep header and answer), drop, or allow "
@@ -169,7 +170,7 @@ class Watch(_Section):
     hang_min_s: Annotated[float, Field(gt=0)] = Field(
         default=300.0,
         description="Seconds below which nothing is a hang; loading, the first step, saving and evaluating may take "
-        "twelve times as long.",
+        "twelve times as long, an evaluation twelve times hang_factor steps.",
     )
     restarts: Annotated[int, Field(ge=0)] = Field(
         default=3,

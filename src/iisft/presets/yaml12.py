@@ -13,6 +13,7 @@ import yaml
 from iisft.errors import InputError
 
 KeyPath = tuple[str | int, ...]
+_LONGEST_INT = 1000  # characters; Python itself refuses to read more than 4300
 
 _SCALARS: tuple[tuple[str, str], ...] = (
     ("null", r"^(?:~|null|Null|NULL|)$"),
@@ -62,6 +63,8 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         raise InputError("preset-yaml", f"no valid YAML: {error.problem}", where=f"{where}{line}") from error
     except yaml.YAMLError as error:
         raise InputError("preset-yaml", f"no valid YAML: {error}", where=where) from error
+    except RecursionError as error:
+        raise InputError("preset-yaml", "no preset nests so deeply", where=where) from error
     finally:
         loader.dispose()
 
@@ -110,6 +113,8 @@ def _scalar(node: yaml.Node, where: str) -> Any:
             return None
         case "bool":
             return value.lower() == "true"
+        case "int" if len(value) > _LONGEST_INT:
+            raise InputError("preset-yaml", f"a number of {len(value)} digits", where=where)
         case "int":
             return int(value, 0) if value[:2] in ("0o", "0x") else int(value)
         case "float":

@@ -16,6 +16,7 @@ from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
+_FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
 _KILLED_FIX = "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
 _NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 with eager overflows on Qwen2)"
 
@@ -38,6 +39,13 @@ class Ending:
     cause: str = ""
 
 
+def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
+    """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
+    if median_step_s is None:
+        return max(_MIN_STOP_GRACE_S, _FIRST_STEPS_GRACE * hang_min_s)
+    return max(_MIN_STOP_GRACE_S, 3 * median_step_s + 120)
+
+
 class Attempt:
     """A trainer and what is known about its life."""
 
@@ -56,7 +64,8 @@ class Attempt:
         self.phase = "loading"
         watch = record["watch"]
         self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
-        self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]))
+        logging_steps = float(record.get("train_yaml", {}).get("logging_steps", 1))
+        self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]), logging_steps)
         self._disk = DiskWatch(folder.path)
         self._thermal = ThermalWatch()
         self.kept: int | None = start.from_step or None
@@ -83,12 +92,12 @@ class Attempt:
         """One round: take in the log, prove, watch, answer a stop request."""
         self.events.flush()
         arrived = self.recorder.take(self.log.read(at_end=at_end))
+        saving = not self.folder.node_rank and self._note_checkpoints()
         for metrics in arrived:
             if (sentence := self._nan.see(metrics)) and self.fault is None:
                 self._fail("nan", sentence, fix=f"{self._kept_text()} is kept; {_NAN_FIX}")
         if not self.proven and self.fault is None:
             self._prove(at_end=at_end)
-        saving = not self.folder.node_rank and self._note_checkpoints()
         if self.fault is not None:
             process.kill(process.processes_of_run(self.folder.marker))
             return
@@ -99,7 +108,8 @@ class Attempt:
         self._answer_stop_request(at_end=at_end)
 
     def _watch(self, *, moved: bool) -> None:
-        if sentence := self._hang.look(self.phase, moved=moved, median_step_s=self.recorder.median_step_s):
+        median, total = self.recorder.median_step_s, self.log.summary.get("total_steps", 0)
+        if sentence := self._hang.look(self.phase, moved=moved, median_step_s=median, total_steps=total):
             seen = hang.gpu_use()
             stacks = hang.collect_stacks(self.folder)
             fix = hang.likely_causes(self.record)
@@ -173,8 +183,7 @@ class Attempt:
             if request is None:
                 with contextlib.suppress(OSError):  # a full disk: the deadline will end it
                     files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
-            grace = max(_MIN_STOP_GRACE_S, 3 * (self.recorder.median_step_s or 0.0) + 120)
-            self.stop_deadline = time.monotonic() + grace
+            self.stop_deadline = time.monotonic() + stop_grace_s(self.recorder.median_step_s, self._hang.min_s)
             self.events.append("state", state="stopping", message="asked for a checkpoint after this step")
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
@@ -203,7 +212,7 @@ class Attempt:
         if known and not (killed and known.kind == "communication"):  # the others only lost the one that was killed
             where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
-            text = f"{where}{exception or known.cause} ({how})"
+            text = f"{where}{exception or known.cause} ({how}){self._planned_memory(known.id)}"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if killed or how == "SIGKILL":
             cause = killed or "the trainer was killed (SIGKILL)"
@@ -216,6 +225,13 @@ class Attempt:
         passing = self.step > self.start.from_step or not exception
         text = f"{exception or 'the trainer died'} ({how})"
         return Ending("failed", text, step, total, returncode, passing=passing)
+
+    def _planned_memory(self, failure: str) -> str:
+        """What the plan had said, beside an out-of-memory error."""
+        planned = self.record.get("forecast")
+        if failure != "gpu-out-of-memory" or not isinstance(planned, dict):
+            return ""
+        return f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: {planned['fits']} (iisft plan)"
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):

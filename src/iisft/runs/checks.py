@@ -1,7 +1,6 @@
 """What speaks against a run before it starts: packages, GPUs, model, data, name. Each check adds its findings."""
 
 import difflib
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from iisft.presets.schema import Preset
 from iisft.runs import rundata
 from iisft.runs.folder import RunFolder
 from iisft.runs.rundata import RunDataset
-from iisft.workspace import Workspace
+from iisft.workspace import Workspace, how_to_get
 
 
 def doctor_findings(
@@ -30,15 +29,17 @@ def doctor_findings(
     placement: Placement,
     machine: Machine,
     checkpoint: Checkpoint | None,
+    fits: str | None,
     say: Callable[[str], None],
 ) -> tuple[Interpreter, list[Finding]]:
     """The interpreter that trains, and what the doctor's rules object to about this run on this machine.
 
-    An objection of the preset that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
+    `fits` is the plan's verdict for these GPUs; None when it has none. An objection of the preset that a rule says
+    better (it knows the machine) is left out. Mere notes are env-check's.
     """
     machine, wrong = examination.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
-    case = doctor.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes)
+    case = doctor.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes, fits)
     diagnoses = [one for one in doctor.diagnose(case) if one.seen.severity != "info"]
     said = {name for one in diagnoses for name in one.rule.replaces}
     found = [warning for warning in loaded.warnings if warning.id not in said]
@@ -72,7 +73,7 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
                 "model-missing",
                 f"the model {preset.model.id} is not there",
                 where=str(folder),
-                fix=_how_to_get(preset.model.id, folder),
+                fix=how_to_get(preset.model.id, folder),
             )
         )
         return None, None
@@ -93,13 +94,6 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
         return None, None
     findings += _target_findings(preset, checkpoint)
     return checkpoint, view
-
-
-def _how_to_get(model: str, folder: Path) -> str:
-    """The download's exact command; its default place is the folder that is missing, unless a path was given."""
-    if model.count("/") == 1 and not model.startswith((".", "~", "/")):
-        return f"iisft download {shlex.quote(model)}, or --model DIR"
-    return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:

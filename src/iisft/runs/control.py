@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from iisft import files, process
 from iisft.errors import ExitCode, RunStateError
+from iisft.process import ProcessIdentity
 from iisft.runs import resume
 from iisft.runs.checkpoints import newest_complete
 from iisft.runs.folder import RunFolder
 from iisft.runs.state import RunStatus, status_of
 
+_ANSWER_S = 60.0  # of a supervisor on a busy machine; a frozen one never answers
 _EXIT_CODES = {"finished": ExitCode.OK, "stopped": ExitCode.INTERRUPTED}
 
 
@@ -53,6 +55,19 @@ def request_stop(folder: RunFolder, *, now: bool) -> None:
             where=str(folder.path),
         )
     files.write_json_atomically(folder.stop_request, {"now": now, "time": time.time()})
+
+
+def wait_for_kill(folder: RunFolder) -> RunStatus:
+    """After a request to stop at once: wait for it; a supervisor that does not answer is killed with the rest."""
+    deadline = time.monotonic() + _ANSWER_S
+    while not folder.exit.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    supervisor = ProcessIdentity.from_json(folder.read_processes().get("supervisor"))
+    if not folder.exit.exists() and supervisor is not None and supervisor.alive():
+        process.kill([supervisor.pid])
+        process.Adopted(supervisor).wait(_ANSWER_S)
+        _end_what_is_left(folder)
+    return wait(folder)
 
 
 def _end_what_is_left(folder: RunFolder) -> None:

@@ -13,7 +13,7 @@ from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models import identity
 from iisft.models.view import build_view
-from iisft.runs import drift, rundata, script, tokencache
+from iisft.runs import drift, outlook, rundata, script, tokencache
 from iisft.runs.checks import taken_error
 from iisft.runs.folder import RunFolder
 from iisft.runs.plan import Plan
@@ -97,6 +97,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
         },
         "data": [dataset.as_record() for dataset in written],
         "tokens": plan.tokens.name if plan.tokens else None,
+        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

@@ -6,31 +6,32 @@ Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.launch` execut
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.errors import CheckFailed, ExitCode, Finding, InputError, UsageError
+from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.hardware import examination
 from iisft.hardware.gpus import Gpu
 from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import tokenized
-from iisft.llamafactory.environment import Placement, compile_environment
+from iisft.llamafactory.environment import Placement, compile_environment, env_findings
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.models.checkpoint import Checkpoint
 from iisft.models.view import ViewPlan
 from iisft.models.view_rules import DTYPES
-from iisft.presets import checking, documents
-from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.runs import checks, room, tokencache
+from iisft.runs import outlook as outlooks
 from iisft.runs.folder import RunFolder
+from iisft.runs.outlook import Outlook
 from iisft.runs.proof import Expected
+from iisft.runs.request import TrainRequest, check_nodes, resolve
 from iisft.runs.rundata import Progress, RunDataset
 from iisft.workspace import Workspace
 
-_NAME = re.compile(r"\w[\w.-]{0,99}")
+_LONGEST_STEM = 40  # characters of the preset's name in a run's
 _ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
 # Arguments by which the trainer itself decides how many rows there are.
 _ROW_CHANGING = (
@@ -42,21 +43,6 @@ _ROW_CHANGING = (
     "mix_strategy",
     "interleave_probs",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """What the command line asked for."""
-
-    preset: str
-    overrides: tuple[str, ...] = ()
-    model: str | None = None
-    data: str | None = None
-    name: str | None = None
-    gpus: int | None = None
-    nodes: int = 1
-    node_rank: int = 0
-    rendezvous: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,7 @@ class Plan:
     view: ViewPlan | None
     datasets: tuple[RunDataset, ...]
     tokens: Path | None
+    outlook: Outlook
     gpus: tuple[Gpu, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
@@ -95,6 +82,18 @@ class Plan:
     def exit_code(self) -> ExitCode:
         """What `train` would exit with before it starts anything."""
         return CheckFailed(self.findings).exit_code if self.errors else ExitCode.OK
+
+    def for_elsewhere(self) -> "Plan":
+        """The same plan for another machine: what only this one lacks is a warning."""
+        return replace(
+            self,
+            findings=tuple(
+                replace(finding, severity="warn")
+                if finding.severity == "error" and finding.exit_code is ExitCode.ENVIRONMENT
+                else finding
+                for finding in self.findings
+            ),
+        )
 
     def require_sound(self) -> None:
         """Raises CheckFailed with all findings when one of them is an error."""
@@ -133,23 +132,25 @@ def make_plan(
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
     """
-    _check_request(request)
-    document = documents.read_document(request.preset, workspace)
-    _apply(request, document)
-    notes: list[Finding] = []
+    check_nodes(request)
     machine = examination.this_machine(workspace.root)
     gpus = machine.visible
-    loaded, placement = _place(request, document, gpus, notes)
-    preset = loaded.preset
+    resolved = resolve(request, workspace, gpus, judge=False)
+    document, preset, placement = resolved.document, resolved.preset, resolved.placement
     model_findings: list[Finding] = []
+    data_findings: list[Finding] = []
     model_folder = workspace.model_folder(preset.model.id)
     checkpoint, view = checks.model_for(model_findings, preset, model_folder)
-    interpreter, doctored = checks.doctor_findings(loaded, placement, machine, checkpoint, say)
-    findings = [*notes, *doctored]
-    findings += checks.extra_argument_findings(loaded, interpreter)
-    findings += model_findings
     counting_model = model_folder if checkpoint is not None else None
-    datasets = checks.datasets_for(findings, preset, workspace, counting_model, progress)
+    datasets = checks.datasets_for(data_findings, preset, workspace, counting_model, progress)
+    place = outlooks.place_for(preset, gpus, placement.ranks)
+    outlook = outlooks.look(preset, model_folder, place, placement.world_size, datasets, workspace.runs)
+    interpreter, doctored = checks.doctor_findings(resolved.loaded, placement, machine, checkpoint, outlook.fits, say)
+    findings = [*resolved.notes, *doctored, *env_findings(resolved.loaded)]
+    findings += checks.extra_argument_findings(resolved.loaded, interpreter)
+    findings += model_findings
+    findings += outlooks.fit_findings(outlook, preset, only_warn=placement.on_cpu)
+    findings += data_findings
     folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
     findings += room.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
@@ -169,81 +170,14 @@ def make_plan(
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
         preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
-        tuple(datasets), tokens, tuple(gpus), tuple(findings),
+        tuple(datasets), tokens, outlook, tuple(gpus), tuple(findings),
     )  # fmt: skip
 
 
-def _check_request(request: TrainRequest) -> None:
-    if request.name is not None and not _NAME.fullmatch(request.name):
-        raise UsageError("run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}")
-    if request.gpus is not None and request.gpus < 1:
-        raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
-    if request.nodes < 1 or not 0 <= request.node_rank < request.nodes:
-        raise UsageError("nodes", f"--node-rank {request.node_rank} is not one of {request.nodes} nodes (from 0)")
-    if request.nodes > 1:
-        if request.rendezvous is None or not re.fullmatch(r"\S+:\d+", request.rendezvous):
-            raise UsageError("rendezvous", "several nodes need --rendezvous HOST:PORT of node 0")
-        if request.name is None:
-            raise UsageError("nodes-name", "several nodes need the same --name on each, it is the folder they share")
-
-
-def _apply(request: TrainRequest, document: Document) -> None:
-    """Put the command line's values into the document."""
-    for text in request.overrides:
-        document.override(*documents.parse_override(text), documents.describe_override(text))
-    if request.model is not None:
-        document.override(("model", "id"), request.model, "--model")
-    if request.data is not None:
-        document.override(("data", "name"), request.data, "--data")
-
-
-def _place(
-    request: TrainRequest, document: Document, gpus: list[Gpu], notes: list[Finding]
-) -> tuple[LoadedPreset, Placement]:
-    """Where the ranks run; the accumulation is rescaled so that the global batch stays."""
-    asked = document.values.get("hardware")
-    asked = asked if isinstance(asked, dict) else {}
-    preset_ranks = asked.get("gpus") if isinstance(asked.get("gpus"), int) else 1
-    preset_ranks = max(preset_ranks or 0, 1)
-    ranks = request.gpus or preset_ranks
-    on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and not gpus)
-    placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
-    literal = [text for text in request.overrides if re.match(r"\s*train\.(accumulation|batch_size)\s*=", text)]
-    train = document.values.get("train")
-    accumulation = train.get("accumulation") if isinstance(train, dict) else None
-    if placement.world_size != preset_ranks and isinstance(accumulation, int):
-        if literal:
-            notes.append(Finding("global-batch-literal", f"{' '.join(literal)} is taken as it is", severity="info"))
-        else:
-            scaled = _rescale(accumulation, preset_ranks, placement.world_size)
-            document.override(("train", "accumulation"), scaled, document.source(("train", "accumulation")).text)
-            notes.append(
-                Finding(
-                    "accumulation-rescaled",
-                    f"{placement.world_size} ranks instead of {preset_ranks}: accumulation {accumulation} -> {scaled}, "
-                    "the global batch stays",
-                    severity="info",
-                )
-            )
-    return checking.check(document, nodes=request.nodes, ranks=ranks), placement
-
-
-def _rescale(accumulation: int, before: int, after: int) -> int:
-    total = accumulation * before
-    if total % after == 0:
-        return total // after
-    counts = [count for count in range(1, total + 1) if total % count == 0]
-    near = sorted(counts, key=lambda count: (abs(count - after), count))[:2]
-    raise InputError(
-        "accumulation-indivisible",
-        f"{after} ranks can't keep the global batch: accumulation x ranks = {total} is not divisible by {after}",
-        where="--gpus/--nodes",
-        fix=f"take {' or '.join(map(str, sorted(near)))} ranks, or say the batch yourself: --set train.accumulation=N",
-    )
-
-
 def _fresh_name(preset_name: str, workspace: Workspace) -> str:
-    base = f"{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Of the letters that --name takes, so that a shell takes it as it stands."""
+    stem = re.sub(r"[^\w.-]+", "-", preset_name).strip(".-")[:_LONGEST_STEM]
+    base = f"{stem or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     name, number = base, 2
     while (workspace.runs / name).exists():
         name, number = f"{base}-{number}", number + 1

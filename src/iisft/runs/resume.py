@@ -15,10 +15,11 @@ from iisft.runs import drift, starting
 from iisft.runs.checkpoints import newest_complete
 from iisft.runs.folder import RunFolder
 from iisft.runs.spawn import start_supervisor
-from iisft.runs.state import status_of
+from iisft.runs.state import status_of, why_no_record
 from iisft.secrets import HIDDEN
 
 _DYING_S = 10.0
+_SECTIONS = ("preset", "env", "interpreter", "packages", "model", "expected", "watch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +135,10 @@ def record_of(folder: RunFolder) -> dict[str, Any]:
         RunStateError: it is missing, unreadable or broken.
     """
     record = folder.read_record()
-    if record is None:
+    if record is None or not all(isinstance(record.get(name), dict) for name in _SECTIONS):
         raise RunStateError(
             "record-broken",
-            f"{folder.id}: {status_of(folder).reason}",
+            f"{folder.id}: {why_no_record(folder.record)}",
             where=str(folder.record),
             fix="its checkpoints are in output/; start a new run",
         )

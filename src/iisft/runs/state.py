@@ -12,11 +12,13 @@ from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
 from iisft.runs.checkpoints import checkpoints
 from iisft.runs.folder import EXIT, RunFolder, parse_event
+from iisft.runs.measured import measure
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
 _RECENT_STEPS = 21
+_YEAR_10000 = 253_402_300_800
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class RunStatus:
     observed: dict[str, Any] | None = None
     restarts: int = 0
     findings: tuple[dict[str, Any], ...] = ()
+    forecast: dict[str, Any] | None = None
+    measured: dict[str, float] | None = None
 
     @property
     def live(self) -> bool:
@@ -47,7 +51,7 @@ class RunStatus:
     def eta_s(self) -> float | None:
         """Steps left x median of the last steps' seconds; nothing of it depends on when the run began."""
         step_s = self.metrics.get("median_step_s")
-        if not self.live or step_s is None:
+        if not self.live or step_s is None or not self.metrics["total_steps"]:
             return None
         left = int(self.metrics["total_steps"]) - int(self.metrics["step"])
         return round(float(step_s) * left, 1)
@@ -75,6 +79,8 @@ class RunStatus:
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
             "metrics": self.metrics,
+            "forecast": self.forecast,
+            "measured": self.measured,
         }
 
 
@@ -98,13 +104,15 @@ def status_of(folder: RunFolder) -> RunStatus:
         state=state,
         reason=reason,
         preset=str(record.get("preset_name", "")),
-        started=record.get("created"),
-        ended=(outcome or {}).get("ended"),
+        started=_moment(record.get("created")),
+        ended=_moment((outcome or {}).get("ended")),
         ranks=_ranks(record),
         metrics=_latest_metrics(events),
         observed=record.get("observed"),
         restarts=sum(event.get("state") == "restarting" for event in events),
         findings=tuple(findings),
+        forecast=record.get("forecast"),
+        measured=measure(events),
     )
 
 
@@ -112,16 +120,15 @@ def brief_of(folder: RunFolder) -> RunStatus:
     """What a list shows of a run: one file for an ended run, the end of the events for another."""
     outcome = files.read_json_object(f"{folder.path}/{EXIT}")
     if outcome is not None and "preset" in outcome:
-        keys = ("step", "total_steps", "loss")
         return RunStatus(
             folder=folder,
             state=str(outcome.get("state", "failed")),
             reason=str(outcome.get("reason", "")),
             preset=str(outcome["preset"]),
-            started=outcome.get("started"),
-            ended=outcome.get("ended"),
-            ranks=outcome.get("ranks"),
-            metrics={key: outcome[key] for key in keys if outcome.get(key) is not None},
+            started=_moment(outcome.get("started")),
+            ended=_moment(outcome.get("ended")),
+            ranks=_count(outcome.get("ranks")),
+            metrics=_figures({key: outcome.get(key) for key in ("step", "total_steps", "loss")}),
         )
     record = folder.read_record()
     events = [event for line in files.last_lines(folder.events) if (event := parse_event(line)) is not None]
@@ -132,8 +139,8 @@ def brief_of(folder: RunFolder) -> RunStatus:
         state=state,
         reason=reason,
         preset=str(record.get("preset_name", "")),
-        started=record.get("created"),
-        ended=(outcome or {}).get("ended"),
+        started=_moment(record.get("created")),
+        ended=_moment((outcome or {}).get("ended")),
         ranks=_ranks(record),
         metrics=_latest_metrics(events),
     )
@@ -178,7 +185,7 @@ def _state(
     if outcome is not None:
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
     if record is None:
-        return "lost", _why_no_record(folder.record)
+        return "lost", why_no_record(folder.record)
     processes = folder.read_processes()
     supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
     trainer = ProcessIdentity.from_json(processes.get("trainer"))
@@ -195,7 +202,8 @@ def _state(
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 
 
-def _why_no_record(record: Path) -> str:
+def why_no_record(record: Path) -> str:
+    """What is wrong with a run.json that can't be used."""
     try:
         record.read_bytes()
     except FileNotFoundError:
@@ -209,10 +217,10 @@ def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     step_times = []
     for event in events:
-        if event["kind"] in ("metrics", "redone"):
-            metrics = {key: value for key, value in event.items() if key != "kind"}
-            step_times.append(event.get("step_s"))
-    known = sorted(seconds for seconds in step_times[-_RECENT_STEPS:] if seconds is not None)
+        if event["kind"] in ("metrics", "redone") and _count(event.get("step")) is not None:
+            metrics = {"total_steps": 0} | _figures(event)
+            step_times.append(metrics.get("step_s"))
+    known = sorted(float(seconds) for seconds in step_times[-_RECENT_STEPS:] if seconds is not None)
     if known:
         metrics["median_step_s"] = known[len(known) // 2]
     return metrics
@@ -220,4 +228,27 @@ def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _ranks(record: dict[str, Any]) -> int | None:
     expected = record.get("expected")
-    return expected.get("world_size") if isinstance(expected, dict) else None
+    return _count(expected.get("world_size")) if isinstance(expected, dict) else None
+
+
+def _figures(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a metrics event or an outcome what is a figure; NaN and infinities stand there as text."""
+    counts = {key: number for key in ("step", "total_steps") if (number := _count(values.get(key))) is not None}
+    rest = {key: value for key, value in values.items() if key not in ("kind", "step", "total_steps")}
+    return counts | {key: value for key, value in rest.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _moment(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value < _YEAR_10000 else None

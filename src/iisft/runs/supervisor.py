@@ -15,9 +15,9 @@ from typing import Any
 from iisft import files, process
 from iisft.errors import RunStateError
 from iisft.models.view import restore_base_model_name
-from iisft.runs import starting
+from iisft.runs import measured, starting
 from iisft.runs.attempt import Attempt, Ending
-from iisft.runs.folder import RunFolder
+from iisft.runs.folder import RunFolder, parse_event
 from iisft.runs.recorder import Events
 
 _FIRST_BACKOFF_S = 3.0
@@ -103,10 +103,13 @@ class Supervisor:
             ending = replace(ending, state="lost", reason=f"told to end, as at a shutdown, after: {ending.reason}")
         elif ending.state == "failed" and ending.passing and self.folder.stop_request.exists():
             ending = replace(ending, state="stopped", reason=f"stopped on request after: {ending.reason}")
-        outcome = self._outcome(ending)
+        found = {} if self.folder.node_rank else measured.measure(map(parse_event, self.events.lines()))
+        outcome = self._outcome(ending) | {"measured": found}
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
+        if ending.state == "finished" and not self.folder.node_rank:
+            measured.keep(self.folder, self.record, found)
 
     def _restore_names(self) -> None:
         try:

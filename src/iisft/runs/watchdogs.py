@@ -51,17 +51,19 @@ class HangWatch:
 
     min_s: float
     factor: float
+    logging_steps: float = 1  # the trainer's argument: every so many steps, or below 1 that share of all steps
     _phase: str = "loading"
     _since: float = field(default_factory=time.monotonic)
     _looked: float = field(default_factory=time.monotonic)
 
-    def look(self, phase: str, *, moved: bool, median_step_s: float | None) -> str:
+    def look(self, phase: str, *, moved: bool, median_step_s: float | None, total_steps: int = 0) -> str:
         """Called every round; what hangs and since when, or "".
 
         Args:
             phase: loading, training, saving or evaluating.
             moved: a step was logged, or the log grew while loading.
             median_step_s: seconds per step so far.
+            total_steps: of the whole run, 0 while unknown.
         """
         now = time.monotonic()
         if now - self._looked > 10:  # this process itself was stopped: it has not seen what happened meanwhile
@@ -69,12 +71,19 @@ class HangWatch:
         self._looked = now
         if moved or phase != self._phase:
             self._phase, self._since = phase, now
-        waited, limit = now - self._since, self._limit(phase, median_step_s)
+        waited, limit = now - self._since, self._limit(phase, median_step_s, total_steps)
         return f"no sign of life for {waited:.0f} s while {phase} (limit {limit:.0f} s)" if waited > limit else ""
 
-    def _limit(self, phase: str, median_step_s: float | None) -> float:
+    def _limit(self, phase: str, median_step_s: float | None, total_steps: int) -> float:
+        # Steps between two logged ones are silent, however well they go.
+        every = self.logging_steps if self.logging_steps >= 1 else self.logging_steps * total_steps
+        silent = max(math.ceil(every) - 1, 0)
         if phase == "training" and median_step_s is not None:
-            return max(self.min_s, self.factor * median_step_s)
+            return max(self.min_s, self.factor * median_step_s) + silent * median_step_s
+        if median_step_s is None:
+            return _LONG_LIMIT * self.min_s * (1 + silent)
+        if phase == "evaluating":  # as long as many steps
+            return _LONG_LIMIT * max(self.min_s, self.factor * median_step_s)
         return _LONG_LIMIT * self.min_s
 
 

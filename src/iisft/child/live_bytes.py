@@ -1,0 +1,90 @@
+"""Live bytes of tensor storages, as torch's CUDA allocator counts them. For trace_step.py."""
+
+import math
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+BLOCK = 512  # kMinBlockSize of torch's CUDA caching allocator, which HIP shares
+_resize = torch.UntypedStorage.resize_
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows every storage from the operator that makes it to its end, and through FSDP's resizing in between.
+
+    Attributes:
+        live: bytes at this moment.
+        peaks: the most of them in each phase.
+        at_peak: the phase of the highest peak, and its bytes by kind.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.kinds = {}, {}
+        self.live, self.phase = 0, "start"
+        self.peaks, self.at_peak = {}, (None, {})
+
+    def __enter__(self):
+        torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)  # FSDP gathers and frees so
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.UntypedStorage.resize_ = _resize
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        torch.utils._pytree.tree_map_only(torch.Tensor, self.add, result)
+        return result
+
+    def add(self, tensor, kind=None):
+        """Follow a tensor from now on; a kind given later replaces the one before."""
+        local = getattr(tensor, "_local_tensor", tensor)  # a DTensor is a view of its shard
+        if type(local).__name__ == "AsyncCollectiveTensor":
+            return
+        storage = local.untyped_storage()
+        key = storage._cdata
+        if key not in self.sizes:
+            self._set(storage, storage.nbytes())
+        if kind is not None:
+            self.kinds[key] = kind
+
+    def _resized(self, storage, size):
+        result = _resize(storage, size)
+        self._set(storage, size)
+        return result
+
+    def _set(self, storage, size):
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key], self.kinds[key] = 0, "activations"
+            weakref.finalize(storage, self._remove, key)
+        size = math.ceil(size / BLOCK) * BLOCK
+        self.live += size - self.sizes[key]
+        self.sizes[key] = size
+        if self.live > self.peaks.get(self.phase, 0):
+            self.peaks[self.phase] = self.live
+            if self.live >= max(self.peaks.values()):
+                self.at_peak = (self.phase, self.by_kind())
+
+    def _remove(self, key):
+        self.live -= self.sizes.pop(key)
+        del self.kinds[key]
+
+    def by_kind(self):
+        """Bytes by kind at this moment."""
+        sums = {}
+        for key, size in self.sizes.items():
+            sums[self.kinds[key]] = sums.get(self.kinds[key], 0) + size
+        return sums
+
+    def begin(self, phase):
+        """Forget the peaks so far: the step begins."""
+        self.peaks, self.at_peak = {}, (None, {})
+        self.enter(phase)
+
+    def enter(self, phase):
+        """From here on it is another phase."""
+        self.phase = phase
+        self.peaks.setdefault(phase, self.live)

@@ -1,0 +1,270 @@
+"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on tensors without data.
+
+Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`) is the argument or
+standard input, standard output has one JSON line per case. Every tensor is fake (torch's FakeTensorMode): shapes and
+dtypes are real, no number is computed, no weight is read, so that a 70B model is traced on a laptop.
+
+Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA allocator does: what
+torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels, communication buffers, fragmentation, the
+CUDA or HIP context. The first AdamW step is done before the trace: its moments are there from the second step on.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
+
+from pathlib import Path
+
+import torch
+from live_bytes import LiveBytes
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint  # noqa: F401 - loaded before any mode is active
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+KERNELS = ("math", "efficient", "flash")
+_real_dropout = functional.dropout
+
+
+def _cuda_dropout(input, p=0.5, training=True, inplace=False):
+    """The CPU composes dropout from a noise tensor of the input's dtype; CUDA keeps a mask of one byte per element."""
+    if not training or p == 0.0:
+        return input
+    return torch.ops.aten.native_dropout(input, p, True)[0]
+
+
+def _kernel(name):
+    """An attention function for transformers that calls torch's kernel of that name, whatever device this is."""
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        grouped = module.num_key_value_groups > 1
+        if grouped and name == "efficient":
+            key, value = (repeat_kv(states, module.num_key_value_groups) for states in (key, value))
+        if torch.is_autocast_enabled("cpu"):
+            query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
+        if name == "math":
+            with torch.autocast("cpu", enabled=False):  # scaled_dot_product_attention casts once and ends autocast
+                output = torch.ops.aten._scaled_dot_product_attention_math(
+                    query, key, value, None, dropout, True, scale=scaling, enable_gqa=grouped
+                )[0]
+        elif name == "efficient":
+            output = torch.ops.aten._scaled_dot_product_efficient_attention(
+                query, key, value, None, True, dropout, True, scale=scaling
+            )[0]
+        else:
+            output = torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, dropout, True, scale=scaling
+            )[0]
+        return output.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def build(case):
+    """The model as LLaMA-Factory prepares it, on the meta device."""
+    import transformers
+    from llamafactory.hparams import FinetuningArguments, ModelArguments
+    from llamafactory.model.adapter import init_adapter
+    from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
+    from transformers import AttentionInterface
+
+    attention = case["attention"]
+    if attention != "eager":
+        name = f"iisft_{KERNELS.index(attention)}"  # transformers looks for flash attention's package by its name
+        AttentionInterface.register(name, _kernel(attention))
+        attention = name
+    values = {k: v for k, v in case["config"].items() if k not in ("auto_map", "quantization_config")}
+    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    config.use_cache = False
+    base = getattr(transformers, values["architectures"][0])
+    with torch.device("meta"):
+        model = base._from_config(config, dtype=DTYPES[case["weights"]], attn_implementation=attention)
+    model.tie_weights()
+    if case["arithmetic"] == "float32":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from child.modeling_iisft import make_exact
+
+        make_exact(model)
+    model_args = ModelArguments(model_name_or_path="traced", disable_gradient_checkpointing=not case["checkpointing"])
+    finetuning = FinetuningArguments(
+        finetuning_type="lora", lora_rank=case["rank"], lora_alpha=case["rank"], lora_dropout=case["dropout"],
+        lora_target=case["target"],
+    )  # fmt: skip
+    prepare_model_for_training(model, model_args)
+    with torch.device("meta"):
+        model = init_adapter(config, model, model_args, finetuning, is_trainable=True)
+    return model.train()
+
+
+def shard(model, fake_mode, case):
+    """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root. The ranks are not there."""
+    import torch.distributed as distributed
+    import torch.distributed._tools.fake_collectives  # noqa: F401
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    ranks = case["ranks"]
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    mesh = init_device_mesh("cpu", (ranks,))
+    half = DTYPES.get(case["autocast"])
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half, output_dtype=half)
+    with fake_mode:
+        groups = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+        for module in (*groups, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+
+
+def materialize(model, fake_mode):
+    """Put fake CPU tensors in the place of the meta ones; tied parameters stay one."""
+    made = {}
+
+    def fake(tensor):
+        if tensor not in made:
+            made[tensor] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            if isinstance(tensor, torch.nn.Parameter):
+                made[tensor] = torch.nn.Parameter(made[tensor], requires_grad=tensor.requires_grad)
+        return made[tensor]
+
+    with fake_mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+
+def inputs_for(model, case, dtype):
+    """A full batch without padding: the longest rows that cutoff_len allows."""
+    batch, length = case["batch"], case["length"]
+    tokens = torch.zeros(batch, length, dtype=torch.int64)
+    inputs = {"input_ids": tokens, "labels": torch.zeros_like(tokens)}
+    if case["attention"] == "eager":
+        mask = torch.zeros(batch, 1, length, length, dtype=dtype)
+        kinds = set(getattr(model.config, "layer_types", None) or [])
+        if len(kinds) > 1 or "qwen2" in model.config.model_type:
+            inputs["attention_mask"] = {kind: torch.zeros_like(mask) for kind in kinds}
+        else:
+            inputs["attention_mask"] = mask
+    return inputs
+
+
+def optimizer_for(name, parameters):
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=1e-3, foreach=True)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
+    fused = name == "adamw_torch_fused"
+    return torch.optim.AdamW(parameters, lr=1e-3, foreach=not fused, fused=fused)
+
+
+def trace(case):
+    """Peak bytes of one step, by phase, and what they consist of at the worst moment.
+
+    `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native" or "float32" over
+    stored weights), autocast (torch dtype or null), attention ("eager", "math", "efficient", "flash"), batch, length
+    (tokens per row), checkpointing, rank, dropout, target (names separated by commas, or "all"), optimizer; sharding
+    ("none" or "fsdp") and ranks may be left out. DDP's buckets are in no trace.
+    """
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    started = time.perf_counter()
+    sharded = case.get("sharding") == "fsdp"
+    os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})  # LLaMA-Factory looks at them
+    model = build(case)
+    if sharded and case["autocast"]:
+        model.to(torch.float32)  # accelerate does so after sharding; the shards are the same
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    materialize(model, fake_mode)
+    if sharded:
+        shard(model, fake_mode, case)
+    memory = LiveBytes()
+    base_bytes = {True: "adapter", False: "weights"}
+    for parameter in model.parameters():
+        memory.add(parameter, base_bytes[parameter.requires_grad])
+    for buffer in model.buffers():
+        memory.add(buffer, "weights")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    autocast = DTYPES.get(case["autocast"])
+    functional.dropout = _cuda_dropout
+    with fake_mode, memory:
+        optimizer = optimizer_for(case["optimizer"], trainable)
+        for parameter in trainable:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        for state in optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    memory.add(value, "optimizer")
+        for parameter in trainable:
+            parameter.register_post_accumulate_grad_hook(lambda p: memory.add(p.grad, "gradients"))
+        _note_head(model, memory)
+        dtype = DTYPES["float32"] if case["arithmetic"] == "float32" else DTYPES[case["weights"]]
+        inputs = inputs_for(model, case, dtype)
+        memory.begin("forward")
+        if autocast is not None:  # as accelerate does
+            model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
+        loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
+        memory.enter("loss backward")
+        loss.backward()
+        del loss
+        memory.enter("optimizer")
+        if not sharded:
+            torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
+        optimizer.step()
+        memory.enter("end")
+        optimizer.zero_grad()
+    functional.dropout = _real_dropout
+    phase, kinds = memory.at_peak
+    return {
+        "peak": memory.peaks[phase],
+        "phase": phase,
+        "phases": memory.peaks,
+        "parts": kinds,
+        "trainable": sum(p.numel() for p in trainable),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _note_head(model, memory):
+    """Mark when the head begins in forward and when its backward is done."""
+
+    def before(module, arguments):
+        memory.enter("loss")
+        if arguments[0].requires_grad:
+            arguments[0].register_hook(lambda gradient: memory.enter("backward"))
+
+    model.get_output_embeddings().register_forward_pre_hook(before)
+
+
+def main():
+    real_stdout = os.dup(1)
+    os.dup2(2, 1)  # the libraries print
+    with os.fdopen(real_stdout, "w") as out:
+        for case in json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read()):
+            try:
+                answer = trace(case)
+            except Exception as error:
+                functional.dropout = _real_dropout
+                if os.environ.get("IISFT_DEBUG") == "1":
+                    raise
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            out.write(json.dumps(answer) + "\n")
+            out.flush()
+            with contextlib.suppress(Exception):
+                torch._dynamo.reset()
+
+
+if __name__ == "__main__":
+    main()

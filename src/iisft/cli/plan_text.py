@@ -1,0 +1,177 @@
+"""A plan for people: one screen."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from iisft.cli.follow import duration
+from iisft.estimate.memory import GIB
+from iisft.runs.outlook import largest_parts
+
+if TYPE_CHECKING:
+    from iisft.estimate.forecast import Forecast
+    from iisft.estimate.suggestions import Suggestion
+    from iisft.runs.planning import Planned
+
+_VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
+
+
+def lines(planned: "Planned", extra: dict[str, Any]) -> Iterator[str]:
+    """What `iisft plan` prints."""
+    yield from _heading(planned)
+    result = planned.outlook.forecast
+    if result is None:
+        yield "fits: not known"
+        return
+    yield from _memory(planned, result)
+    if planned.contrasts:
+        yield ""
+        yield from _table("the same run otherwise", planned.contrasts, names=True)
+        if result.shape.way == "exact":
+            yield (
+                f"  this preset instead keeps the weights as stored ({result.shape.weights}) and computes each product "
+                "in float32: the same bits"
+            )
+    if planned.suggestions:
+        yield ""
+        yield from _table("what would make it fit, the cheapest first", planned.suggestions, names=False)
+    elif result.fits != "yes" and not planned.outlook.place.on_cpu:
+        yield ""
+        yield "nothing that this preset allows makes it fit: a smaller model, or GPUs with more memory"
+    yield ""
+    yield from _time(planned, result)
+    for name, show in (("best", _best), ("trace", _trace), ("probe", _probe)):
+        if extra.get(name):
+            yield ""
+            yield from show(extra[name])
+
+
+def _heading(planned: "Planned") -> Iterator[str]:
+    preset, place, ranks = planned.preset, planned.outlook.place, planned.placement.world_size
+    train = preset.train
+    card = place.device.name if place.device else place.arch
+    yield (
+        f"{planned.resolved.document.name}: {preset.model.id}, LoRA rank {preset.lora.rank}, {preset.precision} "
+        f"arithmetic, weights {preset.weights}, {preset.attention} attention"
+    )
+    yield (
+        f"{ranks} x {card} ({place.gpu_gib:.2f} GiB: {place.source}), sharding {preset.sharding}, batch "
+        f"{train.batch_size} x {train.accumulation} x {ranks} = {preset.global_batch(ranks)}, {train.cutoff_len} tokens"
+    )
+
+
+def _memory(planned: "Planned", result: "Forecast") -> Iterator[str]:
+    memory = result.memory
+    yield ""
+    have = planned.outlook.place.gpu_gib
+    yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
+    parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200]
+    beside = [(name, size) for name, size in memory.overhead.items() if size]
+    for name, size in sorted(parts, key=lambda part: -part[1]):
+        yield f"  {size / GIB:6.2f}  {name}"
+    yield f"  {memory.peak / GIB:6.2f}  peak of torch's tensors ({result.phase_text})"
+    if beside:
+        yield f"  {sum(size for _, size in beside) / GIB:6.2f}  beside them: " + ", ".join(
+            f"{name} {size / GIB:.2f}" for name, size in beside
+        )
+
+
+def _part(name: str, result: "Forecast") -> str:
+    kept = "kept for the backward pass" if not result.shape.checkpointing else "of the layer that is computed"
+    explained = {
+        "weights": f"base weights, frozen, {result.shape.weights if result.shape.way != 'nf4' else 'nf4'}",
+        "adapter": "LoRA weights",
+        "optimizer": f"{result.layout.optimizer}'s state",
+        "gradients": "LoRA gradients",
+        "checkpoints": "checkpoints: each layer's input",
+        "layer": f"activations {kept}",
+        "logits": "logits, loss and their gradients",
+        "casts": "weights cast for a product",
+        "gathered": "gathered weights",
+        "ddp buckets": "DDP's buckets",
+    }
+    return explained.get(name, name)
+
+
+def _table(title: str, found: "tuple[Suggestion, ...]", *, names: bool) -> Iterator[str]:
+    yield f"{title}:"
+    for one in found:
+        seconds = one.forecast.step_s
+        pace = f"{seconds.typical:8.3g} s/step" if seconds else " " * 15
+        need = one.forecast.memory.needed / GIB
+        text = one.change.reason if names else f"{one.change.text}   ({one.change.reason})"
+        if names and one.forecast.fits == "no":
+            text += f": {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest_parts(one.forecast)[:2])}"
+        yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
+
+
+def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
+    seconds, total = result.step_s, result.total_s
+    if seconds is None:
+        yield "time: not known for this device; --probe measures it"
+    else:
+        span = f"{seconds.low:.3g} to {seconds.high:.3g}"
+        yield f"time: {seconds.typical:.3g} s per step ({span}), {_rate_source(planned)}"
+    if total is not None:
+        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + total.typical))
+        epochs = planned.preset.train.epochs
+        yield (
+            f"  {result.steps} steps, {epochs:g} epochs: {duration(total.typical)} ({duration(total.low)} to "
+            f"{duration(total.high)}), {duration(total.typical / epochs)} an epoch; started now it ends {ends}"
+        )
+    elif seconds is not None:
+        yield "  each row counted as cutoff_len long; hours need the staged data (--data)"
+    keep = planned.preset.save.keep
+    yield f"disk: {result.checkpoint_gib:.2f} GiB per checkpoint, {result.disk_gib:.1f} GiB with {keep} kept"
+
+
+def _rate_source(planned: "Planned") -> str:
+    from iisft.estimate.timing import computed_precision
+
+    situation, result = planned.outlook.situation, planned.outlook.forecast
+    assert situation is not None and result is not None
+    if situation.measured and situation.measured.tflops:
+        ratio = situation.measured.step_ratio
+        compared = f", measured / predicted {ratio:.2f}" if ratio else ""
+        runs = situation.measured.runs
+        return f"measured in {runs} run{'s' if runs > 1 else ''} here{compared}"
+    device = situation.device
+    if device is None:
+        return ""
+    _, known = device.rate(computed_precision(result.shape))
+    return f"rates measured by others on {device.name}" if known else f"estimated from {device.name}'s peak rate"
+
+
+def _trace(found: dict[str, Any]) -> Iterator[str]:
+    if "error" in found:
+        yield f"trace: {found['error']}"
+        return
+    yield (
+        f"trace of the real step without data: {found['peak_gib']:.2f} GiB ({found['phase']}), predicted / traced "
+        f"{found['predicted_over_traced']:.4f}, {found['seconds']:.0f} s"
+    )
+
+
+def _probe(found: dict[str, Any]) -> Iterator[str]:
+    if "error" in found:
+        yield f"probe: {found['error']}"
+        return
+    yield f"probe: {found['steps']} real steps, {found['step_s']:.3g} s per step" + "".join(
+        f", {text.format(found[key])}"
+        for key, text in (
+            ("tokens_per_s", "{:.0f} tokens/s"),
+            ("tflops", "{:.3g} TFLOP/s per GPU"),
+            ("mfu", "{:.1%} of the peak"),
+            ("peak_gib", "peak {:.2f} GiB"),
+            ("step_predicted_over_measured", "predicted / measured {:.2f}"),
+        )
+        if found.get(key) is not None
+    )
+
+
+def _best(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield "the same training, the fastest that fit first:"
+    for one in found:
+        yield f"  {one['step_s']:8.3g} s/step  {one['peak_gib']:6.1f} GiB  {one['change'] or '(as the preset says)'}"
+        if one.get("probe"):
+            yield from (f"    {line}" for line in _probe(one["probe"]))

@@ -1,0 +1,1 @@
+"""What a run will need before it starts: memory per GPU by part, time, disk; and what would make it fit."""

@@ -1,0 +1,180 @@
+"""What a decoder-only model is made of, from its config.json alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Projection = tuple[str, int, int, bool]  # name, inputs, outputs, whether it has an adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes and the features that cost memory. `projections` are the linear layers of one decoder layer."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    projections: tuple[Projection, ...]
+    bias_parameters: int = 0
+    qk_norm: bool = False
+    sandwich_norms: bool = False
+    norm_before_cast: bool = False
+    scaled_embedding: bool = False
+    attention_softcap: bool = False
+    logit_softcap: bool = False
+    rotary_share: float = 1.0
+    masks: int = 1
+
+    @property
+    def groups(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def query_size(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """Matrices of one layer."""
+        return sum(inputs * outputs for _, inputs, outputs, _ in self.projections)
+
+    @property
+    def small_parameters(self) -> int:
+        """Norms and biases of all layers and the last norm."""
+        norms = (4 if self.sandwich_norms else 2) * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        return self.layers * (norms + self.bias_parameters) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Base parameters, tied ones once."""
+        embeddings = self.embedding_parameters * (1 if self.tied else 2)
+        return embeddings + self.layers * self.layer_parameters + self.small_parameters
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Rank x (in + out) for each adapted layer (Hu et al. 2021)."""
+        return self.layers * sum(rank * (i + o) for _, i, o, adapted in self.projections if adapted)
+
+
+# model_type -> the features that cost memory. A family that is not here is counted as a Llama, and the plan says so.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"qk_norm": True},
+    "gemma": {"norm_before_cast": True, "scaled_embedding": True},
+    "gemma2": {
+        "norm_before_cast": True,
+        "scaled_embedding": True,
+        "sandwich_norms": True,
+        "attention_softcap": True,
+        "logit_softcap": True,
+        "masks": 2,
+    },
+    "gemma3_text": {
+        "norm_before_cast": True,
+        "scaled_embedding": True,
+        "sandwich_norms": True,
+        "qk_norm": True,
+        "masks": 2,
+    },
+    "glm": {},
+    "glm4": {"sandwich_norms": True},
+    "chatglm": {},
+    "phi3": {},
+}
+_FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
+_FUSED_ATTENTION = ("chatglm", "phi3")
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
+_CHATGLM_NAMES = {
+    "query_key_value": "qkv_proj",
+    "dense": "o_proj",
+    "dense_h_to_4h": "gate_up_proj",
+    "dense_4h_to_h": "down_proj",
+}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def known_family(config: Mapping[str, Any]) -> bool:
+    """Whether this model type's layers are counted as they are; otherwise as a Llama's."""
+    return config.get("model_type") in _FAMILIES
+
+
+def read_architecture(config: Mapping[str, Any], target: str | list[str] = "all") -> Architecture | None:
+    """A model's architecture; None when config.json lacks a size, or for experts, which this module can't count.
+
+    Args:
+        config: config.json's content.
+        target: lora.target of a preset.
+    """
+    if any(config.get(key) for key in _EXPERTS):
+        return None
+    kind = str(config.get("model_type", ""))
+    hidden = _size(config, "hidden_size")
+    layers = _size(config, "num_hidden_layers", "num_layers")
+    heads = _size(config, "num_attention_heads")
+    vocabulary = _size(config, "vocab_size", "padded_vocab_size")
+    intermediate = _size(config, "intermediate_size", "ffn_hidden_size")
+    if None in (hidden, layers, heads, vocabulary, intermediate):
+        return None
+    assert hidden and layers and heads and vocabulary and intermediate
+    kv_heads = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
+    head_dim = _size(config, "head_dim", "kv_channels") or hidden // heads
+    if heads % kv_heads:
+        return None
+    given = target.split(",") if isinstance(target, str) else target
+    wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
+    projections = tuple(
+        (name, inputs, outputs, target == "all" or name in wanted)
+        for name, inputs, outputs in _projections(kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
+    )
+    features = dict(_FAMILIES.get(kind, {}))
+    for flag, key in (("attention_softcap", "attn_logit_softcapping"), ("logit_softcap", "final_logit_softcapping")):
+        if flag in features:
+            features[flag] = bool(config.get(key, True))
+    share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get("partial_rotary_factor")
+    if share is None and kind in ("glm", "glm4", "chatglm"):
+        share = 0.5
+    tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
+    return Architecture(
+        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, vocabulary=vocabulary, tied=tied,
+        projections=projections, bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
+        rotary_share=float(share or 1.0), **features,
+    )  # fmt: skip
+
+
+def _projections(kind: str, hidden: int, intermediate: int, query: int, key: int) -> list[tuple[str, int, int]]:
+    attention = [("q_proj", hidden, query), ("k_proj", hidden, key), ("v_proj", hidden, key)]
+    if kind in _FUSED_ATTENTION:
+        attention = [("qkv_proj", hidden, query + 2 * key)]
+    mlp = [("gate_proj", hidden, intermediate), ("up_proj", hidden, intermediate)]
+    if kind in _FUSED_MLP:
+        mlp = [("gate_up_proj", hidden, 2 * intermediate)]
+    return [*attention, ("o_proj", query, hidden), *mlp, ("down_proj", intermediate, hidden)]
+
+
+def _biases(config: Mapping[str, Any], kind: str, query: int, key: int) -> int:
+    on_qkv = kind == "qwen2" or config.get("attention_bias") or config.get("add_qkv_bias")
+    return query + 2 * key if on_qkv else 0
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None

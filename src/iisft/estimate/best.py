@@ -1,0 +1,51 @@
+"""The fastest way to compute the same training: batch against accumulation, checkpointing, attention, sharding.
+
+Never changed: global batch, precision, weights, learning rate, rows. Attention changes within rounding.
+"""
+
+from itertools import product
+from typing import Any
+
+from iisft.estimate.forecast import Forecast, Situation, forecast
+from iisft.estimate.suggestions import changed
+from iisft.presets import rules
+from iisft.presets.schema import Preset
+
+_MOST = 5
+
+
+def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], Forecast]]:
+    """Changed values and their forecast, the shortest predicted step that fits first; `{}` is the preset itself."""
+    train = preset.train
+    micro = train.batch_size * train.accumulation
+    batches = [size for size in (1, 2, 4, 8, 16, 32) if micro % size == 0]
+    attentions = {preset.attention, "sdpa"} if preset.attention != "flash2" else {"flash2"}
+    shardings = {"none", preset.sharding}
+    found = []
+    for size, checkpointing, attention, sharding in product(batches, (True, False), attentions, shardings):
+        values = {
+            "train.batch_size": size,
+            "train.accumulation": micro // size,
+            "train.gradient_checkpointing": checkpointing,
+            "attention": attention,
+            "sharding": sharding,
+        }
+        candidate = changed(preset, values)
+        if any(objection.severity == "error" for objection in rules.object_to(candidate, situation.ranks)):
+            continue
+        result = forecast(candidate, situation)
+        if result.fits == "yes" and result.step_s is not None:
+            found.append((_different(preset, values), result))
+    found.sort(key=lambda pair: (pair[1].step_s.typical if pair[1].step_s else 0.0, len(pair[0])))
+    return found[:_MOST]
+
+
+def _different(preset: Preset, values: dict[str, Any]) -> dict[str, Any]:
+    own = {
+        "train.batch_size": preset.train.batch_size,
+        "train.accumulation": preset.train.accumulation,
+        "train.gradient_checkpointing": preset.train.gradient_checkpointing,
+        "attention": preset.attention,
+        "sharding": preset.sharding,
+    }
+    return {key: value for key, value in values.items() if own[key] != value}

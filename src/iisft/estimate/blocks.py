@@ -1,0 +1,165 @@
+"""The parts of a decoder layer on the counting tape: norm, rotary embedding, attention's kernels."""
+
+from iisft.estimate import ops
+from iisft.estimate.architecture import Architecture
+from iisft.estimate.shape import StepShape
+from iisft.estimate.tape import Gradients, Tape, Tensor, promoted
+
+
+def norm(tape: Tape, x: Tensor, model: Architecture, weight_dtype: str, size: int | None = None) -> Tensor:
+    """RMSNorm in float32; Gemma's multiplies before the cast back, Llama's after it."""
+    source = x.dtype
+    rows = x.numel // (size or model.hidden)
+    x = ops.cast(tape, x, "float32")
+    root = _inverse_root(tape, x, rows)
+    out = _times_root(tape, x, root, rows)
+    del x, root
+    if model.norm_before_cast:
+        return ops.cast(tape, ops.scale(tape, out), source)
+    out = ops.cast(tape, out, source)
+    return ops.scale(tape, out, weight_dtype)
+
+
+def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
+    """rsqrt(mean(x^2) + eps); mean's and pow's backward make three and one tensor of x's size."""
+    square = tape.new(x.numel, "float32")
+    out = tape.new(rows, "float32")
+    del square
+
+    def backward(gradient: Tensor, x: Tensor = x) -> Gradients:
+        spread = tape.new(x.numel, "float32")
+        power = tape.new(x.numel, "float32")
+        twice = tape.new(x.numel, "float32")
+        del power
+        result = tape.new(x.numel, "float32")
+        del spread, twice
+        return (result,)
+
+    return tape.record(out, (x,), backward)
+
+
+def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
+    """x times one number per row: the number's gradient needs the whole product before it is summed."""
+
+    def backward(gradient: Tensor, x: Tensor = x, _root: Tensor = root) -> Gradients:
+        result = tape.new(x.numel, "float32")
+        product = tape.new(x.numel, "float32")
+        sums = tape.new(rows, "float32")
+        del product
+        return result, sums
+
+    return tape.record(tape.new(x.numel, "float32"), (x, root), backward)
+
+
+def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Slices of the last dimension: views, whose gradients are padded with zeros to the whole (SliceBackward)."""
+    total, numel = sum(sizes), whole.numel
+
+    def backward(gradient: Tensor) -> Gradients:
+        return (tape.new(numel, gradient.dtype),)
+
+    views = [Tensor(whole.storage, numel * size // total, whole.dtype) for size in sizes]
+    return [tape.record(view, (whole,), backward) for view in views]
+
+
+def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
+    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the first rotary_share of each head."""
+    if model.rotary_share == 0.0:
+        return x
+    turned, passed = x, None
+    if model.rotary_share < 1.0:
+        part = int(x.numel * model.rotary_share)
+        turned, passed = split(tape, x, (part, x.numel - part))
+    with_cos = ops.scale(tape, turned, angles)
+    swapped = _rotate_half(tape, turned)
+    with_sin = ops.scale(tape, swapped, angles)
+    del swapped, turned
+    out = ops.add(tape, with_cos, with_sin)
+    del with_cos, with_sin
+    if passed is None:
+        return out
+    sizes = out.numel, passed.numel
+
+    def backward(gradient: Tensor) -> Gradients:
+        return tuple(Tensor(gradient.storage, numel, gradient.dtype) for numel in sizes)
+
+    return tape.record(tape.new(x.numel, promoted(out.dtype, passed.dtype)), (out, passed), backward)
+
+
+def _rotate_half(tape: Tape, x: Tensor) -> Tensor:
+    negative = tape.new(x.numel // 2, x.dtype)
+    out = tape.new(x.numel, x.dtype)
+    del negative
+
+    def backward(gradient: Tensor) -> Gradients:
+        negative = tape.new(gradient.numel // 2, gradient.dtype)
+        result = tape.new(gradient.numel, gradient.dtype)
+        del negative
+        return (result,)
+
+    return tape.record(out, (x,), backward)
+
+
+def attend(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    model: Architecture,
+    shape: StepShape,
+    mask_dtype: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of that kernel; eager gives its scores back too."""
+    heads_rows = shape.rows * model.heads
+    squares = heads_rows * shape.length
+    several = shape.batch > 1  # (batch, head) can't be merged in place in a transposed tensor
+    if shape.attention in ("efficient", "flash"):
+        if shape.attention == "efficient":
+            key, value = (ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value))
+        out = ops.fused_attention(tape, query, key, value, heads_rows)
+        del query, key, value
+        return out, None
+    if shape.attention == "math":
+        out = _math_attention(tape, query, key, value, model, shape)
+        return ops.contiguous(tape, out), None
+    dtype = query.dtype
+    keys, values = (ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value))
+    scattered = several and (model.groups == 1 or model.kv_heads == 1)
+    scores = ops.matmul(tape, query, keys, squares, copies=(several, scattered))
+    scores = ops.scale(tape, scores)
+    if model.attention_softcap:
+        scores = ops.scale(tape, scores)
+        scores = ops.unary(tape, scores, saves_result=True)
+        scores = ops.scale(tape, scores)
+    if mask_dtype is not None:
+        scores = ops.scale(tape, scores, mask_dtype)
+    scores = ops.softmax(tape, scores)
+    scores = ops.cast(tape, scores, dtype)
+    out = ops.matmul(tape, scores, values, query.numel, copies=(False, scattered))
+    return ops.contiguous(tape, out), scores
+
+
+def _math_attention(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, model: Architecture, shape: StepShape
+) -> Tensor:
+    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled, a causal mask added."""
+    squares = shape.rows * model.heads * shape.length
+    query, key, value = (ops.autocasted(tape, x) for x in (query, key, value))
+    source = query.dtype
+    autocast, tape.autocast = tape.autocast, None
+    try:
+        query, key, value = (ops.cast(tape, x, "float32") for x in (query, key, value))
+        key, value = (ops.repeat(tape, x, model.groups, single=False) for x in (key, value))
+        several = shape.batch > 1
+        bias = tape.new(shape.length * shape.length, "float32")
+        scores = ops.matmul(
+            tape, ops.scale(tape, query), ops.scale(tape, key), squares,
+            copies=(several, several and model.groups == 1),
+        )  # fmt: skip
+        scores = ops.scale(tape, scores, "float32")
+        del bias
+        scores = ops.unary(tape, scores, saves_result=True)
+        out = ops.matmul(tape, scores, value, query.numel, copies=(False, several and model.groups == 1))
+        return ops.cast(tape, out, source)
+    finally:
+        tape.autocast = autocast

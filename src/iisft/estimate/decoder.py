@@ -1,0 +1,208 @@
+"""Decoder-only models as transformers computes them, on the counting tape: one layer, the whole forward, one step.
+
+Source of every line: transformers' modeling_{qwen2,qwen3,llama,mistral,gemma,gemma2,gemma3,glm,glm4,phi3}.py, peft's
+tuners/lora, LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against traces of that code
+(iisft plan --trace). Local variables live here as long as they live there.
+"""
+
+from iisft.estimate import ops
+from iisft.estimate.architecture import Architecture
+from iisft.estimate.blocks import attend, norm, rotate, split
+from iisft.estimate.ops import Weight
+from iisft.estimate.shape import StepShape
+from iisft.estimate.tape import ADAPTER, CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
+
+FORWARD, LOSS, LOSS_BACKWARD = "forward", "loss", "loss backward"
+BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_BOTTOM, OPTIMIZER = "backward", "middle", "backward end", "optimizer"
+
+
+class Projection:
+    """A linear layer, with its adapter where it is a target."""
+
+    def __init__(self, tape: Tape, weight: Weight, shape: StepShape, *, adapted: bool) -> None:
+        self.tape, self.weight, self.shape = tape, weight, shape
+        self.a = tape.leaf(shape.rank * weight.inputs, shape.adapter_dtype, ADAPTER) if adapted else None
+        self.b = tape.leaf(shape.rank * weight.outputs, shape.adapter_dtype, ADAPTER) if adapted else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        tape, weight, rank = self.tape, self.weight, self.shape.rank
+        result = ops.linear(tape, x, weight)
+        if self.a is None or self.b is None:
+            return result
+        dtype = result.dtype
+        if weight.way != "nf4" or tape.autocast is None:  # peft's 4-bit layer leaves this to autocast
+            x = ops.cast(tape, x, self.a.dtype)
+        update = ops.scale(tape, self._update(x, rank))
+        result = ops.add(tape, result, update)
+        del update
+        return ops.cast(tape, result, dtype)
+
+    def _update(self, x: Tensor, rank: int) -> Tensor:
+        assert self.a is not None and self.b is not None
+        dropped = ops.dropout(self.tape, x, self.shape.dropout)
+        low = ops.trained_linear(self.tape, dropped, self.a, self.weight.inputs, rank)
+        del dropped
+        return ops.trained_linear(self.tape, low, self.b, rank, self.weight.outputs)
+
+
+class Layer:
+    """One decoder layer."""
+
+    def __init__(self, tape: Tape, model: Architecture, shape: StepShape) -> None:
+        self.tape, self.model, self.shape = tape, model, shape
+        self.projections = {
+            name: Projection(tape, Weight(inputs, outputs, shape.weights, shape.way), shape, adapted=adapted)
+            for name, inputs, outputs, adapted in model.projections
+        }
+
+    def __call__(self, hidden: Tensor, mask_dtype: str | None) -> Tensor:
+        tape, model = self.tape, self.model
+        residual = hidden
+        hidden = norm(tape, hidden, model, self.shape.weights)
+        hidden, _scores = self.attention(hidden, mask_dtype)
+        if model.sandwich_norms:
+            hidden = norm(tape, hidden, model, self.shape.weights)
+        hidden = ops.add(tape, residual, hidden)
+        residual = hidden
+        hidden = norm(tape, hidden, model, self.shape.weights)
+        hidden = self.mlp(hidden)
+        if model.sandwich_norms:
+            hidden = norm(tape, hidden, model, self.shape.weights)
+        return ops.add(tape, residual, hidden)
+
+    def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
+        tape, model, project = self.tape, self.model, self.projections
+        stream = hidden.dtype  # of the angles too
+        if "qkv_proj" in project:
+            whole = project["qkv_proj"](hidden)
+            query, key, value = split(tape, whole, (model.query_size, model.key_size, model.key_size))
+            del whole
+        else:
+            query, key, value = project["q_proj"](hidden), project["k_proj"](hidden), project["v_proj"](hidden)
+        if model.qk_norm:
+            query = norm(tape, query, model, self.shape.weights, model.head_dim)
+            key = norm(tape, key, model, self.shape.weights, model.head_dim)
+        query, key = rotate(tape, query, model, stream), rotate(tape, key, model, stream)
+        out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
+        out = project["o_proj"](out)
+        return out, scores
+
+    def mlp(self, x: Tensor) -> Tensor:
+        tape, project = self.tape, self.projections
+        if "gate_up_proj" in project:
+            both = project["gate_up_proj"](x)
+            gate, up = split(tape, both, (self.model.intermediate, self.model.intermediate))
+            return project["down_proj"](ops.multiply(tape, up, ops.unary(tape, gate)))
+        if "gate_proj" in project:
+            return project["down_proj"](
+                ops.multiply(tape, ops.unary(tape, project["gate_proj"](x)), project["up_proj"](x))
+            )
+        return project["down_proj"](ops.unary(tape, project["up_proj"](x)))
+
+
+class Model:
+    """The whole model: its layers, and what one step of it does to the tape."""
+
+    def __init__(self, tape: Tape, model: Architecture, shape: StepShape, layers: int) -> None:
+        self.tape, self.model, self.shape = tape, model, shape
+        self.layers = [Layer(tape, model, shape) for _ in range(layers)]
+
+    def loss(self) -> Tensor:
+        """Forward to the loss. The tensors of the batch live as long as the step."""
+        tape, model, shape = self.tape, self.model, self.shape
+        tape.enter(FORWARD)
+        exact = shape.way == "exact"
+        mask_dtype = None
+        if shape.attention == "eager":
+            mask_dtype = "float32" if exact else shape.weights
+            count = shape.batch * shape.length * shape.length
+            self.masks = [tape.new(count, mask_dtype, INPUTS) for _ in range(model.masks)]
+        hidden = self._embed()
+        embedded = hidden
+        angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
+        for number, layer in enumerate(self.layers):
+            hidden = self._run(layer, hidden, mask_dtype)
+            top = number == len(self.layers) - 1
+            place = BACKWARD_TOP if top else BACKWARD_MIDDLE if number else BACKWARD_BOTTOM
+            hidden = _mark(tape, hidden, place)
+        hidden = norm(tape, hidden, model, shape.weights)
+        del embedded, angles
+        return self._head(hidden)
+
+    def _embed(self) -> Tensor:
+        tape, model, shape = self.tape, self.model, self.shape
+        hidden = tape.new(shape.rows * model.hidden, shape.weights)
+        if shape.way == "exact":
+            hidden = tape.new(hidden.numel, "float32")
+        if model.scaled_embedding:
+            hidden = tape.new(hidden.numel, hidden.dtype)
+        if shape.checkpointing:  # LLaMA-Factory lets gradients reach the first layer's input
+            hidden = Tensor(hidden.storage, hidden.numel, hidden.dtype, tape.leaf(0, hidden.dtype, LAYER).node)
+            tape.call_it(hidden, CHECKPOINTS)
+        return hidden
+
+    def _run(self, layer: Layer, hidden: Tensor, mask_dtype: str | None) -> Tensor:
+        tape = self.tape
+        if not self.shape.checkpointing:
+            return layer(hidden, mask_dtype)
+        with tape.paused(False):
+            out = layer(hidden, mask_dtype)
+        tape.call_it(out, CHECKPOINTS)
+
+        def backward(gradient: Tensor, saved: Tensor = hidden) -> Gradients:
+            """torch.utils.checkpoint's reentrant backward: once more forward, then backward through that."""
+            before, tape.casts = tape.casts, {}
+            detached = Tensor(saved.storage, saved.numel, saved.dtype, tape.leaf(0, saved.dtype, LAYER).node)
+            with tape.paused(True):
+                again = layer(detached, mask_dtype)
+            tape.casts = before
+            tape.backward(again, gradient)
+            assert detached.node is not None
+            return (detached.node.gradient,)
+
+        return tape.record(out, (hidden,), backward)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        tape, model, shape = self.tape, self.model, self.shape
+        way = "exact" if shape.way == "exact" else "native"
+        head = Weight(model.hidden, model.vocabulary, shape.weights, way)
+        tape.enter(LOSS, LOGITS)
+        logits = ops.linear(tape, hidden, head)
+        if model.logit_softcap:
+            logits = ops.scale(tape, logits)
+            logits = ops.unary(tape, logits, saves_result=True)
+            logits = ops.scale(tape, logits)
+        loss = self._cross_entropy(logits)
+        if tape.autocast is not None:  # accelerate's convert_outputs_to_fp32
+            tape.new(logits.numel, "float32")
+        tape.casts.clear()
+        return loss
+
+    def _cross_entropy(self, logits: Tensor) -> Tensor:
+        tape = self.tape
+        logits = ops.cast(tape, logits, "float32")
+        chances = tape.new(logits.numel, "float32")
+        loss = tape.new(1, "float32")
+
+        def backward(gradient: Tensor, saved: Tensor = chances) -> Gradients:
+            of_chances = tape.new(saved.numel, "float32")
+            result = tape.new(saved.numel, "float32")
+            del of_chances
+            return (result,)
+
+        return tape.record(loss, (logits,), backward)
+
+    def backward(self, loss: Tensor) -> None:
+        """loss.backward()."""
+        self.tape.enter(LOSS_BACKWARD, LOGITS)
+        self.tape.backward(loss, self.tape.new(1, "float32"))
+
+
+def _mark(tape: Tape, x: Tensor, segment: str) -> Tensor:
+    """When the gradient comes by here, the backward pass enters that segment."""
+
+    def backward(gradient: Tensor) -> Gradients:
+        tape.enter(segment, LAYER)
+        return (gradient,)
+
+    return tape.record(Tensor(x.storage, x.numel, x.dtype), (x,), backward)

@@ -1,0 +1,69 @@
+"""From a preset to what one step computes with: dtypes, attention kernel, batch, layout over the GPUs."""
+
+from iisft.estimate.architecture import Architecture
+from iisft.estimate.memory import Layout
+from iisft.estimate.shape import StepShape
+from iisft.presets.schema import Preset
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+# Which kernel scaled_dot_product_attention takes (torch aten/native/transformers/{cuda,hip}/sdp_utils.cpp): the first
+# prefix that fits. AOTriton serves CDNA2 and newer; gfx11 and gfx12 only with an experimental switch.
+_AOTRITON = ("gfx90a", "gfx94", "gfx95")
+_AOTRITON_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
+
+
+def shape_of(preset: Preset, model: Architecture, stored: str, arch: str) -> StepShape:
+    """The step of a preset whose base weights are stored in dtype `stored`, on a GPU of that arch."""
+    autocast = _DTYPES[preset.precision] if preset.precision in ("fp16", "bf16") else None
+    weights = _DTYPES.get(preset.weights, stored)
+    way = "native"
+    if preset.weights == "nf4":
+        way = "nf4"
+    elif preset.precision == "fp32" and weights != "float32":
+        way = "exact"
+    computed = "float32" if way == "exact" else autocast or weights
+    return StepShape(
+        weights=weights,
+        way=way,
+        autocast=autocast,
+        attention=attention_kernel(preset, model, computed, arch),
+        batch=preset.train.batch_size,
+        length=preset.train.cutoff_len,
+        checkpointing=preset.train.gradient_checkpointing,
+        rank=preset.lora.rank,
+        dropout=preset.lora.dropout,
+    )
+
+
+def attention_kernel(preset: Preset, model: Architecture, dtype: str, arch: str) -> str:
+    """eager, flash, efficient or math.
+
+    Rows without padding have no mask; transformers then asks for grouped heads, which the memory-efficient kernel
+    refuses, so that torch falls back to the math kernel (transformers#48633, #45636).
+    """
+    if preset.attention != "sdpa":
+        return "flash" if preset.attention == "flash2" else "eager"
+    half = dtype != "float32"
+    if arch.startswith("gfx"):
+        fused = arch.startswith(_AOTRITON) or (
+            arch.startswith(("gfx11", "gfx12")) and preset.env.get(_AOTRITON_SWITCH) == "1"
+        )
+        if not fused:
+            return "math"
+        return "flash" if half else "math" if model.groups > 1 else "efficient"
+    if arch == "cpu" or (half and not arch.startswith(("sm_5", "sm_6", "sm_7"))):
+        return "flash"
+    return "math" if model.groups > 1 else "efficient"
+
+
+def layout_of(preset: Preset, ranks: int, *, on_cpu: bool) -> Layout:
+    """How the preset is spread over that many ranks."""
+    return Layout(
+        ranks=ranks,
+        sharding=preset.sharding,
+        optimizer=preset.train.optimizer,
+        accumulation=preset.train.accumulation,
+        mixed=preset.precision in ("fp16", "bf16"),
+        on_cpu=on_cpu,
+    )

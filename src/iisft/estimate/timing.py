@@ -1,0 +1,95 @@
+"""Time per step: FLOPs in closed form over the rate of the device, casts over its memory, gradients over the link.
+
+FLOPs of one micro-batch (checked against torch's FlopCounterMode on the traced model):
+    rows x (forward and input gradients of frozen layers, all of the adapter's)
+    + attention's two products over the full square.
+With checkpointing each layer's forward runs twice; the head's once. Frozen weights need no weight gradient.
+"""
+
+from dataclasses import dataclass
+
+from iisft.estimate.architecture import Architecture
+from iisft.estimate.memory import Layout
+from iisft.estimate.shape import StepShape
+from iisft.hardware.devices import Device
+
+_CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy
+_REACHED_BANDWIDTH = 0.7  # of the memory's peak; inferred
+_HALF = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A figure with its range."""
+
+    low: float
+    typical: float
+    high: float
+
+    def times(self, factor: float) -> "Span":
+        return Span(self.low * factor, self.typical * factor, self.high * factor)
+
+
+def micro_batch_flops(model: Architecture, shape: StepShape, length: float | None = None) -> float:
+    """FLOPs of forward and backward of one micro-batch on one GPU, its rows `length` tokens long (cutoff_len)."""
+    length = shape.length if length is None else length
+    rows = shape.batch * length
+    adapter = model.adapter_parameters(shape.rank)
+    layers = model.layers * model.layer_parameters
+    again = 2 if shape.checkpointing else 0
+    products = rows * ((4 + again) * layers + 4 * model.embedding_parameters + (6 + again) * adapter)
+    square = 4 * model.query_size * length * length * shape.batch * model.layers
+    fused = shape.attention in ("flash", "efficient")
+    return products + square * ((2 if shape.checkpointing else 1) + (2.5 if fused else 2))
+
+
+def computed_precision(shape: StepShape) -> str:
+    """The dtype of the products, as a device's rates are named."""
+    return "fp32" if shape.way == "exact" else _HALF[shape.autocast or shape.weights]
+
+
+def step_seconds(
+    model: Architecture,
+    shape: StepShape,
+    layout: Layout,
+    device: Device,
+    *,
+    length: Span | None = None,
+    measured_rate: float | None = None,
+) -> Span:
+    """Seconds of one optimizer step: all micro-batches, and what the ranks exchange.
+
+    Args:
+        length: tokens per row; None = every row is cutoff_len long.
+        measured_rate: TFLOP/s per GPU that runs like this one reached on this machine, everything included.
+    """
+    length = length or Span(shape.length, shape.length, shape.length)
+    if measured_rate is not None:
+        rate = (measured_rate * 0.9, measured_rate, measured_rate * 1.1)
+        extra = 0.0
+    else:
+        rate, _ = device.rate(computed_precision(shape))
+        extra = layout.accumulation * _cast_seconds(model, shape, device) + _link_seconds(model, shape, layout, device)
+    low, typical, high = (
+        layout.accumulation * micro_batch_flops(model, shape, tokens) / (1e12 * tflops) + extra
+        for tokens, tflops in ((length.low, rate[2]), (length.typical, rate[1]), (length.high, rate[0]))
+    )
+    return Span(low, typical, high)
+
+
+def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> float:
+    each = _CAST_BYTES.get(shape.way, 0.0)
+    passes = 3 if shape.checkpointing else 2
+    weights = passes * model.layers * model.layer_parameters + 2 * model.embedding_parameters
+    return each * weights / (device.bandwidth * 1e9 * _REACHED_BANDWIDTH)
+
+
+def _link_seconds(model: Architecture, shape: StepShape, layout: Layout, device: Device) -> float:
+    """Ring collectives: DDP and ZeRO-2 exchange the adapter's gradients once, FSDP and ZeRO-3 all weights twice."""
+    if layout.ranks < 2:
+        return 0.0
+    share = (layout.ranks - 1) / layout.ranks
+    adapter = 2 * share * 4 * model.adapter_parameters(shape.rank)
+    item = 2 if layout.mixed or shape.weights != "float32" else 4
+    gathers = 2 * layout.accumulation if layout.sharding in ("fsdp", "zero3") else 0
+    return (adapter + gathers * share * item * model.parameters) / (device.link * 1e9)

@@ -1,0 +1,105 @@
+"""The tape against the real code: LLaMA-Factory, peft, transformers on small models of every family, without data."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iisft.estimate.architecture import read_architecture
+from iisft.estimate.memory import Layout, estimate_memory
+from iisft.estimate.shape import StepShape
+
+SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
+PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
+FAMILIES = {
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
+    "llama": ("LlamaForCausalLM", {"num_key_value_heads": 8}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": None}),
+    "gemma": ("GemmaForCausalLM", {"num_key_value_heads": 1, "head_dim": 96, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2ForCausalLM", {"head_dim": 64, "tie_word_embeddings": True}),
+    "gemma3_text": ("Gemma3ForCausalLM", {"head_dim": 64, "num_hidden_layers": 6, "tie_word_embeddings": True}),
+    "glm": ("GlmForCausalLM", {"head_dim": 64, "attention_bias": True}),
+    "glm4": ("Glm4ForCausalLM", {"head_dim": 64, "attention_bias": True}),
+    "phi3": ("Phi3ForCausalLM", {}),
+}
+STEPS = (
+    {"arithmetic": "float32", "attention": "eager", "checkpointing": True},
+    {"autocast": "float16", "attention": "math", "checkpointing": False, "batch": 2, "length": 256},
+)
+MORE = (
+    {"autocast": "bfloat16", "attention": "flash", "optimizer": "adamw_torch_fused"},
+    {"weights": "float32", "attention": "efficient", "checkpointing": False, "optimizer": "sgd"},
+    {"weights": "float32", "attention": "eager", "sharding": "fsdp", "ranks": 2},
+    {"autocast": "bfloat16", "attention": "flash", "length": 2048, "sharding": "fsdp", "ranks": 4},
+    {
+        "attention": "eager",
+        "optimizer": "adafactor",
+        "target": "q_proj,v_proj",
+        "dropout": 0.0,
+        "rank": 256,
+        "length": 16,
+    },
+)
+
+
+def case(kind: str, **step: Any) -> dict[str, Any]:
+    name, special = FAMILIES[kind]
+    config = {
+        "model_type": kind, "architectures": [name], "hidden_size": 512, "intermediate_size": 1792,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 4096,
+        "tie_word_embeddings": False, "pad_token_id": 0, **special,
+    }  # fmt: skip
+    return {
+        "config": config, "weights": "bfloat16", "arithmetic": "native", "autocast": None, "batch": 1, "length": 512,
+        "checkpointing": True, "rank": 16, "dropout": 0.05, "target": "all", "optimizer": "adamw_torch", **step,
+    }  # fmt: skip
+
+
+def predicted(one: dict[str, Any]) -> int:
+    model = read_architecture(one["config"], one["target"])
+    assert model is not None
+    way = "exact" if one["arithmetic"] == "float32" else "native"
+    same = ("weights", "autocast", "attention", "batch", "length", "checkpointing", "rank", "dropout")
+    shape = StepShape(way=way, **{name: one[name] for name in same})
+    layout = Layout(one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"]))
+    return estimate_memory(model, shape, layout, 1.0).peak
+
+
+def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:
+    cases = [case(kind, **step) for kind in FAMILIES for step in STEPS] + [case("qwen2", **step) for step in MORE]
+    done = subprocess.run([PYTHON, str(SCRIPT)], input=json.dumps(cases), capture_output=True, text=True, check=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(cases)
+    missed = []
+    for one, answer in zip(cases, answers, strict=True):
+        assert "error" not in answer, (one, answer)
+        ratio = predicted(one) / answer["peak"]
+        if abs(ratio - 1) > 0.01:
+            missed.append((round(ratio, 4), one))
+    assert missed == []
+
+
+def test_a_case_that_can_not_be_traced_answers_with_its_error() -> None:
+    broken = case("qwen2", attention="eager")
+    broken["config"]["num_attention_heads"] = 7
+    done = subprocess.run([PYTHON, str(SCRIPT), json.dumps([broken])], capture_output=True, text=True, check=True)
+    assert "error" in json.loads(done.stdout)
+
+
+def test_the_command_line_traces_what_it_planned(iisft: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "模型 small"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case("mistral")["config"] | {"torch_dtype": "bfloat16"}))
+    result = iisft("plan", "-p", "mi50", "--model", str(folder), "--set", "train.cutoff_len=512", "--trace", "--json")
+    found = json.loads(result.out)
+    assert (result.code, found["trace"]["phase"]) == (0, found["phase"])
+    assert found["trace"]["predicted_over_traced"] == pytest.approx(1, abs=0.01)
+    assert found["trace"]["parts"]["ddp buckets"] > 0
+    refused = json.loads(iisft("plan", "-p", "qlora-24g", "--trace", "--json").out)
+    assert refused["trace"] == {"error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"}
