@@ -2,7 +2,7 @@
 
 python benchmarks/data_tokens.py [ROUNDS] [ROWS]
 
-3,000 (or ROWS) generated Alpaca rows of about 400 to 2,600 tokens, half of them Chinese; a byte-level BPE of 16,000 tokens
+3,000 (or ROWS) generated Alpaca rows of 400 to 2,600 tokens, half of them Chinese; a byte-level BPE of 16,000 tokens
 trained on a part of them. The account reads conversations, renders template qwen, counts, applies LLaMA-Factory's
 truncation and adds up.
 """

@@ -54,10 +54,24 @@ def move_into_place(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def append_line(path: Path, line: str) -> None:
+def make_durable(folder: Path) -> None:
+    """Bring what another program wrote into `folder` to the disk, with the permissions of an ordinary file.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        path.chmod(0o666 & ~_umask())
+    sync_folder(folder)
+
+
+def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     """Append one line whole or not at all, so that concurrent readers never see a part of it.
 
     What a power cut left of a last line is ended first, so that it spoils no other.
+    `durably`: return when it has reached the disk.
 
     Raises:
         OSError: the disk is full, or the file can't be written.
@@ -71,6 +85,8 @@ def append_line(path: Path, line: str) -> None:
         if os.write(descriptor, content) != len(content):  # the disk became full in the middle
             os.ftruncate(descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durably:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -126,7 +126,7 @@ class Witness:
         if not (backbone.training and torch.is_grad_enabled()):
             return
         self.seen = {"attention_dtype": None, "linear_dtype": None}
-        attention, linear = _first_attention(backbone)
+        attention, linear = first_attention(backbone)
         for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
@@ -135,7 +135,7 @@ class Witness:
         def hook(module, args, output):
             tensor = output[0] if isinstance(output, tuple) else output
             # bitsandbytes casts its result back to the input's dtype, but multiplies in compute_dtype
-            self.seen[key] = _plain(getattr(module, "compute_dtype", None) or tensor.dtype)
+            self.seen[key] = plain(getattr(module, "compute_dtype", None) or tensor.dtype)
 
         return hook
 
@@ -154,7 +154,7 @@ class Witness:
         handles.clear()
 
 
-def _first_attention(backbone):
+def first_attention(backbone):
     """The first attention module that holds a frozen linear layer, and that layer; or nothing twice."""
     for attention in backbone.modules():
         if "Attention" in type(attention).__name__:
@@ -176,7 +176,7 @@ def describe(model, arithmetic, device):
         "arithmetic": arithmetic,
         "weights": count_weights(model),
         "trainable_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
-        "autocast": _plain(torch.get_autocast_dtype(device.type)) if autocast else None,
+        "autocast": plain(torch.get_autocast_dtype(device.type)) if autocast else None,
         "attention": model.config._attn_implementation,
         "device": str(device),
         "float32_matmul_precision": _matmul_precision(),
@@ -188,7 +188,7 @@ def count_weights(model):
     counts = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and "lora_" not in name:
-            kind = _plain(parameter.dtype)
+            kind = plain(parameter.dtype)
             if type(parameter).__name__ == "Params4bit":
                 kind = getattr(parameter, "quant_type", "nf4")
             counts[kind] = counts.get(kind, 0) + _size(parameter)
@@ -211,7 +211,7 @@ def _matmul_precision():
         return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
-def _plain(dtype):
+def plain(dtype):
     return str(dtype).removeprefix("torch.")
 
 

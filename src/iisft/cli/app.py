@@ -8,17 +8,21 @@ import typer
 
 from iisft import __version__
 from iisft.cli import console
+from iisft.cli.chat import chat
 from iisft.cli.compare import compare
 from iisft.cli.data import data_app
 from iisft.cli.download import download
 from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
+from iisft.cli.export import export
 from iisft.cli.model import model_app, models
 from iisft.cli.plan import plan
+from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
 from iisft.cli.report import report
 from iisft.cli.run import register_run_commands
 from iisft.cli.runs import runs_app
+from iisft.cli.serve import serve
 from iisft.cli.train import train
 from iisft.cli.watch import watch
 from iisft.errors import EnvironmentFault, ExitCode, IisftError
@@ -41,10 +45,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 register_run_commands(app)
 app.command()(watch)
-app.command()(env_check)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(report)
+for _command in (env_check, predict, evaluate, compare, report, chat, serve, export):
+    app.command()(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,6 +20,11 @@ def out(text: str = "") -> None:
     print(text, flush=True)
 
 
+def out_part(text: str) -> None:
+    """A part of a line of data, at once."""
+    print(text, end="", flush=True)
+
+
 def out_json(value: Any) -> None:
     """The one JSON document of a command, which any encoding can carry."""
     plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() not in ("utf-8", "utf8")

@@ -31,6 +31,16 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.epochs=1."),
 ]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="STEP|final|best|base",
+        help="A step; final; best = lowest eval loss; base = no adapter. Left out = final, or the newest.",
+    ),
+]
+BaseModelOption = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")]
+CpuOption = Annotated[bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")]
 FormatOption = Annotated[
     str | None,
     typer.Option(

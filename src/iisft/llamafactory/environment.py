@@ -42,6 +42,7 @@ _STEERING = re.compile(
     r"(CUDA|HIP|ROCR|HSA|ROC|AMD|GPU|NCCL|RCCL|GLOO|UCX|MIOPEN|HIPBLASLT|ROCBLAS|CUBLAS|PYTORCH|TORCH|OMP|MKL|OPENBLAS"
     r"|NUMEXPR|DS|BNB)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHONPATH|PYTHONHASHSEED"
 )
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 CLEARED_PREFIX = "ACCELERATE_"  # accelerate takes mixed precision, sharding and compilation from them
 # What a preset's env may not say: keys of the preset or iisft decide it. Where torchrun listens is free.
 _DECIDED = (
@@ -89,7 +90,7 @@ def compile_environment(
     if preset.hardware.vendor == "amd":
         env["OPTIM_TORCH"] = "0"  # LLaMA-Factory would force expandable_segments, which ROCm does not have
     if placement.on_cpu:
-        env |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+        env |= NO_GPU
     return env | preset.env
 
 

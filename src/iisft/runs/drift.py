@@ -12,6 +12,7 @@ from iisft.errors import EnvironmentFault, RunStateError
 from iisft.hardware.gpus import visible_gpus
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import steering
+from iisft.models import identity
 from iisft.runs.folder import RunFolder
 
 _COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
@@ -36,7 +37,7 @@ def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
         *_changed("train.yaml", record.get("train_yaml"), arguments),
         *_changed("preset.yaml (read by nothing any more)", record.get("preset"), _yaml(folder.preset)),
         *_changed_digests("model/", record.get("view"), folder.model),
-        *_model(record["model"]),
+        *identity.changes(record["model"], Path(record["model"]["folder"]), copies=False),
         *_data(folder, record["data"]),
         *_packages(record),
         *_shell(record),
@@ -54,20 +55,6 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple
 def view_digests(view: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 of the files that iisft wrote into a view."""
     return {name: _sha256(view / name) for name in sorted(names)}
-
-
-def _model(recorded: Mapping[str, Any]) -> Iterator[str]:
-    place = Path(recorded["folder"])
-    if _sha256(place / "config.json") != recorded["config_sha256"]:
-        yield f"the model's config.json has changed ({place})"
-    for name, stamp in recorded["files"].items():
-        try:
-            stat = (place / name).stat()
-        except OSError:
-            yield f"the model's {name} is missing ({place})"
-            continue
-        if {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} != stamp:
-            yield f"the model's {name} was replaced ({place})"
 
 
 def _data(folder: RunFolder, recorded: list[Mapping[str, Any]]) -> Iterator[str]:

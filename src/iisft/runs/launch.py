@@ -11,6 +11,7 @@ from typing import Any
 from iisft import __version__, files, process
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
+from iisft.models import identity
 from iisft.models.view import build_view
 from iisft.runs import drift, outlook, rundata, script, tokencache
 from iisft.runs.checks import taken_error
@@ -92,22 +93,16 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
             "parameters": checkpoint.parameters,
             "dtypes": checkpoint.dtypes,
             "config_sha256": hashlib.sha256((plan.model_folder / "config.json").read_bytes()).hexdigest(),
-            "files": {name: _stamp(plan.model_folder / name) for name in checkpoint.weight_files},
+            "files": {name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files},
         },
         "data": [dataset.as_record() for dataset in written],
         "tokens": plan.tokens.name if plan.tokens else None,
-        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets),
+        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),
         "launcher": launcher.as_json() if launcher else None,
     }
-
-
-def _stamp(weights: Path) -> dict[str, int]:
-    """Enough to notice another file in its place; a digest of 15 GB would take longer than the whole preflight."""
-    stat = weights.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def join(plan: Plan) -> None:

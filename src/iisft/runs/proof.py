@@ -84,13 +84,19 @@ def differences(expected: Expected, observed: Observed, local_ranks: int, *, is_
 
 
 def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
+    yield from precision_differences(expected, proof)
+    if (seen := proof.get("world_size")) != expected.world_size:
+        yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+
+
+def precision_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
+    """What one process computes in otherwise than the preset says, while training or afterwards."""
     facts = {
         "base weights": (weights_dtype(proof), expected.weights_dtype),
         "arithmetic": (compute_dtype(proof), expected.compute_dtype),
         "autocast": (proof.get("autocast"), expected.autocast),
         "attention": (proof.get("attention"), expected.attention),
         "products": (proof.get("arithmetic"), expected.arithmetic),
-        "world size": (proof.get("world_size"), expected.world_size),
     }
     for name, (seen, wanted) in facts.items():
         if seen != wanted:

@@ -61,7 +61,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         if status_of(folder).live:  # another resume was faster
             raise RunStateError("already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}")
         record = record_of(folder)
-        env = _environment(folder, record)
+        env = environment_of(folder, record)
         found = drift.differences(folder, record)
         if found and not accept_drift:
             text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
@@ -145,8 +145,12 @@ def record_of(folder: RunFolder) -> dict[str, Any]:
     return record
 
 
-def _environment(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
-    """What the run was started with; values that are secret stand in no file, so they come from the shell."""
+def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
+    """What the run was started with; values that are secret stand in no file, so they come from the shell.
+
+    Raises:
+        EnvironmentFault: its interpreter or a secret is missing.
+    """
     interpreter = Path(record["interpreter"]["path"])
     if not interpreter.exists():
         raise EnvironmentFault(

@@ -1,4 +1,4 @@
-"""The only module that starts, finds, signals or waits for processes. Linux (/proc)."""
+"""The only package that starts, finds, signals or waits for processes. Linux (/proc)."""
 
 import contextlib
 import os
@@ -103,9 +103,9 @@ def run(
             if late is None:
                 return Completed(child.wait(max(timeout_s, _DYING_S)), *pipes.texts)
         except BaseException:
-            _signal_group(child.pid, signal.SIGKILL)
+            signal_group(child.pid, signal.SIGKILL)
             raise
-        _signal_group(child.pid, signal.SIGKILL)
+        signal_group(child.pid, signal.SIGKILL)
         pipes.read(_DYING_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_DYING_S)
@@ -118,7 +118,7 @@ def run_attached(argv: Sequence[str]) -> int:
     try:
         return child.wait()
     except BaseException:
-        _signal_group(child.pid, signal.SIGKILL)
+        signal_group(child.pid, signal.SIGKILL)
         child.wait()
         raise
 
@@ -148,7 +148,7 @@ class Child:
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended; waits for that up to `timeout_s` seconds."""
-        _sleep_until_end(self.pid, timeout_s)
+        sleep_until_end(self.pid, timeout_s)
         return self.returncode() is not None
 
 
@@ -168,11 +168,12 @@ class Adopted:
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended; waits for that up to `timeout_s` seconds."""
         if self.identity.alive():
-            _sleep_until_end(self.pid, timeout_s)
+            sleep_until_end(self.pid, timeout_s)
         return not self.identity.alive()
 
 
-def _sleep_until_end(pid: int, timeout_s: float) -> None:
+def sleep_until_end(pid: int, timeout_s: float) -> None:
+    """Wait for the end of a process, a zombie's included, up to `timeout_s` seconds."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -281,6 +282,7 @@ def _signal_all(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _signal_group(pid: int, number: int) -> None:
+def signal_group(pid: int, number: int) -> None:
+    """Signal every process of the group that `pid` leads."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)

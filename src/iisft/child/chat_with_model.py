@@ -1,0 +1,32 @@
+"""Answers to one conversation after the other, word by word.
+
+Runs in the training interpreter (see run_model.py). Each message that arrives is {"messages", "system", "temperature"};
+any other one while an answer comes takes that back.
+"""
+
+import traceback
+
+from run_model import Link, agreed, load
+from talking import Generate, TooLong
+
+
+def main():
+    link = Link()
+    chat = load(link.receive())
+    agreed(link, chat.engine)
+    Generate(chat.engine, taken_back=link.arrived)
+    link.send(kind="ready")
+    while True:
+        asked = link.receive()
+        if "messages" in asked:
+            try:
+                for text in chat.stream_chat(asked["messages"], asked["system"], temperature=asked["temperature"]):
+                    link.send(kind="text", text=text)
+                link.send(kind="answered")
+            except (TooLong, RuntimeError) as error:
+                traceback.print_exc()
+                link.send(kind="failed", message=str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Greedy answers of a run's model to staged rows, in batches, one message per finished batch.
+
+Runs in the training interpreter (see run_model.py for the way it talks). The specification has besides:
+{"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size", "max_new_tokens",
+"jobs": [{"which", "adapter", "done": [row numbers]}]}; every job after the first swaps in another adapter.
+
+Rows whose answers will be about equally long go together, so that few wait for one, the longest first, so that memory
+runs out at once or never. The batches depend on the rows alone: a run that was killed goes on with the same ones.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from run_model import Link, agreed, load, stop_ids, swap_adapter
+from transformers import GenerationConfig
+
+PROMPT_TOKENS_PER_STEP = 64  # reading so much of a prompt takes about as long as one step of an answer
+
+
+@dataclass
+class Row:
+    """One row of the data: its prompt in tokens and as text, its reference as text and in tokens."""
+
+    number: int
+    ids: list
+    text: str
+    reference: str | None
+    reference_ids: list
+
+    @property
+    def reference_tokens(self):
+        return len(self.reference_ids)
+
+
+def read_rows(engine, data, count):
+    """The first `count` rows, as LLaMA-Factory itself makes prompts of them, but never cut."""
+    import json
+
+    from llamafactory.data.converter import get_dataset_converter
+    from llamafactory.data.parser import get_dataset_list
+    from llamafactory.hparams import DataArguments
+
+    (attributes,) = get_dataset_list([data["name"]], data["folder"])
+    convert = get_dataset_converter(attributes.formatting, attributes, DataArguments())
+    tokenizer, template = engine.tokenizer, engine.template
+    rows = []
+    with Path(data["file"]).open(encoding="utf-8") as stream:
+        for number, line in zip(range(1, count + 1), stream, strict=False):
+            example = convert(json.loads(line))
+            answer = example["_response"][:1] or [{"role": "assistant", "content": ""}]
+            messages = example["_prompt"] + answer
+            ids, reference_ids = template.encode_oneturn(tokenizer, messages, example["_system"], example["_tools"])
+            reference = answer[0]["content"] if example["_response"] else None
+            text = tokenizer.decode(ids, skip_special_tokens=False)
+            rows.append(Row(number, ids, text, reference, reference_ids))
+    return rows
+
+
+def in_batches(rows, size):
+    """Rows of like length together, the longest first."""
+
+    def length(row):
+        answer = round(4 * math.log2(row.reference_tokens + 1)) if row.reference is not None else 0
+        return -answer, -len(row.ids), row.number
+
+    ordered = sorted(rows, key=length)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def work(batch):
+    """How long a batch takes, in steps of decoding, as far as its references tell."""
+    prompts = sum(len(row.ids) for row in batch) / PROMPT_TOKENS_PER_STEP
+    return max((row.reference_tokens for row in batch), default=0) + prompts
+
+
+@torch.inference_mode()
+def generate(engine, batch, limit):
+    """New tokens of each row, one list per row."""
+    pad, width = engine.tokenizer.pad_token_id, max(len(row.ids) for row in batch)
+    ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in batch])
+    mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in batch])
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=limit, eos_token_id=stop_ids(engine), pad_token_id=pad, use_cache=True
+    )
+    device = engine.model.device
+    out = engine.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    return out[:, width:].tolist()
+
+
+def answers(engine, batch, max_new_tokens):
+    """Finished rows of a batch. One that does not fit into memory is halved; a single row that does not is an error."""
+    context = getattr(engine.model.config, "max_position_embeddings", None) or sys.maxsize
+    fitting = [row for row in batch if len(row.ids) < context]
+    for row in batch:
+        if len(row.ids) >= context:
+            yield failed(row, f"the prompt has {len(row.ids)} tokens, the model's context ends at {context}")
+    if not fitting:
+        return
+    limit = min(max_new_tokens, context - max(len(row.ids) for row in fitting))
+    try:
+        generated = generate(engine, fitting, limit)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        generated = None
+    if generated is not None:
+        for row, ids in zip(fitting, generated, strict=True):
+            yield finished(engine, row, ids)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(fitting) == 1:
+        yield failed(fitting[0], f"out of memory with a prompt of {len(fitting[0].ids)} tokens")
+        return
+    print(f"out of memory with {len(fitting)} rows at once: half of them at a time", file=sys.stderr, flush=True)
+    half = len(fitting) // 2
+    yield from answers(engine, fitting[:half], max_new_tokens)
+    yield from answers(engine, fitting[half:], max_new_tokens)
+
+
+def is_out_of_memory(error):
+    text = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def finished(engine, row, ids):
+    stops = set(stop_ids(engine))
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    kept = ids if end is None else ids[: end + 1]
+    return line(
+        row,
+        prediction=engine.tokenizer.decode(kept, skip_special_tokens=True),
+        tokens=len(kept),
+        stop="length" if end is None else "eos",
+    )
+
+
+def failed(row, error):
+    return line(row, prediction="", tokens=0, stop=None, error=error)
+
+
+def line(row, *, prediction, tokens, stop, error=None):
+    return {
+        "row": row.number,
+        "prompt": row.text,
+        "reference": row.reference,
+        "prediction": prediction,
+        "prompt_tokens": len(row.ids),
+        "tokens": tokens,
+        "stop": stop,
+        "error": error,
+    }
+
+
+def do_job(link, engine, spec, job, rows):
+    done = set(job["done"])
+    batches = [[row for row in batch if row.number not in done] for batch in in_batches(rows, spec["batch_size"])]
+    batches = [batch for batch in batches if batch]
+    total, finished_work = sum(map(work, batches)), 0.0
+    link.send(kind="job", which=job["which"])
+    for batch in batches:
+        lines = list(answers(engine, batch, spec["max_new_tokens"]))
+        finished_work += work(batch)
+        link.send(kind="rows", rows=lines, share=finished_work / total)
+
+
+def main():
+    link = Link()
+    spec = link.receive()
+    engine = load(spec).engine
+    agreed(link, engine)
+    rows = read_rows(engine, spec["data"], spec["count"])
+    for number, job in enumerate(spec["jobs"]):
+        if number:
+            swap_adapter(engine.model, job["adapter"])
+        do_job(link, engine, spec, job, rows)
+    link.send(kind="end")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""A run's model as it was trained, loaded through LLaMA-Factory's own loader; the other scripts here ask it.
+
+Runs in the training interpreter. The script's first line of standard input is the specification (JSON):
+{"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16" or null,
+"one_device": whether it fits on one GPU}.
+Standard output carries one JSON object per line and nothing else; everything that is printed goes to stderr.
+
+LLaMA-Factory merges an adapter into the weights in their own dtype, which rounds it. Here it stays beside them, as in
+training, and the arithmetic is the view's. The end of standard input ends the process.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+import queue
+import sys
+import threading
+import types
+from pathlib import Path
+
+import torch
+
+
+class Link:
+    """The way to the process that started this one."""
+
+    def __init__(self):
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self._arrived = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        rest = b""
+        while chunk := os.read(0, 65536):  # sys.stdin's lock would be held at the end of the interpreter
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._arrived.put(json.loads(line))
+        os._exit(0)
+
+    def receive(self):
+        return self._arrived.get()
+
+    def arrived(self):
+        """Whether something waits to be received."""
+        return not self._arrived.empty()
+
+    def send(self, **message):
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._out.write(json.dumps(message) + "\n")
+            self._out.flush()
+
+
+def load(spec):
+    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer and template."""
+    from llamafactory.chat import chat_model, hf_engine
+    from llamafactory.model import load_model
+
+    hf_engine.load_model = functools.partial(_load_model, spec, load_model)
+    return chat_model.ChatModel(known_arguments(spec))
+
+
+def known_arguments(spec):
+    """Those of the run's arguments that are not the trainer's alone."""
+    from llamafactory.hparams import parser
+
+    known = {name for group in parser._INFER_ARGS for name in group.__dataclass_fields__}
+    return {name: value for name, value in spec["arguments"].items() if name in known}
+
+
+def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwargs):
+    from transformers import GenerationConfig
+
+    cuda = torch.cuda.is_available()
+    if spec["one_device"] or not cuda:
+        model_args.device_map = {"": torch.device("cuda", 0) if cuda else torch.device("cpu")}
+    if spec["autocast"]:
+        model_args.compute_dtype = getattr(torch, spec["autocast"])
+    model = load_model(tokenizer, model_args, finetuning_args, **kwargs)
+    placed = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if cuda and placed & {"cpu", "disk"}:
+        raise MemoryError("the GPUs' memory is too small for the model")
+    if spec["autocast"]:
+        _autocast(model, getattr(torch, spec["autocast"]))
+    model.generation_config = GenerationConfig()  # the published one samples and penalises; only what is asked counts
+    if spec["adapter"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, spec["adapter"], is_trainable=False)
+    return model.requires_grad_(False).eval()
+
+
+def _autocast(model, dtype):
+    """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward, float32 outside."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    inside = torch.autocast(model.device.type, dtype=dtype)(model.forward.__func__)
+    model.forward = types.MethodType(convert_outputs_to_fp32(inside), model)
+
+
+def swap_adapter(model, folder):
+    """Put the weights of another checkpoint of the same run into the loaded adapter."""
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
+        raise ValueError(f"{folder} holds another adapter than the run's")
+
+
+@torch.inference_mode()
+def observe(model, tokenizer):
+    """What a forward of this model computes in, with the words of the training's proof."""
+    package = types.ModuleType("iisft_child")
+    package.__path__ = [str(Path(__file__).parent)]
+    sys.modules["iisft_child"] = package
+    view = importlib.import_module("iisft_child.modeling_iisft")
+    base = base_of(model)
+    backbone = getattr(base, base.base_model_prefix)
+    seen = {"attention_dtype": None, "linear_dtype": None}
+
+    def note(key):
+        def hook(module, args, output):
+            tensor = output[0] if isinstance(output, tuple) else output
+            seen[key] = view.plain(getattr(module, "compute_dtype", None) or tensor.dtype)
+
+        return hook
+
+    def describe(module, args, output):
+        seen.update(view.describe(base, getattr(base.config, "iisft_arithmetic", None), output[0].device))
+
+    attention, linear = view.first_attention(backbone)
+    hooks = [backbone.register_forward_hook(describe)]
+    for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
+        if module is not None:
+            hooks.append(module.register_forward_hook(note(key)))
+    base(input_ids=torch.tensor([[tokenizer.eos_token_id]], device=base.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def agreed(link, engine):
+    """Report what the model computes in, and go on only when the other side has found it right."""
+    link.send(kind="observed", proof=observe(engine.model, engine.tokenizer))
+    link.receive()
+
+
+def base_of(model):
+    """The model without its adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def stop_ids(engine):
+    return engine.template.get_stop_token_ids(engine.tokenizer)

@@ -1,0 +1,48 @@
+"""iisft serve: an OpenAI-style API over a run's model."""
+
+from typing import Annotated
+
+import typer
+
+from iisft.cli import console
+from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, JsonOption, RunArgument
+
+
+def serve(
+    run: RunArgument = None,
+    checkpoint: CheckpointOption = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask; a key is made then.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 = any free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name in the API; left out = the run's id.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")] = None,
+    model: BaseModelOption = None,
+    cpu: CpuOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer OpenAI's chat API with a run's model, on this machine alone unless asked. Ctrl-C ends it."""
+    from iisft.cli.loading import prepare
+    from iisft.inference import talk
+
+    with talk.bound(host, port) as address:
+        ready = prepare(run, checkpoint, model, cpu=cpu, max_tokens=max_tokens)
+        console.say("loading the model")
+        known_as = name or ready.source.folder.id
+        with talk.served(
+            ready.source, ready.chosen, address, name=known_as, max_new_tokens=ready.max_new_tokens
+        ) as worker:
+            if as_json:
+                console.out_json({"url": address.url, "model": known_as, "api_key": address.key})
+            else:
+                _say(address.url, known_as, address.key)
+            for _ in worker.messages():
+                pass
+
+
+def _say(url: str, known_as: str, key: str | None) -> None:
+    console.out(url)
+    if key is not None:
+        console.say(f"key: {key}   (IISFT_API_KEY sets your own)")
+    authorization = f"-H 'Authorization: Bearer {key}' " if key is not None else ""
+    body = f'{{"model": "{known_as}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    console.say(f"try: curl {url}/chat/completions {authorization}-H 'Content-Type: application/json' -d '{body}'")
+    console.say("Ctrl-C ends it")

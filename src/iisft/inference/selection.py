@@ -1,0 +1,150 @@
+"""Which adapter of a run is meant: the final one, a checkpoint, the best one, or none."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft.errors import RunStateError, UsageError
+from iisft.models.checkpoint import read_header
+from iisft.runs.checkpoints import Saved, checkpoints
+from iisft.runs.folder import RunFolder
+from iisft.runs.state import RunStatus, status_of
+
+FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An adapter of a run. `which` is "final", a checkpoint's step, or "base" (no adapter); `reason` is for people."""
+
+    which: str
+    step: int | None
+    adapter: Path | None
+    reason: str = ""
+
+
+def choose(folder: RunFolder, wanted: str | None) -> list[Chosen]:
+    """What `--checkpoint` means for this run: one adapter, or with `all` every one that differs.
+
+    Raises:
+        UsageError: it is no step and no known word.
+        RunStateError: the run has no such checkpoint, or it is torn.
+    """
+    if wanted == ALL:
+        return _all(folder)
+    return [choose_one(folder, wanted)]
+
+
+def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
+    """The same for commands that take one adapter.
+
+    Left out: the final adapter of a finished run, the newest whole checkpoint of any other.
+    """
+    if wanted == BASE:
+        return Chosen(BASE, None, None)
+    if wanted == BEST:
+        return _best(folder)
+    if wanted == ALL:
+        raise UsageError("checkpoint-all", "--checkpoint all is for predict alone")
+    if wanted is not None and wanted != FINAL:
+        if not wanted.isdigit():
+            words = f"{FINAL}, {BEST}, {BASE} or {ALL}"
+            raise UsageError("checkpoint-word", f"--checkpoint is a step, {words}, not {wanted!r}")
+        return _numbered(folder, int(wanted))
+    status = status_of(folder)
+    if status.state == "finished":
+        return _final(folder, status)
+    if wanted == FINAL:
+        fix = f"--checkpoint N, or iisft resume {folder.id}"
+        raise RunStateError("not-finished", f"{folder.id} is {status.state}: it has no final adapter yet", fix=fix)
+    whole = _whole(folder, status)
+    if not whole:
+        raise RunStateError(
+            "no-checkpoint",
+            f"{folder.id} is {status.state} and has no complete checkpoint yet",
+            where=str(folder.output),
+            fix=f"iisft status {folder.id}",
+        )
+    newest = whole[-1]
+    return _checkpoint(newest, f"{folder.id} is {status.state}: its newest complete checkpoint-{newest.step} is taken")
+
+
+def _final(folder: RunFolder, status: RunStatus) -> Chosen:
+    _require_whole(folder.output / ADAPTER, folder)
+    return Chosen(FINAL, status.metrics.get("step"), folder.output)
+
+
+def _numbered(folder: RunFolder, step: int) -> Chosen:
+    saved = [one for one in checkpoints(folder.output, status_of(folder).ranks or 1) if one.step == step]
+    if not saved:
+        kept = ", ".join(str(one.step) for one in _whole(folder)) or "none"
+        raise RunStateError(
+            "no-such-checkpoint", f"{folder.id} has no checkpoint-{step}; kept: {kept}", where=str(folder.output)
+        )
+    _require_whole(saved[-1].folder / ADAPTER, folder)  # the optimizer's state is no matter here
+    return _checkpoint(saved[-1])
+
+
+def _best(folder: RunFolder) -> Chosen:
+    losses = eval_losses(folder)
+    whole = {one.step: one for one in _whole(folder)}
+    evaluated = sorted((losses[step], step) for step in whole if step in losses)
+    if not evaluated:
+        known = f"evaluated at {', '.join(map(str, losses))}" if losses else "no evaluation loss was recorded"
+        raise RunStateError(
+            "no-best",
+            f"no kept checkpoint of {folder.id} has an evaluation loss ({known})",
+            fix="train with data.eval and save.eval_every_steps; or predict --checkpoint all, then iisft compare",
+        )
+    loss, step = evaluated[0]
+    reason = f"checkpoint-{step} has the lowest evaluation loss of those kept, {loss:.4f}"
+    lowest = min(losses, key=lambda at: losses[at])
+    if losses[lowest] < loss:
+        reason += f" (step {lowest} had {losses[lowest]:.4f}, but its checkpoint is gone)"
+    return _checkpoint(whole[step], reason)
+
+
+def _all(folder: RunFolder) -> list[Chosen]:
+    """Every complete checkpoint in the order of steps, then the final adapter unless it is the last one's."""
+    status = status_of(folder)
+    found = [_checkpoint(saved) for saved in _whole(folder, status)]
+    if status.state == "finished":
+        final = _final(folder, status)
+        if not found or not _same_file(folder.output / ADAPTER, found[-1].adapter):
+            found.append(final)
+    if not found:
+        raise RunStateError("no-checkpoint", f"{folder.id} has no complete checkpoint", where=str(folder.output))
+    return found
+
+
+def eval_losses(folder: RunFolder) -> dict[int, float]:
+    """Step -> evaluation loss, the last one where a step was evaluated again."""
+    found: dict[int, float] = {}
+    for event in folder.read_events():
+        loss: Any = event.get("eval_loss")
+        if event["kind"] in ("metrics", "redone") and isinstance(loss, float):
+            found[int(event["step"])] = loss
+    return found
+
+
+def _whole(folder: RunFolder, status: RunStatus | None = None) -> list[Saved]:
+    ranks = (status or status_of(folder)).ranks or 1
+    return [saved for saved in checkpoints(folder.output, ranks) if saved.complete]
+
+
+def _checkpoint(saved: Saved, reason: str = "") -> Chosen:
+    return Chosen(str(saved.step), saved.step, saved.folder, reason)
+
+
+def _require_whole(adapter: Path, folder: RunFolder) -> None:
+    try:
+        read_header(adapter)
+    except (OSError, ValueError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
+        fix = f"another checkpoint: iisft status {folder.id}"
+        raise RunStateError("adapter-torn", f"the adapter {what}", where=str(adapter), fix=fix) from error
+
+
+def _same_file(one: Path, folder: Path | None) -> bool:
+    return folder is not None and one.read_bytes() == (folder / ADAPTER).read_bytes()

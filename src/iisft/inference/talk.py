@@ -1,0 +1,142 @@
+"""A conversation with a run's model, and its API: one child that keeps the model loaded."""
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import socket
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+from iisft.errors import EnvironmentFault, IisftError, RunFailed
+from iisft.inference.selection import Chosen
+from iisft.inference.source import Source
+from iisft.inference.worker import Worker, require_proof, started
+from iisft.llamafactory import loading
+
+KEY_VARIABLE = "IISFT_API_KEY"
+FIRST_PORT = 8000
+
+
+@dataclass
+class Conversation:
+    """Turns so far, and the model that answers them."""
+
+    worker: Worker
+    system: str | None
+    temperature: float
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def ask(self, text: str) -> Generator[str]:
+        """The answer as it comes; closed before its end it is taken back. A question without an answer is forgotten.
+
+        Raises:
+            RunFailed: the model could not answer; the conversation can go on.
+        """
+        asked = [*self.turns, {"role": "user", "content": text}]
+        self.worker.send(messages=asked, system=self.system, temperature=self.temperature)
+        answer, ended = "", False
+        try:
+            while (message := self.worker.receive())["kind"] == "text":
+                answer += message["text"]
+                yield message["text"]
+            ended = True
+        finally:
+            if not ended:  # interrupted, here or where the text went to
+                self._take_back()
+        if message["kind"] == "failed":
+            raise RunFailed("no-answer", message["message"], fix="/clear begins anew")
+        self.turns = [*asked, {"role": "assistant", "content": answer}]
+
+    def _take_back(self) -> None:
+        self.worker.send(kind="enough")
+        with contextlib.suppress(IisftError):  # it died: the next question says so
+            while self.worker.receive()["kind"] == "text":
+                pass
+
+
+@contextlib.contextmanager
+def conversation(
+    source: Source, chosen: Chosen, *, system: str | None, temperature: float, max_new_tokens: int
+) -> Iterator[Conversation]:
+    """A loaded model to talk to, for the block.
+
+    Raises:
+        RunFailed: it does not compute as in training, or the child died.
+        EnvironmentFault: no memory, or the run folder can't be written.
+    """
+    with source.opened() as (view, env):
+        spec = source.loading(view, chosen, max_new_tokens=max_new_tokens)
+        with started(source, "chat_with_model.py", spec, command="chat", env=env) as worker:
+            require_proof(source, worker)
+            worker.receive()
+            yield Conversation(worker, system, temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an API listens. `key` is None where only this machine can ask."""
+
+    host: str
+    socket: socket.socket
+    key: str | None
+
+    @property
+    def port(self) -> int:
+        return int(self.socket.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/v1"
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[Address]:
+    """Take the address before a model is loaded for it; a key is made when others than this machine can reach it.
+
+    Raises:
+        EnvironmentFault: the port is taken, or the host is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            where = f"{host}:{port}"
+            text, fix = (
+                f"{where} can't be listened on: {error.strerror}",
+                f"--port {port + 1}, or --port 0 for any free one",
+            )
+            raise EnvironmentFault("port-taken", text, where=where, fix=fix) from error
+        yield Address(host, listener, None if _is_loopback(host) else _key())
+
+
+@contextlib.contextmanager
+def served(source: Source, chosen: Chosen, address: Address, *, name: str, max_new_tokens: int) -> Iterator[Worker]:
+    """An API that answers at `address`, for the block.
+
+    Raises:
+        RunFailed: the model does not compute as in training, or the child died.
+        EnvironmentFault: no memory, or the run folder can't be written.
+    """
+    descriptor = address.socket.fileno()
+    with source.opened() as (view, env):
+        spec = source.loading(view, chosen, max_new_tokens=max_new_tokens) | {"socket": descriptor}
+        env = env | loading.api_environment(name, address.key)
+        with started(source, "serve_model.py", spec, command="serve", env=env, inherits=[descriptor]) as worker:
+            require_proof(source, worker)
+            worker.receive()
+            yield worker
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _key() -> str:
+    return os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(32)
