@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_machines import FIRST_USER, TWO_MI50, Fake
-from rule_cases import CASES, IOMMU_ON, Scene, amd, deep, shell
+from rule_cases import CASES, IOMMU_ON, Scene, amd, deep, failing, packages, shell
 
 from iisft.hardware import collecting, doctor, fix_plan
 from iisft.hardware.doctor import Case, Diagnosis, rules
@@ -110,3 +110,20 @@ def test_a_smaller_gpu_is_a_warning_where_the_plan_fits(tmp_path: Path) -> None:
     for fits, severity in {None: "error", "no": "error", "tight": "warn", "yes": "warn"}.items():
         found = {one.rule.id: one.seen.severity for one in doctor.diagnose(replace(case, fits=fits))}
         assert found["gpu-memory"] == severity
+
+
+def test_a_newer_torchaudio_that_can_be_imported_is_a_warning(tmp_path: Path) -> None:
+    newer = packages(TWO_MI50, torchaudio="2.8.0+rocm6.3")
+    [told] = findings(newer, tmp_path / "1", "R11")
+    assert told.seen.severity == "warn"
+    [told] = findings(failing(newer, "torchaudio", "OSError: undefined symbol"), tmp_path / "2", "R11")
+    assert told.seen.severity == "error"
+
+
+def test_no_command_lets_pip_fetch_another_torch(tmp_path: Path) -> None:
+    for rule_id, (scene, _) in CASES.items():
+        for one in doctor.diagnose(case_of(scene, tmp_path / rule_id)):
+            for command in one.seen.fix.commands:
+                if "--force-reinstall" in command:
+                    assert "--no-deps" in command
+                assert "pip install 'torch" not in command and "pip install torch>" not in command

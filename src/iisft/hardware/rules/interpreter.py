@@ -45,11 +45,8 @@ def cli_missing(case: Case) -> Iterator[Seen]:
 def spaces_in_path(case: Case) -> Iterator[Seen]:
     """LLaMA-Factory builds its torchrun command as text and splits it at spaces."""
     found = case.machine.interpreter
-    if (
-        found
-        and (case.ranks * case.nodes > 1 or case.several)
-        and any(letter.isspace() for letter in str(found.launcher or ""))
-    ):
+    several = case.ranks * case.nodes > 1 or case.several
+    if found and several and any(letter.isspace() for letter in str(found.launcher or "")):
         yield Seen(
             "LLaMA-Factory splits its torchrun command at spaces, and its own path has one: more than one rank can't "
             "start",
@@ -116,12 +113,12 @@ def import_failed(case: Case) -> Iterator[Seen]:
     for name, error in errors.items():
         if name == "torchaudio":
             continue  # R11
-        fix = (
-            torch_fix(case)
-            if name in ("torch", "torchvision", "devices")
-            else pip(f"pip install --force-reinstall {name}")
-        )
-        yield Seen(f"{name} can't be imported: {error}", _where(case), fix)  # fmt: skip
+        if name in ("torch", "torchvision", "devices"):
+            fix = torch_fix(case)
+        else:  # without --no-deps pip would fetch another torch
+            version = f"=={case.packages[name]}" if name in case.packages else ""
+            fix = pip(f"pip install --force-reinstall --no-deps {name}{version}")
+        yield Seen(f"{name} can't be imported: {error}", _where(case), fix)
 
 
 @rule("R31", "python-version", applies="LLaMA-Factory 0.9.5", source="LLaMA-Factory pyproject.toml")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from iisft.hardware.cards import Card
 from iisft.hardware.doctor import Case, Seen, numbers, rule
 from iisft.hardware.gpus import Gpu
-from iisft.hardware.remedies import as_root, by_hand, export, kernel_parameter, pip
+from iisft.hardware.remedies import as_root, by_hand, export, kernel_parameter, torch_for
 
 _PASSED_THROUGH = {"iommu=pt", "iommu=off", "intel_iommu=off", "amd_iommu=off", "iommu.passthrough=1"}
 
@@ -145,7 +145,9 @@ def no_atomics(case: Case) -> Iterator[Seen]:
             f"no PCIe atomics for {len(without)} GPU(s): device asserts fail with 'Pcie atomics not enabled, hostcall "
             "not supported'",
             "flags of io_links in /sys/class/kfd",
-            pip("pip install 'torch>=2.2'") if torch and torch < (2, 2) else by_hand("put the card into a CPU's slot"),
+            torch_for(without[0].arch, case.machine.host)
+            if torch and torch < (2, 2)
+            else by_hand("put the card into a CPU's slot"),
             "warn",
         )
 

@@ -43,8 +43,12 @@ def torchaudio_mismatch(case: Case) -> Iterator[Seen]:
         "LLaMA-Factory imports it at its start, even for text",
         ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         torch_fix(case),
-        "error" if "torchaudio" in errors or len(tags) < 2 else "warn",
+        "error" if "torchaudio" in errors or not _imported(case, "torchaudio") else "warn",
     )
+
+
+def _imported(case: Case, package: str) -> bool:
+    return case.machine.capabilities is not None and package in case.machine.capabilities.steps
 
 
 def _minor(case: Case, package: str) -> tuple[int, ...]:
@@ -126,7 +130,7 @@ def conv3d(case: Case) -> Iterator[Seen]:
         yield Seen(
             f"torch {case.packages['torch']} is refused for vision models (slow Conv3D)",
             "vision_config in the model's config.json",
-            pip("pip install 'torch<2.9'", text="torch below 2.9 or from 2.10 on, from the same index"),
+            pip(text="torch 2.8.0 with torchvision 0.23.0 and torchaudio 2.8.0 from the same index, or 2.10 and newer"),
         )
 
 
