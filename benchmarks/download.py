@@ -80,6 +80,7 @@ def first_byte(hub: HubServer, folder: Path, runs: int) -> None:
             process.kill()
             process.wait()
             shutil.rmtree(to, ignore_errors=True)
+            time.sleep(0.3)  # what was on its way is not the next one's
             if number:
                 waits.append(bodies[0].when - started)
         print(f"first byte: {name:<32} median {statistics.median(waits):.3f} s ({min(waits):.3f} .. {max(waits):.3f})")

@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from iisft.data import staging
 from iisft.data.checking import Check
 from iisft.data.conversation import from_row
 from iisft.data.source import open_source
+from iisft.llamafactory.datasets import CHUNK_BYTES
 from iisft.workspace import Workspace
 
 CHILD = Path(__file__).with_name("llamafactory_rows.py")
@@ -22,6 +26,12 @@ LONG = 11 * 2**20  # more than a chunk of LLaMA-Factory's reader
 
 def alpaca(count: int, **more: Any) -> list[dict[str, Any]]:
     return [{**ROW, "input": f"第 {number} 条 " + "x" * 2000, **more} for number in range(count)]
+
+
+def _rows_of_a_chunk() -> int:
+    """So many rows that the first chunk of LLaMA-Factory's reader ends with the last of them."""
+    sizes = accumulate(len(orjson.dumps(row)) + 1 for row in alpaca(10_000))
+    return next(number for number, size in enumerate(sizes, 1) if size > CHUNK_BYTES)
 
 
 def turns(*contents: str, role: str, content: str, names: tuple[str, str]) -> list[dict[str, str]]:
@@ -51,7 +61,7 @@ CASES: dict[str, list[Any]] = {
     # Read as they stand, LLaMA-Factory would make timestamps of these, or end with an error.
     "all-answers-dates": alpaca(20, output="2025-01-02"),
     "all-inputs-dates": [{**ROW, "input": f"2025-01-{day:02}"} for day in range(1, 20)],
-    "dates-at-the-end": [*alpaca(LONG // 2000), *alpaca(10, output="2025-01-02")],
+    "dates-in-the-last-chunk": [*alpaca(_rows_of_a_chunk()), *alpaca(10, output="2025-01-02")],
     "dates-in-the-middle": [*alpaca(10), *alpaca(LONG // 1000, output="2025-01-02T10:00"), *alpaca(10)],
     "late-history": [*alpaca(LONG // 2000), *alpaca(2, history=[["q", "a"]])],
     "late-system": [*alpaca(LONG // 2000), *alpaca(2, system="s")],

@@ -2,11 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_machines import MACHINES
+
+from iisft.hardware import deep, doctor
+from iisft.hardware.gpus import Gpu
+from iisft.hardware.machine import Machine
 
 CLI = Callable[..., Any]
 EXPECTED = Path(__file__).parent / "machines"
@@ -47,7 +52,7 @@ def test_a_healthy_machine_gets_no_alarm(name: str) -> None:
         ("t4", "ampere", ["gpu-memory", "R06", "other-gpu"]),
         ("none", "mi50", ["R01", "too-few-gpus"]),
         ("none", "demo", []),
-        ("rdna3", "mi50", ["gpu-memory", "too-few-gpus", "other-gpu"]),
+        ("rdna3", "mi50", ["too-few-gpus", "gpu-memory", "other-gpu"]),
     ],
 )  # fmt: skip
 def test_a_preset_adds_what_depends_on_it(
@@ -56,3 +61,20 @@ def test_a_preset_adds_what_depends_on_it(
     root = MACHINES[name].build(tmp_path)
     document = json.loads(iisft("env-check", "--from", str(root), "--preset", preset, "--json").out)
     assert [one["id"] for one in document["findings"] if one["severity"] != "info"] == expected
+
+
+def test_a_preset_that_gives_nan_is_told_together_with_what_the_machine_lacks(iisft: CLI, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: mi50-fp16\nattention: eager\n")
+    root = MACHINES["first-user"].build(tmp_path / "root")
+    result = iisft("env-check", "--from", str(root), "--preset", str(file), "--json")
+    errors = [one["id"] for one in json.loads(result.out)["findings"] if one["severity"] == "error"]
+    assert (result.code, errors) == (4, ["R07", *COST_HIM])
+
+
+def test_deep_asks_for_the_memory_that_the_plan_says() -> None:
+    case = doctor.Case(Machine((Gpu("amd", "gfx906", 32.0),)), need_gib=20.5)
+    [memory] = [one for one in deep.checks(case) if one["check"] == "memory"]
+    assert (memory["device"], memory["wanted_gib"]) == ("cuda:0", 20.5)
+    [memory] = [one for one in deep.checks(replace(case, need_gib=None)) if one["check"] == "memory"]
+    assert memory["wanted_gib"] == 16.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from iisft.cli.follow import describe_forecast
 from iisft.hardware.gpus import Gpu
 from iisft.runs import measured
 from iisft.runs.folder import RunFolder
@@ -103,9 +104,20 @@ def test_the_record_and_status_have_the_plan_beside_what_was_measured(
     assert status["measured"]["step_s"] == pytest.approx(1.2, rel=0.5)
     text = iisft("status", "lauf-1").out
     [line] = [line for line in text.splitlines() if line.startswith("plan ")]
-    assert "s/step, measured" in line and "(x " in line
-    [kept] = (workspace / "runs" / measured.FILE).read_text().splitlines()
-    assert (json.loads(kept)["run"], json.loads(kept)["measured"]) == ("lauf-1", status["measured"])
+    assert line.startswith("plan         peak 0.1 GiB; measured ") and line.endswith(" s/step")
+    [kept] = [json.loads(line) for line in (workspace / "runs" / measured.FILE).read_text().splitlines()]
+    assert (kept["run"], kept["measured"]) == ("lauf-1", status["measured"])
+    # mi50's preset on CPU ranks: its speed must never be taken for a GPU's
+    assert (kept["kin"]["arch"], status["forecast"]["step_s"]) == ("cpu", None)
+
+
+def test_a_prediction_stands_beside_its_measurement() -> None:
+    forecast, found = {"peak_gib": 20.0, "step_s": 400.0}, {"peak_gib": 21.0, "step_s": 440.0}
+    assert describe_forecast(forecast, found) == (
+        "peak 20.0 GiB, measured 21.0 GiB (x 1.05); 400 s/step, measured 440 s/step (x 1.10)"
+    )
+    assert describe_forecast(forecast, {}) == "peak 20.0 GiB; 400 s/step"
+    assert describe_forecast(None, None) == ""
 
 
 def test_the_next_plan_uses_what_this_machine_reached(iisft: CLI, staged: list[str], workspace: Path) -> None:

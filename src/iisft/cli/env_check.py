@@ -71,21 +71,24 @@ def env_check(
 
 
 def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tuple[Case, list[Finding]]":
-    from iisft import files
+    """What would run: the preset, its model's configuration where that is known, and whether the plan says it fits."""
+    from dataclasses import replace
+
     from iisft.hardware.doctor import Case
-    from iisft.runs import outlook
 
     if preset is None:
         return Case(machine), []
     from iisft.presets import checking, documents
+    from iisft.runs import outlook
 
-    loaded = checking.check(documents.read_document(preset, workspace))
-    found = loaded.preset
-    model = files.read_json_object(workspace.model_folder(found.model.id) / "config.json") or {}
-    ranks = max(found.hardware.gpus, 1)
-    place = outlook.place_for(found, machine.visible, ranks)
-    fits = outlook.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs).fits
-    return Case(machine, found, ranks, model=model, fits=fits), list(loaded.warnings)
+    loaded = checking.check(documents.read_document(preset, workspace), judge=False)
+    found, ranks = loaded.preset, max(loaded.preset.hardware.gpus, 1)
+    case = Case(machine, found, ranks)
+    place = outlook.place_for(found, case.gpus, ranks)
+    seen = outlook.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
+    config = seen.facts.config if seen.facts else {}
+    need_gib = seen.forecast.peak_gib if seen.forecast else None
+    return replace(case, model=config, fits=seen.fits, need_gib=need_gib), list(loaded.warnings)
 
 
 def _deep(case: "Case") -> "Case":

@@ -24,12 +24,9 @@ _SHARE_WITHOUT_PRESET = 0.5
 _CPU_GIB = 1.0
 
 
-def checks(case: Case, need_gib: float | None = None) -> list[dict[str, Any]]:
-    """What to compute for this case: each GPU by itself, each pair, then all of them together; else the CPU.
-
-    `need_gib`: what the preset will take of each GPU, where a plan says so.
-    """
-    found = _of_gpus(case, need_gib) if case.gpus else _of_the_cpu()
+def checks(case: Case) -> list[dict[str, Any]]:
+    """What to compute for this case: each GPU by itself, each pair, then all of them together; else the CPU."""
+    found = _of_gpus(case) if case.gpus else _of_the_cpu()
     return [{**one, "limit_s": _LIMIT_S} for one in found]
 
 
@@ -44,15 +41,13 @@ def _of_the_cpu() -> list[dict[str, Any]]:
     ]
 
 
-def _of_gpus(case: Case, need_gib: float | None) -> list[dict[str, Any]]:
+def _of_gpus(case: Case) -> list[dict[str, Any]]:
     gpus = _as_torch_counts(case)
     found: list[dict[str, Any]] = []
     for index, memory_gib in gpus:
         device = f"cuda:{index}"
         found += [{"check": "matmul", "device": device, "dtype": dtype, "n": 2048} for dtype in _DTYPES]
-        found += [
-            {"check": "memory", "device": device, "wanted_gib": round(need_gib or _wanted_gib(case, memory_gib), 2)}
-        ]
+        found += [{"check": "memory", "device": device, "wanted_gib": round(_wanted_gib(case, memory_gib), 2)}]
         found += [{"check": "copy", "source": "cpu", "device": device, "mib": 256}]
         found += [{"check": "copy", "source": device, "device": "cpu", "mib": 256}]
         found += [{"check": "sdpa", "device": device}]
@@ -73,7 +68,9 @@ def _as_torch_counts(case: Case) -> list[tuple[int, float]]:
 
 
 def _wanted_gib(case: Case, memory_gib: float) -> float:
-    """What the preset's card would let it take; without a preset half of the card, so that a desktop keeps its own."""
+    """What the plan says that the preset takes; else most of its card; without a preset half of the card."""
+    if case.need_gib:
+        return case.need_gib
     if case.preset is not None and case.preset.hardware.memory_gib:
         return case.preset.hardware.memory_gib * _SHARE_OF_MEMORY
     return (memory_gib or 2.0) * _SHARE_WITHOUT_PRESET

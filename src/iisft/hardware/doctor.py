@@ -37,6 +37,7 @@ class Case:
         model: the model's config.json, {} when it isn't there.
         nodes: how many machines take part.
         fits: the plan's verdict for these GPUs (yes, tight, no); None without one.
+        need_gib: what the plan says that a GPU's memory will hold at most; None without one.
     """
 
     machine: Machine
@@ -46,6 +47,7 @@ class Case:
     model: Mapping[str, Any] = field(default_factory=dict)
     nodes: int = 1
     fits: str | None = None
+    need_gib: float | None = None
 
     @cached_property
     def gpus(self) -> list[Gpu]:

@@ -97,7 +97,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
         },
         "data": [dataset.as_record() for dataset in written],
         "tokens": plan.tokens.name if plan.tokens else None,
-        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets),
+        "forecast": outlook.record_of(plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),

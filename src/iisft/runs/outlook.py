@@ -142,11 +142,14 @@ def rows_of(preset: Preset, datasets: Sequence[RunDataset]) -> str | None:
     return f"{preset.model.id} {datasets[0].sha256} {preset.train.cutoff_len}" if datasets else None
 
 
-def record_of(preset: Preset, outlook: Outlook, datasets: Sequence[RunDataset]) -> dict[str, Any] | None:
+def record_of(
+    preset: Preset, outlook: Outlook, datasets: Sequence[RunDataset], *, on_cpu: bool
+) -> dict[str, Any] | None:
     """What run.json keeps of the forecast, for `status` and for the comparison at the end."""
     result, situation = outlook.forecast, outlook.situation
     if result is None or situation is None:
         return None
+    foreign = on_cpu and not outlook.place.on_cpu  # a preset for GPUs on CPU ranks: its speed tells nothing of theirs
     length = situation.row_tokens.typical if situation.row_tokens else result.shape.length
     length = min(length, result.shape.length)
     flops = timing.micro_batch_flops(situation.model, result.shape, length)
@@ -154,9 +157,9 @@ def record_of(preset: Preset, outlook: Outlook, datasets: Sequence[RunDataset]) 
     return {
         "fits": result.fits,
         "peak_gib": round((result.memory.peak + kept) / GIB, 3),
-        "step_s": round(result.step_s.typical, 6) if result.step_s else None,
-        "total_h": round(result.total_s.typical / 3600, 6) if result.total_s else None,
-        "kin": kin_of(preset, outlook.place, result),
+        "step_s": round(result.step_s.typical, 6) if result.step_s and not foreign else None,
+        "total_h": round(result.total_s.typical / 3600, 6) if result.total_s and not foreign else None,
+        "kin": kin_of(preset, outlook.place, result) | ({"arch": "cpu"} if foreign else {}),
         "flops_per_token": flops / (result.shape.batch * length),
         "ranks": situation.ranks,
         "rows": rows_of(preset, datasets),

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from iisft.errors import Finding
+from iisft.errors import Finding, IisftError
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Suggestion, contrasts
 from iisft.estimate.timing import Span
@@ -51,13 +51,13 @@ class Planned:
             "gpu_gib": round(place.gpu_gib, 3),
             "peak_gib": round(sum(parts.values()), 4) if result else None,
             "phase": result.memory.phase if result else None,
-            "parts": parts,
+            "parts": parts if result else None,
             "overhead_gib": round(sum(overhead.values()), 4) if result else None,
             "suggestions": [one.as_json() for one in self.suggestions],
             "step_s": round(seconds.typical, 6) if seconds else None,
             "total_h": round(total.typical / 3600, 6) if total else None,
-            "overhead": overhead,
-            "phases": {name: _gib(size) for name, size in result.memory.phases.items()} if result else {},
+            "overhead": overhead if result else None,
+            "phases": {name: _gib(size) for name, size in result.memory.phases.items()} if result else None,
             "contrasts": [one.as_json() | {"name": one.change.reason} for one in self.contrasts],
             "step_s_range": _range(seconds, 1.0),
             "steps": result.steps if result else None,
@@ -100,13 +100,14 @@ def make(request: TrainRequest, workspace: Workspace, device: Device | None = No
 
 
 def default_preset(workspace: Workspace, device: Device | None) -> str:
-    """The first shipped preset for the GPUs that are meant or here; `demo` without any."""
-
+    """The first preset for the GPUs that are meant or here; `demo` without any."""
     gpus = visible_gpus()
     arch = device.arch if device else gpus[0].arch if gpus else "cpu"
     for name in sorted(documents.available(workspace)):
-        document = documents.read_document(name, workspace)
-        hardware = document.values.get("hardware")
+        try:
+            hardware = documents.read_document(name, workspace).values.get("hardware")
+        except IisftError:  # somebody's broken preset is not the one that is looked for
+            continue
         wanted = hardware.get("arch") if isinstance(hardware, dict) else None
         if isinstance(wanted, str) and wanted and arch.startswith(wanted):
             return name
