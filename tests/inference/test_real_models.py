@@ -40,12 +40,12 @@ def run(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a demo run: checkpoints 120 and 240, each with an evaluation loss."""
+    """A workspace with a demo run: checkpoints 120 and 240, its last step, each with an evaluation loss."""
     home = tmp_path_factory.mktemp("trained") / "训练 home"
     home.mkdir()
     env = {"IISFT_HOME": str(home)}
     run(sys.executable, "-m", "iisft", "data", "stage", demo.EVAL_ROWS, "--name", DATA, **env)
-    size = ("save.every_steps=120", "save.eval_every_steps=120", f"data.eval={DATA}")
+    size = ("train.max_steps=240", "save.every_steps=120", "save.eval_every_steps=120", f"data.eval={DATA}")
     options = [part for value in size for part in ("--set", value)]
     run(sys.executable, "-m", "iisft", "train", "--preset", "demo", "--name", "demo", *options, **env)
     return home
@@ -81,7 +81,7 @@ def question(number: int) -> str:
 def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
     iisft: CLI, folder: RunFolder, tmp_path: Path
 ) -> None:
-    """Over float32 weights, where merging rounds nothing that matters: into bf16 it turned one answer of 32.
+    """Over float32 weights, where merging the adapter, as LLaMA-Factory does, rounds nothing that matters.
 
     Also of an adapter that was swapped in after another one, and whatever the batches are.
     """
