@@ -48,14 +48,14 @@ MACHINE: tuple[Failure, ...] = (
         r"|basic_ios::clear)",
         cause="The disk (or a quota) is full: the trainer could not write a checkpoint. The last whole one is kept.",
         fix="free space where the run's output lies, keep fewer checkpoints: --set save.keep=1; see df -h and quota",
-        source="llamafactory.md 4, LlamaFactory#5155, #1223",
+        source="LlamaFactory#5155, #1223",
     ),
     _disk(
         "output-read-only",
         r"^OSError: \[Errno 30\] Read-only file system",
         cause="A folder that the trainer writes to lies on a file system that is mounted read-only.",
         fix="set IISFT_HOME to a folder that can be written to; a disk remounted read-only shows its errors in dmesg",
-        source="llamafactory.md 4; provoked",
+        source="provoked with LLaMA-Factory 0.9.5",
     ),
     _disk(
         "permission-denied",
@@ -196,7 +196,7 @@ MACHINE: tuple[Failure, ...] = (
         cause="The ranks could not connect to each other: a rank was gone, or the host name leads to another address.",
         fix="export GLOO_SOCKET_IFNAME= the interface between the ranks; /etc/hosts must not map the host to 127.0.1.1",
         passing=True,
-        source="llamafactory.md 7, sglang#3226",
+        source="sglang#3226",
     ),
     _communication(
         "port-in-use",
