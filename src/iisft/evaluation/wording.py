@@ -57,11 +57,11 @@ SENTENCES = {
         "{name} 抄自输入：在含有它的 {present} 个回答中，{right} 个正确。",
     ),
     "missing-keys": (
-        "{count} valid answers lack keys that their references have.",
+        "Valid answers that lack keys of their references: {count}.",
         "{count} 个有效回答缺少参考答案里的键。",
     ),
     "extra-keys": (
-        "{count} valid answers have keys that their references have not: {keys}.",
+        "Valid answers with keys that their references have not: {count} ({keys}).",
         "{count} 个有效回答多出参考答案里没有的键：{keys}。",
     ),
     "text-sample": (
