@@ -79,6 +79,8 @@ def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     content = line.rstrip("\n").encode("utf-8") + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # another's half-written line is no torn one
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             content = b"\n" + content
