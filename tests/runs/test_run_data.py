@@ -148,6 +148,7 @@ def test_rows_that_can_not_be_fitted_stop_the_run(iisft: CLI, train: CLI, rows: 
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
     result = train()
     assert (result.code, "row 9 can't be shortened enough" in result.err) == (3, True)
+    assert "left out" not in result.err  # nothing is: the run is refused
     assert not (workspace / "runs").exists()
 
 

@@ -110,9 +110,8 @@ def _prepare(
         findings.append(finding if policy == "fail" else replace(finding, severity="warn", fix=""))
         return dataset
     changes = overlong.changes(dataset.file, dataset.sha256, limit, survey.damaged, policy, told)
-    if changes.unfit and not before.get("drop_unfit"):
-        findings += unfit_findings(changes.unfit, limit)
-    findings.append(_fitted(dataset.name, survey, changes, limit))
+    refused = changes.unfit and not before.get("drop_unfit")
+    findings += unfit_findings(changes.unfit, limit) if refused else [_fitted(dataset.name, survey, changes, limit)]
     if len(changes.left_out) == dataset.rows:
         findings.append(Finding("data-empty", f"no row of {dataset.name} is left", fix="raise train.cutoff_len"))
     return replace(dataset, rows=dataset.rows - len(changes.left_out), sha256="", changes=changes)
