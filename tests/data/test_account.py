@@ -110,6 +110,8 @@ def test_without_a_model_no_tokens_are_counted(iisft: CLI, rows: Path) -> None:
     assert iisft("data", "check", str(rows), "--overlong", "fit").code == 2
     assert iisft("data", "check", str(rows), "--set", "train.cutoff_len=100").code == 2
     assert iisft("data", "check", str(rows), "--html", "page.html").code == 2
+    refused = iisft("data", "check", str(rows), "--preset", "mi50", "--html", "page.html")
+    assert (refused.code, "iisft download Qwen/Qwen2.5-7B-Instruct" in refused.err) == (2, True)
 
 
 def test_a_policy_that_needs_a_model_is_never_passed_over(iisft: CLI, rows: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from iisft.data.target import Target
 
 _SHOWN_ROWS = 5
+_HTML_FIX = "--model DIR, or a --preset whose model is there"
 
 
 def check(
@@ -81,7 +82,8 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
     from iisft.errors import UsageError
 
     if account is None:
-        raise UsageError("html-no-account", "--html needs the tokens counted", fix="add --preset NAME, or --model DIR")
+        reason = target.note or "neither --preset nor --model was given"
+        raise UsageError("html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX)
     verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
     try:
         files.write_text_atomically(page.absolute(), render(account, str(file), verdict))

@@ -79,7 +79,8 @@ def resolve(
     if not folder.is_dir() and (model is not None or overlong in ("fit", "drop")):
         raise _missing(loaded.model.id, folder)
     if not folder.is_dir():
-        note = f"tokens are not counted: the model {loaded.model.id} is not there ({folder})"
+        missing = _missing(loaded.model.id, folder)
+        note = f"tokens are not counted: {missing.message} ({folder}); {missing.fix}"
         return Target(None, policy, loaded.train.batch_size, note, options)
     try:
         limit = limit_of(loaded, folder)
