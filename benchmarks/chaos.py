@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iisft import process
-from iisft.runs.checkpoints import checkpoints
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 BINARIES = Path(sys.executable).parent
 TINY_MODELS = Path(__file__).parents[1] / "tests" / "fidelity" / "tiny_models.py"

@@ -17,8 +17,8 @@ SIDES = ("datasets", "msgspec", "pydantic", "structure", "check", "stage")
 
 
 def structure(file: Path, folder: Path, repeats: bool = False) -> None:
-    from iisft.data.checking import check
-    from iisft.data.source import open_source
+    from iisft.data.check.checking import check
+    from iisft.data.read.source import open_source
 
     found = check([open_source(file)], repeats=repeats)
     assert not found.findings.groups
@@ -29,7 +29,7 @@ def check(file: Path, folder: Path) -> None:
 
 
 def stage(file: Path, folder: Path) -> None:
-    from iisft.data import staging
+    from iisft.data.stage import staging
     from iisft.workspace import Workspace
 
     shutil.rmtree(folder / "data", ignore_errors=True)

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from iisft.data import counting
-from iisft.data.account import Account
-from iisft.data.fate import Limit
-from iisft.data.rows import Row
-from iisft.data.tokenization import Tokenization
+from iisft.data.read.rows import Row
+from iisft.data.tokens import counting
+from iisft.data.tokens.account import Account
+from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.tokenization import Tokenization
 
 ROWS = 3_000
 BATCH = 256

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from timing import Command, in_turn, peak_memory_mb, report
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 PREDICTIONS, STEPS, SHOWN = 100_000, 50_000, 1_000
 TEXT = "the report says that prices in the city rose again while factories near harbour closed for winter"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from timing import Command, in_turn, report
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 COUNT, LOST = 10_000, 20
 

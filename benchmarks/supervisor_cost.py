@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from iisft.runs.folder import RunFolder
-from iisft.runs.starting import STOP_VARIABLE
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.supervise.trainer import STOP_VARIABLE
 
 FAKE = Path(__file__).parents[1] / "tests" / "fakes" / "llamafactory_cli.py"
 
@@ -62,7 +62,7 @@ def main(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as home:
         folder = make_run(Path(home))
         env = os.environ | {"FAKE_STEPS": "100000", "FAKE_STEP_S": "5", STOP_VARIABLE: str(folder.stop_request)}
-        argv = [sys.executable, "-m", "iisft.runs.supervisor", str(folder.path)]
+        argv = [sys.executable, "-m", "iisft.runs.supervise.supervisor", str(folder.path)]
         supervisor = subprocess.Popen(argv, env=env)
         time.sleep(10)  # its own start is not what a run of two days pays
         before = cpu_seconds(supervisor.pid)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from generated import alpaca_rows, qwen_like
 
-from iisft.data import account as accounts
-from iisft.data.account import Account
-from iisft.data.bodies import MARKER
-from iisft.data.fate import Fate
-from iisft.data.tokenization import Tokenization
+from iisft.data.stage.bodies import MARKER
+from iisft.data.tokens import account as accounts
+from iisft.data.tokens.account import Account
+from iisft.data.tokens.fate import Fate
+from iisft.data.tokens.tokenization import Tokenization
 from iisft.llamafactory.truncation import kept_lengths, packed_sequences
 
 CLI = Callable[..., Any]
@@ -46,7 +46,7 @@ def test_the_account_by_value(iisft: CLI, rows: Path, model: Path) -> None:
     code, tokens = check(iisft, rows, model, 700)
     counted = []
     for line in rows.read_text(encoding="utf-8").splitlines():
-        from iisft.data.conversation import from_alpaca
+        from iisft.data.read.conversation import from_alpaca
 
         (pairs,) = Tokenization(model, "qwen", {}).lengths([from_alpaca(json.loads(line))])
         kept = kept_lengths(pairs, 700, efficient_eos=False)
@@ -139,7 +139,7 @@ def test_a_sample_is_told_and_its_shares_are_near(
     iisft: CLI, rows: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accounts, "SAMPLE_ROWS", 30)
-    monkeypatch.setattr("iisft.data.counting.SAMPLE_ROWS", 30)
+    monkeypatch.setattr("iisft.data.tokens.counting.SAMPLE_ROWS", 30)
     _, tokens = check(iisft, rows, model, 700)
     assert (tokens["sample"]["rows"], tokens["sample"]["of"]) == (30, 60)
     assert tokens["sample"]["error_bound"] == pytest.approx(1.96 * (0.25 / 30 * 30 / 59) ** 0.5)

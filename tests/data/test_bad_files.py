@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from iisft.data import readers, source
-from iisft.data.checking import Check, check
-from iisft.data.source import open_source
+from iisft.data.check.checking import Check, check
+from iisft.data.read import readers, source
+from iisft.data.read.source import open_source
 
 BAD = Path(__file__).parent / "bad"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((BAD / "expected.json").read_text(encoding="utf-8"))
@@ -95,8 +95,8 @@ def test_places_that_are_no_file(iisft: CLI, home: Path) -> None:
 def in_a_process_of_its_own(file: Path) -> tuple[list[Any], float]:
     """What check finds there, and that process's peak memory in MB."""
     code = (
-        "import sys, json; from pathlib import Path; from iisft.data.checking import check; "
-        "from iisft.data.source import open_source; report = check([open_source(Path(sys.argv[1]))]); "
+        "import sys, json; from pathlib import Path; from iisft.data.check.checking import check; "
+        "from iisft.data.read.source import open_source; report = check([open_source(Path(sys.argv[1]))]); "
         "print(json.dumps([[f.row, f.line, f.problem.code] for f in report.findings])); "
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
     )

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from iisft.data import repeats
-from iisft.data.checking import check, checker_for
-from iisft.data.source import open_source, read_rows
+from iisft.data.check import repeats
+from iisft.data.check.checking import check, checker_for
+from iisft.data.read.source import open_source, read_rows
 from iisft.errors import InputError
 
 CLI = Callable[..., Any]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from generated import article, qwen_like, text
 
-from iisft.data.bodies import MARKER, clean_cut, find_body
-from iisft.data.conversation import from_row
-from iisft.data.fate import Limit
-from iisft.data.fitting import Fitter, apply
-from iisft.data.tokenization import Tokenization
+from iisft.data.read.conversation import from_row
+from iisft.data.stage.bodies import MARKER, clean_cut, find_body
+from iisft.data.stage.fitting import Fitter, apply
+from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.tokenization import Tokenization
 
 URL_OR_UUID = re.compile(r"(?:https?://|www\.)[\x21-\x7e]+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -11,9 +11,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from iisft.data import readers
-from iisft.data.checking import Check
-from iisft.data.source import open_source, read_rows
+from iisft.data.check.checking import Check
+from iisft.data.read import readers
+from iisft.data.read.source import open_source, read_rows
 from iisft.errors import InputError, UsageError
 
 ROWS = [

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from iisft.data import staging
-from iisft.data.checking import Check
-from iisft.data.conversation import from_row
-from iisft.data.source import open_source
-from iisft.llamafactory.datasets import CHUNK_BYTES
+from iisft.data.check.checking import Check
+from iisft.data.read.conversation import from_row
+from iisft.data.read.source import open_source
+from iisft.data.stage import staging
+from iisft.llamafactory.dataset_info import CHUNK_BYTES
 from iisft.workspace import Workspace
 
 CHILD = Path(__file__).with_name("llamafactory_rows.py")
@@ -104,7 +104,7 @@ def _as_loaded(conversation: Any) -> list[Any]:
 
 
 def test_an_alpaca_row_and_its_messages_are_the_same_conversation(iisft: Callable[..., Any]) -> None:
-    from iisft.data.rowshape import MESSAGES, shaped
+    from iisft.data.stage.rowshape import MESSAGES, shaped
 
     row = {**ROW, "system": "s", "history": [["q", "a"]]}
     assert from_row(shaped(row, MESSAGES)) == from_row(row)

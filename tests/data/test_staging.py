@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iisft.data import staging
+from iisft.data.stage import staging
 from iisft.errors import CheckFailed, InputError, TransferError, UsageError
 from iisft.workspace import Workspace
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iisft import files
-from iisft.data import rowsfile, staging
+from iisft.data.stage import rowsfile, staging
 from iisft.errors import CheckFailed, EnvironmentFault, TransferError
 from iisft.workspace import Workspace
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from generated import alpaca_rows, glm_like, llama2_like, llama_like, message_rows, qwen_like
 
-from iisft.data.conversation import from_alpaca, from_row
-from iisft.data.fate import Limit
-from iisft.data.fitting import Fitter, apply
-from iisft.data.tokenization import Tokenization
-from iisft.llamafactory import datasets
+from iisft.data.read.conversation import from_alpaca, from_row
+from iisft.data.stage.fitting import Fitter, apply
+from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.tokenization import Tokenization
+from iisft.llamafactory import dataset_info
 from iisft.llamafactory.templates import TEMPLATES
 from iisft.llamafactory.truncation import kept_lengths
 
@@ -88,8 +88,8 @@ def real(jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> list[list
     folder = tmp_path_factory.mktemp("real")
     for form, keys in (("alpaca", KEYS), ("messages", ("messages", "system", "tools"))):
         (folder / form).mkdir()
-        entry = datasets.entry("rows.jsonl", keys)
-        (folder / form / datasets.FILE_NAME).write_text(datasets.render({"rows": entry}), encoding="utf-8")
+        entry = dataset_info.entry("rows.jsonl", keys)
+        (folder / form / dataset_info.FILE_NAME).write_text(dataset_info.render({"rows": entry}), encoding="utf-8")
     asked = [
         {
             "model": str(job.model),

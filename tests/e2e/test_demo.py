@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import demo
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 ASK = Path(__file__).with_name("ask_with_and_without_adapter.py")
 

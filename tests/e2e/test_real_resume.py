@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.checkpoints import SEAL
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.checkpoints import SEAL
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 

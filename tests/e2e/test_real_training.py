@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.checkpoints import checkpoints
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 

@@ -10,7 +10,7 @@ from iisft.estimate.architecture import Architecture, read_architecture
 from iisft.estimate.memory import GIB, Layout, estimate_memory
 from iisft.estimate.shape import StepShape
 from iisft.estimate.timing import micro_batch_flops
-from iisft.models.known import model_facts
+from iisft.models.folder.known import model_facts
 
 RECORDED = json.loads(Path(__file__).with_name("traces.json").read_text(encoding="utf-8"))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from iisft.hardware.devices import DEVICES
-from iisft.hardware.gpus import Gpu
+from iisft.machine.facts.gpus import Gpu
+from iisft.machine.gpu_table import DEVICES
 from iisft.presets import documents
 
 CLI = Callable[..., Any]
@@ -203,7 +203,7 @@ def test_every_device_has_rates_in_order(device: Any) -> None:
 
 
 def test_the_gpus_of_this_machine_are_planned_for(plan: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iisft.runs.planning.visible_gpus", lambda: [Gpu("amd", "gfx906", 15.98, "MI50")] * 2)
+    monkeypatch.setattr("iisft.runs.plan.command.visible_gpus", lambda: [Gpu("amd", "gfx906", 15.98, "MI50")] * 2)
     found = plan("-p", "mi50")
     assert (found["device"], found["gpu_gib"], found["fits"]) == ("mi50-16g", 15.98, "no")
 

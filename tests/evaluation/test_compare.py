@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.folder import RunFolder, event_line
+from iisft.runs.record.folder import RunFolder, event_line
 
 CLI = Callable[..., Any]
 Write = Callable[..., Path]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from iisft.evaluation.text import Scorer, TextSample
+from iisft.evaluation.similarity import Scorer, TextSample
 
 CLI = Callable[..., Any]
 CHILD = Path(__file__).with_name("similarity_of_llamafactory.py")

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import WAYS, Batch, make_view
 
-from iisft.models.view import restore_base_model_name
+from iisft.models.view.build import restore_base_model_name
 
 ARCHITECTURES = {
     "qwen2-tied": "Qwen2ForCausalLM",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from harness import Batch, make_view
 
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
 
 TOUCH = "open({place!r}, 'w').close()\n"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.checkpoints import Saved, seal
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.checkpoints import Saved, seal
+from iisft.runs.record.folder import RunFolder
 
 FAKE = Path(__file__).parents[1] / "fakes" / "model_child.py"
 
@@ -82,7 +82,7 @@ def make_run(workspace: Path, tmp_path: Path) -> Callable[..., RunFolder]:
     def make(
         name: str = "run", *, state: str = "finished", checkpoints: tuple[int, ...] = (20, 40), **preset: Any
     ) -> RunFolder:
-        from iisft.models import identity
+        from iisft.models.folder import identity
 
         model = workspace / "models" / "测试" / "tiny"
         if not model.exists():

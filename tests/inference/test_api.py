@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from iisft.inference import api
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]

@@ -11,7 +11,7 @@ import pytest
 
 from iisft import files
 from iisft.inference import export as exporting
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]

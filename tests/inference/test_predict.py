@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iisft import files
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]

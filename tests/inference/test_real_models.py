@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from iisft import demo
-from iisft.data import staging
+from iisft.data.stage import staging
 from iisft.llamafactory.loading import loading_arguments
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
-from iisft.runs.folder import RunFolder
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
+from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
 HERE = Path(__file__).parent

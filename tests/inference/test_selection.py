@@ -8,7 +8,7 @@ import pytest
 
 from iisft.errors import IisftError, RunStateError, UsageError
 from iisft.inference.selection import choose, choose_one
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
 

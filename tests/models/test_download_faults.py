@@ -11,7 +11,7 @@ import pytest
 from hub_server import Fault, HubServer, Repo, running
 from models_on_disk import OTHER_SHARD, REPO, SHARD, contents, needed, repository
 
-from iisft.models import hubs, transfer
+from iisft.models.hub import metadata, transfer
 
 CLI = Callable[..., Any]
 
@@ -22,7 +22,7 @@ def source(request: pytest.FixtureRequest) -> str:
 
 
 def name_of(source: str, hub: HubServer) -> str:
-    return f"{hubs.NAMES[source]} ({hub.url})"
+    return f"{metadata.NAMES[source]} ({hub.url})"
 
 
 def assert_whole(target: Path) -> None:
@@ -119,7 +119,7 @@ def test_connection_refused(
     result = iisft("download", REPO, "--source", source)
     assert (result.code, result.out) == (5, "")
     assert result.err.startswith(
-        f"error: {hubs.NAMES[source]} (http://127.0.0.1:1) can't be reached: connection refused\n"
+        f"error: {metadata.NAMES[source]} (http://127.0.0.1:1) can't be reached: connection refused\n"
     )
     assert "export HF_ENDPOINT=https://hf-mirror.com" in result.err
 
@@ -142,7 +142,7 @@ def test_a_fault_that_passes_is_waited_for(hub: HubServer, iisft: CLI, source: s
 
 
 def test_an_api_that_does_not_answer(hub: HubServer, iisft: CLI, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(metadata, "DEADLINE_S", 0.5)
     hub.faults.append(Fault("@api", slow_s=60))
     result = iisft("download", REPO, "--source", source)
     assert result.code == 5
@@ -327,8 +327,8 @@ def test_a_hub_that_fails_in_mid_download_is_left_and_its_parts_are_continued(
     result = iisft("download", REPO)
     assert result.code == 0, result.err
     assert_whole(target)
-    assert f"warning: {hubs.NAMES[first]} could not finish it" in result.err
-    assert f"from     {hubs.NAMES[second]}" in result.out
+    assert f"warning: {metadata.NAMES[first]} could not finish it" in result.err
+    assert f"from     {metadata.NAMES[second]}" in result.out
     assert sum(one.sent for one in hub.bodies(SHARD)) == len(needed()[SHARD])
 
 

@@ -15,7 +15,7 @@ import pytest
 from hub_server import Fault, HubServer, git_sha1, running
 from models_on_disk import REPO, SHARD
 
-from iisft.models.hubs import NAMES
+from iisft.models.hub.metadata import NAMES
 
 CLI = Callable[..., Any]
 

@@ -10,8 +10,8 @@ import pytest
 from models_on_disk import CONFIG, write_json, write_safetensors
 
 from iisft.errors import InputError
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import ViewPlan, build_view, plan_view, restore_base_model_name
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import ViewPlan, build_view, plan_view, restore_base_model_name
 
 CODE = resources.files("iisft").joinpath("child", "modeling_iisft.py").read_text(encoding="utf-8")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 EVIL = '</script><script>window.owned = 1</script><img src=x onerror="window.owned = 2">\'"`${1}\u2028'
 

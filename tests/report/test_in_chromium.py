@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 from . import chromium
 from .chromium import Page

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft.report.series import series_of
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 from .conftest import EVIL, make_run
 

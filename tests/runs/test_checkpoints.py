@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from iisft.runs import checkpoints
-from iisft.runs.checkpoints import Saved, newest_complete, put_torn_aside, seal
+from iisft.runs.record import checkpoints
+from iisft.runs.record.checkpoints import Saved, newest_complete, put_torn_aside, seal
 
 
 def save(output: Path, step: int, ranks: int = 1) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from iisft.cli.follow import describe_forecast
-from iisft.hardware.gpus import Gpu
-from iisft.runs import measured
-from iisft.runs.folder import RunFolder
+from iisft.machine.facts.gpus import Gpu
+from iisft.runs.record import measurements
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 SIZES = {
@@ -31,7 +31,7 @@ def staged(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, memory_gib: float, count: int = 2) -> None:
     gpus = [Gpu("amd", "gfx906", memory_gib, "MI50")] * count
-    monkeypatch.setattr("iisft.hardware.machine.Machine.visible", property(lambda _: gpus))
+    monkeypatch.setattr("iisft.machine.facts.machine.Machine.visible", property(lambda _: gpus))
 
 
 def by_id(result: Any) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def test_the_record_and_status_have_the_plan_beside_what_was_measured(
     text = iisft("status", "lauf-1").out
     [line] = [line for line in text.splitlines() if line.startswith("plan ")]
     assert line.startswith("plan         peak 0.1 GiB; measured ") and line.endswith(" s/step")
-    [kept] = [json.loads(line) for line in (workspace / "runs" / measured.FILE).read_text().splitlines()]
+    [kept] = [json.loads(line) for line in (workspace / "runs" / measurements.FILE).read_text().splitlines()]
     assert (kept["run"], kept["measured"]) == ("lauf-1", status["measured"])
     # mi50's preset on CPU ranks: its speed must never be taken for a GPU's
     assert (kept["kin"]["arch"], status["forecast"]["step_s"]) == ("cpu", None)
@@ -131,7 +131,7 @@ def test_the_next_plan_uses_what_this_machine_reached(iisft: CLI, staged: list[s
         "predicted": {"peak_gib": 10.0, "step_s": 100.0}, "measured": {"tokens_per_s": 500.0, "step_s": 80.0,
         "peak_gib": 11.0},
     }  # fmt: skip
-    file = workspace / "runs" / measured.FILE
+    file = workspace / "runs" / measurements.FILE
     file.parent.mkdir(exist_ok=True)
     lines = [json.dumps(entry | {"machine": "another"}), "{torn", json.dumps(entry), json.dumps(entry | {"kin": {}})]
     file.write_text("\n".join(lines) + "\n")
@@ -163,15 +163,15 @@ def test_the_median_leaves_the_first_step_out_and_bad_events_are_passed_over() -
         {"kind": "redone", "step": 2, "step_s": 12.0, "tokens_per_s": "nan"},
         {"kind": "metrics", "step": 3, "step_s": None},
     ]
-    assert measured.measure(events) == {"step_s": 11.0, "tokens_per_s": 90.0, "peak_gib": 20.5}
-    assert measured.measure([]) == {}
+    assert measurements.measure(events) == {"step_s": 11.0, "tokens_per_s": 90.0, "peak_gib": 20.5}
+    assert measurements.measure([]) == {}
 
 
 def test_a_run_without_a_forecast_keeps_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "r")
     folder.path.mkdir(parents=True)
-    measured.keep(folder, {"forecast": None}, {"step_s": 1.0})
-    assert not (tmp_path / "runs" / measured.FILE).exists()
+    measurements.keep(folder, {"forecast": None}, {"step_s": 1.0})
+    assert not (tmp_path / "runs" / measurements.FILE).exists()
 
 
 def test_a_probe_runs_real_steps_and_keeps_only_what_it_measured(
@@ -183,8 +183,8 @@ def test_a_probe_runs_real_steps_and_keeps_only_what_it_measured(
     found = json.loads(result.out)
     assert found["probe"]["steps"] == 4
     assert found["probe"]["step_s"] == pytest.approx(1.2, rel=0.5)
-    assert [path.name for path in (workspace / "runs").iterdir()] == [measured.FILE]
-    [kept] = (workspace / "runs" / measured.FILE).read_text().splitlines()
+    assert [path.name for path in (workspace / "runs").iterdir()] == [measurements.FILE]
+    [kept] = (workspace / "runs" / measurements.FILE).read_text().splitlines()
     assert json.loads(kept)["run"].startswith("probe-")
 
 

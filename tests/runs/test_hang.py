@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from iisft import process
-from iisft.hardware.cards import Card
-from iisft.hardware.gpus import Gpu
-from iisft.hardware.host import Host
-from iisft.hardware.machine import Machine
-from iisft.hardware.telemetry import GpuSample
-from iisft.runs import hang
-from iisft.runs.folder import RunFolder
+from iisft.machine.facts.gpus import Gpu
+from iisft.machine.facts.host import Host
+from iisft.machine.facts.machine import Machine
+from iisft.machine.facts.pci import Card
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.supervise import hang
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from iisft.hardware import examination
-from iisft.hardware.answers import Answers
-from iisft.hardware.cards import Card
-from iisft.hardware.gpus import Gpu
-from iisft.hardware.host import Host
-from iisft.hardware.machine import Machine
+from iisft.machine.doctor import inspect
+from iisft.machine.facts.gpus import Gpu
+from iisft.machine.facts.host import Host
+from iisft.machine.facts.live import Answers
+from iisft.machine.facts.machine import Machine
+from iisft.machine.facts.pci import Card
 
 CLI = Callable[..., Any]
 STEPS = (
@@ -51,7 +51,7 @@ def train(
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
 
     def run(machine: Machine, *more: str, preset: str = "mi50") -> dict[str, Any]:
-        monkeypatch.setattr(examination, "this_machine", lambda *_: machine)
+        monkeypatch.setattr(inspect, "this_machine", lambda *_: machine)
         result = iisft(
             "train", "--preset", preset, "--model", str(model), "--data", "rows", "--dry-run", "--json", *more
         )
@@ -103,9 +103,9 @@ def test_a_rule_that_knows_the_machine_replaces_the_presets_own_objection(train:
 def test_a_deep_check_of_this_boot_is_remembered(train: CLI) -> None:
     machine = two_mi50("DMA-FQ")
     assert train(machine)["code"] == 4
-    examined, _ = examination.inspected(machine, lambda _: None)
+    examined, _ = inspect.inspected(machine, lambda _: None)
     results = [{"check": "all-reduce", "backend": "nccl", "world": 2, "gbps": 5.0, "gpus": True}]
-    examination.remember_deep(examined, {"results": results})
+    inspect.remember_deep(examined, {"results": results})
     assert (train(machine)["code"], train(machine)["findings"]) == (0, [])
 
 

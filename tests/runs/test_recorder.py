@@ -10,8 +10,8 @@ import pytest
 
 from iisft import files
 from iisft.llamafactory.logs import Metrics
-from iisft.runs.folder import RunFolder
-from iisft.runs.recorder import Events, Recorder
+from iisft.runs.record.events import Events, Recorder
+from iisft.runs.record.folder import RunFolder
 
 
 @pytest.fixture

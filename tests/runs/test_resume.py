@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.checkpoints import SEAL
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.checkpoints import SEAL
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
@@ -161,7 +161,7 @@ def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
 def test_a_frozen_supervisor_can_not_keep_a_run_from_being_stopped(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iisft.runs.control._ANSWER_S", 1.0)
+    monkeypatch.setattr("iisft.runs.supervise.control._ANSWER_S", 1.0)
     fake_trainer("hang")
     train("--detach")
     until(lambda: 1 in steps(folder))
@@ -214,7 +214,7 @@ def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
     lose(folder)
     hours = iter(range(0, 10**9, 3600))
     clock = SimpleNamespace(monotonic=lambda: float(next(hours)), sleep=time.sleep)
-    monkeypatch.setattr("iisft.runs.spawn.time", clock)
+    monkeypatch.setattr("iisft.runs.supervise.spawn.time", clock)
     assert iisft("resume", "run", "--detach").code == 0
     assert iisft("wait", "run").code == 0
 

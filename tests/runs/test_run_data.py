@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from iisft.data import staging
-from iisft.data.bodies import MARKER
-from iisft.data.tokenization import Tokenization
-from iisft.runs import drift, rundata
-from iisft.runs.folder import RunFolder
-from iisft.runs.rundata import RunDataset
+from iisft.data.stage import staging
+from iisft.data.stage.bodies import MARKER
+from iisft.data.tokens.tokenization import Tokenization
+from iisft.runs.plan import datasets
+from iisft.runs.plan.datasets import RunDataset
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.supervise import drift
 from iisft.workspace import Workspace
 
 CLI = Callable[..., Any]
@@ -195,7 +196,7 @@ def test_a_run_gets_links_and_a_register_of_its_own(iisft: CLI, rows: Path, work
     for name in ("训练", "eval"):
         assert iisft("data", "stage", str(rows), "--name", name).code == 0
     staged = [staging.load(name, Workspace.current()) for name in ("训练", "eval")]
-    written = rundata.write_into(tmp_path, [RunDataset(s.name, s.file, s.rows, s.sha256, s.keys, "") for s in staged])
+    written = datasets.write_into(tmp_path, [RunDataset(s.name, s.file, s.rows, s.sha256, s.keys, "") for s in staged])
     assert [dataset.sha256 for dataset in written] == [s.sha256 for s in staged]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_info.json", "eval.jsonl", "训练.jsonl"]
     assert (tmp_path / "训练.jsonl").samefile(staged[0].file)

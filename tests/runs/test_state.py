@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import all_runs, brief_of, status_of
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import all_runs, brief_of, status_of
 from iisft.workspace import Workspace
 
 CLI = Callable[..., Any]

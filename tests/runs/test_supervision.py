@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run 1".replace(" ", "-"))

@@ -20,10 +20,10 @@ import pytest
 from rich.cells import cell_len
 
 from iisft import process
-from iisft.hardware import telemetry
-from iisft.hardware.telemetry import GpuSample
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.machine.facts import sensors
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 Event = dict[str, Any]
@@ -49,7 +49,7 @@ def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         GpuSample("amd", "AMD INSTINCT MI50 32GB", 97.0, 24.0, 32.0, 83.0, 223.5, False),
         GpuSample("amd", "", None, None, 31.98, 104.0, None, True),
     ]
-    monkeypatch.setattr(telemetry, "sample", lambda: gpus)
+    monkeypatch.setattr(sensors, "sample", lambda: gpus)
 
 
 def step(number: int, **values: Any) -> Event:

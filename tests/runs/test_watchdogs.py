@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from iisft.hardware.telemetry import GpuSample
 from iisft.llamafactory.logs import Metrics
-from iisft.runs import watchdogs
-from iisft.runs.attempt import stop_grace_s
-from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.supervise import watchdogs
+from iisft.runs.supervise.attempt import stop_grace_s
+from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 NAN, INF = float("nan"), float("inf")
 

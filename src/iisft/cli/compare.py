@@ -31,12 +31,12 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare predictions of the same rows: paired differences, flipped rows, and which checkpoint is best."""
-    from iisft.evaluation import sources
+    from iisft.evaluation import locate
     from iisft.evaluation.compare import compare as judge
-    from iisft.evaluation.predictions import parse_columns
+    from iisft.evaluation.reading import parse_columns
 
     chosen = options(label, classes, None, error_marker, text_rows)
-    found = [source for name in what for source in sources.find(Workspace.current(), name, data)]
+    found = [source for name in what for source in locate.find(Workspace.current(), name, data)]
     comparison = judge(found, chosen, parse_columns(columns))
     if as_json:
         console.out_json(comparison.as_json())

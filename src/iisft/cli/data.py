@@ -44,8 +44,8 @@ def stage(
     With a preset or model the rows' tokens are counted, and overlong rows are refused, fitted, dropped or let be.
     """
     from iisft.cli.progress import bytes_bar
-    from iisft.data import staging
-    from iisft.data.stagepolicy import OverlongStep
+    from iisft.data.stage import staging
+    from iisft.data.stage.policy import OverlongStep
     from iisft.errors import UsageError
 
     target = data_tokens.target(preset, model, overrides, overlong)
@@ -99,7 +99,7 @@ def stage(
 @data_app.command("list")
 def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Staged datasets."""
-    from iisft.data import staging
+    from iisft.data.stage import staging
     from iisft.errors import InputError
 
     rows = []

@@ -11,11 +11,11 @@ from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, SetOption
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.data.account import Account
-    from iisft.data.checking import Report
-    from iisft.data.findings import Group
-    from iisft.data.source import Source
-    from iisft.data.target import Target
+    from iisft.data.check.checking import Report
+    from iisft.data.check.findings import Group
+    from iisft.data.read.source import Source
+    from iisft.data.tokens.account import Account
+    from iisft.data.tokens.target import Target
 
 _SHOWN_ROWS = 5
 _HTML_FIX = "--model DIR, or a --preset whose model is there"
@@ -40,7 +40,7 @@ def check(
     Exit code 3 when a row can't be trained on, or would be cut and the policy is fail.
     """
     from iisft.cli.progress import bytes_bar
-    from iisft.data import checking
+    from iisft.data.check import checking
     from iisft.errors import ExitCode, InputError
 
     target = data_tokens.target(preset, model, overrides, overlong)
@@ -66,7 +66,7 @@ def check(
 
 def _count(sources: list["Source"], report: "Report", target: "Target", *, exact: bool) -> "Account | None":
     from iisft.cli.progress import bytes_bar
-    from iisft.data.counting import account_of
+    from iisft.data.tokens.counting import account_of
 
     if target.limit is None or not report.sound:
         return None
@@ -78,7 +78,7 @@ def _count(sources: list["Source"], report: "Report", target: "Target", *, exact
 
 def _write_page(page: Path, account: "Account | None", target: "Target", file: Path) -> None:
     from iisft import files
-    from iisft.data.accountpage import render
+    from iisft.data.tokens.html_account import render
     from iisft.errors import UsageError
 
     if account is None:
@@ -111,8 +111,8 @@ def _open_all(given: list[Path], formats: str | None, columns: list[str] | None)
 
 def open_file_or_dataset(file: Path, formats: str | None, columns: list[str] | None) -> "Source":
     """The source that a person means: a file, else the staged dataset of that name."""
-    from iisft.data.source import open_source
-    from iisft.data.staged import load, staged_names
+    from iisft.data.read.source import open_source
+    from iisft.data.stage.staged import load, staged_names
 
     workspace = Workspace.current()
     if not file.exists() and str(file) in staged_names(workspace):

@@ -11,9 +11,9 @@ from iisft.cli.options import JsonOption, SetOption, complete_datasets
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.data.fate import Limit
-    from iisft.data.rendering import Segment
-    from iisft.data.staged import StagedDataset
+    from iisft.data.stage.staged import StagedDataset
+    from iisft.data.tokens.fate import Limit
+    from iisft.data.tokens.rendering import Segment
 
 _STYLES = {"read": "dim", "trained": "bold green", "cut": "red strike"}
 _MARKS = {"read": ("", ""), "trained": ("⟦", "⟧"), "cut": ("⟨cut: ", "⟩")}
@@ -31,11 +31,11 @@ def show(
 
     Rendered for the model that it was staged for, or for --preset or --model; without any, the turns as they are.
     """
-    from iisft.data import staging
-    from iisft.data.conversation import from_row
-    from iisft.data.rendering import render
-    from iisft.data.staged import row_of
-    from iisft.data.tokenization import countable
+    from iisft.data.read.conversation import from_row
+    from iisft.data.stage import staging
+    from iisft.data.stage.staged import row_of
+    from iisft.data.tokens.rendering import render
+    from iisft.data.tokens.tokenization import countable
 
     staged = staging.load(name, Workspace.current())
     value = row_of(staged, row)
@@ -56,8 +56,8 @@ def _limit(
 ) -> "Limit | None":
     """What is asked for, else what the dataset was staged for, if that model is still there."""
     from iisft.cli.data_tokens import target
-    from iisft.data.fate import Limit
-    from iisft.data.tokenization import Tokenization
+    from iisft.data.tokens.fate import Limit
+    from iisft.data.tokens.tokenization import Tokenization
     from iisft.errors import InputError
 
     if preset or model or overrides:
@@ -91,7 +91,7 @@ def _print_segments(segments: list["Segment"], limit: "Limit | None") -> None:
 
 
 def _print_turns(value: dict[str, Any]) -> None:
-    from iisft.data.conversation import from_row
+    from iisft.data.read.conversation import from_row
 
     conversation = from_row(value)
     for title, text in (("system", conversation.system), ("tools", conversation.tools)):

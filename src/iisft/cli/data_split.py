@@ -10,7 +10,7 @@ from iisft.cli import console
 from iisft.cli.options import ColumnsOption, FormatOption, JsonOption
 
 if TYPE_CHECKING:
-    from iisft.data.splitting import Split
+    from iisft.data.split.splitting import Split
 
 _SHOWN_STRATA = 12
 _SHOWN_NAME = 60
@@ -45,8 +45,8 @@ def split(
 ) -> None:
     """Split a file into train, val and test. Rows with the same prompt stay on one side."""
     from iisft.cli.progress import bytes_bar
-    from iisft.data import splitting
-    from iisft.data.source import open_source
+    from iisft.data.read.source import open_source
+    from iisft.data.split import splitting
 
     shares = tuple(_number(part, "--parts") for part in parts.split(":"))
     ratios = dict(_pair(text) for text in ratio or ())

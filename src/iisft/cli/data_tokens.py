@@ -10,9 +10,9 @@ from iisft.cli import console
 from iisft.cli.options import complete_presets
 
 if TYPE_CHECKING:
-    from iisft.data.account import Account
-    from iisft.data.staged import StagedDataset
-    from iisft.data.target import Target
+    from iisft.data.stage.staged import StagedDataset
+    from iisft.data.tokens.account import Account
+    from iisft.data.tokens.target import Target
     from iisft.presets.schema import Overlong
 
 _BAR = 40
@@ -37,7 +37,7 @@ ExactOption = Annotated[bool, typer.Option("--exact", help="Count every row of a
 
 def target(preset: str | None, model: str | None, overrides: list[str] | None, overlong: str | None) -> "Target":
     """What tokens are counted for; what was assumed about it is said."""
-    from iisft.data.target import resolve
+    from iisft.data.tokens.target import resolve
     from iisft.errors import UsageError
     from iisft.workspace import Workspace
 
@@ -156,9 +156,9 @@ def print_staged(dataset: "StagedDataset") -> None:
 def tokenize(target: "Target", name: str) -> Path:
     """Let LLaMA-Factory tokenise a staged dataset for the target's preset; the folder with the tokens."""
     from iisft.errors import CheckFailed
-    from iisft.hardware.examination import interpreter_errors
     from iisft.llamafactory import interpreter as training
-    from iisft.runs import checks, tokencache
+    from iisft.machine.doctor.inspect import interpreter_errors
+    from iisft.runs.plan import preflight, token_cache
     from iisft.workspace import Workspace
 
     assert target.preset is not None and target.limit is not None
@@ -166,8 +166,8 @@ def tokenize(target: "Target", name: str) -> Path:
     workspace, model = Workspace.current(), target.limit.tokens.model
     interpreter = training.inspect(training.training_interpreter())
     findings = interpreter_errors(interpreter)
-    datasets = checks.datasets_for(findings, preset, workspace, model)
+    datasets = preflight.datasets_for(findings, preset, workspace, model)
     if any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     console.say("LLaMA-Factory tokenises the rows (it takes half a minute to start)")
-    return tokencache.build(preset, datasets, model, interpreter, workspace)
+    return token_cache.build(preset, datasets, model, interpreter, workspace)

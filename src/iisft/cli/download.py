@@ -12,9 +12,9 @@ from iisft.errors import ExitCode, UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.models.download import Downloaded
-    from iisft.models.manifest import Manifest
-    from iisft.models.verify import Verified
+    from iisft.models.folder.manifest import Manifest
+    from iisft.models.hub.download import Downloaded
+    from iisft.models.hub.verify import Verified
 
 
 class Source(StrEnum):
@@ -72,7 +72,7 @@ def download(
         _check(verify, adopt, model, revision, sources, as_json=as_json, quiet=quiet)
         return
     from iisft.cli.transfer_bar import transfer_bar
-    from iisft.models import download as downloads
+    from iisft.models.hub import download as downloads
 
     workspace = Workspace.current()
     repo = model or _preset_model(preset, workspace)
@@ -108,7 +108,7 @@ def _check(
     *, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from iisft.cli.transfer_bar import transfer_bar
-    from iisft.models import verify as verifying
+    from iisft.models.hub import verify as verifying
 
     with transfer_bar(quiet=quiet) as show:
         if verify is not None:
@@ -122,7 +122,7 @@ def _check(
 
 
 def _print_verified(done: "Verified", what: str, *, as_json: bool, quiet: bool) -> None:
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
 
     errors = [finding for finding in done.findings if finding.severity == "error"]
     console.findings(done.findings)
@@ -139,8 +139,8 @@ def _print_verified(done: "Verified", what: str, *, as_json: bool, quiet: bool) 
 
 
 def _print_downloaded(done: "Downloaded", preset: str | None, *, as_json: bool, quiet: bool) -> None:
-    from iisft.models.hubs import NAMES
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
+    from iisft.models.hub.metadata import NAMES
 
     manifest = done.manifest
     console.findings(done.findings)

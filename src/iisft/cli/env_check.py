@@ -11,8 +11,8 @@ from iisft.errors import ExitCode, Finding, InputError, UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.hardware.doctor import Case, Diagnosis
-    from iisft.hardware.machine import Machine
+    from iisft.machine.doctor.engine import Case, Diagnosis
+    from iisft.machine.facts.machine import Machine
 
 
 def env_check(
@@ -39,25 +39,25 @@ def env_check(
         return
     if machine_from is not None and (deep or collect):
         raise UsageError("from-alone", "--from looks at another machine: it goes with neither --deep nor --collect")
-    from iisft.hardware import collecting, doctor, examination
-    from iisft.hardware.reading import Reader
+    from iisft.machine.doctor import bundle, engine, inspect
+    from iisft.machine.facts.reader import Reader
 
     workspace = Workspace.current()
     reader, notes = Reader(), list[Finding]()
     if machine_from is not None:
-        machine = collecting.unpack(machine_from)
+        machine = bundle.unpack(machine_from)
     else:
-        machine = examination.this_machine(workspace.root, reader)
-        machine, notes = examination.inspected(machine, console.say, fresh=True)
+        machine = inspect.this_machine(workspace.root, reader)
+        machine, notes = inspect.inspected(machine, console.say, fresh=True)
     case, objections = _case(machine, preset, workspace)
     if deep:
         case = _deep(case)
         machine = case.machine
-    diagnoses = doctor.diagnose(case)
+    diagnoses = engine.diagnose(case)
     said = {name for one in diagnoses for name in one.rule.replaces}
     notes += [one for one in objections if one.id not in said]
     if collect is not None:
-        _write(collect, lambda: collecting.pack(machine, reader, collect.absolute()))
+        _write(collect, lambda: bundle.pack(machine, reader, collect.absolute()))
         console.say(f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret")
     if fix_plan is not None:
         _write_fix_plan(fix_plan, diagnoses, machine)
@@ -74,18 +74,18 @@ def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tupl
     """What would run: the preset, its model's configuration where that is known, and whether the plan says it fits."""
     from dataclasses import replace
 
-    from iisft.hardware.doctor import Case
+    from iisft.machine.doctor.engine import Case
 
     if preset is None:
         return Case(machine), []
     from iisft.presets import checking, documents
-    from iisft.runs import outlook
+    from iisft.runs.plan import fit
 
     loaded = checking.check(documents.read_document(preset, workspace), judge=False)
     found, ranks = loaded.preset, max(loaded.preset.hardware.gpus, 1)
     case = Case(machine, found, ranks)
-    place = outlook.place_for(found, case.gpus, ranks)
-    seen = outlook.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
+    place = fit.place_for(found, case.gpus, ranks)
+    seen = fit.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
     config = seen.facts.config if seen.facts else {}
     need_gib = seen.forecast.peak_gib if seen.forecast else None
     return replace(case, model=config, fits=seen.fits, need_gib=need_gib), list(loaded.warnings)
@@ -94,20 +94,20 @@ def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tupl
 def _deep(case: "Case") -> "Case":
     from dataclasses import replace
 
-    from iisft.hardware import deep, examination
+    from iisft.machine.doctor import deep, inspect
 
     machine = case.machine
     if machine.interpreter is None or not case.torch:
         console.say("--deep needs a torch that can be imported: nothing was computed")
         return case
     results = deep.run(machine.interpreter, deep.checks(case), console.say)
-    examination.remember_deep(machine, results)
+    inspect.remember_deep(machine, results)
     return replace(case, machine=replace(machine, deep=results))
 
 
 def _write_fix_plan(file: Path, diagnoses: "list[Diagnosis]", machine: "Machine") -> None:
     from iisft import files
-    from iisft.hardware import fix_plan
+    from iisft.machine.doctor import fix_plan
 
     text = fix_plan.render(diagnoses, machine)
     _write(file, lambda: files.write_text_atomically(file.absolute(), text))
@@ -122,7 +122,7 @@ def _write(file: Path, write: Any) -> None:
 
 
 def _document(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], *, ok: bool) -> dict[str, Any]:
-    from iisft.hardware.summary import facts
+    from iisft.machine.doctor.summary import facts
 
     found = [one.as_json() for one in diagnoses]
     found += [{**note.as_json(), "name": note.id, "evidence": note.where, "basis": "observed"} for note in notes]
@@ -135,7 +135,7 @@ def _document(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], 
 
 
 def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> None:
-    from iisft.hardware.summary import lines
+    from iisft.machine.doctor.summary import lines
 
     for name, text in lines(case.machine):
         console.out(f"{name:<8} {text}")
@@ -163,7 +163,7 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
 
 def _print_deep(deep: Any) -> None:
     """A table of what was measured."""
-    from iisft.hardware.summary import measured
+    from iisft.machine.doctor.summary import measured
 
     console.out(f"measured {deep.get('date', '')}")
     console.table(measured(deep["results"]), ("CHECK", "WHERE", "RESULT"))
@@ -171,7 +171,7 @@ def _print_deep(deep: Any) -> None:
 
 
 def _explain(name: str, *, as_json: bool) -> None:
-    from iisft.hardware.doctor import rules
+    from iisft.machine.doctor.engine import rules
 
     by_name = {key.lower(): one for one in rules() for key in (one.id, one.name)}
     one = by_name.get(name.lower())

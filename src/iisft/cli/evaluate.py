@@ -74,17 +74,17 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge predictions: figures with 95 % intervals, beside trivial answers, and what they mean in sentences."""
-    from iisft.evaluation import sources
+    from iisft.evaluation import locate
     from iisft.evaluation.evaluate import evaluate as judge
-    from iisft.evaluation.predictions import PredictionFile, parse_columns
+    from iisft.evaluation.reading import PredictionFile, parse_columns
 
     named, chosen = parse_columns(columns), options(label, classes, schema, error_marker, text_rows)
-    found = sources.find(Workspace.current(), what, data)
-    source = sources.last(found)
+    found = locate.find(Workspace.current(), what, data)
+    source = locate.last(found)
     if len(found) > 1:
         others = " ".join(other.name for other in found if other is not source)
         console.say(f"{source.name} (also predicted: {others}; iisft compare {source.run.id if source.run else ''})")
-    base_source = sources.base_of(source)
+    base_source = locate.base_of(source)
     base_path = base or (base_source.path if base_source else None)
     if source.path.stat().st_size > _LARGE:
         console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
@@ -107,9 +107,9 @@ def options(
     Raises:
         UsageError: one of them makes no sense.
     """
+    from iisft.evaluation.classes import parse_classes
     from iisft.evaluation.evaluate import Options
-    from iisft.evaluation.labels import parse_classes
-    from iisft.evaluation.text import ALL_ROWS
+    from iisft.evaluation.similarity import ALL_ROWS
 
     rows = {"all": ALL_ROWS, "none": 0}.get(text_rows or "")
     if text_rows is not None and rows is None:
@@ -153,7 +153,7 @@ NAMES = {
 
 
 def _heading(baseline: str) -> str:
-    from iisft.evaluation.labels import shown
+    from iisft.evaluation.classes import shown
 
     constant = baseline.removeprefix("always ")
     return baseline.upper() if constant == baseline else f"ALWAYS {shown(constant)}"
@@ -166,7 +166,7 @@ def _cells(found: "Evaluation", key: str) -> list[str]:
 
 
 def _print_confusion(confusion: dict[str, dict[str, int]]) -> None:
-    from iisft.evaluation.labels import shown
+    from iisft.evaluation.classes import shown
 
     columns = sorted({column for row in confusion.values() for column in row} | confusion.keys())
     rows = [(shown(name), *(str(row.get(column, 0)) for column in columns)) for name, row in confusion.items()]

@@ -24,7 +24,7 @@ def export(
     """Merge a run's adapter into its base model, check that it answers the same, and write a folder for any tool."""
     from iisft.cli.loading import prepare
     from iisft.inference import export as exporting
-    from iisft.models.view_rules import DTYPES
+    from iisft.models.view.support import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise UsageError("dtype", f"--dtype is {', '.join(DTYPES)}, not {dtype!r}")

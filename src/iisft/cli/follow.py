@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli import console
 from iisft.files import LineFollower
-from iisft.runs import control
-from iisft.runs.folder import RunFolder, parse_event
-from iisft.runs.state import RunStatus
+from iisft.runs.record.folder import RunFolder, parse_event
+from iisft.runs.record.state import RunStatus
+from iisft.runs.supervise import control
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -60,7 +60,7 @@ def say_end(ended: RunStatus) -> None:
 
 def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:
     from iisft.errors import RunStateError
-    from iisft.runs.state import status_of
+    from iisft.runs.record.state import status_of
 
     try:
         control.request_stop(folder, now=now)

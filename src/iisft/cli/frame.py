@@ -16,9 +16,9 @@ from rich.text import Text
 
 from iisft.cli.curves import SMALLEST, curve
 from iisft.cli.follow import describe_metrics
-from iisft.cli.history import History
-from iisft.hardware.telemetry import GpuSample
-from iisft.runs.state import RunStatus
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record.history import History
+from iisft.runs.record.state import RunStatus
 
 _STATE_STYLE = {"finished": "green", "running": "green", "failed": "red", "lost": "red", "pending": "cyan"}
 _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}

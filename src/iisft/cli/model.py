@@ -23,7 +23,7 @@ def complete_models() -> list[str]:
 def models(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """The models in this workspace."""
     from iisft.models import describe
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
 
     found = [describe.describe(folder) for folder in describe.model_folders(Workspace.current().models)]
     root = Workspace.current().models
@@ -68,7 +68,7 @@ def show(
 
 
 def _print(one: "Description") -> None:
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
 
     heads = f"{one.heads} heads" + (f", {one.kv_heads} for keys and values" if one.kv_heads != one.heads else "")
     shape = f"{one.layers} layers, {heads}, hidden {one.hidden_size}" + (

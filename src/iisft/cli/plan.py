@@ -10,13 +10,13 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.hardware.devices import Device
-    from iisft.runs.planning import Planned
-    from iisft.runs.request import TrainRequest
+    from iisft.machine.gpu_table import Device
+    from iisft.runs.plan.command import Planned
+    from iisft.runs.plan.request import TrainRequest
 
 
 def complete_devices() -> list[str]:
-    from iisft.hardware.devices import DEVICES
+    from iisft.machine.gpu_table import DEVICES
 
     return [device.key for device in DEVICES]
 
@@ -52,21 +52,21 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Memory per GPU by part, time and disk of a run, from config.json alone. Always ends with 0."""
-    from iisft.runs import planning
-    from iisft.runs.request import TrainRequest
+    from iisft.runs.plan import command
+    from iisft.runs.plan.request import TrainRequest
 
     workspace = Workspace.current()
     card = _device(device)
-    name = preset or planning.default_preset(workspace, card)
+    name = preset or command.default_preset(workspace, card)
     if preset is None:
         console.say(f"no --preset given: planned for {name}")
     request = TrainRequest(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
-    planned = planning.make(request, workspace, card)
+    planned = command.make(request, workspace, card)
     extra: dict[str, Any] = {}
     if best or trace or probe:
         extra = _extras(planned, request, best=best, trace=trace, probe=probe)
     if probe:
-        planned = planning.make(request, workspace, card)  # with what was just measured
+        planned = command.make(request, workspace, card)  # with what was just measured
     if as_json:
         console.out_json(planned.as_json() | extra)
     else:
@@ -76,18 +76,18 @@ def plan(
 
 def _extras(planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool) -> dict[str, Any]:
     """What takes longer than a plan, or asks the machine."""
-    from iisft.runs import plan_extras
+    from iisft.runs.plan import whatif
 
     extra: dict[str, Any] = {}
     workspace = Workspace.current()
     if best:
-        extra["best"] = plan_extras.best(planned)
+        extra["best"] = whatif.best(planned)
     if trace:
-        extra["trace"] = plan_extras.trace(planned, console.say)
+        extra["trace"] = whatif.trace(planned, console.say)
     if probe and best:
-        extra["best"] = plan_extras.probe_best(extra["best"], request, workspace, console.say)
+        extra["best"] = whatif.probe_best(extra["best"], request, workspace, console.say)
     elif probe:
-        extra["probe"] = plan_extras.probe(request, workspace, console.say)
+        extra["probe"] = whatif.probe(request, workspace, console.say)
     return extra
 
 
@@ -96,7 +96,7 @@ def _device(key: str | None) -> "Device | None":
         return None
     import difflib
 
-    from iisft.hardware.devices import DEVICES, find_device
+    from iisft.machine.gpu_table import DEVICES, find_device
 
     found = find_device(key)
     if found is None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli.follow import duration
 from iisft.estimate.memory import GIB
-from iisft.runs.outlook import largest_parts
+from iisft.runs.plan.fit import largest_parts
 
 if TYPE_CHECKING:
     from iisft.estimate.forecast import Forecast
     from iisft.estimate.suggestions import Suggestion
-    from iisft.runs.planning import Planned
+    from iisft.runs.plan.command import Planned
 
 _VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from iisft.inference.memory import Need
+    from iisft.inference.headroom import Need
     from iisft.inference.predict import Outcome, Progress, Request
-    from iisft.runs.folder import RunFolder
+    from iisft.runs.record.folder import RunFolder
 
 
 def predict(
@@ -47,8 +47,8 @@ def predict(
 ) -> None:
     """Answer every row of a dataset with the run's model, greedily. After any kill the same command goes on."""
     from iisft.inference.predict import request_for
-    from iisft.runs import resume
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import resume
 
     if backend not in ("local", "api"):
         raise UsageError("backend", f"--backend is local or api, not {backend!r}")
@@ -94,9 +94,9 @@ def _locally(
     *,
     cpu: bool,
 ) -> "list[Outcome]":
+    from iisft.inference import base_model as sources
     from iisft.inference import predict as predicting
     from iisft.inference import selection
-    from iisft.inference import source as sources
 
     chosen = selection.choose(folder, checkpoint)
     source = sources.find(folder, workspace, model=model, cpu=cpu)

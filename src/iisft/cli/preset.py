@@ -54,7 +54,7 @@ def show(
 ) -> None:
     """A preset with everything it extends and every default."""
     from iisft.llamafactory.explain import explain as explain_values
-    from iisft.runs.yaml_text import render_yaml
+    from iisft.presets.dump import render_yaml
 
     loaded = _load(name, overrides or [])
     values = loaded.preset.model_dump(mode="json") | {"env": redact(loaded.preset.env)}
@@ -75,7 +75,7 @@ def validate(
     """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments. Exit 3 when one is wrong."""
     from iisft.errors import CheckFailed, Finding
     from iisft.llamafactory.environment import env_findings
-    from iisft.runs.checks import extra_argument_findings
+    from iisft.runs.plan.preflight import extra_argument_findings
 
     results = []
     for file in files:

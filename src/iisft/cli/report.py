@@ -32,9 +32,9 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """One self-contained HTML file of a run: what ran, its curves, its evaluation, and every prediction to look at."""
-    from iisft.evaluation.sources import split
+    from iisft.evaluation.locate import split
     from iisft.report import build
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
 
     names: list[str | None] = [*(runs or [])] or [None]
     if compare != (len(names) > 1):

@@ -10,7 +10,7 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.runs.resume import Resumed
+    from iisft.runs.supervise.resume import Resumed
 
 
 def register_run_commands(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def register_run_commands(app: typer.Typer) -> None:
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """One run: state, progress, what was observed, checkpoints, findings."""
     from iisft.cli.follow import describe_forecast, describe_metrics
-    from iisft.runs.state import find_run, status_of
+    from iisft.runs.record.state import find_run, status_of
 
     found = status_of(find_run(Workspace.current(), run))
     facts = found.as_full_json()
@@ -60,8 +60,8 @@ def logs(
 ) -> None:
     """The trainer's log, or the run's events."""
     from iisft.files import LineFollower
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folder = find_run(Workspace.current(), run)
     if as_json and not follow:
@@ -81,8 +81,8 @@ def logs(
 def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
     from iisft.cli.follow import say_end
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     ended = control.wait(find_run(Workspace.current(), run))
     if as_json:
@@ -97,8 +97,8 @@ def stop(
     as_json: JsonOption = False,
 ) -> None:
     """Stop a run: with a checkpoint where possible."""
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folder = find_run(Workspace.current(), run)
     control.request_stop(folder, now=now)
@@ -127,10 +127,10 @@ def resume(
 ) -> None:
     """Go on with a run from its last complete checkpoint, or supervise a trainer again that still runs."""
     from iisft.cli.follow import follow, say_end
-    from iisft.runs import control
-    from iisft.runs.folder import RunFolder
-    from iisft.runs.resume import resume as bring_back
-    from iisft.runs.state import find_run
+    from iisft.runs.record.folder import RunFolder
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
+    from iisft.runs.supervise.resume import resume as bring_back
 
     workspace = Workspace.current()
     if all_lost:
@@ -157,8 +157,8 @@ def resume(
 
 def _resume_all_lost(workspace: Workspace, *, as_json: bool) -> None:
     from iisft.errors import IisftError
-    from iisft.runs.resume import resume as bring_back
-    from iisft.runs.state import all_runs
+    from iisft.runs.record.state import all_runs
+    from iisft.runs.supervise.resume import resume as bring_back
 
     results: list[dict[str, object]] = []
     first_failure: IisftError | None = None

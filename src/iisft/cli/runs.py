@@ -19,7 +19,7 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
     if context.invoked_subcommand is not None:
         return
     from iisft.cli.follow import duration
-    from iisft.runs.state import all_runs
+    from iisft.runs.record.state import all_runs
 
     found = all_runs(Workspace.current())
     if as_json:
@@ -52,8 +52,8 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
     """Delete runs that are not running, with their checkpoints and adapters."""
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folders = [find_run(Workspace.current(), name) for name in dict.fromkeys(runs)]
     for folder in folders:
@@ -72,8 +72,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """What two runs differ in: preset, data, model, versions, and what was observed."""
-    from iisft.runs import drift, resume
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import drift, resume
 
     records = [resume.record_of(find_run(Workspace.current(), name)) for name in (one, other)]
     found = drift.compare(*records)

@@ -12,8 +12,8 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.runs.plan import Plan
-    from iisft.runs.state import RunStatus
+    from iisft.runs.plan.make import Plan
+    from iisft.runs.record.state import RunStatus
 
 
 def train(
@@ -43,8 +43,8 @@ def train(
 ) -> None:
     """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
     from iisft.cli.progress import rows_bar
-    from iisft.runs.plan import make_plan
-    from iisft.runs.request import TrainRequest
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.request import TrainRequest
 
     if slurm and script is None:
         raise UsageError("slurm-script", "--slurm goes with --script FILE")
@@ -71,16 +71,17 @@ def train(
 
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     from iisft.cli.follow import follow
-    from iisft.runs import control, launch
+    from iisft.runs.plan import create
+    from iisft.runs.supervise import control
 
     if plan.placement.node_rank:
-        launch.join(plan)
+        create.join(plan)
     else:
-        launch.create(plan)
+        create.create(plan)
     try:
-        launch.start(plan)
+        create.start(plan)
     except KeyboardInterrupt:
-        launch.abandon(plan)
+        create.abandon(plan)
         raise
     folder = plan.folder
     if detach:
@@ -112,7 +113,7 @@ def _prepare_demo(preset: str, workspace: Workspace) -> None:
 
 
 def _print_plan(plan: "Plan", *, as_json: bool) -> None:
-    from iisft.runs.yaml_text import render_yaml
+    from iisft.presets.dump import render_yaml
     from iisft.secrets import HIDDEN, is_secret, redact
 
     env = redact(plan.env)
@@ -141,7 +142,7 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
     from iisft import files
-    from iisft.runs import script as scripts
+    from iisft.runs.plan import script as scripts
 
     text = scripts.render(plan, slurm=slurm)
     try:

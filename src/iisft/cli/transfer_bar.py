@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from iisft.cli import console
 from iisft.cli.follow import duration
-from iisft.models.manifest import gb
-from iisft.models.parallel import Show, Tally
+from iisft.models.folder.manifest import gb
+from iisft.models.hub.parallel import Show, Tally
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from iisft import demo, process
-from iisft.data import staging
+from iisft.data.stage import staging
 from iisft.errors import CheckFailed, IisftError, TransferError
-from iisft.hardware.examination import interpreter_errors
 from iisft.llamafactory import interpreter as training
+from iisft.machine.doctor.inspect import interpreter_errors
 from iisft.workspace import Workspace
 
 _BUILD_TIMEOUT_S = 600.0

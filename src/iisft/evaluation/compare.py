@@ -10,15 +10,15 @@ from typing import Any
 
 from iisft.errors import Finding, InputError, UsageError
 from iisft.evaluation import statistics
+from iisft.evaluation.classes import Labels
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
 from iisft.evaluation.fields import leaves
-from iisft.evaluation.labels import Labels
+from iisft.evaluation.locate import Source
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
-from iisft.evaluation.predictions import PredictionFile, Row
-from iisft.evaluation.sources import Source
+from iisft.evaluation.reading import PredictionFile, Row
+from iisft.evaluation.similarity import Scorer, TextSample
 from iisft.evaluation.task import Task
-from iisft.evaluation.text import Scorer, TextSample
 
 BALANCED, FIELDS, ROUGE = "balanced_accuracy", "fields_right", "rougel"
 _SHOWN_ROWS = 20

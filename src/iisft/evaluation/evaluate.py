@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import EnvironmentFault, Finding, InputError
+from iisft.evaluation.classes import NO_LABEL
 from iisft.evaluation.fields import FieldTally
-from iisft.evaluation.labels import NO_LABEL
 from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
-from iisft.evaluation.predictions import PredictionFile, Row
+from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.schema import SchemaCheck
+from iisft.evaluation.similarity import Scorer, TextSample, measure
 from iisft.evaluation.statistics import class_metrics, rate_interval
 from iisft.evaluation.task import Task, scan
-from iisft.evaluation.text import Scorer, TextSample, measure
 
 MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
 

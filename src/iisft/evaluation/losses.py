@@ -4,8 +4,8 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from iisft.evaluation.sources import FINAL, Source
-from iisft.runs.folder import RunFolder
+from iisft.evaluation.locate import FINAL, Source
+from iisft.runs.record.folder import RunFolder
 
 _STEPS_IN_MEAN = 10
 _Point = tuple[int, float]

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from iisft.evaluation.predictions import Row
+from iisft.evaluation.reading import Row
 
 DEFAULT_ERROR_MARKER = "ERROR_GENERATION"
 NO_JSON = object()

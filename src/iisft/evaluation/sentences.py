@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from iisft.evaluation import wording
-from iisft.evaluation.labels import NO_LABEL, shown
+from iisft.evaluation import texts as wording
+from iisft.evaluation.classes import NO_LABEL, shown
 
 if TYPE_CHECKING:
     from iisft.evaluation.evaluate import Evaluation

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iisft.evaluation.labels import SHAPE, WHOLE, Labels, chosen
+from iisft.evaluation.classes import SHAPE, WHOLE, Labels, chosen
 from iisft.evaluation.outcome import parse
-from iisft.evaluation.predictions import Row
+from iisft.evaluation.reading import Row
 
 NO_LABELS = "none"
 _MOST_VALUES = 1000

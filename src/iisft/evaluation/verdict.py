@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from iisft.evaluation import wording
+from iisft.evaluation import texts
 from iisft.evaluation.sentences import percent
 
 if TYPE_CHECKING:
     from iisft.evaluation.compare import Comparison, Pair
 
 
-def verdict(found: "Comparison", language: str = wording.ENGLISH) -> list[str]:
+def verdict(found: "Comparison", language: str = texts.ENGLISH) -> list[str]:
     """Which one is best and why, how sure that is, and whether it beats trivial answers."""
     return [text for _, text in with_tone(found, language)]
 
@@ -18,9 +18,9 @@ def with_tone(found: "Comparison", language: str) -> list[tuple[str, str]]:
     """Each sentence of the verdict after its tone: bad, warn, good, or "" for a plain fact."""
 
     def say(key: str, **values: object) -> tuple[str, str]:
-        return wording.TONES.get(key, ""), wording.pick(wording.VERDICTS[key], language).format(**values)
+        return texts.TONES.get(key, ""), texts.pick(texts.VERDICTS[key], language).format(**values)
 
-    figure = wording.pick(wording.FIGURES[found.figure], language)
+    figure = texts.pick(texts.FIGURES[found.figure], language)
     score = percent(found.scores[found.best])
     said = [say("best", name=found.best, figure=figure, score=score, rows=found.rows)]
     if len(found.tied) > 1:
@@ -50,7 +50,7 @@ def with_tone(found: "Comparison", language: str) -> list[tuple[str, str]]:
 
 def _points(pair: "Pair", language: str) -> str:
     low, high = pair.interval
-    unit = wording.pick(wording.POINTS, language)
+    unit = texts.pick(texts.POINTS, language)
     return f"{100 * pair.difference:.1f} {unit} ({100 * low:.1f} to {100 * high:.1f})"
 
 

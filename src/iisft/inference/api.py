@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from iisft.data import conversation
+from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
+from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
-from iisft.inference.predictions import Row
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 from iisft.secrets import redact
 
 if TYPE_CHECKING:

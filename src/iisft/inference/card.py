@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from iisft import __version__
+from iisft.inference.base_model import Source
 from iisft.inference.selection import Chosen
-from iisft.inference.source import Source
 
 
 def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:

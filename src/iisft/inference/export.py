@@ -8,17 +8,17 @@ from pathlib import Path
 
 from iisft import files
 from iisft.errors import EnvironmentFault, InputError, RunFailed, RunStateError
-from iisft.inference import memory
+from iisft.inference import headroom
+from iisft.inference.base_model import Source
 from iisft.inference.card import model_card
-from iisft.inference.memory import Need
+from iisft.inference.headroom import Need
 from iisft.inference.selection import Chosen
-from iisft.inference.source import Source
 from iisft.inference.worker import started
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
-from iisft.models.view_rules import DTYPES, stored_dtype
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
+from iisft.models.view.support import DTYPES, stored_dtype
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TOKENIZER_BYTES = 64 * 2**20
@@ -71,7 +71,7 @@ class Export:
     def need(self) -> Need:
         """Memory for merging: the weights on the CPU, in float32 where they change their dtype."""
         loaded = self.dtype if self.dtype == self.stored else "float32"
-        return memory.need(self.source.checkpoint, loaded, "float32", adapter_bytes=0, place="cpu")
+        return headroom.need(self.source.checkpoint, loaded, "float32", adapter_bytes=0, place="cpu")
 
     @property
     def disk_bytes(self) -> int:

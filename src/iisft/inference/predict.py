@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iisft.data import staging
-from iisft.data.staging import StagedDataset
+from iisft.data.stage import staging
+from iisft.data.stage.staging import StagedDataset
 from iisft.errors import UsageError
-from iisft.inference.memory import Need
-from iisft.inference.predictions import Predictions, Row
+from iisft.inference.base_model import Source
+from iisft.inference.headroom import Need
+from iisft.inference.output import Predictions, Row
 from iisft.inference.selection import ADAPTER, Chosen
-from iisft.inference.source import Source
 from iisft.inference.worker import Worker, require_proof, started
-from iisft.runs.folder import RunFolder
-from iisft.runs.proof import Observed
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.proof import Observed
 from iisft.workspace import Workspace
 
 

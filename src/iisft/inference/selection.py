@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import RunStateError, UsageError
-from iisft.models.checkpoint import read_header
-from iisft.runs.checkpoints import Saved, checkpoints
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import RunStatus, status_of
+from iisft.models.folder.checkpoint import read_header
+from iisft.runs.record.checkpoints import Saved, checkpoints
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import RunStatus, status_of
 
 FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
 ADAPTER = "adapter_model.safetensors"

@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from iisft.errors import EnvironmentFault, IisftError, RunFailed
+from iisft.inference.base_model import Source
 from iisft.inference.selection import Chosen
-from iisft.inference.source import Source
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.llamafactory import loading
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from iisft import process
 from iisft.errors import EnvironmentFault, IisftError, InputError, RunFailed
-from iisft.inference import source as sources
-from iisft.inference.source import Source
+from iisft.inference import base_model as sources
+from iisft.inference.base_model import Source
 from iisft.llamafactory import failures
 from iisft.llamafactory.failure import Failure
 from iisft.llamafactory.logs import error_in, last_lines
 from iisft.process.piped import Piped
-from iisft.runs.proof import precision_differences
+from iisft.runs.record.proof import precision_differences
 
 _SCRIPTS = Path(__file__).parents[1] / "child"
 _GRACE_S = 5.0

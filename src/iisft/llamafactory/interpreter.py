@@ -10,7 +10,7 @@ from typing import Any
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault
-from iisft.llamafactory import report
+from iisft.llamafactory import installed
 from iisft.llamafactory.torch_sets import INSTALL
 from iisft.workspace import cache_folder
 
@@ -53,10 +53,10 @@ def inspect(path: Path) -> Interpreter:
         EnvironmentFault: the interpreter can't be run.
     """
     if path == Path(sys.executable).absolute():
-        found = report.report()
+        found = installed.report()
     else:
         try:
-            result = process.run([str(path), report.__file__], timeout_s=60)
+            result = process.run([str(path), installed.__file__], timeout_s=60)
             found = json.loads(result.stdout)
         except (OSError, TimeoutError, ValueError) as error:
             raise EnvironmentFault(

@@ -8,10 +8,10 @@ from typing import Any
 from iisft.errors import Finding, InputError
 from iisft.files import read_json, read_json_object
 from iisft.llamafactory.fitting_template import template_for
-from iisft.models import manifest as manifests
-from iisft.models.checkpoint import Checkpoint, checkpoint_findings, code_files, inspect_checkpoint
-from iisft.models.manifest import ManifestFile
-from iisft.models.view import plan_view
+from iisft.models.folder import manifest as manifests
+from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, code_files, inspect_checkpoint
+from iisft.models.folder.manifest import ManifestFile
+from iisft.models.view.build import plan_view
 
 # precision and weights as presets name them
 _PRECISIONS = {

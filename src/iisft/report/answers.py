@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iisft.errors import Finding, IisftError
+from iisft.evaluation.classes import NO_LABEL, shown
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
-from iisft.evaluation.labels import NO_LABEL, shown
+from iisft.evaluation.locate import Source, base_of
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
-from iisft.evaluation.predictions import PredictionFile, Row
+from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.sentences import with_tone
-from iisft.evaluation.sources import Source, base_of
 from iisft.evaluation.task import Task
-from iisft.evaluation.wording import LANGUAGES
+from iisft.evaluation.texts import LANGUAGES
 
 MOST_ROWS = 1000
 _MOST_CHARACTERS = 20_000

@@ -8,14 +8,14 @@ from typing import Any
 
 from iisft import __version__, files
 from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
-from iisft.evaluation import sources
+from iisft.evaluation import locate
 from iisft.evaluation.evaluate import Options
-from iisft.evaluation.sources import Source
+from iisft.evaluation.locate import Source
 from iisft.report.answers import MOST_ROWS, answers_of, judged
-from iisft.report.facts import facts_of
 from iisft.report.page import render
+from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
 _MOST_BYTES = 9_500_000
@@ -91,9 +91,9 @@ def _groups(
 ) -> list[list[Source]]:
     """Predictions that belong side by side: those of one dataset."""
     if len(folders) == 1:
-        known = [source for source in sources.of_run(folders[0]) if source.checkpoint != sources.BASE]
-        if data is not None or sources.split(workspace, names[0])[1] is not None:
-            known = sources.find(workspace, names[0], data)  # says what there is, if there is not what was named
+        known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
+        if data is not None or locate.split(workspace, names[0])[1] is not None:
+            known = locate.find(workspace, names[0], data)  # says what there is, if there is not what was named
         by_data: dict[str, list[Source]] = {}
         for source in known:
             by_data.setdefault(source.data or "", []).append(source)
@@ -101,7 +101,7 @@ def _groups(
     found = []
     for name in names:
         try:
-            found.append(sources.last(sources.find(workspace, name, data)))
+            found.append(locate.last(locate.find(workspace, name, data)))
         except RunStateError as error:
             if data is not None or "@" in name:
                 raise
@@ -116,8 +116,8 @@ def _groups(
 
 def _comparison(group: Sequence[Source], options: Options, findings: list[Finding]) -> dict[str, Any] | None:
     from iisft.evaluation.compare import compare
+    from iisft.evaluation.texts import LANGUAGES
     from iisft.evaluation.verdict import with_tone
-    from iisft.evaluation.wording import LANGUAGES
 
     if len(group) < 2:
         return None

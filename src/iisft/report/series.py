@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from iisft.evaluation.losses import finite
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CURVES = (
     "loss",
