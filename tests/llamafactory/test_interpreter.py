@@ -1,4 +1,7 @@
-"""What keeps an interpreter from training, each with the command that mends it; and what it says about itself."""
+"""What keeps an interpreter from training, each with the command that mends it.
+
+And what it says about itself.
+"""
 
 from pathlib import Path
 
@@ -32,7 +35,10 @@ def test_an_empty_interpreter_is_told_what_to_install(tmp_path: Path) -> None:
 
 def test_a_command_that_is_missing_beside_the_interpreter(tmp_path: Path) -> None:
     [finding] = inspect.interpreter_errors(make(tmp_path, SOUND, cli=False))
-    assert (finding.id, finding.where) == ("llamafactory-cli-missing", str(tmp_path / "llamafactory-cli"))
+    assert (finding.id, finding.where) == (
+        "llamafactory-cli-missing",
+        str(tmp_path / "llamafactory-cli"),
+    )
 
 
 def test_the_interpreter_of_the_tests_reports_itself_alike_from_inside_and_outside(

@@ -66,13 +66,20 @@ ROCM63 = Torch("2.7.1+rocm6.3", "6.3.42131-fa1d09cbd", None,
 ROCM64 = Torch("2.9.1+rocm6.4", "6.4.43484-123eb5128", None,
                ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1101", "gfx1201"),
                ("gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"))  # fmt: skip
-CU130 = Torch("2.11.0+cu130", None, "13.0", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"))
-CU126 = Torch("2.9.1+cu126", None, "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"))
+CU130 = Torch(
+    "2.11.0+cu130", None, "13.0", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+)
+CU126 = Torch(
+    "2.9.1+cu126", None, "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+)
 
 
 @dataclass(frozen=True)
 class Fake:
-    """A machine. `build` writes it below a folder. `undriven`: NVIDIA GPUs on the bus without a driver."""
+    """A machine. `build` writes it below a folder.
+
+    `undriven`: NVIDIA GPUs on the bus without a driver.
+    """
 
     amd: tuple[Amd, ...] = ()
     nvidia: tuple[Nvidia, ...] = ()
@@ -120,21 +127,36 @@ class Fake:
             _pci(root, bus, "0x10de", "0x030200", "", "", 16)
         for nvidia in self.nvidia:
             _pci(root, nvidia.bus, "0x10de", "0x030200", nvidia.iommu, nvidia.group, nvidia.width)
-            _write(root, f"proc/driver/nvidia/gpus/{nvidia.bus}/information", f"Model: \t\t {nvidia.name}\n")
-        _write(root, "iisft/answers.json", json.dumps({"answers": self._answers(), "unreadable": dict(self.lost)}))
+            _write(
+                root,
+                f"proc/driver/nvidia/gpus/{nvidia.bus}/information",
+                f"Model: \t\t {nvidia.name}\n",
+            )
+        _write(
+            root,
+            "iisft/answers.json",
+            json.dumps({"answers": self._answers(), "unreadable": dict(self.lost)}),
+        )
         if self.torch is not None or self.packages or self.died:
             _write(root, "iisft/interpreter.json", json.dumps(self._interpreter()))
         if self.deep:
-            _write(root, "iisft/deep.json", json.dumps({"date": "2026-11-24", "results": list(self.deep)}))
+            _write(
+                root,
+                "iisft/deep.json",
+                json.dumps({"date": "2026-11-24", "results": list(self.deep)}),
+            )
         return root
 
     def _answers(self) -> dict[str, Any]:
         devices = self.devices
         if devices is None:
             nodes = [f"/dev/dri/renderD{128 + index}" for index in range(len(self.amd))]
-            devices = {path: (True, True, "render") for path in (["/dev/kfd", *nodes] if self.amd else [])}
+            devices = {
+                path: (True, True, "render") for path in (["/dev/kfd", *nodes] if self.amd else [])
+            }
         lines = [
-            f"{card.name}, {card.capability}, {card.mib}, {self.driver}, 0000{card.bus}, {card.width}, 16, "
+            f"{card.name}, {card.capability}, {card.mib}, {self.driver}, 0000{card.bus}, "
+            f"{card.width}, 16, "
             f"{card.celsius}, {card.limit_w}, 250"
             for card in self.nvidia
         ]
@@ -159,13 +181,25 @@ class Fake:
             tag = self.torch.version.partition("+")[2]
             base = self.torch.version.partition("+")[0]
             pairs = {"2.4.1": "0.19.1", "2.7.1": "0.22.1", "2.9.1": "0.24.1", "2.11.0": "0.26.0"}
-            for name, version in (("torch", base), ("torchvision", pairs.get(base, base)), ("torchaudio", base)):
+            for name, version in (
+                ("torch", base),
+                ("torchvision", pairs.get(base, base)),
+                ("torchaudio", base),
+            ):
                 if name == "torch" or packages.get(name) == "":
                     packages[name] = f"{version}+{tag}" if tag else version
-            seen = self.torch.sees if self.torch.sees is not None else len(self.amd if self.torch.hip else self.nvidia)
+            seen = (
+                self.torch.sees
+                if self.torch.sees is not None
+                else len(self.amd if self.torch.hip else self.nvidia)
+            )
             steps["torch"] = {"version": self.torch.version, "hip": self.torch.hip, "cuda": self.torch.cuda,
                               "arch_list": list(self.torch.archs), "blas_archs": self.torch.blas}  # fmt: skip
-            steps["devices"] = {"available": seen > 0, "devices": [{"name": "GPU"}] * seen, "peers": self.torch.peers}
+            steps["devices"] = {
+                "available": seen > 0,
+                "devices": [{"name": "GPU"}] * seen,
+                "peers": self.torch.peers,
+            }
             steps |= {name: {} for name in HEALTHY_STEPS}
         steps |= self.steps
         return {
@@ -182,7 +216,8 @@ def _host(fake: Fake, root: Path) -> None:
     _write(root, "proc/sys/kernel/numa_balancing", f"{fake.numa_balancing}\n")
     _write(root, "proc/meminfo", f"MemTotal:       {fake.memory_gib * 2**20} kB\n")
     processors = [
-        f"processor\t: {number}\nvendor_id\t: {fake.cpu_vendor}\nmodel name\t: {fake.cpu}\nphysical id\t: {number}\n"
+        f"processor\t: {number}\nvendor_id\t: {fake.cpu_vendor}\nmodel name\t: "
+        f"{fake.cpu}\nphysical id\t: {number}\n"
         f"flags\t\t: {fake.flags}\n"
         for number in range(fake.sockets)
     ]
@@ -203,7 +238,8 @@ def _host(fake: Fake, root: Path) -> None:
         _write(root, "sys/fs/cgroup/memory.max", str(fake.memory_limit_gib * GIB))
     if fake.driver:
         text = (
-            f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {fake.driver}  Release Build\nGCC version: gcc 11.4.0\n"
+            f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {fake.driver}  Release "
+            "Build\nGCC version: gcc 11.4.0\n"
         )
         _write(root, "proc/driver/nvidia/version", text)
 
@@ -212,7 +248,8 @@ def _amd_card(root: Path, node: int, card: Amd) -> None:
     bus = int(card.bus[5:7], 16)
     base = f"sys/class/kfd/kfd/topology/nodes/{node}"
     _write(root, f"{base}/properties",
-           f"vendor_id {0x1002}\nlocation_id {bus << 8}\ndomain 0\ngfx_target_version {card.version}\n")  # fmt: skip
+           f"vendor_id {0x1002}\nlocation_id {bus << 8}\ndomain 0\ngfx_target_version "
+           f"{card.version}\n")  # fmt: skip
     _write(root, f"{base}/name", "vega20\n" if card.version == 90006 else "gpu\n")
     _write(root, f"{base}/mem_banks/0/properties", f"heap_type 1\nsize_in_bytes {card.gib * GIB}\n")
     _write(root, f"{base}/io_links/0/properties", f"type 2\nnode_to 0\nflags {card.flags}\n")
@@ -286,12 +323,14 @@ MACHINES: dict[str, Fake] = {
     ),
     "rdna3": Fake(
         amd=(Amd(version=110000, gib=24, device="0x744c", name="Radeon RX 7900 XTX"),),
-        torch=ROCM64, amdgpu="", rocm="6.4.1-83", cpu="AMD Ryzen 9 7950X", cpu_vendor="AuthenticAMD", sockets=1,
+        torch=ROCM64, amdgpu="", rocm="6.4.1-83", cpu="AMD Ryzen 9 "
+                                                      "7950X", cpu_vendor="AuthenticAMD", sockets=1,
         memory_gib=64,
     ),
     "mixed-gpus": replace(
         MI50,
-        amd=(Amd(version=100302, gib=8, device="0x73ff", name="Radeon RX 6600"), Amd(bus="0000:83:00.0", group="2")),
+        amd=(Amd(version=100302, gib=8, device="0x73ff", name="Radeon RX "
+                                                              "6600"), Amd(bus="0000:83:00.0", group="2")),
     ),
     "p100": P100,
     "t4": T4,

@@ -1,4 +1,6 @@
-"""For each rule a machine where it fires and one where it is silent, mostly the same but for one thing."""
+"""For each rule a machine where it fires and one where it is silent, mostly the same but for one
+thing.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -62,23 +64,44 @@ def deep(machine: Fake, check: str, **facts: Any) -> Fake:
     return replace(machine, deep=({"check": check, **facts},))
 
 
-RDNA2 = Fake(amd=(Amd(version=100300, gib=16, device="0x73bf", name="RX 6900 XT"),), torch=ROCM63, amdgpu="6.10.5")
+RDNA2 = Fake(
+    amd=(Amd(version=100300, gib=16, device="0x73bf", name="RX 6900 XT"),),
+    torch=ROCM63,
+    amdgpu="6.10.5",
+)
 RDNA2_SMALL = replace(RDNA2, amd=(Amd(version=100301, gib=12, device="0x73df"),))
-RDNA3 = Fake(amd=(Amd(version=110000, gib=24, device="0x744c", name="RX 7900 XTX"),), torch=ROCM64, amdgpu="6.12.12")
-RDNA3_PAIR = replace(RDNA3, amd=(*RDNA3.amd, replace(RDNA3.amd[0], bus="0000:83:00.0", group="2")), amdgpu="")
+RDNA3 = Fake(
+    amd=(Amd(version=110000, gib=24, device="0x744c", name="RX 7900 XTX"),),
+    torch=ROCM64,
+    amdgpu="6.12.12",
+)
+RDNA3_PAIR = replace(
+    RDNA3, amd=(*RDNA3.amd, replace(RDNA3.amd[0], bus="0000:83:00.0", group="2")), amdgpu=""
+)
 MIXED = replace(MI50, amd=(*MI50.amd, replace(RDNA2.amd[0], bus="0000:83:00.0", group="2")))
 P40 = Fake(nvidia=(Nvidia("Tesla P40", "6.1", 23040),), torch=CU126, driver="570.133.20")
 V100 = replace(P40, nvidia=(Nvidia("Tesla V100-PCIE-16GB", "7.0", 16384),))
 A100 = Fake(nvidia=(Nvidia("NVIDIA A100 80GB PCIe", "8.0", 81920),), driver="580.95.05")
 RTX4090 = Nvidia("NVIDIA GeForce RTX 4090", "8.9", 24564)
-TWO_RTX = Fake(nvidia=(RTX4090, replace(RTX4090, bus="0000:83:00.0", group="2")), torch=CU126, driver="535.183.01")
+TWO_RTX = Fake(
+    nvidia=(RTX4090, replace(RTX4090, bus="0000:83:00.0", group="2")),
+    torch=CU126,
+    driver="535.183.01",
+)
 ROCM7 = Torch("2.10.0+rocm7.1", "7.1.52802", None, (*ROCM64.archs, "gfx950"), ROCM64.blas)
 ROCM61 = FIRST_USER.torch
 BNB = packages(MI50, bitsandbytes="0.48.2")
 IOMMU_ON = amd(TWO_MI50, iommu="DMA-FQ")
-RATES = [{"check": "matmul", "device": "cuda:0", "dtype": dtype} for dtype in ("float32", "float16", "bfloat16")]
-EMULATED = tuple({**one, "tflops": rate} for one, rate in zip(RATES, (60.0, 200.0, 30.0), strict=True))
-NATIVE = tuple({**one, "tflops": rate} for one, rate in zip(RATES, (60.0, 200.0, 190.0), strict=True))
+RATES = [
+    {"check": "matmul", "device": "cuda:0", "dtype": dtype}
+    for dtype in ("float32", "float16", "bfloat16")
+]
+EMULATED = tuple(
+    {**one, "tflops": rate} for one, rate in zip(RATES, (60.0, 200.0, 30.0), strict=True)
+)
+NATIVE = tuple(
+    {**one, "tflops": rate} for one, rate in zip(RATES, (60.0, 200.0, 190.0), strict=True)
+)
 
 # rule -> (it fires, it is silent)
 CASES: dict[str, tuple[Scene, Scene]] = {
@@ -89,7 +112,9 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         on(shell(RDNA2_SMALL, HSA_OVERRIDE_GFX_VERSION="10.3.0")),
     ),
     "R04": (
-        on(deep(MI50, "matmul", device="cuda:0", dtype="float32", died="SIGABRT", said="rocBLAS error: Tensile")),
+        on(deep(MI50, "matmul", device="cuda:0", dtype="float32", died="SIGABRT", said="rocBLAS "
+                                                                                       "error: "
+                                                                                       "Tensile")),
         on(deep(MI50, "matmul", device="cuda:0", dtype="float32", tflops=11.2)),
     ),
     "R05": (
@@ -123,7 +148,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     ),
     "R16": (on(replace(TWO_MI50, shm_mib=64)), on(replace(MI50, shm_mib=64))),
     "R17": (
-        on(deep(IOMMU_ON, "all-reduce", backend="nccl", world=2, died="did not return within 60 s", said="")),
+        on(deep(IOMMU_ON, "all-reduce", backend="nccl", world=2, died="did not return within 60 "
+                                                                      "s", said="")),
         on(deep(IOMMU_ON, "all-reduce", backend="nccl", world=2, gbps=5.1, gpus=True)),
     ),
     "R18": (on(FIRST_USER), on(replace(FIRST_USER, cpu_vendor="AuthenticAMD"))),
@@ -193,7 +219,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R52": (on(replace(MI50, container=True, rocm="7.2.0")), on(replace(MI50, container=True))),
     "bf16-measured": (on(replace(A100, deep=EMULATED)), on(replace(A100, deep=NATIVE))),
     "copy-fails": (
-        on(deep(T4, "copy", source="cpu", device="cuda:0", error="what arrived is not what was sent")),
+        on(deep(T4, "copy", source="cpu", device="cuda:0", error="what arrived is not what was "
+                                                                 "sent")),
         on(deep(T4, "copy", source="cpu", device="cuda:0", gbps=12.0)),
     ),
     "driver-missing": (on(replace(NONE, undriven=("0000:03:00.0",))), on(NONE)),
@@ -202,7 +229,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "gpus-hidden": (on(replace(TWO_MI50, torch=replace(ROCM63, sees=1))), on(TWO_MI50)),
     "host-memory": (on(replace(A100, memory_limit_gib=16)), on(A100)),
     "import-died": (
-        on(replace(T4, steps={}, died={"step": "torch", "how": "SIGABRT", "said": "terminate called"})),
+        on(replace(T4, steps={}, died={"step": "torch", "how": "SIGABRT", "said": "terminate "
+                                                                                  "called"})),
         on(T4),
     ),
     "import-failed": (on(failing(T4, "peft", "ImportError: no name LoraConfig")), on(T4)),

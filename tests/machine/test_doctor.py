@@ -1,4 +1,6 @@
-"""Each rule fires on one machine and is silent on another, found by the same discovery as the doctor's own."""
+"""Each rule fires on one machine and is silent on another, found by the same discovery as the
+doctor's own.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +75,10 @@ def test_going_around_p2p_makes_the_iommu_a_matter_of_speed(tmp_path: Path) -> N
 def test_a_hang_is_named_with_this_machines_causes(tmp_path: Path) -> None:
     hung = {"backend": "nccl", "world": 2, "died": "did not return within 60 s", "said": ""}
     [told] = findings(deep(FIRST_USER, "all-reduce", **hung), tmp_path / "1", "R17")
-    assert "did not return within 60 s. Probable causes here: R08 the IOMMU translates" in told.seen.message
+    assert (
+        "did not return within 60 s. Probable causes here: R08 the IOMMU translates"
+        in told.seen.message
+    )
     assert told.seen.fix.text.startswith("add iommu=pt to GRUB_CMDLINE_LINUX_DEFAULT")
     [told] = findings(deep(TWO_MI50, "all-reduce", **hung), tmp_path / "2", "R17")
     assert "None of the known causes shows on this machine" in told.seen.message
@@ -108,7 +113,9 @@ def test_emulated_bf16_is_shown_with_what_was_measured(tmp_path: Path) -> None:
 def test_a_smaller_gpu_is_a_warning_where_the_plan_fits(tmp_path: Path) -> None:
     case = case_of(CASES["gpu-memory"][0], tmp_path)
     for fits, severity in {None: "error", "no": "error", "tight": "warn", "yes": "warn"}.items():
-        found = {one.rule.id: one.seen.severity for one in engine.diagnose(replace(case, fits=fits))}
+        found = {
+            one.rule.id: one.seen.severity for one in engine.diagnose(replace(case, fits=fits))
+        }
         assert found["gpu-memory"] == severity
 
 
@@ -116,7 +123,9 @@ def test_a_newer_torchaudio_that_can_be_imported_is_a_warning(tmp_path: Path) ->
     newer = packages(TWO_MI50, torchaudio="2.8.0+rocm6.3")
     [told] = findings(newer, tmp_path / "1", "R11")
     assert told.seen.severity == "warn"
-    [told] = findings(failing(newer, "torchaudio", "OSError: undefined symbol"), tmp_path / "2", "R11")
+    [told] = findings(
+        failing(newer, "torchaudio", "OSError: undefined symbol"), tmp_path / "2", "R11"
+    )
     assert told.seen.severity == "error"
 
 

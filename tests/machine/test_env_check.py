@@ -1,4 +1,6 @@
-"""The command itself, with real children: this machine, broken interpreters, hanging drivers, packed machines."""
+"""The command itself, with real children: this machine, broken interpreters, hanging drivers,
+packed machines.
+"""
 
 import json
 import os
@@ -23,14 +25,17 @@ from iisft.machine.facts.reader import Reader
 CLI = Callable[..., Any]
 HEALTHY_REPORT = (
     '{"step": "packages", "versions": {"pip": "25.0"}}\n'
-    '{"step": "torch", "version": "2.11.0+cu130", "hip": null, "cuda": "13.0", "arch_list": [], "blas_archs": null}\n'
+    '{"step": "torch", "version": "2.11.0+cu130", "hip": null, "cuda": "13.0", "arch_list": [], '
+    '"blas_archs": null}\n'
     '{"end": true}\n'
 )
 
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """IISFT_PYTHON = the tests' own interpreter, in which `import torch` does what the given text says."""
+    """IISFT_PYTHON = the tests' own interpreter, in which `import torch` does what the given text
+    says.
+    """
 
     def make(torch: str) -> Path:
         binaries, modules = tmp_path / "解释器 env" / "bin", tmp_path / "modules"
@@ -64,26 +69,39 @@ def test_this_machine_computes_and_is_diagnosed_elsewhere_alike(iisft: CLI, tmp_
     here = iisft("env-check", "--deep", "--collect", str(file), "--json")
     document = json.loads(here.out)
     assert (here.code, document["ok"]) == (0, True)
-    assert document["machine"]["interpreter"]["packages"]["llamafactory"] == interpreter.TESTED_VERSION
+    assert (
+        document["machine"]["interpreter"]["packages"]["llamafactory"] == interpreter.TESTED_VERSION
+    )
     by_check: dict[str, list[Any]] = {}
     for result in document["deep"]:
         assert not {"error", "died"} & set(result)
         by_check.setdefault(result["check"], []).append(result)
     assert all(result["tflops"] > 0 for result in by_check["matmul"])
     assert all(result["gib"] == result["wanted_gib"] for result in by_check["memory"])
-    assert [(result["finite"], result["eager_finite"]) for result in by_check["sdpa"][:1]] == [(True, False)]
+    assert [(result["finite"], result["eager_finite"]) for result in by_check["sdpa"][:1]] == [
+        (True, False)
+    ]
     assert all(result["gbps"] > 0 for result in by_check["all-reduce"])
     there = json.loads(iisft("env-check", "--from", str(file), "--json").out)
-    hidden = json.dumps(document).replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else json.dumps(document)
+    hidden = (
+        json.dumps(document).replace(str(Path.home()), "~")
+        if len(str(Path.home())) > 1
+        else json.dumps(document)
+    )
     assert there == json.loads(hidden)
 
 
 def test_a_torch_whose_import_aborts(iisft: CLI, python: Callable[[str], Path]) -> None:
-    path = python("import os, sys; print('libtorch: bad symbol', file=sys.stderr, flush=True); os.abort()")
+    path = python(
+        "import os, sys; print('libtorch: bad symbol', file=sys.stderr, flush=True); os.abort()"
+    )
     code, found = checked(iisft)
     assert code == 4
     told = found["import-died"]
-    assert told["message"] == "importing torch in the training interpreter ends with SIGABRT: libtorch: bad symbol"
+    assert (
+        told["message"]
+        == "importing torch in the training interpreter ends with SIGABRT: libtorch: bad symbol"
+    )
     assert told["evidence"] == str(path)
     assert told["fix"].startswith("pip install")
 
@@ -108,7 +126,8 @@ def test_a_torch_that_never_comes_back(
         4,
         "importing torch in the training interpreter did not return",
     )
-    monkeypatch.setattr(capabilities, "_STEP_LIMIT_S", 600.0)  # as if it could not be ended from inside
+    # as if it could not be ended from inside
+    monkeypatch.setattr(capabilities, "_STEP_LIMIT_S", 600.0)
     monkeypatch.setattr(capabilities, "_SILENCE_S", 1.5)
     code, found = checked(iisft)
     assert (code, found["import-died"]["message"]) == (
@@ -118,20 +137,30 @@ def test_a_torch_that_never_comes_back(
 
 
 def test_no_torch_at_all(iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = script(tmp_path / "python", 'printf \'%s\' \'{"python": "3.11.7", "packages": {}, "launcher": null}\'')
+    path = script(
+        tmp_path / "python",
+        'printf \'%s\' \'{"python": "3.11.7", "packages": {}, "launcher": null}\'',
+    )
     monkeypatch.setenv("IISFT_PYTHON", str(path))
     code, found = checked(iisft)
-    assert (code, found["llamafactory-missing"]["message"]) == (4, f"llamafactory and torch not installed for {path}")
+    assert (code, found["llamafactory-missing"]["message"]) == (
+        4,
+        f"llamafactory and torch not installed for {path}",
+    )
 
 
 def test_an_interpreter_that_does_not_run(iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IISFT_PYTHON", "/nowhere/python")
     code, found = checked(iisft)
-    assert (code, found["interpreter-broken"]["fix"]) == (4, "set IISFT_PYTHON to a working Python, or unset it")
+    assert (code, found["interpreter-broken"]["fix"]) == (
+        4,
+        "set IISFT_PYTHON to a working Python, or unset it",
+    )
 
 
 def test_an_nvidia_smi_that_never_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The child in a session of its own holds the pipe, as a process that waits inside the driver does.
+    # The child in a session of its own holds the pipe, as a process that waits inside the driver
+    # does.
     script(tmp_path / "bin/nvidia-smi", "setsid sleep 30 &\nsleep 30")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(nvidia_smi, "_TIMEOUT_S", 0.3)
@@ -139,15 +168,22 @@ def test_an_nvidia_smi_that_never_returns(tmp_path: Path, monkeypatch: pytest.Mo
     assert nvidia_smi.ask_nvidia_smi() == nvidia_smi.Smi("hangs")
 
 
-def test_an_nvidia_smi_of_another_version_than_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_nvidia_smi_of_another_version_than_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = "Failed to initialize NVML: Driver/library version mismatch"
     script(tmp_path / "bin/nvidia-smi", f"echo '{said}'; exit 18")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert nvidia_smi.ask_nvidia_smi() == nvidia_smi.Smi("failed", said)
 
 
-def test_an_old_nvidia_smi_is_asked_for_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(tmp_path / "bin/nvidia-smi", 'case "$1" in *pcie*) exit 2;; esac; echo "Tesla P40, 6.1, 23040"')
+def test_an_old_nvidia_smi_is_asked_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(
+        tmp_path / "bin/nvidia-smi",
+        'case "$1" in *pcie*) exit 2;; esac; echo "Tesla P40, 6.1, 23040"',
+    )
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert nvidia_smi.parse_nvidia_smi(nvidia_smi.ask_nvidia_smi().output) == [
         nvidia_smi.NvidiaCard("Tesla P40", "sm_61", 22.5)
@@ -171,10 +207,15 @@ def test_a_folder_of_bare_files_is_a_machine_too(iisft: CLI, tmp_path: Path) -> 
     for file in (root / "iisft").iterdir():
         file.unlink()
     code, found = checked(iisft, "--from", str(root))
-    assert (code, [one["id"] for one in found.values() if one["severity"] == "error"]) == (4, ["R08"])
+    assert (code, [one["id"] for one in found.values() if one["severity"] == "error"]) == (
+        4,
+        ["R08"],
+    )
     (root / "dev/dri").mkdir(parents=True)
     code, found = checked(iisft, "--from", str(root))
-    assert found["R15"]["message"].startswith("/dev/kfd and /dev/dri/renderD* missing on this machine")
+    assert found["R15"]["message"].startswith(
+        "/dev/kfd and /dev/dri/renderD* missing on this machine"
+    )
 
 
 def test_what_people_read(iisft: CLI, tmp_path: Path) -> None:
@@ -197,18 +238,25 @@ def test_a_rule_is_explained(iisft: CLI) -> None:
     told = iisft("env-check", "--explain", "r02")
     assert told.out == (
         "R02 rocblas-no-gfx906\n\n"
-        "AMD left gfx906 out of rocBLAS from ROCm 6.4 on. torch imports and sees the card; the first matmul aborts.\n\n"
-        "The message is then: rocBLAS error: Cannot read TensileLibrary.dat for GPU arch : gfx906.\n\n"
+        "AMD left gfx906 out of rocBLAS from ROCm 6.4 on. torch imports and sees the card; the "
+        "first matmul aborts.\n\n"
+        "The message is then: rocBLAS error: Cannot read TensileLibrary.dat for GPU arch : "
+        "gfx906.\n\n"
         "applies to  MI50, MI60, Radeon VII (gfx906)\n"
         "basis       documented\n"
         "source      ROCm/legacy-rocm-build#4625, #5215; unsloth PR 7354; LocalAI#9313\n"
     )
-    assert json.loads(iisft("env-check", "--explain", "rocblas-no-gfx906", "--json").out)["id"] == "R02"
+    assert (
+        json.loads(iisft("env-check", "--explain", "rocblas-no-gfx906", "--json").out)["id"]
+        == "R02"
+    )
 
 
 def test_the_processors_graphics_beside_a_gpu_is_no_matter(iisft: CLI, tmp_path: Path) -> None:
     graphics = Amd(bus="0000:0a:00.0", version=100306, gib=1, device="0x164e", group="9")
-    desktop = replace(MACHINES["t4"], amd=(graphics,), amdgpu="", devices={"/dev/kfd": (True, False, "render")})
+    desktop = replace(
+        MACHINES["t4"], amd=(graphics,), amdgpu="", devices={"/dev/kfd": (True, False, "render")}
+    )
     code, found = checked(iisft, "--from", str(desktop.build(tmp_path / "1")))
     assert (code, set(found)) == (0, {"R06", "R10"})
     alone = replace(desktop, nvidia=())
@@ -245,8 +293,12 @@ def test_files_that_are_no_machine(iisft: CLI, tmp_path: Path) -> None:
     assert not (tmp_path.parent / "outside").exists()
     bad = tmp_path / "bad"
     (bad / "iisft").mkdir(parents=True)
-    (bad / "iisft/answers.json").write_text('{"answers": {"devices": [], "spaces": {"x": 1}, "environment": 7}}')
-    (bad / "iisft/interpreter.json").write_text('{"packages": {"torch": "2"}, "report": {"steps": 3, "died": 4}}')
+    (bad / "iisft/answers.json").write_text(
+        '{"answers": {"devices": [], "spaces": {"x": 1}, "environment": 7}}'
+    )
+    (bad / "iisft/interpreter.json").write_text(
+        '{"packages": {"torch": "2"}, "report": {"steps": 3, "died": 4}}'
+    )
     assert iisft("env-check", "--from", str(bad)).code == 4  # LLaMA-Factory is missing there
     steps = {
         "torch": {"version": "2", "hip": 6, "arch_list": 7},
@@ -255,7 +307,9 @@ def test_files_that_are_no_machine(iisft: CLI, tmp_path: Path) -> None:
     }
     told = {"packages": {"torch": "2", "llamafactory": "0.9.5"}, "report": {"steps": steps}}
     (bad / "iisft/interpreter.json").write_text(json.dumps(told))
-    (bad / "iisft/deep.json").write_text('{"results": ["x", {"check": 3}, {"check": "matmul", "tflops": "fast"}]}')
+    (bad / "iisft/deep.json").write_text(
+        '{"results": ["x", {"check": 3}, {"check": "matmul", "tflops": "fast"}]}'
+    )
     assert iisft("env-check", "--from", str(bad), "--json").code == 0
 
 
@@ -298,11 +352,17 @@ def test_a_check_that_aborts_costs_only_itself(tmp_path: Path) -> None:
         "  echo 'rocBLAS error: Cannot read TensileLibrary.dat' >&2; kill -ABRT $$\n"
         """fi\necho '{"begin": 0}'; echo '{"done": 0, "gbps": 3.0}'""",
     )
-    specs = [{"check": name, "device": "cuda:0", "limit_s": 1} for name in ("matmul", "memory", "copy")]
+    specs = [
+        {"check": name, "device": "cuda:0", "limit_s": 1} for name in ("matmul", "memory", "copy")
+    ]
     found = deep.run(interpreter.Interpreter(path, "", {}, None), specs, lambda _: None)["results"]
     assert [{k: v for k, v in one.items() if k not in ("device", "limit_s")} for one in found] == [
         {"check": "matmul", "tflops": 1.5},
-        {"check": "memory", "died": "SIGABRT", "said": "rocBLAS error: Cannot read TensileLibrary.dat"},
+        {
+            "check": "memory",
+            "died": "SIGABRT",
+            "said": "rocBLAS error: Cannot read TensileLibrary.dat",
+        },
         {"check": "copy", "gbps": 3.0},
     ]
     assert [len(json.loads(line)) for line in calls.read_text().splitlines()] == [3, 1]

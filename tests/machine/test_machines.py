@@ -1,4 +1,7 @@
-"""Whole machines, each with everything that the doctor says about it; healthy ones get neither error nor warning."""
+"""Whole machines, each with everything that the doctor says about it.
+
+Healthy ones get neither error nor warning.
+"""
 
 import json
 from collections.abc import Callable
@@ -63,7 +66,9 @@ def test_a_preset_adds_what_depends_on_it(
     assert [one["id"] for one in document["findings"] if one["severity"] != "info"] == expected
 
 
-def test_a_preset_that_gives_nan_is_told_together_with_what_the_machine_lacks(iisft: CLI, tmp_path: Path) -> None:
+def test_a_preset_that_gives_nan_is_told_together_with_what_the_machine_lacks(
+    iisft: CLI, tmp_path: Path
+) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("extends: mi50-fp16\nattention: eager\n")
     root = MACHINES["first-user"].build(tmp_path / "root")
@@ -76,5 +81,7 @@ def test_deep_asks_for_the_memory_that_the_plan_says() -> None:
     case = engine.Case(Machine((Gpu("amd", "gfx906", 32.0),)), need_gib=20.5)
     [memory] = [one for one in deep.checks(case) if one["check"] == "memory"]
     assert (memory["device"], memory["wanted_gib"]) == ("cuda:0", 20.5)
-    [memory] = [one for one in deep.checks(replace(case, need_gib=None)) if one["check"] == "memory"]
+    [memory] = [
+        one for one in deep.checks(replace(case, need_gib=None)) if one["check"] == "memory"
+    ]
     assert memory["wanted_gib"] == 16.0

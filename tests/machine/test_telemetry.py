@@ -80,7 +80,9 @@ def test_newer_kernels_have_power1_input(tmp_path: Path) -> None:
     assert sample(tmp_path)[0].power_w == 19.0
 
 
-def test_files_that_are_garbage_or_missing_are_unknown_and_hide_nothing_else(tmp_path: Path) -> None:
+def test_files_that_are_garbage_or_missing_are_unknown_and_hide_nothing_else(
+    tmp_path: Path,
+) -> None:
     device = card(
         tmp_path,
         0,
@@ -148,13 +150,21 @@ def test_what_nvidias_library_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvidia(monkeypatch, FakeNvml()) == [V100]
 
 
-@pytest.mark.parametrize(("reasons", "throttled"), [(0x0, False), (0x4, False), (0x20, True), (0x48, True)])
-def test_only_heat_counts_as_throttled(monkeypatch: pytest.MonkeyPatch, reasons: int, throttled: bool) -> None:
+@pytest.mark.parametrize(
+    ("reasons", "throttled"), [(0x0, False), (0x4, False), (0x20, True), (0x48, True)]
+)
+def test_only_heat_counts_as_throttled(
+    monkeypatch: pytest.MonkeyPatch, reasons: int, throttled: bool
+) -> None:
     assert nvidia(monkeypatch, FakeNvml(reasons=reasons))[0].throttled is throttled
 
 
 def test_what_a_gpu_cant_tell_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetCurrentClocksThrottleReasons")
+    broken = (
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetCurrentClocksThrottleReasons",
+    )
     assert nvidia(monkeypatch, FakeNvml(*broken)) == [
         GpuSample("nvidia", "Tesla V100-SXM2-32GB", 99.0, None, None, 64.0, None, None)
     ]
@@ -165,7 +175,9 @@ def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch, broken: str) -> 
     assert nvidia(monkeypatch, FakeNvml(broken)) == []
 
 
-def test_nvidias_library_is_asked_about_the_real_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidias_library_is_asked_about_the_real_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     assert sample(tmp_path) == []
 

@@ -23,7 +23,10 @@ _HTML_FIX = "--model DIR, or a --preset whose model is there"
 
 def check(
     file: Annotated[
-        list[Path], typer.Argument(help="A data file, or a staged dataset's name. Several: leaks between them too.")
+        list[Path],
+        typer.Argument(
+            help="A data file, or a staged dataset's name. Several: leaks between them too."
+        ),
     ],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
@@ -32,10 +35,13 @@ def check(
     overrides: SetOption = None,
     overlong: OverlongOption = None,
     exact: ExactOption = False,
-    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the account as a page.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the account as a page.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its tokens too.
+    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its
+    tokens too.
 
     Exit code 3 when a row can't be trained on, or would be cut and the policy is fail.
     """
@@ -64,7 +70,9 @@ def check(
         raise typer.Exit(ExitCode.INPUT)
 
 
-def _count(sources: list["Source"], report: "Report", target: "Target", *, exact: bool) -> "Account | None":
+def _count(
+    sources: list["Source"], report: "Report", target: "Target", *, exact: bool
+) -> "Account | None":
     from iisft.cli.progress import bytes_bar
     from iisft.data.tokens.counting import account_of
 
@@ -72,7 +80,12 @@ def _count(sources: list["Source"], report: "Report", target: "Target", *, exact
         return None
     with bytes_bar("counting tokens") as progress:
         return account_of(
-            sources, report.sound, target.limit, exact=exact, batch_size=target.batch_size, progress=progress
+            sources,
+            report.sound,
+            target.limit,
+            exact=exact,
+            batch_size=target.batch_size,
+            progress=progress,
         )
 
 
@@ -83,12 +96,16 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
 
     if account is None:
         reason = target.note or "neither --preset nor --model was given"
-        raise UsageError("html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX)
+        raise UsageError(
+            "html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX
+        )
     verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
     try:
         files.write_text_atomically(page.absolute(), render(account, str(file), verdict))
     except OSError as error:
-        raise UsageError("html-write", f"can't be written: {error.strerror}", where=str(page)) from error
+        raise UsageError(
+            "html-write", f"can't be written: {error.strerror}", where=str(page)
+        ) from error
     console.say(f"{page}: open it in a browser")
 
 
@@ -105,7 +122,9 @@ def _open_all(given: list[Path], formats: str | None, columns: list[str] | None)
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        raise CheckFailed([Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused])
+        raise CheckFailed(
+            [Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused]
+        )
     return sources
 
 
@@ -132,7 +151,9 @@ def _print(report: "Report") -> None:
     console.out()
     unsound = report.rows - report.sound
     verdict = (
-        f"all {report.rows:,} rows can be staged" if not unsound else f"{unsound:,} of {report.rows:,} rows can't be"
+        f"all {report.rows:,} rows can be staged"
+        if not unsound
+        else f"{unsound:,} of {report.rows:,} rows can't be"
     )
     console.out(verdict if not unsound else f"{verdict} staged")
 

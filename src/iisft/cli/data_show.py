@@ -20,16 +20,20 @@ _MARKS = {"read": ("", ""), "trained": ("⟦", "⟧"), "cut": ("⟨cut: ", "⟩"
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)],
+    name: Annotated[
+        str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)
+    ],
     row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
     preset: PresetOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One row as the model will see it: template applied, trained tokens in green, what would be cut in red.
+    """One row as the model will see it: template applied, trained tokens in green, what would be
+    cut in red.
 
-    Rendered for the model that it was staged for, or for --preset or --model; without any, the turns as they are.
+    Rendered for the model that it was staged for, or for --preset or --model; without any, the
+    turns as they are.
     """
     from iisft.data.read.conversation import from_row
     from iisft.data.stage import staging
@@ -43,7 +47,11 @@ def show(
     conversation = from_row(value)
     segments = render(conversation, limit) if limit and countable(conversation) else None
     if as_json:
-        shown = [{"kind": s.kind, "tokens": s.tokens, "text": s.text} for s in segments] if segments else None
+        shown = (
+            [{"kind": s.kind, "tokens": s.tokens, "text": s.text} for s in segments]
+            if segments
+            else None
+        )
         console.out_json({**value, "rendered": shown})
     elif segments is None:
         _print_turns(value)
@@ -66,7 +74,9 @@ def _limit(
     if before is None:
         return None
     try:
-        tokens = Tokenization(Workspace.current().root / before["model"], before["template"], before["llamafactory"])
+        tokens = Tokenization(
+            Workspace.current().root / before["model"], before["template"], before["llamafactory"]
+        )
         return Limit(tokens, before["cutoff_len"], before["llamafactory"])
     except InputError as error:
         console.say(f"not rendered for a model: {error.message}")
@@ -77,7 +87,8 @@ def _print_segments(segments: list["Segment"], limit: "Limit | None") -> None:
     counts = {kind: sum(s.tokens for s in segments if s.kind == kind) for kind in _STYLES}
     assert limit is not None
     console.say(
-        f"{sum(counts.values()):,} tokens: {counts['read']:,} read, {counts['trained']:,} trained on, "
+        f"{sum(counts.values()):,} tokens: {counts['read']:,} read, {counts['trained']:,} trained "
+        "on, "
         f"{counts['cut']:,} cut at cutoff_len {limit.cutoff_len}"
     )
     screen = console.rich_stdout()

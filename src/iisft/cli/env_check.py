@@ -18,27 +18,41 @@ if TYPE_CHECKING:
 def env_check(
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-p", help="Also what this preset needs.", autocompletion=complete_presets),
+        typer.Option(
+            "--preset", "-p", help="Also what this preset needs.", autocompletion=complete_presets
+        ),
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Compute on every GPU, and let them exchange data.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compute on every GPU, and let them exchange data.")
+    ] = False,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere.")
+        Path | None,
+        typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere."),
     ] = None,
     machine_from: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead.")
+        Path | None,
+        typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead."),
     ] = None,
-    fix_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")] = None,
+    fix_plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
+    ] = None,
     explain: Annotated[
         str | None, typer.Option(metavar="ID", help="What a rule means and where it comes from.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine: GPUs, driver, links, permissions, packages. Exit 4 when something would fail."""
+    """Check this machine: GPUs, driver, links, permissions, packages.
+
+    Exit 4 when something would fail.
+    """
     if explain is not None:
         _explain(explain, as_json=as_json)
         return
     if machine_from is not None and (deep or collect):
-        raise UsageError("from-alone", "--from looks at another machine: it goes with neither --deep nor --collect")
+        raise UsageError(
+            "from-alone",
+            "--from looks at another machine: it goes with neither --deep nor --collect",
+        )
     from iisft.machine.doctor import bundle, engine, inspect
     from iisft.machine.facts.reader import Reader
 
@@ -58,10 +72,14 @@ def env_check(
     notes += [one for one in objections if one.id not in said]
     if collect is not None:
         _write(collect, lambda: bundle.pack(machine, reader, collect.absolute()))
-        console.say(f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret")
+        console.say(
+            f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
+        )
     if fix_plan is not None:
         _write_fix_plan(fix_plan, diagnoses, machine)
-    ok = all(one.seen.severity != "error" for one in diagnoses) and all(note.severity != "error" for note in notes)
+    ok = all(one.seen.severity != "error" for one in diagnoses) and all(
+        note.severity != "error" for note in notes
+    )
     if as_json:
         console.out_json(_document(case, diagnoses, notes, ok=ok))
     else:
@@ -70,8 +88,12 @@ def env_check(
         raise typer.Exit(ExitCode.ENVIRONMENT)
 
 
-def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tuple[Case, list[Finding]]":
-    """What would run: the preset, its model's configuration where that is known, and whether the plan says it fits."""
+def _case(
+    machine: "Machine", preset: str | None, workspace: Workspace
+) -> "tuple[Case, list[Finding]]":
+    """What would run: the preset, its model's configuration where that is known, and whether the
+    plan says it fits.
+    """
     from dataclasses import replace
 
     from iisft.machine.doctor.engine import Case
@@ -118,14 +140,21 @@ def _write(file: Path, write: Any) -> None:
     try:
         write()
     except OSError as error:
-        raise InputError("file-write", f"can't be written: {error.strerror}", where=str(file)) from error
+        raise InputError(
+            "file-write", f"can't be written: {error.strerror}", where=str(file)
+        ) from error
 
 
-def _document(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], *, ok: bool) -> dict[str, Any]:
+def _document(
+    case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], *, ok: bool
+) -> dict[str, Any]:
     from iisft.machine.doctor.summary import facts
 
     found = [one.as_json() for one in diagnoses]
-    found += [{**note.as_json(), "name": note.id, "evidence": note.where, "basis": "observed"} for note in notes]
+    found += [
+        {**note.as_json(), "name": note.id, "evidence": note.where, "basis": "observed"}
+        for note in notes
+    ]
     return {
         "ok": ok,
         "findings": found,
@@ -144,9 +173,16 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
     for severity in counts:
         for one in (one for one in diagnoses if one.seen.severity == severity):
             counts[severity] += 1
-            title = one.rule.id if one.rule.id == one.rule.name else f"{one.rule.id} {one.rule.name}"
+            title = (
+                one.rule.id if one.rule.id == one.rule.name else f"{one.rule.id} {one.rule.name}"
+            )
             inferred = " (inferred, not documented)" if one.rule.basis == "inferred" else ""
-            console.finding(severity, f"{title}: {one.seen.message}{inferred}", one.seen.evidence, one.seen.fix.text)
+            console.finding(
+                severity,
+                f"{title}: {one.seen.message}{inferred}",
+                one.seen.evidence,
+                one.seen.fix.text,
+            )
         for note in (note for note in notes if note.severity == severity):
             counts[severity] += 1
             console.finding(severity, f"{note.id}: {note.message}", note.where, note.fix)

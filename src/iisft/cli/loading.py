@@ -1,4 +1,6 @@
-"""What chat, serve and export have in common: find the run, its adapter and its base model, and say what they need."""
+"""What chat, serve and export have in common: find the run, its adapter and its base model, and say
+what they need.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,9 +24,16 @@ class Ready:
 
 
 def prepare(
-    run: str | None, checkpoint: str | None, model: str | None, *, cpu: bool, max_tokens: int | None = None
+    run: str | None,
+    checkpoint: str | None,
+    model: str | None,
+    *,
+    cpu: bool,
+    max_tokens: int | None = None,
 ) -> Ready:
-    """Everything that can be wrong before the model is loaded is said here, with the memory that it will take."""
+    """Everything that can be wrong before the model is loaded is said here, with the memory that it
+    will take.
+    """
     from iisft.inference import base_model as sources
     from iisft.inference import selection
     from iisft.runs.record.state import find_run

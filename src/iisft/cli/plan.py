@@ -29,29 +29,39 @@ def plan(
             autocompletion=complete_presets,
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the "
+                                                   "preset's.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets)
+        str | None, typer.Option(help="Staged dataset instead of the "
+                                      "preset's.", autocompletion=complete_datasets)
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the preset's.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the "
+                                                  "preset's.")] = None,
     nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
     device: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for example.", autocompletion=complete_devices),
+        typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for "
+                                          "example.", autocompletion=complete_devices),
     ] = None,
     overrides: SetOption = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Search batch, checkpointing, attention and sharding for the fastest run.")
+        bool, typer.Option("--best", help="Search batch, checkpointing, attention and sharding "
+                                          "for the fastest run.")
     ] = False,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Trace the real step without data in the training environment as well.")
+        bool, typer.Option("--trace", help="Trace the real step without data in the training "
+                                           "environment as well.")
     ] = False,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; nothing is kept.")
+        bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; "
+                                           "nothing is kept.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Memory per GPU by part, time and disk of a run, from config.json alone. Always ends with 0."""
+    """Memory per GPU by part, time and disk of a run, from config.json alone.
+
+    Always ends with 0.
+    """
     from iisft.runs.plan import command
     from iisft.runs.plan.request import TrainRequest
 
@@ -74,7 +84,9 @@ def plan(
     console.findings(planned.findings)
 
 
-def _extras(planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool) -> dict[str, Any]:
+def _extras(
+    planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool
+) -> dict[str, Any]:
     """What takes longer than a plan, or asks the machine."""
     from iisft.runs.plan import whatif
 
@@ -102,7 +114,9 @@ def _device(key: str | None) -> "Device | None":
     if found is None:
         keys = [device.key for device in DEVICES]
         near = difflib.get_close_matches(key.lower(), keys, n=2) or keys
-        raise UsageError("device-unknown", f"no device named {key!r}", where="--device", fix=", ".join(near))
+        raise UsageError(
+            "device-unknown", f"no device named {key!r}", where="--device", fix=", ".join(near)
+        )
     return found
 
 

@@ -34,7 +34,9 @@ def watch(
     try:
         ended = _follow(folder)
     except KeyboardInterrupt:
-        console.say(f"left {folder.id}; the run is not touched. Back to it: iisft watch {folder.id}")
+        console.say(
+            f"left {folder.id}; the run is not touched. Back to it: iisft watch {folder.id}"
+        )
         return
     raise typer.Exit(control.exit_code(ended))
 
@@ -68,7 +70,10 @@ def _print_frame(view: "View") -> None:
 
 
 class _Watched:
-    """Looks at one run again and again; the whole status, which reads all events, only when it may have changed."""
+    """Looks at one run again and again.
+
+    The whole status, which reads all events, only when it may have changed.
+    """
 
     def __init__(self, folder: "RunFolder") -> None:
         from iisft.runs.record.history import History
@@ -91,4 +96,6 @@ class _Watched:
             self._status = status_of(self._folder)
             self._history.update()  # what was written before the state that was just read
         gpus = sensors.sample() if self._status.live else []
-        return View(self._status, self._history, gpus, last_lines(self._folder.train_log, _LOG_LINES))
+        return View(
+            self._status, self._history, gpus, last_lines(self._folder.train_log, _LOG_LINES)
+        )

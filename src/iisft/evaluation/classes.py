@@ -23,8 +23,8 @@ class Labels:
     """How a class is read from an answer.
 
     Args:
-        by: a top-level key, a JSON pointer (RFC 6901, begins with /), "answer-shape" (the sorted top-level keys, joined
-            by +) or "answer" (the text itself).
+        by: a top-level key, a JSON pointer (RFC 6901, begins with /), "answer-shape" (the sorted
+            top-level keys, joined by +) or "answer" (the text itself).
         names: what is read -> the class's name; "*" takes the rest.
     """
 
@@ -69,7 +69,8 @@ def as_text(value: Any) -> str:
 
 
 def parse_classes(text: str | None) -> dict[str, str]:
-    """`drop=UUID,keep=*` as {"UUID": "drop", "*": "keep"}; several keys of a shape are joined by +, in any order.
+    """`drop=UUID,keep=*` as {"UUID": "drop", "*": "keep"}; several keys of a shape are joined by +,
+    in any order.
 
     Raises:
         UsageError: a part without `=`, or one value for two classes.
@@ -82,7 +83,9 @@ def parse_classes(text: str | None) -> dict[str, str]:
         read = "+".join(sorted(read.split("+"))) if read != REST else read
         if not name or not equals or not read or read in found:
             raise UsageError(
-                "classes", f"--classes can't take {part!r}", fix="NAME=VALUE,... for example drop=UUID,keep=*"
+                "classes",
+                f"--classes can't take {part!r}",
+                fix="NAME=VALUE,... for example drop=UUID,keep=*",
             )
         found[read] = name
     return found
@@ -96,12 +99,15 @@ def chosen(by: str, names: Mapping[str, str], references: Counter[str]) -> Label
     """
     if not references:
         raise InputError(
-            "label-missing", f"no reference has a class by --label {by}", fix="--label KEY, /a/pointer or answer-shape"
+            "label-missing",
+            f"no reference has a class by --label {by}",
+            fix="--label KEY, /a/pointer or answer-shape",
         )
     if len(references) > _MOST_CLASSES:
         raise InputError(
             "label-not-classes",
-            f"--label {by} has {len(references)} different values in the references: these are no classes",
+            f"--label {by} has {len(references)} different values in the references: these are no "
+            "classes",
             fix="name another key, or join values: --classes NAME=VALUE,rest=*",
         )
     return Labels(by, names)
@@ -116,4 +122,6 @@ def shown(name: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {list: "list", str: "text", bool: "true or false"}.get(type(value), "null" if value is None else "number")
+    return {list: "list", str: "text", bool: "true or false"}.get(
+        type(value), "null" if value is None else "number"
+    )

@@ -1,4 +1,6 @@
-"""Which predictions are meant: a file, or a run (with a checkpoint) whose predictions folder has them."""
+"""Which predictions are meant: a file, or a run (with a checkpoint) whose predictions folder has
+them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ _FILES = (".jsonl", ".json", ".ndjson")
 
 @dataclass(frozen=True)
 class Source:
-    """A file of predictions and what is known of its making: the run and checkpoint it belongs to, if any."""
+    """A file of predictions and what is known of its making: the run and checkpoint it belongs to,
+    if any.
+    """
 
     path: Path
     run: RunFolder | None = None
@@ -30,7 +34,10 @@ class Source:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the predicting command recorded beside the file; empty when it is missing or torn."""
+        """What the predicting command recorded beside the file.
+
+        Empty when it is missing or torn.
+        """
         return files.read_json_object(self.path.with_suffix(".json")) or {}
 
     @property
@@ -38,13 +45,19 @@ class Source:
         """Whether predicting has not come to its end."""
         if self.run is None or self.facts.get("ended", True) is not None:
             return []
-        message = f"{self.name} has not predicted every row yet: the figures are of those that are there"
+        message = (
+            f"{self.name} has not predicted every row yet: the figures are of those that are there"
+        )
         fix = f"iisft predict {self.run.id} --checkpoint {self.checkpoint} --data {self.data}"
-        return [Finding("predict-unfinished", message, where=str(self.path), fix=fix, severity="warn")]
+        return [
+            Finding("predict-unfinished", message, where=str(self.path), fix=fix, severity="warn")
+        ]
 
 
 def of_run(folder: RunFolder) -> list[Source]:
-    """Every file of predictions of a run, the base model's too, checkpoints in the order of their steps."""
+    """Every file of predictions of a run, the base model's too, checkpoints in the order of their
+    steps.
+    """
     found = []
     for path in folder.predictions.glob("*.jsonl"):
         data, at, checkpoint = path.stem.rpartition("@")
@@ -54,7 +67,8 @@ def of_run(folder: RunFolder) -> list[Source]:
 
 
 def find(workspace: Workspace, name: str | None, data: str | None = None) -> list[Source]:
-    """The predictions that `name` means: a file, a run, or RUN@CHECKPOINT; without a name the newest run.
+    """The predictions that `name` means: a file, a run, or RUN@CHECKPOINT; without a name the
+    newest run.
 
     Args:
         workspace: where the runs are.
@@ -62,7 +76,8 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         data: only predictions of this dataset; without it, of the dataset that was predicted last.
 
     Returns:
-        One source for a file or a checkpoint; for a run all of its checkpoints, the base model's left out.
+        One source for a file or a checkpoint; for a run all of its checkpoints, the base model's
+        left out.
 
     Raises:
         InputError: what looks like a file is none.
@@ -72,11 +87,20 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         return [Source(Path(name))]
     if name is not None and (Path(name).suffix in _FILES or "/" in name):
         fix = "name a file of predictions, or a run: iisft runs"
-        raise InputError("predictions-missing", f"there is no file {name}", where=str(Path(name).absolute()), fix=fix)
+        raise InputError(
+            "predictions-missing",
+            f"there is no file {name}",
+            where=str(Path(name).absolute()),
+            fix=fix,
+        )
     run, checkpoint = split(workspace, name)
     folder = _run(workspace, run, name)
     known = of_run(folder)
-    fitting = [source for source in known if checkpoint in (None, source.checkpoint) and data in (None, source.data)]
+    fitting = [
+        source
+        for source in known
+        if checkpoint in (None, source.checkpoint) and data in (None, source.data)
+    ]
     if checkpoint is None:
         fitting = [source for source in fitting if source.checkpoint != BASE]
     if not fitting:
@@ -96,7 +120,9 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
 
 
 def last(sources: list[Source]) -> Source:
-    """The one to evaluate when nobody names a checkpoint: the run's final state, else its last checkpoint."""
+    """The one to evaluate when nobody names a checkpoint: the run's final state, else its last
+    checkpoint.
+    """
     return max(sources, key=lambda source: _order(source.checkpoint))
 
 
@@ -104,7 +130,11 @@ def base_of(source: Source) -> Source | None:
     """What the base model predicted for the same data, if it was asked."""
     if source.run is None or source.checkpoint == BASE:
         return None
-    found = (other for other in of_run(source.run) if other.data == source.data and other.checkpoint == BASE)
+    found = (
+        other
+        for other in of_run(source.run)
+        if other.data == source.data and other.checkpoint == BASE
+    )
     return next(found, None)
 
 
@@ -127,5 +157,7 @@ def _run(workspace: Workspace, run: str | None, name: str | None) -> RunFolder:
     except RunStateError as error:
         if name is None:
             raise
-        message = f"{name} is neither a file nor a run" + (f": {error.message}" if "mean" in error.message else "")
+        message = f"{name} is neither a file nor a run" + (
+            f": {error.message}" if "mean" in error.message else ""
+        )
         raise RunStateError(error.code, message, where=error.where, fix="iisft runs") from error

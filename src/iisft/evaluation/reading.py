@@ -1,4 +1,6 @@
-"""Files of predictions, ours or anybody's: JSON lines or a JSON array, read row by row, never trusted to be whole."""
+"""Files of predictions, ours or anybody's: JSON lines or a JSON array, read row by row, never
+trusted to be whole.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,10 +13,28 @@ import orjson
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
 
 ROLES = ("prediction", "reference", "prompt")
-# What other tools call them; the first name that the file has is taken. LLaMA-Factory writes prompt, predict, label.
+# What other tools call them; the first name that the file has is taken. LLaMA-Factory writes
+# prompt, predict, label.
 _KNOWN_NAMES = {
-    "prediction": ("prediction", "predict", "model_output", "predicted", "response", "generated_text", "completion"),
-    "reference": ("reference", "label", "ground_truth", "target", "expected", "gold", "answer", "output"),
+    "prediction": (
+        "prediction",
+        "predict",
+        "model_output",
+        "predicted",
+        "response",
+        "generated_text",
+        "completion",
+    ),
+    "reference": (
+        "reference",
+        "label",
+        "ground_truth",
+        "target",
+        "expected",
+        "gold",
+        "answer",
+        "output",
+    ),
     "prompt": ("prompt", "input", "question", "instruction", "query"),
 }
 _SHOWN_FAULTS = 20
@@ -22,7 +42,10 @@ _SHOWN_FAULTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prediction. `reference` and `prompt` are None where the file has none; `prediction` is "" for null."""
+    """One prediction.
+
+    `reference` and `prompt` are None where the file has none; `prediction` is "" for null.
+    """
 
     row: int
     prediction: str
@@ -38,7 +61,8 @@ class PredictionFile:
 
     Args:
         path: JSON lines, or one JSON array of objects.
-        columns: role -> column for the roles that a person named; the others are found by their names.
+        columns: role -> column for the roles that a person named; the others are found by their
+        names.
 
     Attributes:
         findings: what reading saw so far: a torn last line, rows that stand there twice.
@@ -81,11 +105,15 @@ class PredictionFile:
             yield made
         if repeated:
             message = f"{repeated} rows have prompt and reference of an earlier row; each counts"
-            self.findings.append(Finding("repeated-rows", message, where=str(self.path), severity="warn"))
+            self.findings.append(
+                Finding("repeated-rows", message, where=str(self.path), severity="warn")
+            )
         if twice:
             shown = ", ".join(map(str, twice[:5])) + (" ..." if len(twice) > 5 else "")
             message = f"{len(twice)} rows stand there twice (row {shown}): the first of each counts"
-            self.findings.append(Finding("duplicate-rows", message, where=str(self.path), severity="warn"))
+            self.findings.append(
+                Finding("duplicate-rows", message, where=str(self.path), severity="warn")
+            )
 
     def _row(self, row: int, value: Mapping[str, Any]) -> Row:
         return Row(
@@ -103,12 +131,20 @@ class PredictionFile:
         if missing:
             raise InputError(
                 "no-such-column",
-                f"the file has no column for {', '.join(missing)}; it has {', '.join(map(repr, first))}",
+                f"the file has no column for {', '.join(missing)}; it has "
+                f"{', '.join(map(repr, first))}",
                 where=f"{self.path}:1",
                 fix="--columns " + ",".join(f"{role}=NAME" for role in found),
             )
         for role in ROLES:
-            name = next((name for name in _KNOWN_NAMES[role] if name in first and name not in found.values()), None)
+            name = next(
+                (
+                    name
+                    for name in _KNOWN_NAMES[role]
+                    if name in first and name not in found.values()
+                ),
+                None,
+            )
             if role not in found and name is not None:
                 found[role] = name
         if "prediction" not in found:
@@ -141,9 +177,14 @@ class PredictionFile:
                 if line.endswith(b"\n"):
                     faults.append((number, "not-json", f"no JSON: {error}"))
                     continue
-                message = "the last line is half-written and left out (the writer was stopped, or still writes)"
+                message = (
+                    "the last line is half-written and left out (the writer was stopped, or "
+                    "still writes)"
+                )
                 where = f"{self.path}:{number}"
-                self.findings.append(Finding("half-written-line", message, where=where, severity="warn"))
+                self.findings.append(
+                    Finding("half-written-line", message, where=where, severity="warn")
+                )
                 continue
             if isinstance(value, dict):
                 yield value
@@ -154,9 +195,16 @@ class PredictionFile:
 
     def _shown(self, faults: list[tuple[int, str, str]]) -> list[Finding]:
         fix = "predictions are JSON lines, one object each, or one JSON array"
-        found = [Finding(code, text, f"{self.path}:{number}", fix) for number, code, text in faults[:_SHOWN_FAULTS]]
+        found = [
+            Finding(code, text, f"{self.path}:{number}", fix)
+            for number, code, text in faults[:_SHOWN_FAULTS]
+        ]
         if left := len(faults) - len(found):
-            found.append(Finding(faults[-1][1], f"and {left} more lines", f"{self.path}:{faults[-1][0]}", fix))
+            found.append(
+                Finding(
+                    faults[-1][1], f"and {left} more lines", f"{self.path}:{faults[-1][0]}", fix
+                )
+            )
         return found
 
     def _array(self, stream: Any) -> Iterator[dict[str, Any]]:
@@ -186,7 +234,9 @@ def parse_columns(text: str | None) -> dict[str, str]:
         role, equals, name = part.partition("=")
         if part and (role.strip() not in ROLES or not equals or not name.strip()):
             raise UsageError(
-                "columns", f"--columns can't take {part!r}", fix=f"ROLE=NAME,... with the roles {', '.join(ROLES)}"
+                "columns",
+                f"--columns can't take {part!r}",
+                fix=f"ROLE=NAME,... with the roles {', '.join(ROLES)}",
             )
         if part:
             found[role.strip()] = name.strip()
@@ -194,7 +244,8 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def _parsed(line: bytes) -> Any:
-    """One line. What Python's json writes and no strict reader takes is read too: NaN, half a surrogate pair (a `?`).
+    """One line. What Python's json writes and no strict reader takes is read too: NaN, half a
+    surrogate pair (a `?`).
 
     Raises:
         ValueError: it is no JSON.
@@ -203,7 +254,11 @@ def _parsed(line: bytes) -> Any:
         return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
         value = json.loads(line.decode("utf-8-sig", "replace"))
-    return {key: _without_surrogates(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: _without_surrogates(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _without_surrogates(item: Any) -> Any:
@@ -211,8 +266,13 @@ def _without_surrogates(item: Any) -> Any:
 
 
 def _failure(value: Any) -> str | None:
-    """What went wrong, None where nothing did. A number in a column of that name is some measure of error."""
-    return _text(value) if value and (value is True or isinstance(value, str | dict | list)) else None
+    """What went wrong, None where nothing did.
+
+    A number in a column of that name is some measure of error.
+    """
+    return (
+        _text(value) if value and (value is True or isinstance(value, str | dict | list)) else None
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -1,7 +1,8 @@
-"""BLEU-4 and ROUGE as LLaMA-Factory's do_predict computes them, and chrF; a sample of rows where all would take long.
+"""BLEU-4 and ROUGE as LLaMA-Factory's do_predict computes them, and chrF; a sample of rows where
+all would take long.
 
-Equal to llamafactory.train.sft.metric.ComputeSimilarity (0.9.5): jieba's words for ROUGE, single characters for BLEU
-with smoothing method 3, each figure the mean over the rows.
+Equal to llamafactory.train.sft.metric.ComputeSimilarity (0.9.5): jieba's words for ROUGE, single
+characters for BLEU with smoothing method 3, each figure the mean over the rows.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ class Scorer:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
         with contextlib.suppress(OSError):  # without a cache it is only slower
             cache.mkdir(parents=True, exist_ok=True)
-            self._jieba.dt.tmp_dir = str(cache)  # its own place, /tmp/jieba.cache, is anybody's to write
+            # its own place, /tmp/jieba.cache, is anybody's to write
+            self._jieba.dt.tmp_dir = str(cache)
         bleu = optional.load("nltk.translate.bleu_score", _PURPOSE)
         self._bleu, self._smoothing = bleu.sentence_bleu, bleu.SmoothingFunction().method3
         self._rouge = optional.load("rouge_chinese", _PURPOSE).Rouge()
@@ -70,7 +72,8 @@ class Scorer:
 
 @dataclass
 class TextSample:
-    """A random sample of rows for the text figures: the same rows for the same row numbers, whatever is predicted.
+    """A random sample of rows for the text figures: the same rows for the same row numbers,
+    whatever is predicted.
 
     Args:
         rows: how many at most; None for as many as can be scored in about 20 s.
@@ -100,10 +103,14 @@ class TextSample:
 
 
 def measure(scorer: Scorer, sample: TextSample, system: str) -> dict[str, Any]:
-    """The mean figures of one system with their intervals, and `text_rows`, how many rows they are from."""
+    """The mean figures of one system with their intervals, and `text_rows`, how many rows they are
+    from.
+    """
     from iisft.evaluation.statistics import mean_interval
 
-    scores = [scorer.score(reference, prediction) for _, reference, prediction in sample.chosen(system)]
+    scores = [
+        scorer.score(reference, prediction) for _, reference, prediction in sample.chosen(system)
+    ]
     if not scores:
         return {}
     series = {name: [score[name] for score in scores] for name in FIGURES}
@@ -114,7 +121,9 @@ def measure(scorer: Scorer, sample: TextSample, system: str) -> dict[str, Any]:
 
 def _cost(reference: str, prediction: str) -> float:
     """Seconds, roughly: ROUGE-L's table grows with the product of the lengths."""
-    return 2e-4 + 1e-5 * (len(reference) + len(prediction)) + 1.6e-7 * len(reference) * len(prediction)
+    return (
+        2e-4 + 1e-5 * (len(reference) + len(prediction)) + 1.6e-7 * len(reference) * len(prediction)
+    )
 
 
 def _priority(row: int) -> int:

@@ -6,7 +6,8 @@ LANGUAGES = (ENGLISH, CHINESE)
 # key -> English, Chinese
 SENTENCES = {
     "generation-errors": (
-        "{count} of {rows} rows ({rate}) are generation errors; every figure is of the {generated} generated rows.",
+        "{count} of {rows} rows ({rate}) are generation errors; every figure is of the "
+        "{generated} generated rows.",
         "{rows} 行中有 {count} 行（{rate}）生成出错；下面的数字都只算生成成功的 {generated} 行。",
     ),
     "nothing-generated": ("No row was generated.", "没有一行生成成功。"),
@@ -23,11 +24,13 @@ SENTENCES = {
         "{generated} 个回答中有 {count} 个（{rate}）以不断重复的片段结尾。",
     ),
     "fenced-json": (
-        "{count} of {generated} answers ({rate}) are JSON inside a code fence, which counts as no JSON.",
+        "{count} of {generated} answers ({rate}) are JSON inside a code fence, which counts as no "
+        "JSON.",
         "{generated} 个回答中有 {count} 个（{rate}）是代码块里的 JSON，不算有效 JSON。",
     ),
     "class": (
-        "{name}: recall {recall}{span}, {right} of {support}; precision {precision}, {right} of {predicted}.",
+        "{name}: recall {recall}{span}, {right} of {support}; precision {precision}, {right} of "
+        "{predicted}.",
         "{name}：召回率 {recall}{span}，{support} 中对 {right}；精确率 {precision}，{predicted} 中对 {right}。",
     ),
     "lopsided": (
@@ -38,12 +41,18 @@ SENTENCES = {
         "{count} answers have no class (no JSON, or without the key) and count as wrong.",
         "{count} 个回答没有类别（不是 JSON，或缺少该键），按错误计。",
     ),
-    "not-better": ("{figure} {own}{span} is NOT better than {rivals}.", "{figure} {own}{span} 并不优于{rivals}。"),
+    "not-better": (
+        "{figure} {own}{span} is NOT better than {rivals}.",
+        "{figure} {own}{span} 并不优于{rivals}。",
+    ),
     "not-told-apart": (
         "{figure} {own}{span} can't be told from {rivals}: the interval includes it.",
         "{figure} {own}{span} 与{rivals}没有可靠差别：置信区间包含它。",
     ),
-    "better": ("{figure} {own}{span} is better than {rivals}.", "{figure} {own}{span} 优于{rivals}。"),
+    "better": (
+        "{figure} {own}{span} is better than {rivals}.",
+        "{figure} {own}{span} 优于{rivals}。",
+    ),
     "valid-json": (
         "{count} of {generated} generated answers are valid JSON: {rate}{span}.",
         "{generated} 个生成的回答中有 {count} 个是有效 JSON：{rate}{span}。",
@@ -65,7 +74,8 @@ SENTENCES = {
         "{count} 个有效回答多出参考答案里没有的键：{keys}。",
     ),
     "text-sample": (
-        "BLEU, ROUGE and chrF are of a random sample of {count} rows (--text-rows all takes every row).",
+        "BLEU, ROUGE and chrF are of a random sample of {count} rows (--text-rows all takes every "
+        "row).",
         "BLEU、ROUGE 和 chrF 只算了随机抽取的 {count} 行（--text-rows all 会算全部）。",
     ),
 }
@@ -114,11 +124,13 @@ VERDICTS = {
         "{others} 的数值相同；选最早的一步，因为它训练得最少。",
     ),
     "sure": (
-        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only {other}, {p}.",
+        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only "
+        "{other}, {p}.",
         "{other}（{score}）差 {difference}：只有最好者对 {won} 行，只有 {other} 对 {lost} 行，{p}。",
     ),
     "chance": (
-        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only {other}, {p}; "
+        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only "
+        "{other}, {p}; "
         "that can be chance.",
         "{other}（{score}）差 {difference}：只有最好者对 {won} 行，只有 {other} 对 {lost} 行，{p}；可能只是偶然。",
     ),

@@ -29,7 +29,11 @@ def with_tone(found: "Comparison", language: str) -> list[tuple[str, str]]:
         said.append(say("tied-earlier" if all(steps) else "tied", others=others))
     for pair in found.pairs:
         key = "chance" if pair.chance else "sure"
-        facts = {"other": pair.other, "score": percent(found.scores[pair.other]), "difference": _points(pair, language)}
+        facts = {
+            "other": pair.other,
+            "score": percent(found.scores[pair.other]),
+            "difference": _points(pair, language),
+        }
         flips = {"won": len(pair.won), "lost": len(pair.lost), "p": _p(pair.p_value)}
         said.append(say(key, **facts, **flips))
     rival = max(
@@ -42,8 +46,15 @@ def with_tone(found: "Comparison", language: str) -> list[tuple[str, str]]:
     )
     if rival is not None and rival[0] >= found.scores[found.best]:
         said.append(say("none-good", rival=rival[1], score=percent(rival[0])))
-    known = {name: loss for name, losses in found.losses.items() if (loss := losses["eval_loss"]) is not None}
-    if len(set(known.values())) > 1 and (lowest := min(known, key=lambda name: known[name])) != found.best:
+    known = {
+        name: loss
+        for name, losses in found.losses.items()
+        if (loss := losses["eval_loss"]) is not None
+    }
+    if (
+        len(set(known.values())) > 1
+        and (lowest := min(known, key=lambda name: known[name])) != found.best
+    ):
         said.append(say("eval-loss", name=lowest, loss=f"{known[lowest]:.4f}"))
     return said
 

@@ -1,4 +1,6 @@
-"""A run's base model, found again and made ready to load: everything that a child needs to compute as the run did."""
+"""A run's base model, found again and made ready to load: everything that a child needs to compute
+as the run did.
+"""
 
 import contextlib
 import os
@@ -71,7 +73,9 @@ class Source:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Path, dict[str, str]]]:
-        """A view of the model for as long as the block lasts, and the environment for the children that load it."""
+        """A view of the model for as long as the block lasts, and the environment for the children
+        that load it.
+        """
         with tempfile.TemporaryDirectory(prefix="iisft-", ignore_cleanup_errors=True) as place:
             view = Path(place) / "model"
             build_view(self.view, view)
@@ -112,9 +116,13 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         )
     if on_cpu and preset["precision"] == "fp16":
         raise EnvironmentFault(
-            "fp16-on-cpu", f"{folder.id} computes in fp16, which a CPU does not", fix="a machine with a GPU"
+            "fp16-on-cpu",
+            f"{folder.id} computes in fp16, which a CPU does not",
+            fix="a machine with a GPU",
         )
-    env = loading.without_trainer_variables(resume.environment_of(folder, record)) | (NO_GPU if on_cpu else {})
+    env = loading.without_trainer_variables(resume.environment_of(folder, record)) | (
+        NO_GPU if on_cpu else {}
+    )
     return Source(folder, record, checkpoint, view, env, on_cpu)
 
 
@@ -134,7 +142,9 @@ def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None)
         fix = f"the adapter belongs to the {recorded['id']} that it was trained on: --model DIR"
         raise CheckFailed(
             [
-                Finding("base-model-differs", text, where=str(place), fix=fix, exit_code=ExitCode.INPUT)
+                Finding(
+                    "base-model-differs", text, where=str(place), fix=fix, exit_code=ExitCode.INPUT
+                )
                 for text in changed
             ]
         )
@@ -149,5 +159,7 @@ def log_of(source: Source, command: str) -> Path:
     """
     log = source.folder.log_of(command)
     if not os.access(log.parent, os.W_OK):
-        raise EnvironmentFault("run-unwritable", "the run folder can't be written", where=str(log.parent))
+        raise EnvironmentFault(
+            "run-unwritable", "the run folder can't be written", where=str(log.parent)
+        )
     return log

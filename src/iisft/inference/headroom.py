@@ -1,4 +1,6 @@
-"""How much memory a run's model needs to answer, from the checkpoint's headers, and how much is free."""
+"""How much memory a run's model needs to answer, from the checkpoint's headers, and how much is
+free.
+"""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +13,8 @@ from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder.checkpoint import Checkpoint
 
 GIB = 2**30
-_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "nf4": 0.5625}  # nf4: 4 bit and a scale per 64 weights
+# nf4: 4 bit and a scale per 64 weights
+_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "nf4": 0.5625}
 _MARGIN_BYTES = GIB  # the runtime's context, and the keys and values of some thousand tokens
 
 
@@ -39,7 +42,9 @@ class Need:
             raise EnvironmentFault("memory-too-small", f"this {self.sentence}", fix=fix)
 
 
-def need(checkpoint: Checkpoint, weights_dtype: str, arithmetic: str, *, adapter_bytes: int, place: Place) -> Need:
+def need(
+    checkpoint: Checkpoint, weights_dtype: str, arithmetic: str, *, adapter_bytes: int, place: Place
+) -> Need:
     """What it takes to hold the weights and to answer with them.
 
     Args:
@@ -55,21 +60,31 @@ def need(checkpoint: Checkpoint, weights_dtype: str, arithmetic: str, *, adapter
         weights += largest * 2
     cast = largest * 4 if arithmetic == "float32" else 0
     total = int(weights + cast + adapter_bytes + _MARGIN_BYTES)
-    return Need(total, place, free_memory() if place == "cpu" else free_gpu_memory(together=place == "gpus"))
+    return Need(
+        total, place, free_memory() if place == "cpu" else free_gpu_memory(together=place == "gpus")
+    )
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that the machine can still give to a process, a control group's limit included; None when unknown."""
+    """Bytes that the machine can still give to a process, a control group's limit included.
+
+    None when unknown.
+    """
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
     known = [int(found[1]) * 1024] if found else []
-    limit, used = (_text(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
+    limit, used = (
+        _text(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current")
+    )
     if limit.isdigit() and used.isdigit():
         known.append(max(0, int(limit) - int(used)))
     return min(known, default=None)
 
 
 def free_gpu_memory(*, together: bool) -> int | None:
-    """Bytes that are free on the emptiest GPU, or on all; None when that, or which GPUs are meant, is unknown."""
+    """Bytes that are free on the emptiest GPU, or on all.
+
+    None when that, or which GPUs are meant, is unknown.
+    """
     free = [
         int((one.memory_total_gib - one.memory_used_gib) * GIB)
         for one in sensors.sample()

@@ -1,8 +1,10 @@
-"""A file of predictions and the record beside it: rows appended as they are finished, none twice, none lost.
+"""A file of predictions and the record beside it: rows appended as they are finished, none twice,
+none lost.
 
-Each line is one JSON object: `row` (number in the staged data, from 1), `prompt`, `reference` (null without one),
-`prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"), `error` (null or text). While rows come
-they stand in the order in which they were finished; when all are there, in that of the data.
+Each line is one JSON object: `row` (number in the staged data, from 1), `prompt`, `reference` (null
+without one), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
+`error` (null or text). While rows come they stand in the order in which they were finished; when
+all are there, in that of the data.
 """
 
 import contextlib
@@ -18,7 +20,8 @@ from iisft import files
 from iisft.errors import EnvironmentFault, RunStateError
 
 Row = dict[str, Any]
-# What makes two files of answers comparable row by row; when it began and how far it is are no part of that.
+# What makes two files of answers comparable row by row; when it began and how far it is are no part
+# of that.
 _SAME = ("data_sha256", "generation", "model", "adapter_sha256", "backend")
 
 
@@ -58,7 +61,9 @@ class Predictions:
         with contextlib.ExitStack() as stack:
             try:
                 self.path.parent.mkdir(exist_ok=True)
-                stack.enter_context(files.exclusive_lock(self.path.with_name(f".{self.path.name}.lock")))
+                stack.enter_context(
+                    files.exclusive_lock(self.path.with_name(f".{self.path.name}.lock"))
+                )
             except BlockingIOError:
                 text = "another command is writing these predictions"
                 raise RunStateError("predicting-already", text, where=str(self.path)) from None
@@ -67,10 +72,12 @@ class Predictions:
             yield
 
     def begin(self, about: Mapping[str, Any], *, anew: bool) -> set[int]:
-        """Make the file ready to be continued: the rows that are there already, those that failed left out.
+        """Make the file ready to be continued: the rows that are there already, those that failed
+        left out.
 
         Args:
-            about: the record; its settings must be those by which the rows that are there were made.
+            about: the record; its settings must be those by which the rows that are there were
+            made.
             anew: throw those away.
 
         Raises:
@@ -81,16 +88,22 @@ class Predictions:
         kept = {} if anew else {row["row"]: row for row in self.rows() if not row.get("error")}
         changed = [key for key in _SAME if before.get(key) != about.get(key)]
         if kept and changed:
-            told = "; ".join(f"{key}: {before.get(key)} there, {about.get(key)} now" for key in changed)
+            told = "; ".join(
+                f"{key}: {before.get(key)} there, {about.get(key)} now" for key in changed
+            )
             text = f"there are {len(kept)} predictions that were made in another way ({told})"
             raise RunStateError(
-                "predictions-differ", text, where=str(self.path), fix="--from-start replaces them; or move them away"
+                "predictions-differ",
+                text,
+                where=str(self.path),
+                fix="--from-start replaces them; or move them away",
             )
         started = before.get("started") if kept else None
         with self._writing():
             self._rewrite(kept.values())
             files.write_json_atomically(
-                self.record_path, dict(about) | ({"started": started} if started else {}) | {"ended": None}
+                self.record_path,
+                dict(about) | ({"started": started} if started else {}) | {"ended": None},
             )
         return set(kept)
 
@@ -110,10 +123,15 @@ class Predictions:
             EnvironmentFault: the disk is full.
         """
         with self._writing():
-            files.append_line(self.path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), durably=True)
+            files.append_line(
+                self.path,
+                "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+                durably=True,
+            )
 
     def finish(self) -> list[Row]:
-        """Put the rows into the order of the data, record how many there are and when that was, and return them.
+        """Put the rows into the order of the data, record how many there are and when that was, and
+        return them.
 
         Raises:
             EnvironmentFault: the disk is full; the rows are all there.

@@ -1,4 +1,6 @@
-"""A child that has a run's model loaded: started, proven to compute as the run did, and talked to in JSON lines."""
+"""A child that has a run's model loaded: started, proven to compute as the run did, and talked to
+in JSON lines.
+"""
 
 import contextlib
 import json
@@ -61,9 +63,14 @@ class Worker:
         where, fix = str(self._log), f"tail -50 '{self._log}'"
         if known is None:
             return RunFailed(
-                "child-died", f"{said or 'the process that had the model died'} ({how})", where=where, fix=fix
+                "child-died",
+                f"{said or 'the process that had the model died'} ({how})",
+                where=where,
+                fix=fix,
             )
-        return _error_type(known)(known.id, f"{known.cause} ({said or how})", where=where, fix=known.fix)
+        return _error_type(known)(
+            known.id, f"{known.cause} ({said or how})", where=where, fix=known.fix
+        )
 
 
 @contextlib.contextmanager
@@ -97,7 +104,8 @@ def started(
 
 
 def require_proof(source: Source, worker: Worker) -> dict[str, Any]:
-    """The child's first message: what its model computes in. It goes on only when that is what the run had.
+    """The child's first message: what its model computes in. It goes on only when that is what the
+    run had.
 
     Raises:
         RunFailed: it computes in something else.

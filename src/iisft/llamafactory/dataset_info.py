@@ -16,8 +16,9 @@ _COLUMNS = {
     "tools": "tools",
     "history": "history",
 }
-# Staged messages are OpenAI's. LLaMA-Factory's own `openai` formatting would add "detailed thinking off" to every
-# system text (data/converter.py, OpenAIDatasetConverter); its sharegpt one with these tags takes them as they are.
+# Staged messages are OpenAI's. LLaMA-Factory's own `openai` formatting would add "detailed thinking
+# off" to every system text (data/converter.py, OpenAIDatasetConverter); its sharegpt one with these
+# tags takes them as they are.
 _TAGS = {
     "role_tag": "role",
     "content_tag": "content",
@@ -32,10 +33,17 @@ CHUNK_BYTES = 10 * 2**20
 
 
 def entry(file_name: str, keys: Sequence[str]) -> dict[str, Any]:
-    """One dataset's entry with the full column map: LLaMA-Factory forgets every column that a given map leaves out."""
+    """One dataset's entry with the full column map: LLaMA-Factory forgets every column that a given
+    map leaves out.
+    """
     columns = {column: key for key, column in _COLUMNS.items() if key in keys}
     if "messages" in keys:
-        return {"file_name": file_name, "formatting": "sharegpt", "columns": columns, "tags": dict(_TAGS)}
+        return {
+            "file_name": file_name,
+            "formatting": "sharegpt",
+            "columns": columns,
+            "tags": dict(_TAGS),
+        }
     return {"file_name": file_name, "formatting": "alpaca", "columns": columns}
 
 

@@ -1,4 +1,5 @@
-"""What an interpreter has installed. Standard library only: it also runs as a script in the training interpreter.
+"""What an interpreter has installed. Standard library only: it also runs as a script in the
+training interpreter.
 
 It reads package metadata and imports nothing of what it reports.
 """
@@ -27,7 +28,10 @@ PACKAGES = (
 
 
 def report() -> dict[str, Any]:
-    """Python's version and the versions of the packages that training depends on; missing ones are left out."""
+    """Python's version and the versions of the packages that training depends on.
+
+    Missing ones are left out.
+    """
     versions = {}
     for name in PACKAGES:
         try:

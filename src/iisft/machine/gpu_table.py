@@ -1,8 +1,9 @@
 """What GPUs can do: usable memory, peak and measured rates, with where each figure comes from.
 
-`memory_gib` is what a process can allocate, not the number on the box. Rates in TFLOP/s; `measured` are rates that a
-whole LoRA training step reached (FLOPs of iisft.estimate.timing over wall time): low, typical, high. Where nobody has
-published one, a share of the peak stands in for it, and the plan says that it is estimated.
+`memory_gib` is what a process can allocate, not the number on the box. Rates in TFLOP/s; `measured`
+are rates that a whole LoRA training step reached (FLOPs of iisft.estimate.timing over wall time):
+low, typical, high. Where nobody has published one, a share of the peak stands in for it, and the
+plan says that it is estimated.
 """
 
 from dataclasses import dataclass, field
@@ -11,9 +12,13 @@ Rate = tuple[float, float, float]
 
 _CATALOG = "huggingface.js hardware.ts"
 _SHEET = "vendor's data sheet"
-_LAB = "mi50-gfx906-unsloth-bnb4bit-lab: 8.6 and 8.8 in fp16, 3.2 in bf16; first user: at most 11.0 and 4.1"
+_LAB = (
+    "mi50-gfx906-unsloth-bnb4bit-lab: 8.6 and 8.8 in fp16, 3.2 in bf16; first user: at most "
+    "11.0 and 4.1"
+)
 
-# Shares of the peak that a training step reaches where nothing is measured. Inferred: MI50's 9 of 26.5 TFLOP/s in fp16.
+# Shares of the peak that a training step reaches where nothing is measured. Inferred: MI50's 9 of
+# 26.5 TFLOP/s in fp16.
 _HALF_SHARE: Rate = (0.2, 0.35, 0.5)
 _FULL_SHARE: Rate = (0.4, 0.55, 0.7)
 _EMULATED_SHARE = 0.5  # emulated bf16 against fp32: 3.5 of 7 on MI50
@@ -29,7 +34,8 @@ class Device:
         memory_gib: usable memory.
         fp32, half, bf16: peak TFLOP/s of products; bf16 None = no units for it.
         bandwidth: of the memory, GB/s.
-        link: of one direction between two cards, GB/s, as collectives reach it (inferred from the bus).
+        link: of one direction between two cards, GB/s, as collectives reach it (inferred from the
+        bus).
         watts: board power.
         measured: rates of whole training steps by precision.
     """
@@ -49,14 +55,18 @@ class Device:
     rate_source: str = ""
 
     def rate(self, precision: str) -> tuple[Rate, bool]:
-        """TFLOP/s of a training step in fp32, fp16 or bf16 (low, typical, high), and whether it was measured."""
+        """TFLOP/s of a training step in fp32, fp16 or bf16 (low, typical, high), and whether it was
+        measured.
+        """
         if precision in self.measured:
             return self.measured[precision], True
         if precision == "fp32" or (precision == "fp16" and self.half < self.fp32):
             return _share(self.fp32, _FULL_SHARE), False
         if precision == "bf16" and self.bf16 is None:
             return _share(self.fp32 * _EMULATED_SHARE, _FULL_SHARE), False
-        return _share(self.bf16 if precision == "bf16" and self.bf16 else self.half, _HALF_SHARE), False
+        return _share(
+            self.bf16 if precision == "bf16" and self.bf16 else self.half, _HALF_SHARE
+        ), False
 
 
 def _share(peak: float, share: Rate) -> Rate:
@@ -71,17 +81,24 @@ DEVICES: tuple[Device, ...] = (
            _MI50_RATES, _CATALOG, _LAB),
     Device("mi50-16g", "AMD Instinct MI50 16 GB", "gfx906", 15.98, 13.3, 26.5, None, 1024, 300, 6.0,
            _MI50_RATES, _CATALOG, _LAB),
-    Device("mi60-32g", "AMD Instinct MI60", "gfx906", 31.98, 14.7, 29.5, None, 1024, 300, 8.0, source=_CATALOG),
+    Device("mi60-32g", "AMD Instinct "
+                       "MI60", "gfx906", 31.98, 14.7, 29.5, None, 1024, 300, 8.0, source=_CATALOG),
     Device("radeon-vii", "AMD Radeon VII", "gfx906", 15.98, 13.4, 26.9, None, 1024, 300, 6.0),
-    Device("mi100-32g", "AMD Instinct MI100", "gfx908", 31.98, 23.1, 184.6, 92.3, 1229, 300, 16.0, source=_CATALOG),
+    Device("mi100-32g", "AMD Instinct "
+                        "MI100", "gfx908", 31.98, 23.1, 184.6, 92.3, 1229, 300, 16.0, source=_CATALOG),
     Device("mi210-64g", "AMD Instinct MI210", "gfx90a", 63.98, 22.6, 181.0, 181.0, 1638, 300, 20.0),
-    Device("mi300x", "AMD Instinct MI300X", "gfx942", 191.5, 163.4, 1307.0, 1307.0, 5300, 750, 50.0),
+    Device("mi300x", "AMD Instinct "
+                     "MI300X", "gfx942", 191.5, 163.4, 1307.0, 1307.0, 5300, 750, 50.0),
     Device("rx6900xt", "AMD Radeon RX 6900 XT", "gfx1030", 15.98, 23.0, 46.1, None, 512, 300),
-    Device("rx7900xtx", "AMD Radeon RX 7900 XTX", "gfx1100", 23.98, 61.0, 122.8, 122.8, 960, 355, source=_CATALOG),
+    Device("rx7900xtx", "AMD Radeon RX 7900 "
+                        "XTX", "gfx1100", 23.98, 61.0, 122.8, 122.8, 960, 355, source=_CATALOG),
     Device("p40", "NVIDIA Tesla P40", "sm_61", 22.4, 11.8, 0.18, None, 346, 250),
-    Device("p100-16g", "NVIDIA Tesla P100 16 GB", "sm_60", 15.9, 9.3, 18.7, None, 732, 250, source=_CATALOG),
-    Device("v100-16g", "NVIDIA V100 16 GB", "sm_70", 15.77, 14.0, 112.0, None, 900, 250, 9.0, source=_CATALOG),
-    Device("v100-32g", "NVIDIA V100 32 GB", "sm_70", 31.74, 14.0, 112.0, None, 900, 250, 9.0, source=_CATALOG),
+    Device("p100-16g", "NVIDIA Tesla P100 16 "
+                       "GB", "sm_60", 15.9, 9.3, 18.7, None, 732, 250, source=_CATALOG),
+    Device("v100-16g", "NVIDIA V100 16 "
+                       "GB", "sm_70", 15.77, 14.0, 112.0, None, 900, 250, 9.0, source=_CATALOG),
+    Device("v100-32g", "NVIDIA V100 32 "
+                       "GB", "sm_70", 31.74, 14.0, 112.0, None, 900, 250, 9.0, source=_CATALOG),
     Device("t4", "NVIDIA T4", "sm_75", 14.56, 8.1, 65.0, None, 320, 70, source=_CATALOG),
     Device("rtx2080ti", "NVIDIA RTX 2080 Ti", "sm_75", 10.75, 13.4, 53.8, None, 616, 250),
     Device("rtx3090", "NVIDIA RTX 3090", "sm_86", 23.69, 35.6, 71.0, 71.0, 936, 350, 10.0),

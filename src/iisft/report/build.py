@@ -1,4 +1,6 @@
-"""From runs to the report's document: one run with all its checkpoints, or several runs side by side."""
+"""From runs to the report's document: one run with all its checkpoints, or several runs side by
+side.
+"""
 
 import time
 from collections.abc import Sequence
@@ -46,8 +48,8 @@ def write(
         names: what the person typed for each folder, RUN or RUN@CHECKPOINT.
         folders: the runs.
         options: how predictions are judged.
-        data: only predictions of this dataset; without it every dataset of one run, and for several runs the one that
-            was predicted last.
+        data: only predictions of this dataset; without it every dataset of one run, and for several
+            runs the one that was predicted last.
         to: the file.
 
     Raises:
@@ -62,8 +64,14 @@ def write(
     document = {
         "made": time.time(),
         "iisft": __version__,
-        "runs": [{"facts": facts_of(folder, workspace), "series": series_of(folder)} for folder in folders],
-        "comparisons": [_comparison([source for source, _, _ in each.sources], options, findings) for each in found],
+        "runs": [
+            {"facts": facts_of(folder, workspace), "series": series_of(folder)}
+            for folder in folders
+        ],
+        "comparisons": [
+            _comparison([source for source, _, _ in each.sources], options, findings)
+            for each in found
+        ],
     }
     most_rows = MOST_ROWS
     while True:
@@ -93,7 +101,8 @@ def _groups(
     if len(folders) == 1:
         known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
         if data is not None or locate.split(workspace, names[0])[1] is not None:
-            known = locate.find(workspace, names[0], data)  # says what there is, if there is not what was named
+            # says what there is, if there is not what was named
+            known = locate.find(workspace, names[0], data)
         by_data: dict[str, list[Source]] = {}
         for source in known:
             by_data.setdefault(source.data or "", []).append(source)
@@ -108,13 +117,25 @@ def _groups(
             findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
     datasets = sorted({source.data or "" for source in found})
     if len(datasets) > 1:
-        message = f"the runs predicted different datasets ({', '.join(datasets)}): their answers are not compared"
-        findings.append(Finding("other-datasets", message, fix="name one that both have: --data NAME", severity="warn"))
+        message = (
+            f"the runs predicted different datasets ({', '.join(datasets)}): their answers "
+            "are not compared"
+        )
+        findings.append(
+            Finding(
+                "other-datasets",
+                message,
+                fix="name one that both have: --data NAME",
+                severity="warn",
+            )
+        )
         return [[source] for source in found]
     return [found] if found else []
 
 
-def _comparison(group: Sequence[Source], options: Options, findings: list[Finding]) -> dict[str, Any] | None:
+def _comparison(
+    group: Sequence[Source], options: Options, findings: list[Finding]
+) -> dict[str, Any] | None:
     from iisft.evaluation.compare import compare
     from iisft.evaluation.texts import LANGUAGES
     from iisft.evaluation.verdict import with_tone

@@ -1,4 +1,6 @@
-"""What ran: the preset with reasons, what was asked and observed, hardware, versions, model and data."""
+"""What ran: the preset with reasons, what was asked and observed, hardware, versions, model and
+data.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +12,25 @@ from iisft.workspace import Workspace
 
 
 def facts_of(folder: RunFolder, workspace: Workspace) -> dict[str, Any]:
-    """Everything of the run's record that a reader asks for; a broken record leaves gaps, no error."""
+    """Everything of the run's record that a reader asks for.
+
+    A broken record leaves gaps, no error.
+    """
     status = status_of(folder)
     record = folder.read_record() or {}
     model = _mapping(record.get("model"))
     return status.as_full_json() | {
-        "model": {key: model.get(key) for key in ("id", "folder", "architecture", "parameters", "dtypes")},
+        "model": {
+            key: model.get(key) for key in ("id", "folder", "architecture", "parameters", "dtypes")
+        },
         "data": [entry for entry in record.get("data") or [] if isinstance(entry, dict)],
         "proof": _proof(_mapping(record.get("expected")), _mapping(record.get("observed"))),
         "preset": _preset(record, workspace),
         "preset_name": status.preset,
-        "versions": {"iisft": record.get("iisft"), "python": _mapping(record.get("interpreter")).get("python")}
+        "versions": {
+            "iisft": record.get("iisft"),
+            "python": _mapping(record.get("interpreter")).get("python"),
+        }
         | _mapping(record.get("packages")),
         "gpus": record.get("gpus") or [],
         "nodes": record.get("nodes"),
@@ -46,7 +56,10 @@ def _proof(expected: Mapping[str, Any], observed: Mapping[str, Any]) -> list[dic
 
 
 def _preset(record: Mapping[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
-    """Every value of the run's preset. The reason is the named preset's, where that still has the same value."""
+    """Every value of the run's preset.
+
+    The reason is the named preset's, where that still has the same value.
+    """
     reasons = _explanations(str(record.get("preset_name", "")), workspace)
     values = []
     for key, value in _flat(_mapping(record.get("preset"))):

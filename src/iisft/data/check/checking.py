@@ -1,4 +1,6 @@
-"""`data check`: one pass over the rows of one file or more, everything that is wrong with them, and what repeats."""
+"""`data check`: one pass over the rows of one file or more, everything that is wrong with them, and
+what repeats.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,10 @@ from iisft.data.read.source import Progress, Source, read_rows
 
 @dataclass(frozen=True)
 class Report:
-    """`rows` counts those that were read, `sound` those that could be staged; `findings` has the reasons."""
+    """`rows` counts those that were read, `sound` those that could be staged.
+
+    `findings` has the reasons.
+    """
 
     sources: tuple[Source, ...]
     rows: int
@@ -30,19 +35,24 @@ class Report:
         return {
             "rows": self.rows,
             "sound": self.sound,
-            "files": [{"file": str(source.file), "format": source.describe()} for source in self.sources],
+            "files": [
+                {"file": str(source.file), "format": source.describe()} for source in self.sources
+            ],
             "counts": {code: group.count for code, group in groups.items()},
             "findings": [finding.as_json() for finding in self.findings],
         }
 
 
 class Check:
-    """One pass over the rows of the sources, in turn. Iterate sound_rows() to its end; `report` then has everything.
+    """One pass over the rows of the sources, in turn. Iterate sound_rows() to its end; `report`
+    then has everything.
 
     Without `repeats` rows are not compared with each other.
     """
 
-    def __init__(self, sources: Sequence[Source], *, repeats: bool = True, progress: Progress | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], *, repeats: bool = True, progress: Progress | None = None
+    ) -> None:
         self._sources = tuple(sources)
         self._repeats = repeats
         self._progress = progress
@@ -72,7 +82,9 @@ class Check:
                 self._sound += 1
                 yield Row(row.number, row.line, staged)
 
-    def _compared(self, index: int, source: Source, rows: Iterator[Row], seen: Repeats) -> Iterator[Row]:
+    def _compared(
+        self, index: int, source: Source, rows: Iterator[Row], seen: Repeats
+    ) -> Iterator[Row]:
         answers = JsonAnswers(source)
         for row in rows:
             seen.add(index, row.number, row.line, row.value)
@@ -83,10 +95,16 @@ class Check:
 
 def checker_for(source: Source) -> Checker:
     """The checker for the source's layout."""
-    return alpaca_checker(source.layout) if source.layout.name == "alpaca" else message_checker(source.layout)
+    return (
+        alpaca_checker(source.layout)
+        if source.layout.name == "alpaca"
+        else message_checker(source.layout)
+    )
 
 
-def check(sources: Sequence[Source], *, repeats: bool = True, progress: Progress | None = None) -> Report:
+def check(
+    sources: Sequence[Source], *, repeats: bool = True, progress: Progress | None = None
+) -> Report:
     """Read every row of every source once and tell what is wrong with them."""
     one = Check(sources, repeats=repeats, progress=progress)
     deque(one.sound_rows(), maxlen=0)

@@ -1,4 +1,6 @@
-"""Findings about rows: all are counted, the first of each kind are kept, so that a hopeless file fills no memory."""
+"""Findings about rows: all are counted, the first of each kind are kept, so that a hopeless file
+fills no memory.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -41,7 +43,9 @@ class RowFinding:
     @property
     def text(self) -> str:
         shown = f": {self.problem.excerpt}" if self.problem.excerpt else ""
-        place = f"row {self.row}: " + (f"{self.problem.field}: " if self.problem.field != "row" else "")
+        place = f"row {self.row}: " + (
+            f"{self.problem.field}: " if self.problem.field != "row" else ""
+        )
         return f"{place}{self.problem.message}{shown}"
 
 
@@ -69,7 +73,10 @@ class Findings:
             group.kept.append(RowFinding(file, row, line, problem))
 
     def add_many(self, found: Iterable[RowFinding], count: int) -> None:
-        """Add the kept ones of a code that was counted elsewhere; `count` is how many there are in all."""
+        """Add the kept ones of a code that was counted elsewhere.
+
+        `count` is how many there are in all.
+        """
         kept = list(found)
         if kept:
             group = self.groups.setdefault(kept[0].problem.code, Group(kept[0].problem.severity))
@@ -87,7 +94,10 @@ class Findings:
     def __iter__(self) -> Iterator[RowFinding]:
         """Those that are kept, file by file in the order of the rows."""
         kept = [finding for group in self.groups.values() for finding in group.kept]
-        files = {file: index for index, file in enumerate(dict.fromkeys(finding.file for finding in kept))}
+        files = {
+            file: index
+            for index, file in enumerate(dict.fromkeys(finding.file for finding in kept))
+        }
         yield from sorted(kept, key=lambda finding: (files[finding.file], finding.row))
 
     def as_findings(self, only: Severity | None = None) -> list[Finding]:
@@ -100,7 +110,9 @@ class Findings:
             severity: Severity = "error" if group.severity == "error" else "warn"
             for one in group.kept[:_SHOWN]:
                 fix = first.problem.fix if one is first else ""
-                shown.append(Finding(one.problem.code, one.text, where=one.where, fix=fix, severity=severity))
+                shown.append(
+                    Finding(one.problem.code, one.text, where=one.where, fix=fix, severity=severity)
+                )
             if group.count > _SHOWN:
                 more = group.count - _SHOWN
                 text = f"and {more:,} more of the same kind ({first.problem.code})"

@@ -1,8 +1,10 @@
-"""Checks of ShareGPT and OpenAI rows, and their staged form: messages whose roles alternate, a system text, tools.
+"""Checks of ShareGPT and OpenAI rows, and their staged form: messages whose roles alternate, a
+system text, tools.
 
-Rules of LLaMA-Factory 0.9.5 (data/converter.py, SharegptDatasetConverter): a system message only first; then user or
-observation and assistant or function_call in turn; an even number of them. It drops any other row with a warning.
-Tool calls: data/formatter.py, FunctionFormatter, wants JSON with `name` and `arguments` as an object.
+Rules of LLaMA-Factory 0.9.5 (data/converter.py, SharegptDatasetConverter): a system message only
+first; then user or observation and assistant or function_call in turn; an even number of them. It
+drops any other row with a warning. Tool calls: data/formatter.py, FunctionFormatter, wants JSON
+with `name` and `arguments` as an object.
 """
 
 import json
@@ -55,7 +57,9 @@ def message_checker(layout: Layout) -> Checker:
 
 def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     """Reads the plain sound row, questions and answers in turn, and gives None for any other."""
-    messages_key, role_key, content_key, system_key, tools_key = (layout.columns[field] for field in MESSAGE_FIELDS)
+    messages_key, role_key, content_key, system_key, tools_key = (
+        layout.columns[field] for field in MESSAGE_FIELDS
+    )
     users = {name for name, role in layout.roles.items() if role == "user"}
     assistants = {name for name, role in layout.roles.items() if role == "assistant"}
 
@@ -70,7 +74,12 @@ def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] |
             if type(message) is not dict or len(message) != 2:
                 return None
             spelled, content = message.get(role_key), message.get(content_key)
-            if type(spelled) is not str or type(content) is not str or not content or content.isspace():
+            if (
+                type(spelled) is not str
+                or type(content) is not str
+                or not content
+                or content.isspace()
+            ):
                 return None
             if spelled not in (assistants if number % 2 else users):
                 return None
@@ -99,7 +108,9 @@ class _Conversation:
         columns = self._layout.columns
         messages = value[columns["messages"]]
         if not isinstance(messages, list):
-            yield Problem(columns["messages"], "field-type", f"a list is expected, not {type_name(messages)}")
+            yield Problem(
+                columns["messages"], "field-type", f"a list is expected, not {type_name(messages)}"
+            )
             return
         if system := value.get(columns["system"]):
             yield from text_problems(columns["system"], system)
@@ -108,7 +119,9 @@ class _Conversation:
         for number, message in enumerate(messages):
             field = f"{columns['messages']}[{number}]"
             if not isinstance(message, dict):
-                yield Problem(field, "message-no-object", f"an object is expected, not {type_name(message)}")
+                yield Problem(
+                    field, "message-no-object", f"an object is expected, not {type_name(message)}"
+                )
                 return
             yield from self._read_message(field, number, message)
         yield from self._end(columns["messages"])
@@ -118,7 +131,11 @@ class _Conversation:
         role = self._layout.roles.get(spelled) if isinstance(spelled, str) else None
         if role is None:
             known = ", ".join(self._layout.roles)
-            text = f"unknown role {spelled!r}; roles are {known}" if spelled is not None else "the role is missing"
+            text = (
+                f"unknown role {spelled!r}; roles are {known}"
+                if spelled is not None
+                else "the role is missing"
+            )
             yield Problem(f"{field}.{self._role_key}", "role-unknown", text)
         content = message.get(self._content_key)
         calls = message.get("tool_calls") or message.get("function_call")
@@ -133,31 +150,54 @@ class _Conversation:
                 yield Problem(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
             yield from text_problems(f"{field}.tool_calls", content)
         elif content is None:
-            yield Problem(content_field, "field-missing", "null" if self._content_key in message else "missing")
+            yield Problem(
+                content_field,
+                "field-missing",
+                "null" if self._content_key in message else "missing",
+            )
         else:
             yield from text_problems(content_field, content)
             if role in _SIDES[1]:
                 yield from answer_problems(content_field, content)
             if role == "function_call" and isinstance(content, str) and not _is_call(content):
-                text = "no JSON object with name and arguments, which LLaMA-Factory wants of a function call"
+                text = (
+                    "no JSON object with name and arguments, which LLaMA-Factory wants of a "
+                    "function call"
+                )
                 yield Problem(content_field, "tool-call-shape", text, excerpt(content))
         yield from self._other_keys(field, message)
         yield from self._place(field, number, role, spelled, content)
 
-    def _place(self, field: str, number: int, role: str | None, spelled: Any, content: Any) -> Iterator[Problem]:
+    def _place(
+        self, field: str, number: int, role: str | None, spelled: Any, content: Any
+    ) -> Iterator[Problem]:
         """Take the message up, or say why it may not stand here."""
         if role == "system" and number == 0:
             if self._system and self._system != content:
-                yield Problem(field, "system-twice", "a system message beside another system text", excerpt(content))
+                yield Problem(
+                    field,
+                    "system-twice",
+                    "a system message beside another system text",
+                    excerpt(content),
+                )
             self._system = content or ""
             return
         side = len(self._messages) % 2
         if role is not None and role not in _SIDES[side] and self._in_order:
             self._in_order = False  # one wrong turn shifts all that follow
-            wanted = " or ".join(name for name, meant in self._layout.roles.items() if meant in _SIDES[side])
+            wanted = " or ".join(
+                name for name, meant in self._layout.roles.items() if meant in _SIDES[side]
+            )
             text = f"{spelled} where {wanted} is expected"
-            if role == "observation" and self._messages and self._messages[-1]["role"] == "observation":
-                text = "several tool results in a row: LLaMA-Factory holds one message between two answers"
+            if (
+                role == "observation"
+                and self._messages
+                and self._messages[-1]["role"] == "observation"
+            ):
+                text = (
+                    "several tool results in a row: LLaMA-Factory holds one message between "
+                    "two answers"
+                )
             yield Problem(f"{field}.{self._role_key}", "role-order", text)
         if not content and side == 0 and role in _SIDES[0] and content is not None:
             yield Problem(f"{field}.{self._content_key}", "prompt-empty", "the prompt is empty")
@@ -171,7 +211,9 @@ class _Conversation:
             yield Problem(f"{field}.weight", "message-weight", text)
         for key, value in message.items():
             if value and key not in self._known_keys:
-                yield Problem(f"{field}.{key}", "message-key", "is not trained on", excerpt(value), "warn")
+                yield Problem(
+                    f"{field}.{key}", "message-key", "is not trained on", excerpt(value), "warn"
+                )
 
     def _read_tools(self, field: str, tools: Any) -> Iterator[Problem]:
         if not tools:
@@ -183,7 +225,9 @@ class _Conversation:
                 raise TypeError
             self._tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
         except (ValueError, TypeError, KeyError, AttributeError):
-            yield Problem(field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools))
+            yield Problem(
+                field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools)
+            )
         yield from text_problems(field, self._tools)
 
     def _end(self, field: str) -> Iterator[Problem]:
@@ -219,4 +263,6 @@ def _is_call(content: str) -> bool:
     except ValueError:
         return False
     calls = parsed if isinstance(parsed, list) else [parsed]
-    return bool(calls) and all(isinstance(call, dict) and "name" in call and "arguments" in call for call in calls)
+    return bool(calls) and all(
+        isinstance(call, dict) and "name" in call and "arguments" in call for call in calls
+    )

@@ -1,7 +1,9 @@
-"""Rows that repeat: the same row, the same prompt with another answer, the same prompt in another file.
+"""Rows that repeat: the same row, the same prompt with another answer, the same prompt in another
+file.
 
-Each row leaves four 8-byte numbers. They are kept apart by the prompt's digest and go to temporary files beyond a
-million rows, so the memory stays the same at any size. Digests are Python's own 64-bit string hashes of this
+Each row leaves four 8-byte numbers. They are kept apart by the prompt's digest and go to temporary
+files beyond a million rows, so the memory stays the same at any size. Digests are Python's own
+64-bit string hashes of this
 process: among ten million prompts one false repeat is expected in 400,000 runs (n^2 / 2^65).
 """
 
@@ -21,7 +23,9 @@ _COLUMNS = 4  # digest of the prompt, digest of the answer, row, line * 256 + fi
 
 
 def prompt_digest(staged: dict[str, Any]) -> int:
-    """64 bits of everything before the last answer, the same for an Alpaca row and for the same row as messages."""
+    """64 bits of everything before the last answer, the same for an Alpaca row and for the same row
+    as messages.
+    """
     messages = staged.get("messages")
     if messages is None:
         instruction, text = staged["instruction"], staged["input"]
@@ -30,7 +34,9 @@ def prompt_digest(staged: dict[str, Any]) -> int:
             return hash(question)
         earlier = tuple(part for turn in staged.get("history", ()) for part in turn)
         return _digest((*earlier, question), staged.get("system", ""))
-    return _digest(tuple(message["content"] for message in messages[:-1]), staged["system"], staged["tools"])
+    return _digest(
+        tuple(message["content"] for message in messages[:-1]), staged["system"], staged["tools"]
+    )
 
 
 def answer_of(staged: dict[str, Any]) -> str:
@@ -47,7 +53,10 @@ def _digest(contents: tuple[str, ...], system: str, tools: str = "") -> int:
 
 
 class Repeats:
-    """Collects rows of up to 256 files and tells which repeat. A context manager: it may hold temporary files."""
+    """Collects rows of up to 256 files and tells which repeat.
+
+    A context manager: it may hold temporary files.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
@@ -65,7 +74,9 @@ class Repeats:
     def add(self, file: int, row: int, line: int, staged: dict[str, Any]) -> None:
         """One row of the file with this index in `files`."""
         prompt = prompt_digest(staged)
-        self._parts[prompt % _PARTS].extend((prompt, hash(answer_of(staged)), row, line << 8 | file))
+        self._parts[prompt % _PARTS].extend(
+            (prompt, hash(answer_of(staged)), row, line << 8 | file)
+        )
         self._held += 1
         if self._held >= _IN_MEMORY:
             self._spill()
@@ -106,18 +117,24 @@ class Repeats:
         place, first, same_answer = found
         answer = "the same answer" if same_answer else "another answer"
         text = (
-            f"the prompt of row {first[1]} of {self._files[first[0]].name} again, with {answer}: a leak between files"
+            f"the prompt of row {first[1]} of {self._files[first[0]].name} again, with "
+            f"{answer}: a leak between files"
         )
         return self._finding(place, Problem("row", "leak", text, fix=_SPLIT))
 
     def _duplicate(self, found: "_Repeat") -> RowFinding:
         place, first, _ = found
-        return self._finding(place, Problem("row", "duplicate", f"the same as row {first[1]}", "", "warn"))
+        return self._finding(
+            place, Problem("row", "duplicate", f"the same as row {first[1]}", "", "warn")
+        )
 
     def _conflict(self, found: "_Repeat") -> RowFinding:
         place, first, _ = found
         return self._finding(
-            place, Problem("row", "conflict", f"the prompt of row {first[1]} with another answer", "", "warn")
+            place,
+            Problem(
+                "row", "conflict", f"the prompt of row {first[1]} with another answer", "", "warn"
+            ),
         )
 
     def _finding(self, place: "_Place", problem: Problem) -> RowFinding:
@@ -131,7 +148,9 @@ _Repeat = tuple[_Place, _Place, bool]
 
 
 def _repeats_in(part: "array[int]") -> Iterator[_Repeat]:
-    """(place, place of the first with this prompt, whether the answer is the same) of all but the first."""
+    """(place, place of the first with this prompt, whether the answer is the same) of all but the
+    first.
+    """
     first_with_prompt: dict[int, int] = {}
     first_with_both: dict[tuple[int, int], int] = {}
     for start in range(0, len(part), _COLUMNS):
@@ -143,7 +162,10 @@ def _repeats_in(part: "array[int]") -> Iterator[_Repeat]:
         same = answer == part[first + 1]
         if not same:
             earlier = first_with_both.setdefault((prompt, answer), start)
-            if earlier != start and part[earlier + 3] & 255 == part[start + 3] & 255 == part[first + 3] & 255:
+            if (
+                earlier != start
+                and part[earlier + 3] & 255 == part[start + 3] & 255 == part[first + 3] & 255
+            ):
                 first, same = earlier, True
         yield _place(part, start), _place(part, first), same
 

@@ -1,7 +1,9 @@
-"""What keeps one row from being trained on as it stands, and the row as it is staged: Alpaca rows, and text in general.
+"""What keeps one row from being trained on as it stands, and the row as it is staged: Alpaca rows,
+and text in general.
 
-A checker takes a Row and gives the staged row (None when it can't be used) and its problems. It is the inner loop of
-every data command: the sound row takes the short way, the reasons are worked out only for others.
+A checker takes a Row and gives the staged row (None when it can't be used) and its problems. It is
+the inner loop of every data command: the sound row takes the short way, the reasons are worked out
+only for others.
 """
 
 import re
@@ -28,11 +30,13 @@ class Problem(NamedTuple):
 Checked = tuple[dict[str, Any] | None, Sequence[Problem]]
 Checker = Callable[[Row], Checked]
 
-# What a line of JSON must hold for its texts to hold any of _ODD. Each pattern begins with one byte, which is searched
-# with memchr: together a seventh of the time that _ODD takes on the texts.
+# What a line of JSON must hold for its texts to hold any of _ODD. Each pattern begins with one
+# byte, which is searched with memchr: together a seventh of the time that _ODD takes on the texts.
 _ODD_ESCAPE = re.compile(rb"\\(?:u00|u[fF]|[bf])").search
 _ODD_CHARACTER = re.compile(rb"\xef(?:\xbf\xbd|\xbb\xbf)").search
-_ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffd\ud800-\udfff]|<\\|[^\\s|<>]{1,40}\\|>")
+_ODD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffd\ud800-\udfff]|<\\|[^\\s|<>]{1,40}\\|>"
+)
 
 
 def may_be_odd(raw: bytes | None) -> bool:
@@ -92,7 +96,11 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[Problem]
     for field in ("instruction", "output"):
         if value.get(keys[field]) is None and not (field == "instruction" and prompt_is_input):
             state = "null" if keys[field] in value else "missing"
-            yield Problem(keys[field], "field-missing", f"{state} (LLaMA-Factory would drop or garble the row)")
+            yield Problem(
+                keys[field],
+                "field-missing",
+                f"{state} (LLaMA-Factory would drop or garble the row)",
+            )
     for field in ("instruction", "input", "output", "system"):
         if (text := value.get(keys[field])) is not None:
             yield from text_problems(keys[field], text)
@@ -123,13 +131,17 @@ def unusable(value: Any) -> Problem:
     """The problem of a row that is no object at all."""
     if isinstance(value, Unreadable):
         return Problem("row", value.code, value.message, value.excerpt, fix=value.fix)
-    return Problem("row", "row-no-object", f"an object is expected, not {type_name(value)}", excerpt(value))
+    return Problem(
+        "row", "row-no-object", f"an object is expected, not {type_name(value)}", excerpt(value)
+    )
 
 
 def text_problems(field: str, text: Any) -> Iterator[Problem]:
     """What is wrong with a value that should be text."""
     if not isinstance(text, str):
-        yield Problem(field, "field-type", f"text is expected, not {type_name(text)}", excerpt(text))
+        yield Problem(
+            field, "field-type", f"text is expected, not {type_name(text)}", excerpt(text)
+        )
         return
     seen: set[str] = set()
     for match in _ODD.finditer(text):
@@ -142,14 +154,21 @@ def text_problems(field: str, text: Any) -> Iterator[Problem]:
 def _odd(field: str, found: str, around: str) -> Problem:
     shown = repr(around)[1:-1]
     if found.startswith("<|"):
-        text = f"the text holds {found}, which a tokenizer that has this token reads as the token itself"
+        text = (
+            f"the text holds {found}, which a tokenizer that has this token reads as the token "
+            "itself"
+        )
         return Problem(field, "control-token", text, shown, "warn")
     if "\ud800" <= found <= "\udfff":
-        return Problem(field, "field-encoding", "half of a surrogate pair, which no file can hold", shown)
+        return Problem(
+            field, "field-encoding", "half of a surrogate pair, which no file can hold", shown
+        )
     if found == "\ufffd":
         text = "U+FFFD: a character was lost when the text was converted"
         return Problem(field, "character-lost", text, shown, "warn")
-    return Problem(field, "control-character", f"control character U+{ord(found):04X}", shown, "warn")
+    return Problem(
+        field, "control-character", f"control character U+{ord(found):04X}", shown, "warn"
+    )
 
 
 def answer_problems(field: str, answer: Any) -> Iterator[Problem]:

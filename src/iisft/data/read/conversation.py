@@ -1,6 +1,7 @@
 """A row of any format as the turns that LLaMA-Factory trains on.
 
-Source: AlpacaDatasetConverter and SharegptDatasetConverter in LLaMA-Factory 0.9.5, data/converter.py.
+Source: AlpacaDatasetConverter and SharegptDatasetConverter in LLaMA-Factory 0.9.5,
+data/converter.py.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,11 @@ Role = Literal["user", "assistant", "observation", "function_call"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. user and observation are read by the model, assistant and function_call are what it learns to say."""
+    """One turn.
+
+    User and observation are read by the model, assistant and function_call are what it learns to
+    say.
+    """
 
     role: Role
     content: str
@@ -20,9 +25,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What LLaMA-Factory makes of one row: turns that alternate, prompt side first, the last one is the answer.
+    """What LLaMA-Factory makes of one row: turns that alternate, prompt side first, the last one is
+    the answer.
 
-    `system` and `tools` are empty where the row has none; the template then puts in its own default.
+    `system` and `tools` are empty where the row has none; the template then puts in its own
+    default.
     """
 
     messages: tuple[Message, ...]
@@ -31,9 +38,11 @@ class Conversation:
 
 
 def from_alpaca(row: Mapping[str, Any]) -> Conversation:
-    """The conversation of a checked Alpaca row (instruction, input, output, and perhaps system, history).
+    """The conversation of a checked Alpaca row (instruction, input, output, and perhaps system,
+    history).
 
-    Instruction and input are joined by a line end; either is left out when it is empty, like an absent key.
+    Instruction and input are joined by a line end; either is left out when it is empty, like an
+    absent key.
     """
     messages = []
     for question, answer in row.get("history") or ():

@@ -1,4 +1,6 @@
-"""What a file is when it is no UTF-8 text: which encoding, which packed or binary format, and what converts it."""
+"""What a file is when it is no UTF-8 text: which encoding, which packed or binary format, and what
+converts it.
+"""
 
 import re
 import shlex
@@ -10,7 +12,11 @@ _MAGIC = (
     (b"\x00\x00\xfe\xff", "UTF-32 text", "iconv -f UTF-32 -t UTF-8 {file} > {utf8}"),
     (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {file} > {utf8}"),
     (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {file} > {utf8}"),
-    (b"PK\x03\x04", "a zip archive (or an Excel or Word file)", "unzip it; save a spreadsheet as CSV (UTF-8)"),
+    (
+        b"PK\x03\x04",
+        "a zip archive (or an Excel or Word file)",
+        "unzip it; save a spreadsheet as CSV (UTF-8)",
+    ),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "zstd -d {file}"),
     (b"\x1f\x8b", "gzipped twice", "gunzip -k {file}"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
@@ -19,27 +25,43 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", "xz-compressed", "unxz -k {file}"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x {file}"),
     (b"ARROW1", "an Arrow file", "write it as Parquet: pyarrow.parquet.write_table"),
-    (b"\xff\xff\xff\xff", "an Arrow stream (a saved Hugging Face dataset)", 'dataset.to_json("rows.jsonl")'),
+    (
+        b"\xff\xff\xff\xff",
+        "an Arrow stream (a saved Hugging Face dataset)",
+        'dataset.to_json("rows.jsonl")',
+    ),
     (b"%PDF", "a PDF", ""),
     (b"\x89PNG", "a picture", ""),
     (b"\xff\xd8\xff", "a picture", ""),
     (b"\x7fELF", "a program", ""),
-    (b"SQLite format 3\x00", "an SQLite database", "sqlite3 -csv -header {file} 'select ...' > rows.csv"),
+    (
+        b"SQLite format 3\x00",
+        "an SQLite database",
+        "sqlite3 -csv -header {file} 'select ...' > rows.csv",
+    ),
     (b"\x80\x04", "a Python pickle", "never loaded, it could run code: write it as JSON lines"),
-    (b"\x80\x02", "a Python pickle (perhaps a torch file)", "never loaded, it could run code: write it as JSON lines"),
+    (
+        b"\x80\x02",
+        "a Python pickle (perhaps a torch file)",
+        "never loaded, it could run code: write it as JSON lines",
+    ),
 )
 _HIGH_RUNS = re.compile(rb"[\x80-\xff]+")
 
 
 def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
-    """Name and mending command when the first bytes are of a format that isn't read here, else None."""
+    """Name and mending command when the first bytes are of a format that isn't read here, else
+    None.
+    """
     for magic, name, command in _MAGIC:
         if head.startswith(magic):
             return name, _command(command, file)
     if wide := _wide_encoding(head):
         return f"{wide} text", _command(f"iconv -f {wide} -t UTF-8 {{file}} > {{utf8}}", file)
     written = head.rstrip(b"\0")  # a torn file ends in NUL bytes
-    if (head and not written) or sum(byte < 9 or 13 < byte < 32 for byte in written) > len(written) // 10:
+    if (head and not written) or sum(byte < 9 or 13 < byte < 32 for byte in written) > len(
+        written
+    ) // 10:
         return "binary data", ""
     return None
 
@@ -64,7 +86,9 @@ def conversion(encoding: str, file: Path) -> str:
 
 def conversion_of_line(broken: bytes, file: Path, line: int) -> str:
     """What to do where other lines are UTF-8 and converting the whole file would garble them."""
-    convert = f"sed -n {line}p {shlex.quote(str(file))} | iconv -f {guess(broken) or 'ENCODING'} -t UTF-8"
+    convert = (
+        f"sed -n {line}p {shlex.quote(str(file))} | iconv -f {guess(broken) or 'ENCODING'} -t UTF-8"
+    )
     return f"other rows are UTF-8, convert this one alone: {convert}"
 
 
@@ -76,7 +100,11 @@ def has_utf8_lines(file: Path) -> bool:
 
 
 def shown_name(encoding: str) -> str:
-    return {"GB18030": "GBK (GB18030)", "WINDOWS-1252": "Latin (Windows-1252)", "": "an unknown encoding"}[encoding]
+    return {
+        "GB18030": "GBK (GB18030)",
+        "WINDOWS-1252": "Latin (Windows-1252)",
+        "": "an unknown encoding",
+    }[encoding]
 
 
 def _wide_encoding(head: bytes) -> str:

@@ -1,6 +1,7 @@
 """A streaming reader for one JSON array: bounded memory, every element with its number and line.
 
-The stdlib's decoder can parse one element at an offset; where the end of an element is easy to guess, orjson parses it.
+The stdlib's decoder can parse one element at an offset; where the end of an element is easy to
+guess, orjson parses it.
 """
 
 import codecs
@@ -21,7 +22,10 @@ _OPENING = re.compile(r'\{\s*"[^"\\]*"')
 
 
 class _Text:
-    """Decoded text of a stream in a window that is moved along; `line` is the line of the window's position."""
+    """Decoded text of a stream in a window that is moved along.
+
+    `line` is the line of the window's position.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -61,7 +65,10 @@ class _Text:
 
 
 def json_array(stream: IO[bytes], file: Path) -> Iterator[Row]:
-    """The elements of one array. After one that is broken nothing can be read: where it ends is unknown."""
+    """The elements of one array.
+
+    After one that is broken nothing can be read: where it ends is unknown.
+    """
     text = _Text(stream)
     number = 0
     try:
@@ -76,11 +83,19 @@ def json_array(stream: IO[bytes], file: Path) -> Iterator[Row]:
                 if isinstance(row.value, Unreadable) and row.value.last:
                     return
         if text.next_character():
-            fix = f"jq -c '.[]' {quote(str(file))} > rows.jsonl" if _here(text).startswith("[") else ""
-            fault = Unreadable("row-json", "text after the end of the array", _here(text), fix, last=True)
+            fix = (
+                f"jq -c '.[]' {quote(str(file))} > rows.jsonl"
+                if _here(text).startswith("[")
+                else ""
+            )
+            fault = Unreadable(
+                "row-json", "text after the end of the array", _here(text), fix, last=True
+            )
             yield Row(number + 1, text.line, fault)
     except UnicodeDecodeError as fault:
-        yield Row(number + 1, text.line, readers.no_utf8(fault.object, fault, file)._replace(last=True))
+        yield Row(
+            number + 1, text.line, readers.no_utf8(fault.object, fault, file)._replace(last=True)
+        )
 
 
 def _elements(text: _Text) -> Iterator[Row]:
@@ -90,7 +105,11 @@ def _elements(text: _Text) -> Iterator[Row]:
         start = text.next_character()
         line = text.line
         if start in ("]", ""):
-            reason = "a comma after the last row" if start else "the array doesn't end: the file is cut short"
+            reason = (
+                "a comma after the last row"
+                if start
+                else "the array doesn't end: the file is cut short"
+            )
             yield Row(number, line, Unreadable("row-json", reason, last=not start))
             text.advance(text.position + len(start))
             return
@@ -109,7 +128,9 @@ def _elements(text: _Text) -> Iterator[Row]:
                 if after
                 else "the array doesn't end: the file is cut short"
             )
-            yield Row(number + 1, text.line, Unreadable("row-json", reason, _here(text), last=not after))
+            yield Row(
+                number + 1, text.line, Unreadable("row-json", reason, _here(text), last=not after)
+            )
             if not after:
                 return
 
@@ -139,7 +160,8 @@ def _element(text: _Text) -> tuple[Any, bytes | None]:
 def _likely_end(window: str, start: int) -> int:
     """Where the element ends if the next one begins with the same key, else 0.
 
-    A guess that costs a search. It is right when what lies between parses: no object is the beginning of another.
+    A guess that costs a search. It is right when what lies between parses: no object is the
+    beginning of another.
     """
     opening = _OPENING.match(window, start)
     following = window.find(opening.group(), opening.end()) if opening else -1
@@ -148,7 +170,9 @@ def _likely_end(window: str, start: int) -> int:
 
 
 def _element_by_parsing(text: _Text) -> Any:
-    """Parse one element, reading on as long as it may be incomplete: slower than orjson, but it finds the end."""
+    """Parse one element, reading on as long as it may be incomplete: slower than orjson, but it
+    finds the end.
+    """
     while True:
         try:
             value, end = _decoder.raw_decode(text.window, text.position)
@@ -158,7 +182,9 @@ def _element_by_parsing(text: _Text) -> Any:
             if not _may_be_incomplete(text, error):
                 return _broken_element(text, error)
             if len(text.window) - text.position > readers.ROW_LIMIT:
-                return Unreadable("row-too-long", f"this row is {readers.TOO_LONG}", _here(text), last=True)
+                return Unreadable(
+                    "row-too-long", f"this row is {readers.TOO_LONG}", _here(text), last=True
+                )
             if text.ended or not text.more():
                 return _broken_element(text, error)
             continue
@@ -180,7 +206,9 @@ def _broken_element(text: _Text, error: ValueError) -> Unreadable:
     lines = text.window.count("\n", text.position, error.pos)
     place = f" in line {text.line + lines}" if lines else ""
     unterminated = error.msg.startswith("Unterminated")
-    cut = ", the file is cut short?" if unterminated or not text.window.rstrip().endswith("]") else ""
+    cut = (
+        ", the file is cut short?" if unterminated or not text.window.rstrip().endswith("]") else ""
+    )
     what = error.msg.lower().removesuffix(" at").removesuffix(" starting")
     reason = f"no valid JSON{place}: {what}{cut}; the rows after it were not read"
     return Unreadable("row-json", reason, readers.around(text.window, error.pos), last=True)

@@ -1,4 +1,6 @@
-"""Which keys of a row hold prompt and answer: Alpaca, ShareGPT or OpenAI, found in the rows or told by the user."""
+"""Which keys of a row hold prompt and answer: Alpaca, ShareGPT or OpenAI, found in the rows or told
+by the user.
+"""
 
 import difflib
 import json
@@ -42,16 +44,27 @@ _OPENAI_ROLES = {
     "function": "observation",
     "function_call": "function_call",
 }
-# Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the user's to say.
+# Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the
+# user's to say.
 _LIKELY = {
     "instruction": ("prompt", "question", "query", "text"),
-    "output": ("answer", "response", "completion", "ground_truth", "target", "label", "chosen", "reply"),
+    "output": (
+        "answer",
+        "response",
+        "completion",
+        "ground_truth",
+        "target",
+        "label",
+        "chosen",
+        "reply",
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`columns`: the key of each field (a field that no row has keeps its own name). `roles`: a role -> staged role.
+    """`columns`: the key of each field (a field that no row has keeps its own name). `roles`: a
+    role -> staged role.
 
     `unused` are the keys of the file that nothing reads.
     """
@@ -92,14 +105,18 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
             known = (*ALPACA_FIELDS, "answer", *MESSAGE_FIELDS)
             near = difflib.get_close_matches(field, known, n=1)
             hint = (
-                f"did you mean {near[0]}={key or 'KEY'}?" if near else f"fields are {', '.join(dict.fromkeys(known))}"
+                f"did you mean {near[0]}={key or 'KEY'}?"
+                if near
+                else f"fields are {', '.join(dict.fromkeys(known))}"
             )
             raise UsageError("columns", f"--columns takes FIELD=KEY, not {part!r}; {hint}")
         columns[field] = key
     return columns
 
 
-def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, str], where: str) -> Layout:
+def detect(
+    rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, str], where: str
+) -> Layout:
     """The layout of a file from its first rows; `name` and `columns` are what the user said.
 
     Raises:
@@ -120,7 +137,14 @@ def detect(rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, s
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
-    full = {"messages": messages, "role": role, "content": content, "system": "system", "tools": "tools", **columns}
+    full = {
+        "messages": messages,
+        "role": role,
+        "content": content,
+        "system": "system",
+        "tools": "tools",
+        **columns,
+    }
     roles = _roles(objects, full, named)
     unused = tuple(key for key in keys if key not in full.values())
     return Layout(named, {field: full[field] for field in MESSAGE_FIELDS}, roles, unused)
@@ -132,7 +156,12 @@ def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
         for key, value in objects[0].items():
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 fix = f"jq -c {quote(f'.{json.dumps(key)}[]')} {quote(where)} > rows.jsonl"
-                raise InputError("data-kind", f"this is one object with its rows in {key!r}", where=where, fix=fix)
+                raise InputError(
+                    "data-kind",
+                    f"this is one object with its rows in {key!r}",
+                    where=where,
+                    fix=fix,
+                )
 
 
 def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:
@@ -147,16 +176,25 @@ def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layou
     return Layout("alpaca", full, {}, tuple(key for key in keys if key not in full.values()))
 
 
-def _unknown(keys: Counter[str], missing: list[tuple[str, str]], guesses: list[str], where: str) -> InputError:
+def _unknown(
+    keys: Counter[str], missing: list[tuple[str, str]], guesses: list[str], where: str
+) -> InputError:
     """`missing`: fields and the keys in which they were looked for."""
     names = {"instruction": "instruction", "output": "answer"}
-    spelled = ",".join(f"{names[field]}={guess or 'KEY'}" for (field, _), guess in zip(missing, guesses, strict=True))
-    what = " and ".join(f"no {names[field]} ({key})" if key != names[field] else f"no {key}" for field, key in missing)
+    spelled = ",".join(
+        f"{names[field]}={guess or 'KEY'}"
+        for (field, _), guess in zip(missing, guesses, strict=True)
+    )
+    what = " and ".join(
+        f"no {names[field]} ({key})" if key != names[field] else f"no {key}"
+        for field, key in missing
+    )
     return InputError(
         "data-columns",
         f"{what} in these rows; their keys are {', '.join(list(keys)[:12])}",
         where=where,
-        fix=f"--columns {spelled}" + (" if that is what is meant" if all(guesses) else " (KEY is one of them)"),
+        fix=f"--columns {spelled}"
+        + (" if that is what is meant" if all(guesses) else " (KEY is one of them)"),
     )
 
 
@@ -166,8 +204,12 @@ def _guess(field: str, keys: Counter[str]) -> str:
     return near[0] if near else next((key for key in _LIKELY[field] if key in keys), "")
 
 
-def _message_keys(objects: list[dict[str, Any]], columns: Mapping[str, str]) -> tuple[str, str, str] | None:
-    """Keys of the list of messages, of a message's role and of its content, by what the first rows hold."""
+def _message_keys(
+    objects: list[dict[str, Any]], columns: Mapping[str, str]
+) -> tuple[str, str, str] | None:
+    """Keys of the list of messages, of a message's role and of its content, by what the first rows
+    hold.
+    """
     for row in objects:
         for key, value in row.items():
             if columns.get("messages", key) != key or not isinstance(value, list) or not value:
@@ -175,7 +217,12 @@ def _message_keys(objects: list[dict[str, Any]], columns: Mapping[str, str]) -> 
             first = value[0]
             if not isinstance(first, dict):
                 continue
-            for role, content in (("from", "value"), ("role", "content"), ("role", "value"), ("from", "content")):
+            for role, content in (
+                ("from", "value"),
+                ("role", "content"),
+                ("role", "value"),
+                ("from", "content"),
+            ):
                 role, content = columns.get("role", role), columns.get("content", content)
                 if role in first and (content in first or "tool_calls" in first):
                     return key, role, content
@@ -186,24 +233,44 @@ def _told_message_keys(
     name: LayoutName | None, columns: Mapping[str, str], keys: Counter[str], where: str
 ) -> tuple[str, str, str]:
     """The keys where no row shows them (every row is broken): what was said, else the format's own."""
-    defaults = ("conversations", "from", "value") if name == "sharegpt" else ("messages", "role", "content")
-    told = tuple(columns.get(field, default) for field, default in zip(MESSAGE_FIELDS, defaults, strict=False))
+    defaults = (
+        ("conversations", "from", "value")
+        if name == "sharegpt"
+        else ("messages", "role", "content")
+    )
+    told = tuple(
+        columns.get(field, default)
+        for field, default in zip(MESSAGE_FIELDS, defaults, strict=False)
+    )
     if keys and told[0] not in keys:
         seen = ", ".join(list(keys)[:12])
         fix = "--columns messages=KEY, or another --format"
-        raise InputError("data-columns", f"no {told[0]} in these rows; their keys are {seen}", where=where, fix=fix)
+        raise InputError(
+            "data-columns",
+            f"no {told[0]} in these rows; their keys are {seen}",
+            where=where,
+            fix=fix,
+        )
     return told[0], told[1], told[2]
 
 
-def _roles(objects: list[dict[str, Any]], columns: Mapping[str, str], name: LayoutName) -> Mapping[str, str]:
-    """The names of the roles: those of the format, unless nearly all messages use the other format's."""
+def _roles(
+    objects: list[dict[str, Any]], columns: Mapping[str, str], name: LayoutName
+) -> Mapping[str, str]:
+    """The names of the roles: those of the format, unless nearly all messages use the other
+    format's.
+    """
     votes: Counter[str] = Counter()
     for row in objects:
         messages = row.get(columns["messages"])
         for message in messages if isinstance(messages, list) else ():
             if isinstance(message, dict) and isinstance(role := message.get(columns["role"]), str):
                 votes[
-                    "sharegpt" if role in ("human", "gpt") else "openai" if role in ("user", "assistant") else ""
+                    "sharegpt"
+                    if role in ("human", "gpt")
+                    else "openai"
+                    if role in ("user", "assistant")
+                    else ""
                 ] += 1
     own, other = ("sharegpt", "openai") if name == "sharegpt" else ("openai", "sharegpt")
     chosen = other if votes[other] > 2 * votes[own] else own

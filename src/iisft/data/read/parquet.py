@@ -9,11 +9,15 @@ _BATCH_ROWS = 512
 
 
 def parquet_rows(file: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Row]:
-    """Every row as an object; there are no lines. A file that is cut short or damaged ends in an Unreadable."""
+    """Every row as an object; there are no lines.
+
+    A file that is cut short or damaged ends in an Unreadable.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # gives memory back; the others keep what was freed
+    # gives memory back; the others keep what was freed
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     number = 0
     try:
         with parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as opened:
@@ -26,4 +30,6 @@ def parquet_rows(file: Path, progress: Callable[[int, int], None] | None = None)
                     yield Row(number, 0, value)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        yield Row(number + 1, 0, Unreadable("row-parquet", f"no whole Parquet file: {reason}", last=True))
+        yield Row(
+            number + 1, 0, Unreadable("row-parquet", f"no whole Parquet file: {reason}", last=True)
+        )

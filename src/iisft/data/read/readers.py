@@ -49,7 +49,10 @@ def json_lines(stream: IO[bytes], file: Path) -> Iterator[Row]:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
-    """Lines without their ends; None for one that is longer than ROW_LIMIT, which is skipped without being kept."""
+    """Lines without their ends.
+
+    None for one that is longer than ROW_LIMIT, which is skipped without being kept.
+    """
     rest, skipping, first = b"", False, True
     while chunk := stream.read(CHUNK):
         if first:
@@ -73,7 +76,9 @@ def _why_no_json(text: bytes, error: orjson.JSONDecodeError, file: Path) -> Unre
     except UnicodeDecodeError as fault:
         return no_utf8(text, fault, file)
     if not text.strip(b"\x00\r\t "):
-        return Unreadable("row-json", "nothing but NUL bytes: the file was torn while it was written")
+        return Unreadable(
+            "row-json", "nothing but NUL bytes: the file was torn while it was written"
+        )
     reason = error.msg.partition(": line ")[0]
     fix = ""
     if reason == "unexpected content after document":
@@ -84,14 +89,24 @@ def _why_no_json(text: bytes, error: orjson.JSONDecodeError, file: Path) -> Unre
         fix = "JSON lines have no commas between rows"
     elif text.strip() in (b"{", b"["):
         fix = f"one row per line: jq -c . {quote(str(file))} > rows.jsonl"
-    return Unreadable("row-json", f"no valid JSON: {reason} at column {error.pos + 1}", around(shown, error.pos), fix)
+    return Unreadable(
+        "row-json",
+        f"no valid JSON: {reason} at column {error.pos + 1}",
+        around(shown, error.pos),
+        fix,
+    )
 
 
 def no_utf8(content: bytes, fault: UnicodeDecodeError, file: Path) -> Unreadable:
     """What to say of bytes that are no UTF-8."""
     encoding = encodings.guess(content)
-    text = f"no UTF-8 text (byte 0x{content[fault.start]:02x}): looks like {encodings.shown_name(encoding)}"
-    excerpt = content[max(0, fault.start - 10) : fault.start + EXCERPT].decode(encoding or "latin-1", "replace")
+    text = (
+        f"no UTF-8 text (byte 0x{content[fault.start]:02x}): looks like "
+        f"{encodings.shown_name(encoding)}"
+    )
+    excerpt = content[max(0, fault.start - 10) : fault.start + EXCERPT].decode(
+        encoding or "latin-1", "replace"
+    )
     return Unreadable("row-encoding", text, excerpt, encodings.conversion(encoding, file))
 
 

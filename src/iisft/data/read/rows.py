@@ -17,10 +17,11 @@ class Unreadable(NamedTuple):
 
 
 class Row(NamedTuple):
-    """`number` counts rows from 1, `line` is the line of the file in which the row begins (0 where there are no lines).
+    """`number` counts rows from 1, `line` is the line of the file in which the row begins (0 where
+    there are no lines).
 
-    `value` is the parsed object as it stands in the file, whatever its type, or Unreadable. `raw` are the row's own
-    bytes of JSON where the reader has them, else None.
+    `value` is the parsed object as it stands in the file, whatever its type, or Unreadable. `raw`
+    are the row's own bytes of JSON where the reader has them, else None.
     """
 
     number: int

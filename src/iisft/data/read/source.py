@@ -1,7 +1,7 @@
 """A data file: what it is (found in its content), and its rows, read as a stream.
 
-JSON array, JSON lines, CSV and Parquet, the first three also gzipped. Not covered: other encodings than UTF-8 and other
-packings; they are named, with the command that converts.
+JSON array, JSON lines, CSV and Parquet, the first three also gzipped. Not covered: other encodings
+than UTF-8 and other packings; they are named, with the command that converts.
 """
 
 import contextlib
@@ -53,17 +53,22 @@ class Source:
 
     def describe(self) -> str:
         """For people, such as `JSON lines (gzip), Alpaca (instruction, input, output)`."""
-        return f"{_CONTAINER_NAMES[self.container]}{' (gzip)' if self.compressed else ''}, {self.layout.describe()}"
+        return (
+            f"{_CONTAINER_NAMES[self.container]}{' (gzip)' if self.compressed else ''}, "
+            f"{self.layout.describe()}"
+        )
 
 
 def open_source(file: Path, formats: str | None = None, columns: Sequence[str] = ()) -> Source:
     """Find out what `file` is.
 
-    `formats` are the words of `--format`: a layout, a container, or both with a comma; `columns` those of `--columns`.
+    `formats` are the words of `--format`: a layout, a container, or both with a comma; `columns`
+    those of `--columns`.
 
     Raises:
         UsageError: an unknown word in either.
-        InputError: it can't be read, is of a kind that isn't read here, is empty, or has no known columns.
+        InputError: it can't be read, is of a kind that isn't read here, is empty, or has no known
+        columns.
     """
     container, layout_name = _parse_formats(formats)
     told = layouts.parse_columns(columns)
@@ -81,7 +86,10 @@ def open_source(file: Path, formats: str | None = None, columns: Sequence[str] =
 
 
 def read_rows(source: Source, progress: Progress | None = None) -> Iterator[Row]:
-    """Every row in order. What can't be read is a row whose value is Unreadable, with its reason; nothing is raised."""
+    """Every row in order.
+
+    What can't be read is a row whose value is Unreadable, with its reason; nothing is raised.
+    """
     number = 0
     for row in _guarded(source, progress):
         number = row.number
@@ -91,7 +99,11 @@ def read_rows(source: Source, progress: Progress | None = None) -> Iterator[Row]
     if _identity_or_none(source.file) != source.identity:
         reason = "the file was changed while it was read"
         yield Row(
-            number + 1, 0, Unreadable("data-changed", reason, fix="wait until it is written, then again", last=True)
+            number + 1,
+            0,
+            Unreadable(
+                "data-changed", reason, fix="wait until it is written, then again", last=True
+            ),
         )
 
 
@@ -113,11 +125,20 @@ def _guarded(source: Source, progress: Progress | None) -> Iterator[Row]:
         yield Row(
             number + 1,
             0,
-            Unreadable("data-gzip", reason, fix=f"gzip -t {quote(str(source.file))}; copy it again", last=True),
+            Unreadable(
+                "data-gzip",
+                reason,
+                fix=f"gzip -t {quote(str(source.file))}; copy it again",
+                last=True,
+            ),
         )
     except OSError as error:
         yield Row(
-            number + 1, 0, Unreadable("data-unreadable", f"can't be read on: {error.strerror or error}", last=True)
+            number + 1,
+            0,
+            Unreadable(
+                "data-unreadable", f"can't be read on: {error.strerror or error}", last=True
+            ),
         )
 
 
@@ -169,13 +190,21 @@ def _identity(file: Path) -> tuple[int, int, int]:
     try:
         found = file.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise _unreadable(file, "a folder, not a file", fix=f"name one file of it: ls {quote(str(file))}")
+            raise _unreadable(
+                file, "a folder, not a file", fix=f"name one file of it: ls {quote(str(file))}"
+            )
         if not stat.S_ISREG(found.st_mode):
-            raise _unreadable(file, "no regular file (a pipe or device)", fix="write it to a file first")
+            raise _unreadable(
+                file, "no regular file (a pipe or device)", fix="write it to a file first"
+            )
         with file.open("rb"):
             return found.st_size, found.st_mtime_ns, found.st_ino
     except OSError as error:
-        reason = "it links to itself" if error.errno == errno.ELOOP else (error.strerror or str(error)).lower()
+        reason = (
+            "it links to itself"
+            if error.errno == errno.ELOOP
+            else (error.strerror or str(error)).lower()
+        )
         raise InputError("data-unreadable", f"can't be read: {reason}", where=str(file)) from error
 
 
@@ -191,7 +220,9 @@ def _starts(file: Path) -> bytes:
         with file.open("rb") as stream:
             return stream.read(_HEAD)
     except OSError as error:
-        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(file)) from error
+        raise InputError(
+            "data-unreadable", f"can't be read: {error.strerror}", where=str(file)
+        ) from error
 
 
 def _decompressed_head(file: Path) -> bytes:
@@ -221,21 +252,34 @@ def _container(head: bytes, file: Path, compressed: bool) -> Container:
         return "jsonl"
     if _delimiter(head):
         return "csv"
-    raise _unreadable(file, "neither JSON, JSON lines, CSV with a header, nor Parquet", fix="--format says what it is")
+    raise _unreadable(
+        file,
+        "neither JSON, JSON lines, CSV with a header, nor Parquet",
+        fix="--format says what it is",
+    )
 
 
 def _refuse_one_object(text: bytes, file: Path) -> None:
-    """One object over many lines is no JSON lines: a row of its own, or a wrapper around the list of rows."""
+    """One object over many lines is no JSON lines: a row of its own, or a wrapper around the list
+    of rows.
+    """
     first, newline, _ = text.partition(b"\n")
     if newline and first.strip() == b"{":
         name = quote(str(file))
-        fix = f"jq -c . {name} > rows.jsonl; where the rows are a list in it: jq -c '.KEY[]' {name} > rows.jsonl"
-        raise _unreadable(file, "an object over several lines; JSON lines have one row in each line", fix=fix)
+        fix = (
+            f"jq -c . {name} > rows.jsonl; where the rows are a list in it: jq -c '.KEY[]' "
+            f"{name} > rows.jsonl"
+        )
+        raise _unreadable(
+            file, "an object over several lines; JSON lines have one row in each line", fix=fix
+        )
 
 
 def _delimiter(head: bytes) -> str:
     """The delimiter of a CSV header, '' when the first line doesn't look like one."""
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].decode("utf-8", "replace")
+    first = (
+        head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].decode("utf-8", "replace")
+    )
     best = max(",;\t|", key=first.count)
     try:
         names = next(csv.reader([first], delimiter=best), [])
@@ -245,7 +289,10 @@ def _delimiter(head: bytes) -> str:
 
 
 def _sample(source: Source) -> list[Any]:
-    """The first rows. A file whose first rows are all broken has none: it is taken for Alpaca, and each is told."""
+    """The first rows.
+
+    A file whose first rows are all broken has none: it is taken for Alpaca, and each is told.
+    """
     taken: list[Any] = []
     room = _SAMPLE_BYTES
     for row in itertools.islice(_guarded(source, None), _SAMPLE_ROWS):
@@ -273,7 +320,9 @@ def digest_of(file: Path, progress: Progress | None = None) -> str:
             while chunk := stream.read(2**20):
                 digest.update(chunk)
     except OSError as error:
-        raise InputError("data-unreadable", f"can't be read: {error.strerror}", where=str(file)) from error
+        raise InputError(
+            "data-unreadable", f"can't be read: {error.strerror}", where=str(file)
+        ) from error
     return digest.hexdigest()
 
 
@@ -281,4 +330,6 @@ def halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]
     """One bar for two passes over a file."""
     if progress is None:
         return None, None
-    return (lambda done, total: progress(done, 2 * total)), (lambda done, total: progress(total + done, 2 * total))
+    return (lambda done, total: progress(done, 2 * total)), (
+        lambda done, total: progress(total + done, 2 * total)
+    )

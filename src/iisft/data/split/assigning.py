@@ -1,4 +1,7 @@
-"""Which side each row goes to: by strata with exact sizes, or by the hash of its prompt. No files, only numbers."""
+"""Which side each row goes to: by strata with exact sizes, or by the hash of its prompt.
+
+No files, only numbers.
+"""
 
 import math
 import random
@@ -14,7 +17,10 @@ _REST = -1  # the label of all rows that a mix doesn't name
 
 @dataclass
 class Rows:
-    """What is known of each row after the first pass: 16 bytes of it. `names` are the labels by their number."""
+    """What is known of each row after the first pass: 16 bytes of it.
+
+    `names` are the labels by their number.
+    """
 
     prompts: "array[int]" = field(default_factory=lambda: array("Q"))
     labels: "array[int]" = field(default_factory=lambda: array("I"))
@@ -29,16 +35,20 @@ class Rows:
 
 
 def by_hash(rows: Rows, shares: Sequence[float]) -> "array[int]":
-    """The side of each row by its prompt's digest alone: the same when rows are added, sizes as chance has it."""
+    """The side of each row by its prompt's digest alone: the same when rows are added, sizes as
+    chance has it.
+    """
     limits = [int(sum(shares[: index + 1]) * 2**64) for index in range(len(shares) - 1)]
     return array("b", (sum(digest >= limit for limit in limits) for digest in rows.prompts))
 
 
 def by_strata(rows: Rows, kept: Iterable[int], shares: Sequence[float], seed: int) -> "array[int]":
-    """The side of each kept row: sizes within one row of the shares over all, within two in each stratum.
+    """The side of each kept row: sizes within one row of the shares over all, within two in each
+    stratum.
 
-    Rows are taken stratum by stratum in a seeded random order, each by the side that lags furthest behind its share.
-    Rows with the same prompt go together, so with large groups of them sizes are only as exact as they can be.
+    Rows are taken stratum by stratum in a seeded random order, each by the side that lags furthest
+    behind its share. Rows with the same prompt go together, so with large groups of them sizes are
+    only as exact as they can be.
     """
     sides = array("b", [DROPPED]) * len(rows)
     strata: dict[int, list[list[int]]] = {}
@@ -53,7 +63,10 @@ def by_strata(rows: Rows, kept: Iterable[int], shares: Sequence[float], seed: in
         groups.sort(key=len, reverse=True)
         for group in groups:
             total += len(group)
-            side = max(range(len(shares)), key=lambda side: (shares[side] * total - given[side], shares[side]))
+            side = max(
+                range(len(shares)),
+                key=lambda side: (shares[side] * total - given[side], shares[side]),
+            )
             given[side] += len(group)
             for row in group:
                 sides[row] = side
@@ -61,7 +74,10 @@ def by_strata(rows: Rows, kept: Iterable[int], shares: Sequence[float], seed: in
 
 
 def merge_small(rows: Rows, kept: Sequence[int], shares: Sequence[float]) -> dict[str, int]:
-    """Put strata that are too small for a row on every side into one; returns their names and sizes."""
+    """Put strata that are too small for a row on every side into one.
+
+    Returns their names and sizes.
+    """
     smallest = math.ceil(1 / min(shares))
     counts = Counter(rows.labels[row] for row in kept)
     names = {number: name for name, number in rows.names.items()}
@@ -75,18 +91,22 @@ def merge_small(rows: Rows, kept: Sequence[int], shares: Sequence[float]) -> dic
     return {names[label]: count for label, count in small.items()}
 
 
-def choose(rows: Rows, weights: Rows | None, count: int | None, mix: dict[int, float], seed: int) -> list[int]:
-    """The rows that are kept, in order: all, or `count` of them, or as many as the mix of labels allows.
+def choose(
+    rows: Rows, weights: Rows | None, count: int | None, mix: dict[int, float], seed: int
+) -> list[int]:
+    """The rows that are kept, in order: all, or `count` of them, or as many as the mix of labels
+    allows.
 
-    A row's chance is one over how often its weight label occurs (all alike without `weights`). Sampling is without
-    replacement by exponential keys (Efraimidis and Spirakis, 2006).
+    A row's chance is one over how often its weight label occurs (all alike without `weights`).
+    Sampling is without replacement by exponential keys (Efraimidis and Spirakis, 2006).
     """
     if count is None and not mix:
         return list(range(len(rows)))
     chance = random.Random(seed)
     often = Counter(weights.labels) if weights else None
     keys = [
-        chance.expovariate(1.0) * (often[weights.labels[row]] if weights and often else 1) for row in range(len(rows))
+        chance.expovariate(1.0) * (often[weights.labels[row]] if weights and often else 1)
+        for row in range(len(rows))
     ]
     if not mix:
         return sorted(sorted(range(len(rows)), key=keys.__getitem__)[:count])

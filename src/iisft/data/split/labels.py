@@ -1,8 +1,8 @@
 """A row's label: what strata, target mixes and weights go by.
 
-`FIELD` is a key of the row; `FIELD.KEY` a key inside it (an object, a text that is a JSON object, or a line of a text,
-`KEY: value` or `- KEY: value`); `answer.KEY` the same of the answer; `answer-shape` the keys of an answer that is a
-JSON object.
+`FIELD` is a key of the row; `FIELD.KEY` a key inside it (an object, a text that is a JSON object,
+or a line of a text, `KEY: value` or `- KEY: value`); `answer.KEY` the same of the answer;
+`answer-shape` the keys of an answer that is a JSON object.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ Label = Callable[[Any, dict[str, Any]], str]
 
 
 def label_of(path: str) -> Label:
-    """The function that labels rows by this path. A label that is a URL is its host: a domain is what repeats."""
+    """The function that labels rows by this path.
+
+    A label that is a URL is its host: a domain is what repeats.
+    """
     if path == ANSWER_SHAPE:
         return lambda _, staged: answer_shape(answer_of(staged))
     field, _, key = path.partition(".")

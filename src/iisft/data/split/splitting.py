@@ -1,4 +1,6 @@
-"""`data split`: two passes over a file, one to decide, one to write each row as it stands to train, val or test."""
+"""`data split`: two passes over a file, one to decide, one to write each row as it stands to train,
+val or test.
+"""
 
 import json
 from array import array
@@ -31,8 +33,8 @@ PARTS = ("train", "val", "test")
 class SplitRequest:
     """`shares` of train, val and test (or of the first two), any positive numbers.
 
-    `by` stratifies, `stable` splits by hash instead. `ratios` {label: share} and `rows` choose which rows are kept,
-    `weights` with what chance.
+    `by` stratifies, `stable` splits by hash instead. `ratios` {label: share} and `rows` choose
+    which rows are kept, `weights` with what chance.
     """
 
     shares: tuple[float, ...] = (8, 1, 1)
@@ -46,7 +48,9 @@ class SplitRequest:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What came out: the files and their rows by part, rows of each stratum by part, rows left out, what to know."""
+    """What came out: the files and their rows by part, rows of each stratum by part, rows left out,
+    what to know.
+    """
 
     files: dict[str, Path]
     rows: dict[str, int]
@@ -56,17 +60,24 @@ class Split:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "parts": {name: {"file": str(file), "rows": self.rows[name]} for name, file in self.files.items()},
+            "parts": {
+                name: {"file": str(file), "rows": self.rows[name]}
+                for name, file in self.files.items()
+            },
             "strata": self.strata,
             "dropped": self.dropped,
             "notes": list(self.notes),
         }
 
 
-def split(source: Source, request: SplitRequest, folder: Path, progress: Progress | None = None) -> Split:
-    """Split `source` into folder/STEM.train.jsonl and so on, with the record STEM.split.json beside them.
+def split(
+    source: Source, request: SplitRequest, folder: Path, progress: Progress | None = None
+) -> Split:
+    """Split `source` into folder/STEM.train.jsonl and so on, with the record STEM.split.json beside
+    them.
 
-    Rows with the same prompt are on one side. The same file, request and version give the same files.
+    Rows with the same prompt are on one side. The same file, request and version give the same
+    files.
 
     Raises:
         UsageError: the request contradicts itself, or a file of that name exists.
@@ -81,31 +92,47 @@ def split(source: Source, request: SplitRequest, folder: Path, progress: Progres
     rows, weights = _first_pass(source, request, deciding)
     kept = assigning.choose(rows, weights, request.rows, _mix(rows, request), request.seed)
     if len(kept) < len(shares):
-        raise InputError("split-few", f"{len(kept)} rows can't be split into {len(shares)}", where=str(source.file))
+        raise InputError(
+            "split-few",
+            f"{len(kept)} rows can't be split into {len(shares)}",
+            where=str(source.file),
+        )
     notes = []
     if request.stable:
         sides = assigning.by_hash(rows, shares)
-        notes.append("by hash: sizes are as chance has them, and a row keeps its side when others are added")
+        notes.append(
+            "by hash: sizes are as chance has them, and a row keeps its side when others are added"
+        )
     else:
         if request.by:
             notes += _small_note(assigning.merge_small(rows, kept, shares), len(kept))
         sides = assigning.by_strata(rows, kept, shares, request.seed)
     if request.rows is not None and len(kept) < request.rows:
-        notes.append(f"only {len(kept):,} of the {request.rows:,} rows that were asked for can be had")
+        notes.append(
+            f"only {len(kept):,} of the {request.rows:,} rows that were asked for can be had"
+        )
     counts = _second_pass(source, sides, targets, writing)
     strata = _strata(rows, sides, targets) if request.by else {}
     result = Split(targets, counts, strata, sides.count(DROPPED), tuple(notes))
-    settings = {"source": str(source.file.absolute()), "source_sha256": digest_of(source.file), **asdict(request)}
+    settings = {
+        "source": str(source.file.absolute()),
+        "source_sha256": digest_of(source.file),
+        **asdict(request),
+    }
     files.write_json_atomically(folder / f"{_stem(source)}.split.json", settings | result.as_json())
     return result
 
 
 def _check_request(request: SplitRequest) -> None:
     if not 2 <= len(request.shares) <= len(PARTS) or min(request.shares) <= 0:
-        raise UsageError("split-parts", "--parts takes two or three positive numbers, for example 8:1:1")
+        raise UsageError(
+            "split-parts", "--parts takes two or three positive numbers, for example 8:1:1"
+        )
     if request.stable and (request.ratios or request.rows is not None or request.by):
         text = "--stable looks at one row alone: it can't stratify, mix or sample"
-        raise UsageError("split-stable", text, fix="leave out --by, --ratio and --rows, or --stable")
+        raise UsageError(
+            "split-stable", text, fix="leave out --by, --ratio and --rows, or --stable"
+        )
     if request.ratios and not request.by:
         raise UsageError("split-ratio", "--ratio needs --by, which says whose values it names")
     if request.ratios and (min(request.ratios.values()) < 0 or sum(request.ratios.values()) > 1):
@@ -128,11 +155,15 @@ def _targets(source: Source, folder: Path, parts: Iterable[str]) -> dict[str, Pa
     for target in targets.values():
         if target.exists():
             text = "this file exists, and an earlier split may be in use"
-            raise UsageError("split-exists", text, where=str(target), fix="--to ANOTHER_FOLDER, or remove it")
+            raise UsageError(
+                "split-exists", text, where=str(target), fix="--to ANOTHER_FOLDER, or remove it"
+            )
     return targets
 
 
-def _first_pass(source: Source, request: SplitRequest, progress: Progress | None) -> tuple[Rows, Rows | None]:
+def _first_pass(
+    source: Source, request: SplitRequest, progress: Progress | None
+) -> tuple[Rows, Rows | None]:
     """Prompt digest, stratum and weight label of every row. Every row must be sound."""
     rows, weights = Rows(), Rows() if request.weights else None
     label = label_of(request.by) if request.by else None
@@ -160,7 +191,11 @@ def _first_pass(source: Source, request: SplitRequest, progress: Progress | None
 def _prompt_digest(staged: dict[str, Any], seed: int) -> int:
     """64 bits of the prompt, the same in every process and for every form of the row."""
     conversation = from_row(staged)
-    texts = (conversation.system, conversation.tools, *(message.content for message in conversation.messages[:-1]))
+    texts = (
+        conversation.system,
+        conversation.tools,
+        *(message.content for message in conversation.messages[:-1]),
+    )
     return xxhash.xxh3_64_intdigest("\0".join(texts).encode("utf-8", "surrogatepass"), seed=seed)
 
 
@@ -184,7 +219,8 @@ def _small_note(small: dict[str, int], total: int) -> list[str]:
     names = ", ".join(f"{name} ({count})" for name, count in list(small.items())[:5])
     more = f" and {len(small) - 5:,} more" if len(small) > 5 else ""
     return [
-        f"{sum(small.values()):,} of {total:,} rows are in {len(small):,} strata too small for every part, and were "
+        f"{sum(small.values()):,} of {total:,} rows are in {len(small):,} strata too small for "
+        "every part, and were "
         f"split together: {names}{more}"
     ]
 
@@ -197,7 +233,9 @@ def _second_pass(
     try:
         next(iter(targets.values())).parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            streams = [stack.enter_context(files.atomic_writer(target)) for target in targets.values()]
+            streams = [
+                stack.enter_context(files.atomic_writer(target)) for target in targets.values()
+            ]
             for side, row in zip(sides, _readable(source, progress), strict=True):
                 if side != DROPPED:
                     streams[side].write(_as_line(row))
@@ -219,7 +257,9 @@ def _readable(source: Source, progress: Progress | None) -> Iterator[Row]:
 
 
 def _changed(source: Source) -> InputError:
-    return InputError("data-changed", "the file was changed while it was read", where=str(source.file))
+    return InputError(
+        "data-changed", "the file was changed while it was read", where=str(source.file)
+    )
 
 
 def _as_line(row: Row) -> bytes:
@@ -227,7 +267,8 @@ def _as_line(row: Row) -> bytes:
         return row.raw.rstrip(b"\r") + b"\n"
     try:
         return orjson.dumps(row.value, option=orjson.OPT_APPEND_NEWLINE, default=str)
-    except TypeError:  # a number beyond 64 bits, or half of a surrogate pair in a key that nothing reads
+    # a number beyond 64 bits, or half of a surrogate pair in a key that nothing reads
+    except TypeError:
         return json.dumps(row.value, default=str).encode() + b"\n"
 
 

@@ -1,4 +1,6 @@
-"""Where a text may be shortened: its body, after the metadata lines and before a closing question, at clean places."""
+"""Where a text may be shortened: its body, after the metadata lines and before a closing question,
+at clean places.
+"""
 
 import re
 import unicodedata
@@ -21,7 +23,10 @@ _JOINERS = "\u200d\ufe0e\ufe0f"
 
 
 class Body(NamedTuple):
-    """A text's part that may be shortened, as character positions; at least one character is always kept."""
+    """A text's part that may be shortened, as character positions.
+
+    At least one character is always kept.
+    """
 
     start: int
     end: int
@@ -34,8 +39,8 @@ class Body(NamedTuple):
 def find_body(text: str) -> Body:
     """The part between the metadata lines and a short last paragraph.
 
-    Metadata lines are headings and `key: value` lines at the beginning, with the blank lines among them. A text that
-    is nothing but such lines is all body.
+    Metadata lines are headings and `key: value` lines at the beginning, with the blank lines among
+    them. A text that is nothing but such lines is all body.
     """
     start = _after_metadata(text)
     if not text[start:].strip():
@@ -69,15 +74,21 @@ def _before_closing(text: str, start: int) -> int:
 
 
 def clean_cut(text: str, body: Body, position: int) -> int:
-    """The best place at or before `position` to end the body: never within a URL, a UUID or a written character.
+    """The best place at or before `position` to end the body: never within a URL, a UUID or a
+    written character.
 
-    A sentence's end, else a blank, is taken where one is near. Returns body.start when there is no such place.
+    A sentence's end, else a blank, is taken where one is near. Returns body.start when there is no
+    such place.
     """
     position = _outside_wholes(text, body, position)
     nearest = max(body.start, position - _LOOK_BACK)
     for ends in (_SENTENCE_ENDS, " \t，、,:："):
         for place in range(position, nearest, -1):
-            good = text[place - 1] in ends and not _within_number(text, place) and not _joins(text, place)
+            good = (
+                text[place - 1] in ends
+                and not _within_number(text, place)
+                and not _joins(text, place)
+            )
             if good and _outside_wholes(text, body, place) == place:
                 return place
     while position > body.start and _joins(text, position):

@@ -1,4 +1,6 @@
-"""Fitting a row into cutoff_len: the body of its longest text is shortened, so that nothing of the rest is ever cut."""
+"""Fitting a row into cutoff_len: the body of its longest text is shortened, so that nothing of the
+rest is ever cut.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +13,16 @@ from iisft.data.tokens.fate import Limit
 Path = tuple[str | int, ...]
 """Where a text stands in a row, such as ("input",) or ("messages", 0, "content")."""
 
-_LEAST_KEPT = 24  # characters of a body; with less of it the answer is about a text that isn't there
+# characters of a body; with less of it the answer is about a text that isn't there
+_LEAST_KEPT = 24
 _TRIES = 12
 _EXCERPT = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What is taken out of a row: `characters` of the text at `path` from `start` on, with the marker in their place.
+    """What is taken out of a row: `characters` of the text at `path` from `start` on, with the
+    marker in their place.
 
     `tokens_before` and `tokens_after` are those of the whole row.
     """
@@ -32,7 +36,9 @@ class Cut:
     excerpt: str
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"path": list(self.path)}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "path": list(self.path)
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Cut":
@@ -50,13 +56,18 @@ def apply(row: dict[str, Any], cut: Cut) -> dict[str, Any]:
 class Fitter:
     """Fits rows under one limit. `conversation_of` makes a staged row's conversation."""
 
-    def __init__(self, limit: Limit, conversation_of: Callable[[dict[str, Any]], Conversation]) -> None:
+    def __init__(
+        self, limit: Limit, conversation_of: Callable[[dict[str, Any]], Conversation]
+    ) -> None:
         self._limit = limit
         self._conversation_of = conversation_of
         self._marker_tokens = len(limit.tokens.encode(f"\n{MARKER}\n")) + 2
 
     def fit(self, row: dict[str, Any]) -> Cut | None:
-        """What to cut of this overlong row, so that nothing else of it ever is; None when no text is long enough."""
+        """What to cut of this overlong row, so that nothing else of it ever is.
+
+        None when no text is long enough.
+        """
         before = self._total(row)
         for path in _texts_by_body(row):
             if (cut := self._cut_of(row, path, before)) is not None:
@@ -69,7 +80,9 @@ class Fitter:
     def _cut_of(self, row: dict[str, Any], path: Path, before: int) -> Cut | None:
         text = _get(row, path)
         body = find_body(text)
-        starts = [start for start, _ in self._limit.tokens.offsets(text) if body.start <= start < body.end]
+        starts = [
+            start for start, _ in self._limit.tokens.offsets(text) if body.start <= start < body.end
+        ]
         marker = f"\n{MARKER}" if "\n" in text else f" {MARKER}"
         drop = before - self._limit.room + self._marker_tokens
         for _ in range(_TRIES):
@@ -79,7 +92,9 @@ class Fitter:
             place = body.start + len(text[body.start : place].rstrip())
             if place - body.start < _LEAST_KEPT:
                 return None
-            cut = Cut(path, place, body.end - place, marker, before, 0, text[place : place + _EXCERPT])
+            cut = Cut(
+                path, place, body.end - place, marker, before, 0, text[place : place + _EXCERPT]
+            )
             after = self._total(apply(row, cut))
             if after <= self._limit.room:
                 return replace(cut, tokens_after=after)
@@ -88,9 +103,11 @@ class Fitter:
 
 
 def _texts_by_body(row: dict[str, Any]) -> list[Path]:
-    """Prompt-side texts of a staged row, that with the longest body first; an instruction beside an input last.
+    """Prompt-side texts of a staged row, that with the longest body first; an instruction beside an
+    input last.
 
-    Such an instruction is the task, the same in many rows, and no text to be shortened while the input will do.
+    Such an instruction is the task, the same in many rows, and no text to be shortened while the
+    input will do.
     """
     paths = list(_prompt_texts(row))
     lengths = {path: find_body(_get(row, path)).length for path in paths}

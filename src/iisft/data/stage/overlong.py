@@ -1,4 +1,7 @@
-"""What is done about overlong rows of a staged file: found, fitted, dropped or let be; and the copy without them."""
+"""What is done about overlong rows of a staged file: found, fitted, dropped or let be.
+
+And the copy without them.
+"""
 
 import hashlib
 import json
@@ -20,7 +23,8 @@ from iisft.presets.schema import Overlong
 
 @dataclass(frozen=True)
 class Survey:
-    """What a limit would do to a staged file: numbers (from 1) of the damaged rows, and how many rows lose what.
+    """What a limit would do to a staged file: numbers (from 1) of the damaged rows, and how many
+    rows lose what.
 
     `longest` is the smallest cutoff_len that cuts nothing; `uncounted` rows have tools.
     """
@@ -45,9 +49,11 @@ class Survey:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a policy does to a staged file: which rows are shortened and how, and which are left out.
+    """What a policy does to a staged file: which rows are shortened and how, and which are left
+    out.
 
-    `unfit` are rows that would have to be shortened and can't; they are left out only when that was allowed.
+    `unfit` are rows that would have to be shortened and can't; they are left out only when that was
+    allowed.
     """
 
     policy: Overlong
@@ -64,7 +70,9 @@ class Changes:
         return bool(self.cuts or self.dropped or self.unfit)
 
 
-def survey(rows: Path, sha256: str, limit: Limit, progress: lengths.Progress | None = None) -> Survey:
+def survey(
+    rows: Path, sha256: str, limit: Limit, progress: lengths.Progress | None = None
+) -> Survey:
     """Find the rows of a staged file that LLaMA-Factory would cut; remembered in the cache folder.
 
     Raises:
@@ -110,7 +118,8 @@ def changes(
     policy: Overlong,
     progress: lengths.Progress | None = None,
 ) -> Changes:
-    """What `policy` (fit or drop) does to the damaged rows of a staged file; remembered in the cache folder.
+    """What `policy` (fit or drop) does to the damaged rows of a staged file; remembered in the
+    cache folder.
 
     Raises:
         OSError: the file can't be read.
@@ -130,7 +139,10 @@ def changes(
                 cuts[number] = cut
             if progress is not None:
                 progress(len(cuts) + len(unfit))
-    document = {"cuts": {str(number): cut.as_json() for number, cut in cuts.items()}, "unfit": unfit}
+    document = {
+        "cuts": {str(number): cut.as_json() for number, cut in cuts.items()},
+        "unfit": unfit,
+    }
     remembered.write("fits", orjson.dumps(document), sha256, limit.identity)
     return Changes(policy, limit.identity, cuts, unfit=tuple(unfit))
 
@@ -160,9 +172,13 @@ def write_report(target: Path, what: Changes) -> None:
     Raises:
         OSError: it can't be written.
     """
-    entries = [{"row": number, "what": "shortened", **cut.as_json()} for number, cut in what.cuts.items()]
+    entries = [
+        {"row": number, "what": "shortened", **cut.as_json()} for number, cut in what.cuts.items()
+    ]
     entries += [{"row": number, "what": "left out: too long"} for number in what.dropped]
-    entries += [{"row": number, "what": "left out: can't be shortened enough"} for number in what.unfit]
+    entries += [
+        {"row": number, "what": "left out: can't be shortened enough"} for number in what.unfit
+    ]
     with files.atomic_writer(target) as stream:
         for entry in sorted(entries, key=lambda entry: int(str(entry["row"]))):
             stream.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
@@ -177,6 +193,8 @@ def _known(content: bytes | None) -> tuple[dict[int, Cut], tuple[int, ...]] | No
     """Cuts and unfit rows as they were remembered; None when there are none, or they are torn."""
     try:
         document = orjson.loads(content or b"")
-        return {int(n): Cut.from_json(cut) for n, cut in document["cuts"].items()}, tuple(document["unfit"])
+        return {int(n): Cut.from_json(cut) for n, cut in document["cuts"].items()}, tuple(
+            document["unfit"]
+        )
     except (ValueError, KeyError, TypeError):
         return None

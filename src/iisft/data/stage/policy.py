@@ -1,4 +1,6 @@
-"""The overlong policy as a step of staging: every row is counted, then passed on, shortened or left out."""
+"""The overlong policy as a step of staging: every row is counted, then passed on, shortened or left
+out.
+"""
 
 import json
 import shutil
@@ -92,12 +94,16 @@ class OverlongStep:
             yield row._replace(value=apply(row.value, cut), raw=None)
 
     def _write_report(self, row: Row, **about: Any) -> None:
-        self._report.write(json.dumps({"row": row.number, **about}, ensure_ascii=False).encode() + b"\n")
+        self._report.write(
+            json.dumps({"row": row.number, **about}, ensure_ascii=False).encode() + b"\n"
+        )
 
     def _findings(self) -> list[Finding]:
         if self._policy == "fail" and self.account.damaged:
             about = self.account.as_json()
-            return [damage_finding("the file", about["sample"]["of"], about, self._limit.cutoff_len)]
+            return [
+                damage_finding("the file", about["sample"]["of"], about, self._limit.cutoff_len)
+            ]
         if self._drop_unfit:
             return []
         return unfit_findings(self._unfit, self._limit)
@@ -126,8 +132,14 @@ class OverlongStep:
             },
         }
         if self._policy in ("fit", "drop"):
-            record["overlong"] = {"shortened": self.shortened, "left_out": self.dropped + self.unfit, "report": REPORT}
-            record["overlong"]["tokens_taken_median"] = int(statistics.median(self._taken)) if self._taken else 0
+            record["overlong"] = {
+                "shortened": self.shortened,
+                "left_out": self.dropped + self.unfit,
+                "report": REPORT,
+            }
+            record["overlong"]["tokens_taken_median"] = (
+                int(statistics.median(self._taken)) if self._taken else 0
+            )
             self._report.seek(0)
             with files.atomic_writer(staged.parent / REPORT) as stream:
                 shutil.copyfileobj(self._report, stream)
@@ -144,7 +156,8 @@ def damage_finding(name: str, rows: int, counts: Mapping[str, int], cutoff_len: 
         parts.append(f"{counts['answer_cut']:,} a part of the answer")
     return Finding(
         "overlong",
-        f"{counts['damaged']:,} of {rows:,} rows of {name} are longer than cutoff_len {cutoff_len} and would be "
+        f"{counts['damaged']:,} of {rows:,} rows of {name} are longer than cutoff_len "
+        f"{cutoff_len} and would be "
         f"damaged: {', '.join(parts)}; LLaMA-Factory says nothing",
         where="train.cutoff_len, data.overlong",
         fix="--set data.overlong=fit shortens their text; "
@@ -158,12 +171,19 @@ def unfit_findings(numbers: Sequence[int], limit: Limit) -> list[Finding]:
     found = [
         Finding(
             "overlong-unfit",
-            f"row {number} can't be shortened enough for cutoff_len {limit.cutoff_len}: what must stay whole (answer, "
+            f"row {number} can't be shortened enough for cutoff_len {limit.cutoff_len}: what must "
+            "stay whole (answer, "
             "task, metadata lines) leaves no room for its text",
-            fix="data stage ... --drop-unfit leaves such rows out; or raise train.cutoff_len" if index == 0 else "",
+            fix="data stage ... --drop-unfit leaves such rows out; or raise train.cutoff_len"
+            if index == 0
+            else "",
         )
         for index, number in enumerate(numbers[:_SHOWN_UNFIT])
     ]
     if len(numbers) > _SHOWN_UNFIT:
-        found.append(Finding("data-more", f"and {len(numbers) - _SHOWN_UNFIT:,} more rows that can't be fitted"))
+        found.append(
+            Finding(
+                "data-more", f"and {len(numbers) - _SHOWN_UNFIT:,} more rows that can't be fitted"
+            )
+        )
     return found

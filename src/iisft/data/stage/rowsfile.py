@@ -83,7 +83,11 @@ class RowsFile:
             with before.reopened() as stream:
                 while lines := list(islice(stream, _BATCH)):
                     rows = (shaped(orjson.loads(line), keys) for line in lines)
-                    self._out.write(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
+                    self._out.write(
+                        b"".join(
+                            orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows
+                        )
+                    )
         finally:
             before.discard()
 

@@ -1,10 +1,11 @@
 """Which keys all rows of a staged file have: Alpaca's, or messages.
 
-LLaMA-Factory reads JSON lines with datasets 4.0, which guesses the types of each chunk of 10 MiB by itself. Every row
-needs the same keys, and two habits of the guess rule the Alpaca form out. A list that is empty in the whole first chunk
-has no type, and the first one with something in it ends the run. Texts that are all dates in one chunk become
-timestamps there: "2025-01-02" would train as "2025-01-02 00:00:00". As messages, where prompt and answer share a
-column, neither can happen, and the model sees the same.
+LLaMA-Factory reads JSON lines with datasets 4.0, which guesses the types of each chunk of 10 MiB by
+itself. Every row needs the same keys, and two habits of the guess rule the Alpaca form out. A list
+that is empty in the whole first chunk has no type, and the first one with something in it ends the
+run. Texts that are all dates in one chunk become timestamps there: "2025-01-02" would train as
+"2025-01-02 00:00:00". As messages, where prompt and answer share a column, neither can happen, and
+the model sees the same.
 """
 
 import re
@@ -29,7 +30,8 @@ class Shape:
         self._bytes = 0
         self.has_messages = self._system = False
         self._history_at: int | None = None
-        self._date_bytes = dict.fromkeys(ALPACA, 0)  # of the run of dates that ends at the present row
+        # of the run of dates that ends at the present row
+        self._date_bytes = dict.fromkeys(ALPACA, 0)
         self._longest_dates = 0
 
     def watch(self, row: dict[str, Any], size: int) -> None:
@@ -52,7 +54,11 @@ class Shape:
 
     def keys(self) -> tuple[str, ...]:
         """The keys, once all rows were seen."""
-        if self.has_messages or self._a_chunk_may_be_dates() or (self._history_at or 0) > _SAFE_BYTES:
+        if (
+            self.has_messages
+            or self._a_chunk_may_be_dates()
+            or (self._history_at or 0) > _SAFE_BYTES
+        ):
             return MESSAGES
         extra = ("system",) * self._system + ("history",) * (self._history_at is not None)
         return ALPACA + extra
@@ -67,6 +73,8 @@ def shaped(row: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """The row with exactly these keys."""
     if keys == MESSAGES and "messages" not in row:
         conversation = from_alpaca(row)
-        turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
+        turns = [
+            {"role": message.role, "content": message.content} for message in conversation.messages
+        ]
         return {"messages": turns, "system": conversation.system, "tools": conversation.tools}
     return {key: row.get(key) or ([] if key == "history" else "") for key in keys}

@@ -18,7 +18,8 @@ RECORD = "staged.json"
 
 @dataclass(frozen=True, slots=True)
 class StagedDataset:
-    """A dataset under data/NAME: `rows` rows with these `keys` in `file`, and the sha256 of the file.
+    """A dataset under data/NAME: `rows` rows with these `keys` in `file`, and the sha256 of the
+    file.
 
     The keys are Alpaca's, or messages, system and tools. `record` is all of staged.json.
     """
@@ -37,7 +38,8 @@ def load(name: str, workspace: Workspace) -> StagedDataset:
     """The staged dataset `name`.
 
     Raises:
-        InputError: it isn't staged, its record is broken, or its rows are not those that were staged.
+        InputError: it isn't staged, its record is broken, or its rows are not those that were
+        staged.
     """
     folder = workspace.data / name
     record = files.read_json_object(folder / RECORD)
@@ -45,7 +47,9 @@ def load(name: str, workspace: Workspace) -> StagedDataset:
     if record is None:
         near = difflib.get_close_matches(name, staged_names(workspace), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError("data-missing", f"no staged dataset {name!r}{hint}", where=str(folder), fix=again)
+        raise InputError(
+            "data-missing", f"no staged dataset {name!r}{hint}", where=str(folder), fix=again
+        )
     try:
         staged = from_record(name, folder, record)
         stat = staged.file.stat()

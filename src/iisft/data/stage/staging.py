@@ -1,7 +1,9 @@
-"""`data stage`: one pass that checks every row, passes it through a policy and writes it to data/NAME.
+"""`data stage`: one pass that checks every row, passes it through a policy and writes it to
+data/NAME.
 
-The rows stand in a file that is named by its digest; the record (staged.json) names that file and is renamed into place
-last. Until then the dataset is what it was before; a kill at any moment leaves the old one or the new one.
+The rows stand in a file that is named by its digest; the record (staged.json) names that file and
+is renamed into place last. Until then the dataset is what it was before; a kill at any moment
+leaves the old one or the new one.
 """
 
 import errno
@@ -37,10 +39,10 @@ REPORT = "overlong-report.jsonl"
 class Policy:
     """A step between the checked rows and the file.
 
-    `apply` gets the sound rows in their staged form and gives those to write; it may raise CheckFailed. `identity` are
-    its settings: staging again with the same ones and the same file changes nothing. After the last row it is asked
-    for its `findings`, and then, with the staged file, for its part of the manifest. The originals are kept only when
-    it `changes_rows`.
+    `apply` gets the sound rows in their staged form and gives those to write; it may raise
+    CheckFailed. `identity` are its settings: staging again with the same ones and the same file
+    changes nothing. After the last row it is asked for its `findings`, and then, with the staged
+    file, for its part of the manifest. The originals are kept only when it `changes_rows`.
     """
 
     identity: dict[str, Any]
@@ -68,18 +70,22 @@ def stage(
     policy: Policy | None = None,
     progress: Progress | None = None,
 ) -> Staging:
-    """Check every row of `file` and write them to data/NAME, replacing an older staging of that name.
+    """Check every row of `file` and write them to data/NAME, replacing an older staging of that
+    name.
 
-    Memory stays the same at any size. With a policy the checked rows are kept beside what it made of them.
+    Memory stays the same at any size. With a policy the checked rows are kept beside what it made
+    of them.
 
     Raises:
         UsageError: the name, a format or a column can't be used.
         InputError: the file is missing, empty, or of a kind that isn't read.
-        CheckFailed: rows are wrong; the findings have their row numbers and fields. Nothing was staged.
-        TransferError, EnvironmentFault: the copy can't be written, or the disk is full.
+        CheckFailed: rows are wrong; the findings have their row numbers and fields. Nothing was
+        staged. TransferError, EnvironmentFault: the copy can't be written, or the disk is full.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError("data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}")
+        raise UsageError(
+            "data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}"
+        )
     source = open_source(file, formats, columns)
     hashing, reading = halves(progress)
     asked = {
@@ -106,12 +112,18 @@ def _staged_before(name: str, workspace: Workspace, asked: dict[str, Any]) -> St
 
 @contextmanager
 def _writable(folder: Path, source: Source) -> Iterator[None]:
-    """The dataset's folder, locked; errors of the disk as a person reads them; no empty folder is left behind."""
+    """The dataset's folder, locked; errors of the disk as a person reads them.
+
+    No empty folder is left behind.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if source.container in ("json", "jsonl") and free < source.size:
-            raise OSError(errno.ENOSPC, f"{source.size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+            raise OSError(
+                errno.ENOSPC,
+                f"{source.size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
+            )
         with files.exclusive_lock(folder / ".lock"):
             try:
                 yield
@@ -143,7 +155,9 @@ def _stage(
     rows: Iterable[Row] = check.sound_rows()
     with ExitStack() as stack:
         written = stack.enter_context(RowsFile(folder))
-        originals = stack.enter_context(_originals(folder)) if policy and policy.changes_rows else None
+        originals = (
+            stack.enter_context(_originals(folder)) if policy and policy.changes_rows else None
+        )
         if originals:
             rows = originals.copying(rows)
         written.write_all(policy.apply(rows) if policy else rows)
@@ -166,7 +180,9 @@ def _stage(
     files.write_text_atomically(folder / dataset_info.FILE_NAME, dataset_info.render({name: entry}))
     files.write_json_atomically(folder / RECORD, record)
     report = (record.get("overlong") or {}).get("report")
-    _remove_others(folder, {record["file"], record["originals"] and record["originals"]["file"], report})
+    _remove_others(
+        folder, {record["file"], record["originals"] and record["originals"]["file"], report}
+    )
     return Staging(staged, check.findings, unchanged=False)
 
 
@@ -186,7 +202,12 @@ def _require_sound(check: Check, written: RowsFile, source: Source, policy: Poli
 def _remove_others(folder: Path, kept: set[str | None]) -> None:
     """Remove what older stagings wrote and what a killed one left; a file of the user's stays."""
     digest = "[0-9a-f]" * 12
-    for pattern in (f"rows-{digest}.jsonl", f"{_ORIGINALS}/{digest}.jsonl", REPORT, "**/.rows.*.tmp"):
+    for pattern in (
+        f"rows-{digest}.jsonl",
+        f"{_ORIGINALS}/{digest}.jsonl",
+        REPORT,
+        "**/.rows.*.tmp",
+    ):
         for path in folder.glob(pattern):
             if str(path.relative_to(folder)) not in kept:
                 path.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ SAMPLE_ROWS = 20_000
 _PERCENTILES = (50, 90, 95, 99)
 _WORST_ROWS = 20
 _BINS = 12
-_PADDING_MULTIPLE = 8  # SFTDataCollatorWith4DAttentionMask(pad_to_multiple_of=8), LLaMA-Factory's train/sft/workflow.py
+# SFTDataCollatorWith4DAttentionMask(pad_to_multiple_of=8), LLaMA-Factory's train/sft/workflow.py
+_PADDING_MULTIPLE = 8
 
 
 class WorstRow(NamedTuple):
@@ -31,7 +32,10 @@ class Account:
     """Adds up rows. `rows_in_file` is set when the rows added are only a sample of them."""
 
     def __init__(self, cutoff_len: int, room: int, *, batch_size: int = 1, seed: int = 42) -> None:
-        """`room` is the limit that really holds (one less under packing); `batch_size` decides the padding."""
+        """`room` is the limit that really holds (one less under packing).
+
+        `batch_size` decides the padding.
+        """
         self.cutoff_len, self.room = cutoff_len, room
         self.rows_in_file: int | None = None
         self.uncounted = 0
@@ -43,7 +47,10 @@ class Account:
         self._worst: list[tuple[int, int, WorstRow]] = []
 
     def add(self, row: int, fate: Fate, file: str = "", excerpt: str = "") -> None:
-        """Count the row with this number; its file and the beginning of its text are for the list of worst rows."""
+        """Count the row with this number.
+
+        Its file and the beginning of its text are for the list of worst rows.
+        """
         self._prompts.append(fate.prompt)
         self._answers.append(fate.answer)
         self._totals.append(fate.total)
@@ -81,7 +88,9 @@ class Account:
 
     @property
     def error_bound(self) -> float:
-        """Half the 95 % interval of a share in the worst case (one half), for a sample without replacement."""
+        """Half the 95 % interval of a share in the worst case (one half), for a sample without
+        replacement.
+        """
         if not self.sampled or not self.rows:
             return 0.0
         whole = self.rows_in_file or self.rows
@@ -90,14 +99,23 @@ class Account:
     @property
     def worst(self) -> list[WorstRow]:
         """The rows that would lose most, the worst first."""
-        return [worst for _, _, worst in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)]
+        return [
+            worst for _, _, worst in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)
+        ]
 
     def scaled(self, count: int) -> int:
         """A count of the sample as one of the whole file."""
-        return round(count * (self.rows_in_file or self.rows) / self.rows) if self.sampled and self.rows else count
+        return (
+            round(count * (self.rows_in_file or self.rows) / self.rows)
+            if self.sampled and self.rows
+            else count
+        )
 
     def as_json(self) -> dict[str, Any]:
-        """The keys of `data check --json`; counts are those of the whole file, estimated when it was sampled."""
+        """The keys of `data check --json`.
+
+        Counts are those of the whole file, estimated when it was sampled.
+        """
         lost = sorted(self._lost_shares)
         return {
             "cutoff_len": self.cutoff_len,
@@ -112,8 +130,13 @@ class Account:
                 "answer": percentiles(self._answers),
                 "total": percentiles(self._totals),
             },
-            "answer_lost_share": {"median": _rank(lost, 50), "max": lost[-1] if lost else 0.0} if lost else None,
-            "epoch": {"tokens": self.scaled(sum(self._kept)), "trained": self.scaled(self._trained)},
+            "answer_lost_share": {"median": _rank(lost, 50), "max": lost[-1] if lost else 0.0}
+            if lost
+            else None,
+            "epoch": {
+                "tokens": self.scaled(sum(self._kept)),
+                "trained": self.scaled(self._trained),
+            },
             "padding": self._padding(),
             "histogram": self.histogram(),
             "sample": {
@@ -122,12 +145,22 @@ class Account:
                 "error_bound": self.error_bound,
             },
             "uncounted": self.uncounted,
-            "worst": [{"file": w.file, "row": w.row, "tokens": w.fate.total, "lost": w.lost} for w in self.worst],
+            "worst": [
+                {"file": w.file, "row": w.row, "tokens": w.fate.total, "lost": w.lost}
+                for w in self.worst
+            ],
         }
 
-    def histogram(self, part: Literal["total", "prompt", "answer"] = "total") -> list[dict[str, int]]:
-        """Rows by tokens: `from` (inclusive), `to` (exclusive), `rows`. The last bin holds all the rest."""
-        ordered = sorted({"total": self._totals, "prompt": self._prompts, "answer": self._answers}[part])
+    def histogram(
+        self, part: Literal["total", "prompt", "answer"] = "total"
+    ) -> list[dict[str, int]]:
+        """Rows by tokens: `from` (inclusive), `to` (exclusive), `rows`.
+
+        The last bin holds all the rest.
+        """
+        ordered = sorted(
+            {"total": self._totals, "prompt": self._prompts, "answer": self._answers}[part]
+        )
         if not ordered:
             return []
         upper = _rank(ordered, 99) if part == "answer" else max(_rank(ordered, 99), self.room)
@@ -146,7 +179,9 @@ class Account:
         ]
 
     def _padding(self) -> dict[str, float]:
-        """Share of the computed tokens that is padding: in shuffled batches, and with `packing: true`."""
+        """Share of the computed tokens that is padding: in shuffled batches, and with `packing:
+        true`.
+        """
         kept = list(self._kept)
         random.Random(self._seed).shuffle(kept)
         padded = 0

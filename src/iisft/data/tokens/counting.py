@@ -1,4 +1,6 @@
-"""Counting the tokens of rows: as they pass by, and the account of whole files, or of a sample of their rows."""
+"""Counting the tokens of rows: as they pass by, and the account of whole files, or of a sample of
+their rows.
+"""
 
 import random
 from collections import deque
@@ -26,7 +28,8 @@ def account_of(
     batch_size: int = 1,
     progress: Progress | None = None,
 ) -> Account:
-    """Read the sources again and count their sound rows; above SAMPLE_ROWS only so many, drawn with a fixed seed.
+    """Read the sources again and count their sound rows; above SAMPLE_ROWS only so many, drawn with
+    a fixed seed.
 
     `sound_rows` is how many they have, from the structural check.
     """
@@ -39,14 +42,19 @@ def account_of(
     for source in sources:
         check = Check([source], repeats=False, progress=progress)
         rows = enumerate(check.sound_rows(), before)
-        for row, pairs in counted((row for index, row in rows if chosen is None or index in chosen), limit):
+        for row, pairs in counted(
+            (row for index, row in rows if chosen is None or index in chosen), limit
+        ):
             add(account, row, limit.fate(pairs) if pairs else None, source.file.name)
         before += check.report.sound
     return account
 
 
 def counted(rows: Iterable[Row], limit: Limit) -> Iterator[tuple[Row, Pairs]]:
-    """Each row in its staged form with the tokens of its turns; none for a row that can't be counted."""
+    """Each row in its staged form with the tokens of its turns.
+
+    None for a row that can't be counted.
+    """
     waiting: deque[Row] = deque()
 
     def conversations() -> Iterator[Conversation]:
@@ -67,8 +75,12 @@ def add(account: Account, row: Row, fate: Fate | None, file: str = "") -> None:
 
 
 def _excerpt(row: Row) -> str:
-    """The beginning of what tells this row from others: an Alpaca row's input, else its longest question."""
+    """The beginning of what tells this row from others: an Alpaca row's input, else its longest
+    question.
+    """
     if text := row.value.get("input"):
         return str(text)[:_EXCERPT]
-    questions = (m.content for m in from_row(row.value).messages if m.role in ("user", "observation"))
+    questions = (
+        m.content for m in from_row(row.value).messages if m.role in ("user", "observation")
+    )
     return max(questions, key=len, default="")[:_EXCERPT]

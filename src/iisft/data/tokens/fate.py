@@ -1,4 +1,6 @@
-"""What becomes of one row under a limit: the tokens it has, and those that LLaMA-Factory would leave of it."""
+"""What becomes of one row under a limit: the tokens it has, and those that LLaMA-Factory would
+leave of it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from iisft.llamafactory import templates, truncation
 class Fate:
     """Tokens of a row: `prompt` and `answer` uncut (all turns together), and what is kept of both.
 
-    The answer includes its end of turn. `extra` is the end token that some templates put after the row.
+    The answer includes its end of turn. `extra` is the end token that some templates put after the
+    row.
     """
 
     prompt: int
@@ -32,7 +35,9 @@ class Fate:
 
     @property
     def header_lost(self) -> bool:
-        """LLaMA-Factory cuts a prompt at its end, so any lost token of it takes the assistant header along."""
+        """LLaMA-Factory cuts a prompt at its end, so any lost token of it takes the assistant
+        header along.
+        """
         return self.kept_prompt < self.prompt
 
     @property
@@ -48,7 +53,8 @@ _LIMITING = (*templates.Options.__dataclass_fields__, "packing", "neat_packing")
 
 
 class Limit:
-    """cutoff_len under one tokenization: `cutoff_len` as the preset has it, `room` what packing leaves of it.
+    """cutoff_len under one tokenization: `cutoff_len` as the preset has it, `room` what packing
+    leaves of it.
 
     `extra`: the arguments of the `llamafactory:` section that take part.
     """
@@ -82,7 +88,8 @@ class Limit:
             mask_history=self.tokens.options.mask_history,
         )
         eos_lost = self._ends and any(
-            left < said - self.tokens.tokens_after_end for (_, said), (_, left) in zip(pairs, kept, strict=True)
+            left < said - self.tokens.tokens_after_end
+            for (_, said), (_, left) in zip(pairs, kept, strict=True)
         )
         kept_prompt, kept_answer = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
         return Fate(prompt, answer, kept_prompt, kept_answer, self._extra, eos_lost)

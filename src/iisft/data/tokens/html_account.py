@@ -1,4 +1,6 @@
-"""The token account as one self-contained HTML page: histograms as inline SVG, and the rows that would lose most."""
+"""The token account as one self-contained HTML page: histograms as inline SVG, and the rows that
+would lose most.
+"""
 
 from html import escape
 from typing import Any, Literal
@@ -45,7 +47,9 @@ def _percentiles(about: dict[str, Any]) -> str:
     names = list(kinds["total"])
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(
-        f'<tr><td class="text">{kind}</td>' + "".join(f"<td>{values[name]:,}</td>" for name in names) + "</tr>"
+        f'<tr><td class="text">{kind}</td>'
+        + "".join(f"<td>{values[name]:,}</td>" for name in names)
+        + "</tr>"
         for kind, values in kinds.items()
     )
     return f'<table><tr><th class="text">tokens</th>{head}</tr>{rows}</table>'
@@ -60,19 +64,29 @@ def _histogram(account: Account, part: Literal["total", "prompt", "answer"]) -> 
         height = one["rows"] / most * (_HEIGHT - 20)
         x, y = index * step, _HEIGHT - height
         over = ' class="over"' if one["from"] > account.cutoff_len else ""
-        parts.append(f'<rect{over} x="{x + 2:.1f}" y="{y:.1f}" width="{step - 4:.1f}" height="{height:.1f}"/>')
-        parts.append(f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{one["rows"]:,}</text>')
+        parts.append(
+            f'<rect{over} x="{x + 2:.1f}" y="{y:.1f}" width="{step - 4:.1f}" '
+            f'height="{height:.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{x + step / 2:.1f}" y="{y - 4:.1f}" '
+            f'text-anchor="middle">{one["rows"]:,}</text>'
+        )
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT + 16}">{one["from"]:,}</text>')
     label = f"{_PARTS[part]}; red: the whole bin is over cutoff_len {account.cutoff_len}"
     parts.append(f'<text x="{_WIDTH}" y="{_HEIGHT + 32}" text-anchor="end">{label}</text>')
-    drawn = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    drawn = (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" '
+        f'aria-label="{label}">{"".join(parts)}</svg>'
+    )
     return f"<h2>Rows by {_PARTS[part]}</h2>{drawn}"
 
 
 def _epoch(account: Account, about: dict[str, Any]) -> str:
     epoch, padding, sample = about["epoch"], about["padding"], about["sample"]
     text = (
-        f"An epoch has {epoch['tokens']:,} tokens, {epoch['trained']:,} of them trained on. Padding is "
+        f"An epoch has {epoch['tokens']:,} tokens, {epoch['trained']:,} of them trained on. "
+        "Padding is "
         f"{padding['share']:.1%} of what is computed, with packing {padding['share_packed']:.1%}."
     )
     if account.sampled:
@@ -84,11 +98,16 @@ def _worst(account: Account) -> str:
     if not account.worst:
         return ""
     rows = "".join(
-        f'<tr><td class="text">{escape(one.file)}</td><td>{one.row:,}</td><td>{one.fate.prompt:,}</td>'
+        "<tr><td "
+        f'class="text">{escape(one.file)}</td><td>{one.row:,}</td><td>{one.fate.prompt:,}</td>'
         f"<td>{one.fate.answer:,}</td><td>{one.fate.prompt - one.fate.kept_prompt:,}</td>"
-        f'<td>{one.fate.answer - one.fate.kept_answer:,}</td><td class="text">{escape(one.excerpt)}</td></tr>'
+        f"<td>{one.fate.answer - one.fate.kept_answer:,}</td><td "
+        f'class="text">{escape(one.excerpt)}</td></tr>'
         for one in account.worst
     )
     names = ("row", "prompt", "answer", "prompt lost", "answer lost")
     head = '<th class="text">file</th>' + "".join(f"<th>{name}</th>" for name in names)
-    return f'<h2>Rows that would lose most</h2><table><tr>{head}<th class="text">text</th></tr>{rows}</table>'
+    return (
+        f"<h2>Rows that would lose most</h2><table><tr>{head}<th "
+        f'class="text">text</th></tr>{rows}</table>'
+    )

@@ -1,4 +1,6 @@
-"""Token counts of every row of a staged file, counted once per file and tokenization and kept in the cache folder."""
+"""Token counts of every row of a staged file, counted once per file and tokenization and kept in
+the cache folder.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,10 @@ _MAGIC = "iisft row lengths 1"
 
 
 class RowLengths:
-    """Tokens of question and answer of every turn of every row, in a few bytes each. A row with tools has no turns."""
+    """Tokens of question and answer of every turn of every row, in a few bytes each.
+
+    A row with tools has no turns.
+    """
 
     def __init__(self) -> None:
         self._turns = array("I")
@@ -39,13 +44,20 @@ class RowLengths:
     def __iter__(self) -> Iterator[Pairs]:
         position = 0
         for turns in self._turns:
-            yield [(self._tokens[i], self._tokens[i + 1]) for i in range(position, position + 2 * turns, 2)]
+            yield [
+                (self._tokens[i], self._tokens[i + 1])
+                for i in range(position, position + 2 * turns, 2)
+            ]
             position += 2 * turns
 
     def to_bytes(self) -> bytes:
         """A header line that tells a torn file, then the numbers."""
         body = self._turns.tobytes() + self._tokens.tobytes()
-        header = {"kind": _MAGIC, "rows": len(self._turns), "sha256": hashlib.sha256(body).hexdigest()}
+        header = {
+            "kind": _MAGIC,
+            "rows": len(self._turns),
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
         return json.dumps(header).encode() + b"\n" + body
 
     @classmethod
@@ -69,13 +81,18 @@ class RowLengths:
 def count(conversations: Iterable[Conversation], tokens: Tokenization) -> Iterator[Pairs]:
     """Tokens of each row in order, counted in batches; no pairs for a row that can't be counted."""
     for batch in _batches(conversations):
-        counted = iter(tokens.lengths([conversation for conversation in batch if countable(conversation)]))
+        counted = iter(
+            tokens.lengths([conversation for conversation in batch if countable(conversation)])
+        )
         for conversation in batch:
             yield next(counted) if countable(conversation) else []
 
 
-def of_file(rows: Path, sha256: str, tokens: Tokenization, progress: Progress | None = None) -> RowLengths:
-    """Tokens of every row of a staged file with this digest, from the cache when they were counted before.
+def of_file(
+    rows: Path, sha256: str, tokens: Tokenization, progress: Progress | None = None
+) -> RowLengths:
+    """Tokens of every row of a staged file with this digest, from the cache when they were counted
+    before.
 
     Raises:
         OSError: the file can't be read.

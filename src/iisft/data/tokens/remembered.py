@@ -1,4 +1,6 @@
-"""What was found out about a data set once and costs minutes to find out again: kept in the cache folder by digests."""
+"""What was found out about a data set once and costs minutes to find out again: kept in the cache
+folder by digests.
+"""
 
 import contextlib
 import hashlib
@@ -21,7 +23,10 @@ def read(kind: str, *key: Any) -> bytes | None:
 
 
 def write(kind: str, content: bytes, *key: Any) -> None:
-    """Remember `content`; where the cache folder can't be written it is found out again next time."""
+    """Remember `content`.
+
+    Where the cache folder can't be written it is found out again next time.
+    """
     file = _file(kind, key)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""One row as the model will see it: the template applied, and which tokens are read, trained on, or cut."""
+"""One row as the model will see it: the template applied, and which tokens are read, trained on, or
+cut.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ def render(conversation: Conversation, limit: Limit) -> list[Segment]:
         mask_history=tokens.options.mask_history,
     )
     parts: list[tuple[Kind, list[int]]] = []
-    for index, ((question, answer), (of_question, of_answer)) in enumerate(zip(pairs, kept, strict=True)):
+    for index, ((question, answer), (of_question, of_answer)) in enumerate(
+        zip(pairs, kept, strict=True)
+    ):
         learnt = not tokens.options.mask_history or index == len(pairs) - 1
         parts += [
             ("read", question[:of_question]),

@@ -1,4 +1,6 @@
-"""What a data set is counted for: tokenizer, template and cutoff_len, from a preset or the command line."""
+"""What a data set is counted for: tokenizer, template and cutoff_len, from a preset or the command
+line.
+"""
 
 import json
 import shlex
@@ -40,7 +42,8 @@ _TEMPLATES = {
 
 @dataclass(frozen=True)
 class Target:
-    """`limit` is None where nothing can be counted, and `note` says why; else `note` says what was assumed.
+    """`limit` is None where nothing can be counted, and `note` says why; else `note` says what was
+    assumed.
 
     `options` are the words of the command line that give this target again.
     """
@@ -63,7 +66,8 @@ def resolve(
     """From the options that `data check` and `data stage` share.
 
     Raises:
-        IisftError: the preset can't be read, or the model that was asked for has no countable tokenizer.
+        IisftError: the preset can't be read, or the model that was asked for has no countable
+        tokenizer.
     """
     if preset is None:
         return _without_preset(workspace, model, overrides, overlong)
@@ -85,9 +89,18 @@ def resolve(
     try:
         limit = limit_of(loaded, folder)
     except InputError as error:
-        if error.code not in ("template-uncounted", "tokens-uncounted") or overlong in ("fit", "drop"):
+        if error.code not in ("template-uncounted", "tokens-uncounted") or overlong in (
+            "fit",
+            "drop",
+        ):
             raise
-        return Target(None, policy, loaded.train.batch_size, f"tokens are not counted: {error.message}", options)
+        return Target(
+            None,
+            policy,
+            loaded.train.batch_size,
+            f"tokens are not counted: {error.message}",
+            options,
+        )
     return Target(limit, policy, loaded.train.batch_size, options=options, preset=loaded)
 
 
@@ -118,16 +131,23 @@ def _without_preset(
     folder = workspace.model_folder(model)
     if not folder.is_dir():
         raise _missing(model, folder)
-    template, cutoff_len = given.get("model.template"), given.get("train.cutoff_len", _DEFAULT_CUTOFF_LEN)
+    template, cutoff_len = (
+        given.get("model.template"),
+        given.get("train.cutoff_len", _DEFAULT_CUTOFF_LEN),
+    )
     assumed = []
     if template is None:
         template = _guessed_template(folder)
         assumed.append(f"template {template} (--set model.template=NAME says another)")
     if "train.cutoff_len" not in given:
-        assumed.append(f"cutoff_len {cutoff_len}, LLaMA-Factory's default (--set train.cutoff_len=N)")
+        assumed.append(
+            f"cutoff_len {cutoff_len}, LLaMA-Factory's default (--set train.cutoff_len=N)"
+        )
     limit = Limit(Tokenization(folder, template, {}), cutoff_len, {})
     note = f"assumed: {'; '.join(assumed)}" if assumed else ""
-    return Target(limit, policy, given.get("train.batch_size", 1), note, _spelled(None, model, overrides))
+    return Target(
+        limit, policy, given.get("train.batch_size", 1), note, _spelled(None, model, overrides)
+    )
 
 
 def _missing(model: str, folder: Path) -> InputError:
@@ -143,7 +163,11 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
         kind = _SETTABLE.get(key)
         if kind is None:
             known = ", ".join(_SETTABLE)
-            raise UsageError("set-unknown", f"without --preset, --set knows {known}; not {key}", fix="--preset NAME")
+            raise UsageError(
+                "set-unknown",
+                f"without --preset, --set knows {known}; not {key}",
+                fix="--preset NAME",
+            )
         if not isinstance(value, kind) or (isinstance(value, int) and value < 1):
             raise UsageError("set-value", f"{key} can't be {value!r}", where=f"--set {text}")
         found[key] = value

@@ -1,4 +1,6 @@
-"""Counting and showing a row's tokens as the trainer will make them, from tokenizer.json alone, without torch."""
+"""Counting and showing a row's tokens as the trainer will make them, from tokenizer.json alone,
+without torch.
+"""
 
 import hashlib
 import shlex
@@ -17,8 +19,17 @@ Pairs = list[tuple[int, int]]
 """Tokens of question and answer, turn by turn."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_REMEMBERED_CHARACTERS = 512  # system prompts and what a template puts around turns come again and again
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# system prompts and what a template puts around turns come again and again
+_REMEMBERED_CHARACTERS = 512
 _REMEMBERED_TEXTS = 4096
 _BATCH_CHARACTERS = 400_000  # an encoding keeps about 100 bytes per token
 DEFAULT_EOS = "<|endoftext|>"
@@ -27,7 +38,8 @@ DEFAULT_EOS = "<|endoftext|>"
 class Tokenization:
     """A model's tokenizer under one template, as LLaMA-Factory sets it up.
 
-    `identity` names all that decides a row's tokens; two with the same identity make the same tokens.
+    `identity` names all that decides a row's tokens; two with the same identity make the same
+    tokens.
     Source: Template.fix_special_tokens() in LLaMA-Factory 0.9.5, data/template.py.
     """
 
@@ -35,25 +47,30 @@ class Tokenization:
         """The tokenizer in the folder `model`; `extra` is a preset's `llamafactory:` section.
 
         Raises:
-            InputError: the template is not in the table, an argument changes tokens in ways unknown here, or there is
-                no tokenizer.json. That it is broken is told when it is first needed.
+            InputError: the template is not in the table, an argument changes tokens in ways unknown
+                here, or there is no tokenizer.json. That it is broken is told when it is first
+                needed.
         """
         if template not in templates.TEMPLATES:
             raise InputError(
                 "template-uncounted",
-                f"tokens of template {template!r} can't be counted here; known: {', '.join(templates.TEMPLATES)}",
+                f"tokens of template {template!r} can't be counted here; known: "
+                f"{', '.join(templates.TEMPLATES)}",
                 where="model.template",
             )
         if names := templates.unfollowed(extra):
             raise InputError(
-                "tokens-uncounted", f"with {', '.join(names)} tokens can't be counted", where="llamafactory"
+                "tokens-uncounted",
+                f"with {', '.join(names)} tokens can't be counted",
+                where="llamafactory",
             )
         if not (file := model / "tokenizer.json").is_file():
             raise InputError(
                 "tokenizer-missing",
                 "the model has no tokenizer.json, by which tokens are counted",
                 where=str(file),
-                fix="take a release of the model that has one; --set data.overlong=allow trains without an account",
+                fix="take a release of the model that has one; --set data.overlong=allow trains "
+                "without an account",
             )
         self.template = templates.TEMPLATES[template]
         self.options = Options.of(extra)
@@ -82,7 +99,9 @@ class Tokenization:
     @property
     def _eos(self) -> str:
         return (
-            self.template.stop_words[0] if self.template.replace_eos else self._names.get("eos_token")
+            self.template.stop_words[0]
+            if self.template.replace_eos
+            else self._names.get("eos_token")
         ) or DEFAULT_EOS
 
     @cached_property
@@ -101,7 +120,10 @@ class Tokenization:
         return self._model
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one text; special tokens written in it become special tokens, as in the trainer."""
+        """Token ids of one text.
+
+        Special tokens written in it become special tokens, as in the trainer.
+        """
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
@@ -110,14 +132,20 @@ class Tokenization:
 
     def ids(self, conversation: Conversation) -> list[tuple[list[int], list[int]]]:
         """Token ids of each question and answer, nothing cut."""
-        return [(self._ids_of(question), self._ids_of(answer)) for question, answer in self._render(conversation)]
+        return [
+            (self._ids_of(question), self._ids_of(answer))
+            for question, answer in self._render(conversation)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def lengths(self, conversations: Sequence[Conversation]) -> list[Pairs]:
-        """Tokens of each question and answer of each row, nothing cut. Every row must be `countable`."""
+        """Tokens of each question and answer of each row, nothing cut.
+
+        Every row must be `countable`.
+        """
         rendered = [self._render(conversation) for conversation in conversations]
         fresh = dict.fromkeys(
             piece
@@ -129,7 +157,10 @@ class Tokenization:
         )
         counted = dict(zip(fresh, self._counts(list(fresh)), strict=True))
         result = [
-            [(self._length(question, counted), self._length(answer, counted)) for question, answer in pairs]
+            [
+                (self._length(question, counted), self._length(answer, counted))
+                for question, answer in pairs
+            ]
             for pairs in rendered
         ]
         for text, count in counted.items():
@@ -165,7 +196,9 @@ class Tokenization:
         return ids
 
     def _special(self, piece: Special) -> int | None:
-        """The id, -1 for a token by name that the tokenizer lacks (it still takes a place), None for no bos or eos."""
+        """The id, -1 for a token by name that the tokenizer lacks (it still takes a place), None
+        for no bos or eos.
+        """
         if piece.kind == "token":
             found = self._tokenizer.token_to_id(piece.name)
             return -1 if found is None else int(found)
@@ -175,7 +208,9 @@ class Tokenization:
 
 def countable(conversation: Conversation) -> bool:
     """Tools are written into the prompt in forms of each model's own, which are not counted here."""
-    return not conversation.tools and all(message.role != "function_call" for message in conversation.messages)
+    return not conversation.tools and all(
+        message.role != "function_call" for message in conversation.messages
+    )
 
 
 def tokenizer_digest(model: Path) -> str:
@@ -215,7 +250,9 @@ def _read_tokenizer(model: Path) -> Any:
         ):
             if int(number) not in known:
                 flags = {
-                    k: about[k] for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in about
+                    k: about[k]
+                    for k in ("single_word", "lstrip", "rstrip", "normalized", "special")
+                    if k in about
                 }
                 tokenizer.add_tokens([AddedToken(about["content"], **flags)])
     except Exception as error:  # the library raises bare Exception for every broken file
@@ -223,23 +260,28 @@ def _read_tokenizer(model: Path) -> Any:
             "tokenizer-broken",
             f"tokenizer.json can't be read: {error}",
             where=str(file),
-            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that mends it",
+            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that mends "
+            "it",
         ) from error
     if _is_rebuilt_llama(model):
         words = _config(model)
         prefix = words.get("add_prefix_space")
         scheme = "never" if prefix is False else "always" if words.get("legacy") else "first"
         tokenizer.normalizer = None
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            replacement="▁", prepend_scheme=scheme, split=False
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _is_rebuilt_llama(model: Path) -> bool:
-    """Whether transformers takes only vocabulary and merges of tokenizer.json and makes the rest itself.
+    """Whether transformers takes only vocabulary and merges of tokenizer.json and makes the rest
+    itself.
 
-    Its other classes that do so (Qwen2Tokenizer, GemmaTokenizer) make what the published files have; this one does not.
+    Its other classes that do so (Qwen2Tokenizer, GemmaTokenizer) make what the published files
+    have; this one does not.
     Source: LlamaTokenizer.__init__ in transformers 5.5, models/llama/tokenization_llama.py.
     """
     named = str(_config(model).get("tokenizer_class", "")).removesuffix("Fast")

@@ -1,7 +1,7 @@
 """A machine packed into one file, and read back elsewhere: how a person asks for help.
 
-Under the names that the files have below /; iisft/answers.json is what is no file, iisft/interpreter.json what the
-training interpreter said, iisft/deep.json what --deep measured.
+Under the names that the files have below /; iisft/answers.json is what is no file,
+iisft/interpreter.json what the training interpreter said, iisft/deep.json what --deep measured.
 """
 
 import io
@@ -39,16 +39,26 @@ _TOLD = (
 
 
 def pack(machine: Machine, reader: Reader, file: Path) -> None:
-    """Write what the probes read, and nothing else. Of the kernel's command line only words about devices.
+    """Write what the probes read, and nothing else. Of the kernel's command line only words about
+    devices.
 
     Raises:
         OSError: the file can't be written.
     """
-    contents = {path: text for path, text in reader.files.items() if path != "proc/sys/kernel/random/boot_id"}
+    contents = {
+        path: text
+        for path, text in reader.files.items()
+        if path != "proc/sys/kernel/random/boot_id"
+    }
     if "proc/cmdline" in contents:
         words = contents["proc/cmdline"].split()
-        contents["proc/cmdline"] = " ".join(word for word in words if word.partition("=")[0].startswith(_TOLD))
-    documents: dict[str, Any] = {"answers": machine.answers.as_json(), "unreadable": dict(machine.unreadable)}
+        contents["proc/cmdline"] = " ".join(
+            word for word in words if word.partition("=")[0].startswith(_TOLD)
+        )
+    documents: dict[str, Any] = {
+        "answers": machine.answers.as_json(),
+        "unreadable": dict(machine.unreadable),
+    }
     contents[f"{_OWN}/answers.json"] = _json(documents)
     if machine.interpreter is not None:
         contents[f"{_OWN}/interpreter.json"] = _json(_interpreter(machine))
@@ -79,7 +89,9 @@ def unpack(place: Path) -> Machine:
             with tarfile.open(place) as archive:
                 if sum(member.size for member in archive.getmembers()) > _LARGEST:
                     raise InputError(
-                        "machine-file", "this is no file of env-check --collect: too large", where=str(place)
+                        "machine-file",
+                        "this is no file of env-check --collect: too large",
+                        where=str(place),
                     )
                 archive.extractall(folder, filter="data")
         except (OSError, EOFError, tarfile.TarError) as error:
@@ -94,11 +106,17 @@ def unpack(place: Path) -> Machine:
 
 def _of_folder(root: Path) -> Machine:
     told = files.read_json_object(root / _OWN / "answers.json") or {}
-    answers = Answers.from_json(told["answers"]) if isinstance(told.get("answers"), dict) else Answers.of_folder(root)
+    answers = (
+        Answers.from_json(told["answers"])
+        if isinstance(told.get("answers"), dict)
+        else Answers.of_folder(root)
+    )
     machine = probe(Reader(root), answers)
     unreadable = told.get("unreadable")
     lost = {**machine.unreadable, **(unreadable if isinstance(unreadable, dict) else {})}
-    interpreter, report, launcher = _read_interpreter(files.read_json_object(root / _OWN / "interpreter.json"))
+    interpreter, report, launcher = _read_interpreter(
+        files.read_json_object(root / _OWN / "interpreter.json")
+    )
     return Machine(
         machine.gpus, machine.cards, machine.host, machine.answers, interpreter, launcher, report,
         deep.sound(files.read_json_object(root / _OWN / "deep.json")), lost,
@@ -118,7 +136,9 @@ def _interpreter(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _read_interpreter(told: dict[str, Any] | None) -> tuple[Interpreter | None, Capabilities | None, bool]:
+def _read_interpreter(
+    told: dict[str, Any] | None,
+) -> tuple[Interpreter | None, Capabilities | None, bool]:
     if told is None or not isinstance(packages := told.get("packages"), dict):
         return None, None, True
     launcher, report = told.get("launcher"), told.get("report")
@@ -136,7 +156,10 @@ def _read_interpreter(told: dict[str, Any] | None) -> tuple[Interpreter | None, 
 
 
 def _json(value: dict[str, Any]) -> str:
-    """Indented, without passwords in URLs and the user's name; variables of secret names were hidden before."""
+    """Indented, without passwords in URLs and the user's name.
+
+    Variables of secret names were hidden before.
+    """
     text = redact({"document": json.dumps(value, ensure_ascii=False, indent=2)})["document"] + "\n"
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

@@ -2,8 +2,8 @@
 
 A rule is a decorated function in iisft.machine.doctor.rules.
 
-Adding one is adding a function: rules are found in the modules of that package, and tests/machine holds that each
-has a machine where it fires and one where it is silent.
+Adding one is adding a function: rules are found in the modules of that package, and tests/machine
+holds that each has a machine where it fires and one where it is silent.
 """
 
 import importlib
@@ -53,7 +53,8 @@ class Case:
 
     @cached_property
     def gpus(self) -> list[Gpu]:
-        """The GPUs that would train: of the preset's vendor, else of the one that torch is built for, if there are any.
+        """The GPUs that would train: of the preset's vendor, else of the one that torch is built
+        for, if there are any.
 
         A processor's own graphics, which has a few hundred MiB, is no GPU to train on.
         """
@@ -84,11 +85,15 @@ class Case:
 
     @property
     def main_arch(self) -> str:
-        """The architecture that trains: the preset's where it is here, else the one of most cards, then most memory."""
+        """The architecture that trains: the preset's where it is here, else the one of most cards,
+        then most memory.
+        """
         wanted = self.preset.hardware.arch if self.preset else ""
         if wanted and (named := next((arch for arch in self.archs if arch.startswith(wanted)), "")):
             return named
-        sums = {arch: [gpu.memory_gib for gpu in self.gpus if gpu.arch == arch] for arch in self.archs}
+        sums = {
+            arch: [gpu.memory_gib for gpu in self.gpus if gpu.arch == arch] for arch in self.archs
+        }
         return max(sums, key=lambda arch: (len(sums[arch]), sum(sums[arch])), default="")
 
     @cached_property
@@ -108,7 +113,10 @@ class Case:
         return {**(self.machine.capabilities.versions if self.machine.capabilities else {}), **own}
 
     def version(self, package: str) -> tuple[int, ...] | None:
-        """The leading numbers of a package's version: (2, 4, 1) for 2.4.1+rocm6.1; None without it."""
+        """The leading numbers of a package's version: (2, 4, 1) for 2.4.1+rocm6.1.
+
+        None without it.
+        """
         return numbers(self.packages.get(package, "").partition("+")[0])
 
     @property
@@ -138,9 +146,9 @@ RuleFunction = Callable[[Case], Iterator[Seen]]
 class Rule:
     """A rule and what is known about it.
 
-    `id` is the number in iisft's list of pitfalls, or the name where it has none. `basis`: documented by the vendor or
-    the source, reported by users, inferred (then it only informs), or observed by iisft itself on this machine.
-    `hang`: among the causes of a hanging all-reduce.
+    `id` is the number in iisft's list of pitfalls, or the name where it has none. `basis`:
+    documented by the vendor or the source, reported by users, inferred (then it only informs), or
+    observed by iisft itself on this machine. `hang`: among the causes of a hanging all-reduce.
     `replaces`: the preset's own objections that this rule, which knows the machine, says better.
     """
 
@@ -200,11 +208,16 @@ def rule(
     replaces: tuple[str, ...] = (),
     exit_code: ExitCode = ExitCode.ENVIRONMENT,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Mark a function as a rule; `rules()` finds it by that. A numbered rule is documented unless it says otherwise."""
+    """Mark a function as a rule; `rules()` finds it by that.
+
+    A numbered rule is documented unless it says otherwise.
+    """
     known: Basis = basis or ("documented" if name else "observed")
 
     def mark(look: RuleFunction) -> RuleFunction:
-        one = Rule(rule_id, name or rule_id, applies, source, look, known, hang, replaces, exit_code)
+        one = Rule(
+            rule_id, name or rule_id, applies, source, look, known, hang, replaces, exit_code
+        )
         look.rule = one  # type: ignore[attr-defined]
         return look
 
@@ -213,7 +226,9 @@ def rule(
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """Every rule, in the order of their numbers, those without one at the end in alphabetical order."""
+    """Every rule, in the order of their numbers, those without one at the end in alphabetical
+    order.
+    """
     from iisft.machine.doctor import rules as package
 
     found: dict[str, Rule] = {}
@@ -227,7 +242,9 @@ def rules() -> tuple[Rule, ...]:
 
 
 def diagnose(case: Case) -> list[Diagnosis]:
-    """Every finding of every rule: errors first, then warnings, then notes, each in the order of the rules."""
+    """Every finding of every rule: errors first, then warnings, then notes, each in the order of
+    the rules.
+    """
     found = [Diagnosis(one, seen) for one in rules() for seen in one.look(case)]
     return sorted(found, key=lambda diagnosis: _ORDER[diagnosis.seen.severity])
 

@@ -1,4 +1,6 @@
-"""The fixes of a diagnosis as one shell script to read, change and run: in order, with what needs root or a reboot."""
+"""The fixes of a diagnosis as one shell script to read, change and run: in order, with what needs
+root or a reboot.
+"""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -15,13 +17,20 @@ _STAGES: tuple[tuple[Stage, str], ...] = (
     ("reboot", "As root, and a reboot after it"),
     ("python", "A Python for the training interpreter"),
     ("packages", "Packages of the training interpreter"),
-    ("shell", "Variables: a script can't set them for you; type them, and change ~/.bashrc or the preset's env"),
+    (
+        "shell",
+        "Variables: a script can't set them for you; type them, and change ~/.bashrc or the "
+        "preset's env",
+    ),
     ("preset", "Changes to the preset or the command"),
 )
 
 
 def render(diagnoses: Sequence[Diagnosis], machine: Machine) -> str:
-    """The script. Nothing in it runs by itself: iisft never executes it. Errors and warnings only."""
+    """The script. Nothing in it runs by itself: iisft never executes it.
+
+    Errors and warnings only.
+    """
     wanted = [one for one in diagnoses if one.seen.severity != "info"]
     python = str(machine.interpreter.path) if machine.interpreter else "python"
     lines = [

@@ -1,4 +1,6 @@
-"""What mends a finding: a sentence for people, and lines of shell for --fix-plan with what they need."""
+"""What mends a finding: a sentence for people, and lines of shell for --fix-plan with what they
+need.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,9 +8,11 @@ from typing import Literal
 from iisft.llamafactory.torch_sets import install_commands, torch_set
 from iisft.machine.facts.host import Host
 
-# With the power off, as root, as root with a reboot or a new login after it, outside the container, a Python,
-# packages, variables, the preset.
-Stage = Literal["hands", "root", "reboot", "login", "container", "python", "packages", "shell", "preset"]
+# With the power off, as root, as root with a reboot or a new login after it, outside the container,
+# a Python, packages, variables, the preset.
+Stage = Literal[
+    "hands", "root", "reboot", "login", "container", "python", "packages", "shell", "preset"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,9 @@ def torch_for(arch: str, host: Host) -> Fix:
     """Install torch, torchvision and torchaudio that work on this hardware, then iisft beside them."""
     found = torch_set(arch, host.nvidia_major)
     first = "pip uninstall -y torch torchvision torchaudio triton pytorch-triton-rocm"
-    commands = (first, *install_commands(arch, host.nvidia_major)) if found else install_commands(arch)
+    commands = (
+        (first, *install_commands(arch, host.nvidia_major)) if found else install_commands(arch)
+    )
     return Fix(" && ".join(commands[1:] if found else commands), commands, "packages")
 
 
@@ -80,11 +86,13 @@ def kernel_parameter(parameters: str, host: Host, more: str = "") -> Fix:
     else:
         commands = (
             f"grep -q '{last}' /etc/default/grub || sudo sed -i.iisft-backup "
-            f'\'s/^GRUB_CMDLINE_LINUX_DEFAULT="\\(.*\\)"/GRUB_CMDLINE_LINUX_DEFAULT="\\1 {parameters}"/\' '
+            '\'s/^GRUB_CMDLINE_LINUX_DEFAULT="\\(.*\\)"/GRUB_CMDLINE_LINUX_DEFAULT="\\1 '
+            f"{parameters}\"/' "
             "/etc/default/grub",
             "sudo update-grub",
         )
         text = (
-            f"add {parameters} to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub, then sudo update-grub && sudo reboot"
+            f"add {parameters} to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub, then sudo "
+            "update-grub && sudo reboot"
         )
     return Fix(f"{text}{more}", commands, "reboot", f"grep -qw '{last}' /proc/cmdline")

@@ -1,4 +1,6 @@
-"""Looking at this machine together with the interpreter that trains, and remembering what took long to find out."""
+"""Looking at this machine together with the interpreter that trains, and remembering what took long
+to find out.
+"""
 
 import hashlib
 import json
@@ -34,7 +36,8 @@ def with_interpreter(
 ) -> Machine:
     """The machine with what its training interpreter can do, and with the last --deep of this boot.
 
-    The first time for a set of packages this imports them in a child (5 to 20 s); then it is remembered.
+    The first time for a set of packages this imports them in a child (5 to 20 s); then it is
+    remembered.
 
     Args:
         machine: this machine.
@@ -58,13 +61,21 @@ def with_interpreter(
     )
 
 
-def inspected(machine: Machine, say: Callable[[str], None], *, fresh: bool = False) -> tuple[Machine, list[Finding]]:
+def inspected(
+    machine: Machine, say: Callable[[str], None], *, fresh: bool = False
+) -> tuple[Machine, list[Finding]]:
     """with_interpreter for the interpreter that would train; one that can't be run is a finding."""
     try:
         found = interpreter.inspect(interpreter.training_interpreter())
     except IisftError as error:
         return machine, [
-            Finding(error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code)
+            Finding(
+                error.code,
+                error.message,
+                where=error.where,
+                fix=error.fix,
+                exit_code=error.exit_code,
+            )
         ]
     return with_interpreter(machine, found, say, fresh=fresh), []
 
@@ -82,7 +93,10 @@ def last_known() -> Machine:
 
 
 def remember_deep(machine: Machine, results: Mapping[str, Any]) -> None:
-    """Keep what --deep found for the rules of later commands; it counts until the next boot or change of packages."""
+    """Keep what --deep found for the rules of later commands.
+
+    It counts until the next boot or change of packages.
+    """
     if machine.interpreter is None:
         return
     file = _deep_file(machine, machine.interpreter)
@@ -110,11 +124,17 @@ def _depends_on(machine: Machine) -> list[str]:
         str(machine.host.amdgpu),
         *(f"{gpu.bus} {gpu.arch}" for gpu in machine.gpus),
         *devices,
-        *(f"{name}={environment[name]}" for name in sorted(environment) if not _OF_RUNNING.match(name)),
+        *(
+            f"{name}={environment[name]}"
+            for name in sorted(environment)
+            if not _OF_RUNNING.match(name)
+        ),
     ]
 
 
 def _deep_file(machine: Machine, found: Interpreter) -> Path:
     shell = dict(machine.answers.environment)
-    key = json.dumps([str(found.path), found.packages, shell, *_depends_on(machine)], sort_keys=True)
+    key = json.dumps(
+        [str(found.path), found.packages, shell, *_depends_on(machine)], sort_keys=True
+    )
     return cache_folder() / f"deep-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -33,7 +33,9 @@ def facts(machine: Machine) -> dict[str, Any]:
         "container": host.container,
         "rocm": host.rocm,
         "nvidia_driver": host.nvidia_driver,
-        "interpreter": {"path": str(found.path), "python": found.python, "packages": found.packages} if found else None,
+        "interpreter": {"path": str(found.path), "python": found.python, "packages": found.packages}
+        if found
+        else None,
     }
 
 
@@ -45,9 +47,17 @@ def lines(machine: Machine) -> Iterator[tuple[str, str]]:
     size = f"{host.memory_gib:.0f} GiB" if host.memory_gib else "memory unknown"
     sockets = f"{host.sockets} x " if host.sockets > 1 else ""
     place = f", in {host.container}" if host.container else ""
-    yield "host", f"{sockets}{host.cpu or 'processor unknown'}, {size}, {host.os_name or 'system unknown'}{place}"
+    yield (
+        "host",
+        f"{sockets}{host.cpu or 'processor unknown'}, {size}, "
+        f"{host.os_name or 'system unknown'}{place}",
+    )
     if spaces := machine.answers.spaces:
-        shown = [f"{name} {_size(space.free)} free" for name, space in spaces.items() if name != "temporary"]
+        shown = [
+            f"{name} {_size(space.free)} free"
+            for name, space in spaces.items()
+            if name != "temporary"
+        ]
         yield "space", ", ".join(shown)
     yield "trainer", _trainer(machine)
 
@@ -60,7 +70,9 @@ def _gpus(machine: Machine) -> str:
     if not machine.gpus:
         return "none"
     kinds = Counter((machine.describe_gpu(gpu), round(gpu.memory_gib)) for gpu in machine.gpus)
-    text = ", ".join(f"{count} x {name}" + (f" {gib} GiB" if gib else "") for (name, gib), count in kinds.items())
+    text = ", ".join(
+        f"{count} x {name}" + (f" {gib} GiB" if gib else "") for (name, gib), count in kinds.items()
+    )
     hidden = len(machine.gpus) - len(machine.visible)
     return f"{text}; {hidden} hidden by *_VISIBLE_DEVICES" if hidden else text
 
@@ -81,7 +93,9 @@ def _trainer(machine: Machine) -> str:
     found = machine.interpreter
     if found is None:
         return "unknown"
-    versions = ", ".join(f"{name} {found.packages[name]}" for name in _PACKAGES if name in found.packages)
+    versions = ", ".join(
+        f"{name} {found.packages[name]}" for name in _PACKAGES if name in found.packages
+    )
     return f"{found.path} (Python {found.python}): {versions or 'nothing that trains'}"
 
 

@@ -22,7 +22,11 @@ _MASKS = {
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `arch` is gfx906 or sm_70, "" when unknown; `memory_gib` is 0 when unknown; `bus` is 0000:03:00.0."""
+    """One GPU.
+
+    `arch` is gfx906 or sm_70, "" when unknown; `memory_gib` is 0 when unknown; `bus` is
+    0000:03:00.0.
+    """
 
     vendor: str
     arch: str
@@ -33,7 +37,9 @@ class Gpu:
 
 
 def visible_gpus(root: Path = Path("/")) -> list[Gpu]:
-    """GPUs that a process started from here would see: the machine's, less what *_VISIBLE_DEVICES hides."""
+    """GPUs that a process started from here would see: the machine's, less what *_VISIBLE_DEVICES
+    hides.
+    """
     return masked([*amd_gpus(root), *nvidia_gpus(root)], os.environ)
 
 
@@ -47,7 +53,10 @@ def masked(gpus: list[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
 
 
 def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
-    """AMD GPUs as the kernel's KFD topology tells them; HSA_OVERRIDE_GFX_VERSION does not reach it."""
+    """AMD GPUs as the kernel's KFD topology tells them.
+
+    HSA_OVERRIDE_GFX_VERSION does not reach it.
+    """
     reader = root if isinstance(root, Reader) else Reader(root)
     found = []
     for name in reader.names(_NODES, "[0-9]*"):
@@ -55,7 +64,8 @@ def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
         properties = _properties(reader, f"{node}/properties")
         version = properties.get("gfx_target_version", 0)
         if properties.get("vendor_id") == _AMD_VENDOR and version > 0:
-            # linux kfd_topology: major * 10000 + minor * 100 + stepping, the stepping printed in hex
+            # linux kfd_topology: major * 10000 + minor * 100 + stepping, the stepping printed in
+            # hex
             arch = f"gfx{version // 10000}{version // 100 % 100}{version % 100:x}"
             found.append(
                 Gpu(
@@ -80,19 +90,31 @@ def nvidia_gpus(root: Path | Reader = Path("/"), smi: Smi | None = None) -> list
     reader = root if isinstance(root, Reader) else Reader(root)
     present = reader.names("proc/driver/nvidia/gpus")
     if smi is None:
-        here = reader.live and (present or reader.exists("dev/nvidiactl") or reader.exists("dev/dxg"))
+        here = reader.live and (
+            present or reader.exists("dev/nvidiactl") or reader.exists("dev/dxg")
+        )
         smi = ask_nvidia_smi() if here else NO_SMI
-    known = [Gpu("nvidia", card.arch, card.memory_gib, card.name, card.bus) for card in parse_nvidia_smi(smi.output)]
-    return known or [Gpu("nvidia", "", 0.0, _model_name(reader, bus), bus.lower()) for bus in present]
+    known = [
+        Gpu("nvidia", card.arch, card.memory_gib, card.name, card.bus)
+        for card in parse_nvidia_smi(smi.output)
+    ]
+    return known or [
+        Gpu("nvidia", "", 0.0, _model_name(reader, bus), bus.lower()) for bus in present
+    ]
 
 
 def _model_name(reader: Reader, bus: str) -> str:
-    match = re.search(r"^Model:\s*(.+)$", reader.text(f"proc/driver/nvidia/gpus/{bus}/information"), re.MULTILINE)
+    match = re.search(
+        r"^Model:\s*(.+)$", reader.text(f"proc/driver/nvidia/gpus/{bus}/information"), re.MULTILINE
+    )
     return match[1].strip() if match else ""
 
 
 def _properties(reader: Reader, path: str) -> dict[str, int]:
-    return {name: int(value) for name, value in re.findall(r"^(\w+)\s+(\d+)$", reader.text(path), re.MULTILINE)}
+    return {
+        name: int(value)
+        for name, value in re.findall(r"^(\w+)\s+(\d+)$", reader.text(path), re.MULTILINE)
+    }
 
 
 def _bus(properties: Mapping[str, int]) -> str:

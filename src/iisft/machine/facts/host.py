@@ -1,4 +1,7 @@
-"""The host: processor, memory, kernel and its command line, drivers, container or not. From files alone."""
+"""The host: processor, memory, kernel and its command line, drivers, container or not.
+
+From files alone.
+"""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +15,8 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class Host:
-    """Unknown is "", None or an empty tuple. Memory in GiB; `rocm` is /opt/rocm's version, for example 6.4.0-47.
+    """Unknown is "", None or an empty tuple. Memory in GiB; `rocm` is /opt/rocm's version, for
+    example 6.4.0-47.
 
     `amdgpu` is None without that driver, "" for the kernel's own and a version for amdgpu-dkms.
     """
@@ -50,7 +54,9 @@ class Host:
 
 def probe(reader: Reader) -> Host:
     """Read the host's files."""
-    release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', reader.text("etc/os-release"), re.MULTILINE))
+    release = dict(
+        re.findall(r'^(\w+)="?([^"\n]*)"?$', reader.text("etc/os-release"), re.MULTILINE)
+    )
     processors = reader.text("proc/cpuinfo")
     flags = re.search(r"^flags\s*:\s*(.*)$", processors, re.MULTILINE)
     return Host(
@@ -68,7 +74,9 @@ def probe(reader: Reader) -> Host:
         numa_balancing=reader.number("proc/sys/kernel/numa_balancing"),
         iommus=tuple(reader.names("sys/class/iommu")),
         container=_container(reader),
-        amdgpu=reader.text("sys/module/amdgpu/version") if reader.exists("sys/module/amdgpu") else None,
+        amdgpu=reader.text("sys/module/amdgpu/version")
+        if reader.exists("sys/module/amdgpu")
+        else None,
         rocm=reader.text("opt/rocm/.info/version"),
         nvidia_driver=_nvidia_driver(reader),
         amd_smi_library=reader.exists("opt/rocm/lib/libamd_smi.so"),

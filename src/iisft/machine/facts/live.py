@@ -1,4 +1,7 @@
-"""What is no file: variables, permissions, free space, programs on PATH, nvidia-smi. Packed as one JSON document."""
+"""What is no file: variables, permissions, free space, programs on PATH, nvidia-smi.
+
+Packed as one JSON document.
+"""
 
 import grp
 import os
@@ -38,7 +41,8 @@ class Space:
 class Answers:
     """What only the running machine can tell; empty for a folder of files without answers.
 
-    `devices` and `spaces` are by path ("workspace" for the current one), `programs` those of _PROGRAMS found on PATH.
+    `devices` and `spaces` are by path ("workspace" for the current one), `programs` those of
+    _PROGRAMS found on PATH.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +55,10 @@ class Answers:
     def of_this_machine(cls, workspace: Path | None = None) -> "Answers":
         """Ask this machine; nvidia-smi has a time limit."""
         own = {name: os.environ[name] for name in _MORE_VARIABLES if name in os.environ}
-        nvidia = any(Path(path).exists() for path in ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg"))
+        nvidia = any(
+            Path(path).exists()
+            for path in ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg")
+        )
         return cls(
             environment=steering(os.environ) | redact(own),
             devices={path: _access(path) for path in _device_files()},
@@ -62,7 +69,9 @@ class Answers:
 
     @classmethod
     def of_folder(cls, root: Path) -> "Answers":
-        """What a folder of files without recorded answers tells: which device files there are, if it has a /dev."""
+        """What a folder of files without recorded answers tells: which device files there are, if
+        it has a /dev.
+        """
         if not (root / "dev").is_dir():
             return cls()
         nodes = [f"/dev/dri/{path.name}" for path in sorted((root / "dev/dri").glob("renderD*"))]
@@ -78,17 +87,24 @@ class Answers:
         return cls(
             {str(k): str(v) for k, v in _mapping(document.get("environment")).items()},
             {
-                str(path): Access(bool(about.get("exists")), bool(about.get("usable")), str(about.get("group", "")))
+                str(path): Access(
+                    bool(about.get("exists")),
+                    bool(about.get("usable")),
+                    str(about.get("group", "")),
+                )
                 for path, about in _mapping(document.get("devices")).items()
                 if isinstance(about, Mapping)
             },
             {
                 str(path): Space(about["total"], about["free"])
                 for path, about in _mapping(document.get("spaces")).items()
-                if isinstance(about, Mapping) and all(isinstance(about.get(key), int) for key in ("total", "free"))
+                if isinstance(about, Mapping)
+                and all(isinstance(about.get(key), int) for key in ("total", "free"))
             },
             tuple(map(str, programs)) if isinstance(programs, list) else None,
-            Smi(status, str(smi.get("output", ""))) if status in ("ok", "failed", "hangs") else NO_SMI,
+            Smi(status, str(smi.get("output", "")))
+            if status in ("ok", "failed", "hangs")
+            else NO_SMI,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -98,7 +114,10 @@ class Answers:
                 path: {"exists": about.exists, "usable": about.usable, "group": about.group}
                 for path, about in self.devices.items()
             },
-            "spaces": {path: {"total": about.total, "free": about.free} for path, about in self.spaces.items()},
+            "spaces": {
+                path: {"total": about.total, "free": about.free}
+                for path, about in self.spaces.items()
+            },
             "programs": None if self.programs is None else list(self.programs),
             "nvidia_smi": {"status": self.nvidia_smi.status, "output": self.nvidia_smi.output},
         }

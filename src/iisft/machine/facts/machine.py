@@ -1,4 +1,6 @@
-"""A whole machine as facts: what the probes read below a root, and what only the running machine can answer."""
+"""A whole machine as facts: what the probes read below a root, and what only the running machine
+can answer.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,15 +16,18 @@ from iisft.machine.facts.live import Answers
 from iisft.machine.facts.pci import Card, cards
 from iisft.machine.facts.reader import Reader
 
-_CORE = re.compile(r"sys/class/kfd.*|proc/(cmdline|cpuinfo|meminfo)|sys/class/drm|sys/bus/pci/devices")
+_CORE = re.compile(
+    r"sys/class/kfd.*|proc/(cmdline|cpuinfo|meminfo)|sys/class/drm|sys/bus/pci/devices"
+)
 
 
 @dataclass(frozen=True)
 class Machine:
     """Everything that the doctor's rules look at.
 
-    `gpus` are all GPUs with a driver, whatever *_VISIBLE_DEVICES says; `cards` the PCI functions of AMD and NVIDIA
-    GPUs, with or without one. What was not asked is None: no interpreter, no report of its packages, no deep checks.
+    `gpus` are all GPUs with a driver, whatever *_VISIBLE_DEVICES says; `cards` the PCI functions of
+    AMD and NVIDIA GPUs, with or without one. What was not asked is None: no interpreter, no report
+    of its packages, no deep checks.
     """
 
     gpus: tuple[Gpu, ...] = ()

@@ -1,4 +1,6 @@
-"""What nvidia-smi says, asked in a child with a time limit: under a wedged driver it never answers, nor would NVML."""
+"""What nvidia-smi says, asked in a child with a time limit: under a wedged driver it never answers,
+nor would NVML.
+"""
 
 import re
 import shutil
@@ -28,7 +30,10 @@ NO_SMI = Smi("missing")
 
 @dataclass(frozen=True, slots=True)
 class NvidiaCard:
-    """One line of nvidia-smi. Unknown is "", 0.0 or None; memory in GiB, temperature in degrees Celsius, power in W."""
+    """One line of nvidia-smi.
+
+    Unknown is "", 0.0 or None; memory in GiB, temperature in degrees Celsius, power in W.
+    """
 
     name: str
     arch: str
@@ -51,7 +56,8 @@ def ask_nvidia_smi() -> Smi:
     for fields in (_FIELDS, _OLD_FIELDS):
         try:
             done = process.run(
-                [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"], timeout_s=_TIMEOUT_S
+                [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+                timeout_s=_TIMEOUT_S,
             )
         except TimeoutError:
             return Smi("hangs")
@@ -64,7 +70,10 @@ def ask_nvidia_smi() -> Smi:
 
 
 def parse_nvidia_smi(text: str) -> list[NvidiaCard]:
-    """Lines of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`; lines that are none are passed over."""
+    """Lines of `nvidia-smi --query-gpu=...
+
+    --format=csv,noheader,nounits`; lines that are none are passed over.
+    """
     found = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]

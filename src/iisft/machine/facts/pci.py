@@ -1,7 +1,8 @@
-"""The PCI functions of GPUs: driver, NUMA node, IOMMU, link, BAR, heat, power. Seen with or without a working driver.
+"""The PCI functions of GPUs: driver, NUMA node, IOMMU, link, BAR, heat, power. Seen with or without
+a working driver.
 
-Files: docs.kernel.org/gpu/amdgpu (driver-misc, thermal), Documentation/ABI/testing/sysfs-bus-pci and
-sysfs-kernel-iommu_groups (the type of a group: identity, DMA, DMA-FQ).
+Files: docs.kernel.org/gpu/amdgpu (driver-misc, thermal), Documentation/ABI/testing/sysfs-bus-pci
+and sysfs-kernel-iommu_groups (the type of a group: identity, DMA, DMA-FQ).
 """
 
 import re
@@ -17,14 +18,21 @@ _GPU_CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
 _PCI = "sys/bus/pci/devices"
 _DRM = "sys/class/drm"
 # pci-ids.ucw.cz; cards that aren't made for servers have no product_name
-_NAMES = {0x66A0: "Instinct MI50", 0x66A1: "Instinct MI50", 0x66A3: "Radeon Pro Vega II", 0x66AF: "Radeon VII"}
+_NAMES = {
+    0x66A0: "Instinct MI50",
+    0x66A1: "Instinct MI50",
+    0x66A3: "Radeon Pro Vega II",
+    0x66AF: "Radeon VII",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One GPU as PCI and its driver show it. Unknown is "", None; temperatures in degrees Celsius, power in watts.
+    """One GPU as PCI and its driver show it. Unknown is "", None; temperatures in degrees Celsius,
+    power in watts.
 
-    `iommu` is the type of its IOMMU group: "" without one, identity = not translated, DMA or DMA-FQ = translated.
+    `iommu` is the type of its IOMMU group: "" without one, identity = not translated, DMA or DMA-FQ
+    = translated.
     """
 
     vendor: str
@@ -55,7 +63,11 @@ class Card:
 def cards(reader: Reader, gpus: Sequence[Gpu], smi: Smi) -> list[Card]:
     """Every AMD and NVIDIA GPU on the bus. Where /sys/bus is missing, those of /sys/class/drm."""
     groups = _iommu_groups(reader)
-    found = [_card(reader, f"{_PCI}/{bus}", bus, groups) for bus in reader.names(_PCI) if _is_gpu(reader, bus)]
+    found = [
+        _card(reader, f"{_PCI}/{bus}", bus, groups)
+        for bus in reader.names(_PCI)
+        if _is_gpu(reader, bus)
+    ]
     known = {card.bus for card in found}
     found += [card for card in _drm_cards(reader, gpus, groups) if card.bus not in known]
     return [_with_smi(card, smi) for card in found]
@@ -63,7 +75,11 @@ def cards(reader: Reader, gpus: Sequence[Gpu], smi: Smi) -> list[Card]:
 
 def _is_gpu(reader: Reader, bus: str) -> bool:
     kind = reader.number(f"{_PCI}/{bus}/class")
-    return kind is not None and kind >> 16 in _GPU_CLASSES and reader.number(f"{_PCI}/{bus}/vendor") in _VENDORS
+    return (
+        kind is not None
+        and kind >> 16 in _GPU_CLASSES
+        and reader.number(f"{_PCI}/{bus}/vendor") in _VENDORS
+    )
 
 
 def _drm_cards(reader: Reader, gpus: Sequence[Gpu], groups: dict[str, str]) -> Iterable[Card]:
@@ -87,7 +103,8 @@ def _card(reader: Reader, folder: str, bus: str, groups: dict[str, str]) -> Card
         vendor,
         bus,
         driver=reader.link(f"{folder}/driver"),
-        name=reader.text(f"{folder}/product_name") or _NAMES.get(reader.number(f"{folder}/device") or 0, ""),
+        name=reader.text(f"{folder}/product_name")
+        or _NAMES.get(reader.number(f"{folder}/device") or 0, ""),
         numa_node=numa if numa is not None and numa >= 0 else None,
         iommu=reader.text(f"sys/kernel/iommu_groups/{group}/type") if group else "",
         iommu_group=group,
@@ -107,7 +124,10 @@ def _with_sensors(reader: Reader, folder: str, card: Card) -> Card:
                 channel = file.removesuffix("_label")
                 temperature = _thousandth(reader, f"{place}/{channel}_input")
                 critical = _thousandth(reader, f"{place}/{channel}_crit")
-        cap, default = reader.number(f"{place}/power1_cap"), reader.number(f"{place}/power1_cap_default")
+        cap, default = (
+            reader.number(f"{place}/power1_cap"),
+            reader.number(f"{place}/power1_cap_default"),
+        )
     return replace(
         card,
         memory_bytes=reader.number(f"{folder}/mem_info_vram_total"),
@@ -137,7 +157,11 @@ def _with_smi(card: Card, smi: Smi) -> Card:
 def _iommu_groups(reader: Reader) -> dict[str, str]:
     """Bus -> group."""
     base = "sys/kernel/iommu_groups"
-    return {bus: group for group in reader.names(base) for bus in reader.names(f"{base}/{group}/devices")}
+    return {
+        bus: group
+        for group in reader.names(base)
+        for bus in reader.names(f"{base}/{group}/devices")
+    }
 
 
 def _thousandth(reader: Reader, path: str) -> float | None:

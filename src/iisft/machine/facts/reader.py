@@ -1,4 +1,6 @@
-"""Reads a machine's files below a root and remembers what was read, so that the machine can be packed and sent."""
+"""Reads a machine's files below a root and remembers what was read, so that the machine can be
+packed and sent.
+"""
 
 import errno
 import fnmatch
@@ -8,14 +10,22 @@ from pathlib import Path
 _LONGEST = 512 * 1024  # /proc/cpuinfo of two 22-core Xeons has 130 KB
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 # What sysfs answers for something that the driver or the card does not have.
-_NOT_HERE = (errno.ENODEV, errno.ENXIO, errno.EINVAL, errno.EOPNOTSUPP, errno.EAGAIN, errno.EBUSY, errno.ENODATA)
+_NOT_HERE = (
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EINVAL,
+    errno.EOPNOTSUPP,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ENODATA,
+)
 
 
 class Reader:
     """Paths are relative to the root: proc/cmdline. Nothing raises: what can't be read is empty.
 
-    `files` is every file that was read, by path; `folders` every folder that was listed and the names that were seen
-    in it; `unreadable` what is there but could not be read, with the reason.
+    `files` is every file that was read, by path; `folders` every folder that was listed and the
+    names that were seen in it; `unreadable` what is there but could not be read, with the reason.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -61,7 +71,10 @@ class Reader:
         return sorted(chosen, key=lambda name: (len(name), name))
 
     def link(self, path: str) -> str:
-        """The last part of what a symbolic link points to; of a plain file (a packed link) its text; else ""."""
+        """The last part of what a symbolic link points to.
+
+        Of a plain file (a packed link) its text; else "".
+        """
         try:
             name = os.path.basename(os.readlink(self.root / path))  # noqa: PTH115, PTH119 - the target is not followed
         except OSError:

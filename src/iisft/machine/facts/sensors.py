@@ -1,9 +1,11 @@
-"""What the GPUs of this machine are doing now: load, memory, heat, power. Nothing here may fail; unknown is None.
+"""What the GPUs of this machine are doing now: load, memory, heat, power. Nothing here may fail;
+unknown is None.
 
-Files and units of AMD GPUs: docs.kernel.org/gpu/amdgpu/thermal.html (gpu_busy_percent in percent, temp*_input and
-temp*_crit in millidegrees Celsius, power1_average and power1_input in microwatts) and driver-misc.html beside it
-(mem_info_vram_used and mem_info_vram_total in bytes, product_name). NVIDIA's: docs.nvidia.com/deploy/nvml-api
-(utilization in percent, memory in bytes, temperature in degrees Celsius, power in milliwatts).
+Files and units of AMD GPUs: docs.kernel.org/gpu/amdgpu/thermal.html (gpu_busy_percent in percent,
+temp*_input and temp*_crit in millidegrees Celsius, power1_average and power1_input in microwatts)
+and driver-misc.html beside it (mem_info_vram_used and mem_info_vram_total in bytes, product_name).
+NVIDIA's: docs.nvidia.com/deploy/nvml-api (utilization in percent, memory in bytes, temperature in
+degrees Celsius, power in milliwatts).
 """
 
 import contextlib
@@ -30,8 +32,8 @@ _WATTS = (0.0, 5000.0)
 class GpuSample:
     """One GPU at one moment; None = unknown. `name` is the product's, else the PCI id, else "".
 
-    Memory in GiB, temperature in degrees Celsius, power in watts. `throttled`: slowed down because of heat, or at most
-    2 degrees from it.
+    Memory in GiB, temperature in degrees Celsius, power in watts. `throttled`: slowed down because
+    of heat, or at most 2 degrees from it.
     """
 
     vendor: str
@@ -52,17 +54,27 @@ class _Sensor:
 
 
 def sample(root: Path = Path("/")) -> list[GpuSample]:
-    """Every GPU of the machine whose files lie under `root`: AMD's in the order of their cards, then NVIDIA's.
+    """Every GPU of the machine whose files lie under `root`: AMD's in the order of their cards,
+    then NVIDIA's.
 
-    NVIDIA GPUs are seen where nvidia-ml-py is installed, and only on the real machine (root "/"). Never raises.
+    NVIDIA GPUs are seen where nvidia-ml-py is installed, and only on the real machine (root "/").
+    Never raises.
     """
     return [*_amd(root), *(_nvidia() if root == Path("/") else [])]
 
 
 def _amd(root: Path) -> list[GpuSample]:
-    cards = [path for path in _entries(root / "sys/class/drm", "card*") if re.fullmatch(r"card\d+", path.name)]
+    cards = [
+        path
+        for path in _entries(root / "sys/class/drm", "card*")
+        if re.fullmatch(r"card\d+", path.name)
+    ]
     cards.sort(key=lambda path: int(path.name.removeprefix("card")))
-    return [_amd_sample(card / "device") for card in cards if _text(card / "device/vendor") == _AMD_VENDOR]
+    return [
+        _amd_sample(card / "device")
+        for card in cards
+        if _text(card / "device/vendor") == _AMD_VENDOR
+    ]
 
 
 def _amd_sample(device: Path) -> GpuSample:
@@ -94,7 +106,10 @@ def _pci_id(device: Path) -> str:
 
 
 def _sensors(device: Path) -> list[_Sensor]:
-    """All temperatures of a card. The memory's counts too: HBM at its limit slows the card down like a hot die."""
+    """All temperatures of a card.
+
+    The memory's counts too: HBM at its limit slows the card down like a hot die.
+    """
     found = []
     for hwmon in _hwmons(device):
         for file in _entries(hwmon, "temp*_input"):
@@ -107,7 +122,10 @@ def _sensors(device: Path) -> list[_Sensor]:
 
 
 def _is_hot(sensor: _Sensor) -> bool:
-    return sensor.critical_c is not None and sensor.temperature_c >= sensor.critical_c - _NEAR_CRITICAL_C
+    return (
+        sensor.critical_c is not None
+        and sensor.temperature_c >= sensor.critical_c - _NEAR_CRITICAL_C
+    )
 
 
 def _hwmons(device: Path) -> list[Path]:
@@ -121,7 +139,9 @@ def _entries(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _number(path: Path, unit: float, plausible: tuple[float, float] = (0.0, float("inf"))) -> float | None:
+def _number(
+    path: Path, unit: float, plausible: tuple[float, float] = (0.0, float("inf"))
+) -> float | None:
     try:
         value = int(_text(path)) / unit
     except (ValueError, OverflowError):
@@ -137,7 +157,10 @@ def _text(path: Path) -> str:
 
 
 def _nvidia() -> list[GpuSample]:
-    """Through nvidia-ml-py, which wraps the driver's own library; without it, or without a driver, none."""
+    """Through nvidia-ml-py, which wraps the driver's own library.
+
+    Without it, or without a driver, none.
+    """
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -158,7 +181,9 @@ def _nvidia_sample(nvml: Any, gpu: Any) -> GpuSample:
         busy_percent=_asked(lambda: float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)),
         memory_used_gib=_asked(lambda: memory.used / 2**30),
         memory_total_gib=_asked(lambda: memory.total / 2**30),
-        temperature_c=_asked(lambda: float(nvml.nvmlDeviceGetTemperature(gpu, _NVML_TEMPERATURE_GPU))),
+        temperature_c=_asked(
+            lambda: float(nvml.nvmlDeviceGetTemperature(gpu, _NVML_TEMPERATURE_GPU))
+        ),
         power_w=_asked(lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
         throttled=None if reasons is None else bool(reasons & _THERMAL_SLOWDOWN),
     )

@@ -1,4 +1,6 @@
-"""What a model folder holds, read from its JSON files and safetensors headers alone: no weight is loaded."""
+"""What a model folder holds, read from its JSON files and safetensors headers alone: no weight is
+loaded.
+"""
 
 import contextlib
 import json
@@ -59,7 +61,10 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete model folder. `dtypes` counts parameters, `code_files` is what its auto_maps execute."""
+    """A complete model folder.
+
+    `dtypes` counts parameters, `code_files` is what its auto_maps execute.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -104,17 +109,24 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
 def checkpoint_findings(folder: Path) -> list[Finding]:
     """Everything that keeps a model folder from being loaded, all at once; empty for a sound one.
 
-    Names, sizes, times and headers are read: a bit that flipped inside a tensor needs `iisft download --verify`.
+    Names, sizes, times and headers are read: a bit that flipped inside a tensor needs `iisft
+    download --verify`.
     """
     survey = _Survey(folder)
-    if survey.config and not any((folder / name).is_file() for name in (*TOKENIZER_FILES, "tokenizer_config.json")):
+    if survey.config and not any(
+        (folder / name).is_file() for name in (*TOKENIZER_FILES, "tokenizer_config.json")
+    ):
         survey.report("model-no-tokenizer", "the model folder has no tokenizer", folder)
     told = {finding.where for finding in survey.findings}
-    return survey.findings + [finding for finding in quick_findings(folder) if finding.where not in told]
+    return survey.findings + [
+        finding for finding in quick_findings(folder) if finding.where not in told
+    ]
 
 
 def is_computed_buffer(name: str) -> bool:
-    """Whether a tensor is one that old Llama checkpoints stored although every loader computes it anew."""
+    """Whether a tensor is one that old Llama checkpoints stored although every loader computes it
+    anew.
+    """
     return name.endswith("rotary_emb.inv_freq")
 
 
@@ -139,11 +151,17 @@ def json_files(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def code_files(folder: Path) -> tuple[str, ...]:
-    """The Python files that a folder's auto_maps name; `owner/name--file.py` is one of another repository."""
+    """The Python files that a folder's auto_maps name.
+
+    `owner/name--file.py` is one of another repository.
+    """
     found: set[str] = set()
     for _, content in json_files(folder):
         for holder in auto_maps(content):
-            found.update(f"{reference.rpartition('.')[0]}.py" for reference in _references(holder["auto_map"]))
+            found.update(
+                f"{reference.rpartition('.')[0]}.py"
+                for reference in _references(holder["auto_map"])
+            )
     return tuple(sorted(found))
 
 
@@ -156,7 +174,9 @@ def _references(auto_map: Any) -> Iterator[str]:
 
 
 class _Survey:
-    """One pass over a folder that keeps going after a fault, so that all faults are reported together."""
+    """One pass over a folder that keeps going after a fault, so that all faults are reported
+    together.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -171,7 +191,9 @@ class _Survey:
         self._read_weights()
 
     def report(self, code: str, message: str, where: Path) -> None:
-        self.findings.append(Finding(code, message, where=str(where), fix=mend_command(self.folder)))
+        self.findings.append(
+            Finding(code, message, where=str(where), fix=mend_command(self.folder))
+        )
 
     def _read_config(self) -> None:
         path = self.folder / "config.json"
@@ -187,8 +209,14 @@ class _Survey:
         architectures = config.get("architectures")
         first = architectures[0] if isinstance(architectures, list) and architectures else None
         # the name becomes part of an auto_map, where `--` or a dot would lead to other code
-        if not isinstance(first, str) or not first.isidentifier() or not isinstance(config.get("model_type"), str):
-            self.report("model-config-broken", "config.json has no valid architecture and model_type", path)
+        if (
+            not isinstance(first, str)
+            or not first.isidentifier()
+            or not isinstance(config.get("model_type"), str)
+        ):
+            self.report(
+                "model-config-broken", "config.json has no valid architecture and model_type", path
+            )
             return
         self.config = config
 
@@ -200,7 +228,11 @@ class _Survey:
         elif index.is_file():
             self._read_shards(index)
         else:
-            self.report("model-no-safetensors", f"there is neither {SINGLE_FILE} nor {INDEX_FILE}", self.folder)
+            self.report(
+                "model-no-safetensors",
+                f"there is neither {SINGLE_FILE} nor {INDEX_FILE}",
+                self.folder,
+            )
 
     def _read_shards(self, index: Path) -> None:
         weight_map = (read_json_object(index) or {}).get("weight_map")
@@ -209,7 +241,9 @@ class _Survey:
             return
         names = list(weight_map.values())
         if not all(isinstance(name, str) and PurePosixPath(name).name == name for name in names):
-            self.report("model-index-broken", f"{INDEX_FILE} names a file outside the model folder", index)
+            self.report(
+                "model-index-broken", f"{INDEX_FILE} names a file outside the model folder", index
+            )
             return
         self.weight_files = tuple(sorted(set(names)))
         sound = [self._read_shard(name) for name in self.weight_files]
@@ -280,9 +314,14 @@ def _tensor(name: str, entry: Any, file: str) -> tuple[Tensor, tuple[int, int]]:
         dtype, bits = DTYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"its header describes tensor {name} in a way that no loader knows") from None
+        raise ValueError(
+            f"its header describes tensor {name} in a way that no loader knows"
+        ) from None
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"its header gives tensor {name} a shape or place that is no whole number")
     if (end - begin) * 8 != math.prod(shape) * bits:
-        raise ValueError(f"its header gives tensor {name} {end - begin} bytes, which is not its shape {list(shape)}")
+        raise ValueError(
+            f"its header gives tensor {name} {end - begin} bytes, which is not its shape "
+            f"{list(shape)}"
+        )
     return Tensor(dtype, shape, file), (begin, end)

@@ -11,16 +11,22 @@ _SAMPLE_BYTES = 4096
 
 
 def stamp(weights: Path) -> dict[str, Any]:
-    """Size, time, and a digest of samples of one file: enough to notice other weights of the same shape.
+    """Size, time, and a digest of samples of one file: enough to notice other weights of the same
+    shape.
 
-    The samples are the first and the last bytes and 15 places between: a fine-tuning changes every weight. A digest of
-    the whole file would take longer than everything else that is checked before a run.
+    The samples are the first and the last bytes and 15 places between: a fine-tuning changes every
+    weight. A digest of the whole file would take longer than everything else that is checked before
+    a run.
 
     Raises:
         OSError: it can't be read.
     """
     stat = weights.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sample_sha256": _sample_digest(weights, stat.st_size)}
+    return {
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sample_sha256": _sample_digest(weights, stat.st_size),
+    }
 
 
 def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Iterator[str]:
@@ -29,8 +35,8 @@ def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Itera
     Args:
         recorded: that object.
         folder: where the model is now.
-        copies: let a file with another time and the same samples pass, as a copy has them. Training goes on only over
-            the very files that it began with.
+        copies: let a file with another time and the same samples pass, as a copy has them. Training
+            goes on only over the very files that it began with.
     """
     if _sha256(folder / "config.json") != recorded["config_sha256"]:
         yield f"the model's config.json has changed ({folder})"

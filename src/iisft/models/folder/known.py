@@ -1,4 +1,6 @@
-"""What a plan must know of a model: from its folder, or, for the presets' models, from facts that come with iisft."""
+"""What a plan must know of a model: from its folder, or, for the presets' models, from facts that
+come with iisft.
+"""
 
 import contextlib
 import json
@@ -31,20 +33,35 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
     if not path.is_file():
         config = _known_configs().get(model_id)
         if config is not None:
-            return ModelFacts(config, str(config["torch_dtype"]), "facts shipped with iisft; the model is not here"), []
+            return ModelFacts(
+                config,
+                str(config["torch_dtype"]),
+                "facts shipped with iisft; the model is not here",
+            ), []
         text = f"the model {model_id} is not there, and iisft ships no facts about it"
-        fix = f"iisft download {shlex.quote(model_id)} (its config.json alone is enough here), or --model DIR"
+        fix = (
+            f"iisft download {shlex.quote(model_id)} (its config.json alone is enough here), or "
+            "--model DIR"
+        )
         return None, [Finding("model-missing", text, where=str(folder), fix=fix)]
     found = read_json_object(path)
     if found is None:
         text = "config.json is torn or no JSON object"
         return None, [
-            Finding("model-config-broken", text, where=str(path), fix=f"iisft download {shlex.quote(model_id)}")
+            Finding(
+                "model-config-broken",
+                text,
+                where=str(path),
+                fix=f"iisft download {shlex.quote(model_id)}",
+            )
         ]
     dtype = _stored_dtype(folder, found)
     notes = []
     if dtype is None:
-        text = f"neither config.json nor weights say what the model is stored in: {_USUAL_DTYPE} is assumed"
+        text = (
+            f"neither config.json nor weights say what the model is stored in: {_USUAL_DTYPE} "
+            "is assumed"
+        )
         notes.append(Finding("model-dtype-unknown", text, where=str(path), severity="warn"))
     return ModelFacts(found, dtype or _USUAL_DTYPE, str(path)), notes
 
@@ -60,6 +77,10 @@ def _stored_dtype(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 def _known_configs() -> dict[str, dict[str, Any]]:
-    text = resources.files("iisft").joinpath("models", "folder", "known_configs.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("iisft")
+        .joinpath("models", "folder", "known_configs.json")
+        .read_text(encoding="utf-8")
+    )
     models: dict[str, dict[str, Any]] = json.loads(text)["models"]
     return models

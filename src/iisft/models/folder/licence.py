@@ -1,4 +1,7 @@
-"""The licence of a model folder, as its README says in its front matter; both hubs keep it there."""
+"""The licence of a model folder, as its README says in its front matter.
+
+Both hubs keep it there.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""A model folder's manifest: from where each file came and which bytes it must have. Everyone who checks reads this."""
+"""A model folder's manifest: from where each file came and which bytes it must have.
+
+Everyone who checks reads this.
+"""
 
 import os
 import shlex
@@ -17,11 +20,16 @@ LOCAL = "local"  # the source of a folder that was adopted as it is
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a repository's path stays in its folder, out of iisft's own and of git's, and prints as one line."""
+    """Whether a repository's path stays in its folder, out of iisft's own and of git's, and prints
+    as one line.
+    """
     if not path or not path.isprintable() or "\\" in path or path.startswith("/"):
         return False
     parts = path.split("/")
-    return not any(part in ("", ".", "..") for part in parts) and parts[0].lower() not in (OWN_FOLDER, ".git")
+    return not any(part in ("", ".", "..") for part in parts) and parts[0].lower() not in (
+        OWN_FOLDER,
+        ".git",
+    )
 
 
 def is_paper(path: str) -> bool:
@@ -91,7 +99,10 @@ def read(folder: Path) -> Manifest | None:
         manifest = Manifest(**content, files=found)
     except (KeyError, TypeError):
         return None
-    sound = all(isinstance(file.path, str) and is_safe_path(file.path) and isinstance(file.size, int) for file in found)
+    sound = all(
+        isinstance(file.path, str) and is_safe_path(file.path) and isinstance(file.size, int)
+        for file in found
+    )
     return manifest if sound else None
 
 
@@ -101,13 +112,19 @@ def stamped(folder: Path, file: ManifestFile, sha256: str) -> ManifestFile:
 
 
 def quick_findings(folder: Path) -> list[Finding]:
-    """What speaks against a folder by its manifest, from names, sizes and times alone; nothing without a manifest."""
+    """What speaks against a folder by its manifest, from names, sizes and times alone.
+
+    Nothing without a manifest.
+    """
     manifest = read(folder)
     if manifest is None:
         return []
     if not manifest.complete:
         there = sum(file.size for file in manifest.files if _size(folder / file.path) == file.size)
-        text = f"the download of {manifest.repo} has not finished: {gb(there)} of {gb(manifest.size)} are here"
+        text = (
+            f"the download of {manifest.repo} has not finished: {gb(there)} of "
+            f"{gb(manifest.size)} are here"
+        )
         return [Finding("model-incomplete", text, where=str(folder), fix=mend_command(folder))]
     found, touched = [], []
     for file in manifest.files:
@@ -121,14 +138,24 @@ def quick_findings(folder: Path) -> list[Finding]:
                 touched += [file.path] if stat.st_mtime_ns != file.mtime_ns else []
                 continue
             text = f"{file.path} has {stat.st_size} bytes, downloaded were {file.size}"
-        keep = f"; if you changed it yourself: iisft download --adopt {shlex.quote(str(folder))} --source local"
+        keep = (
+            f"; if you changed it yourself: iisft download --adopt {shlex.quote(str(folder))} "
+            "--source local"
+        )
         fix = mend_command(folder) + ("" if path.suffix == ".safetensors" else keep)
         severity: Severity = "warn" if is_paper(file.path) else "error"
-        found.append(Finding("model-file-changed", text, where=str(path), fix=fix, severity=severity))
+        found.append(
+            Finding("model-file-changed", text, where=str(path), fix=fix, severity=severity)
+        )
     if touched:
-        text = f"{', '.join(touched[:3])}{' and more' if touched[3:] else ''}: written or copied since the download"
+        text = (
+            f"{', '.join(touched[:3])}{' and more' if touched[3:] else ''}: written or copied "
+            "since the download"
+        )
         fix = f"iisft download --verify {shlex.quote(str(folder))}"
-        found.append(Finding("model-file-touched", text, where=str(folder), fix=fix, severity="warn"))
+        found.append(
+            Finding("model-file-touched", text, where=str(folder), fix=fix, severity="warn")
+        )
     return found
 
 
@@ -137,8 +164,14 @@ def mend_command(folder: Path, repo: str | None = None) -> str:
     manifest = read(folder)
     if manifest is None:
         absolute = folder.absolute()
-        known = repo or (f"{absolute.parent.name}/{absolute.name}" if absolute.parent.parent.name == "models" else None)
-        return f"iisft download {shlex.quote(known or 'OWNER/NAME')} --to {shlex.quote(str(folder))}"
+        known = repo or (
+            f"{absolute.parent.name}/{absolute.name}"
+            if absolute.parent.parent.name == "models"
+            else None
+        )
+        return (
+            f"iisft download {shlex.quote(known or 'OWNER/NAME')} --to {shlex.quote(str(folder))}"
+        )
     words = ["iisft", "download", shlex.quote(manifest.repo or repo or "OWNER/NAME")]
     if manifest.source != LOCAL:
         words += ["--source", manifest.source]

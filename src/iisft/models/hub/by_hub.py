@@ -1,4 +1,7 @@
-"""`--transfer hub`: the hub's own client fetches (xet) in a child that Ctrl-C can end; what it brings is verified."""
+"""`--transfer hub`: the hub's own client fetches (xet) in a child that Ctrl-C can end.
+
+What it brings is verified.
+"""
 
 import json
 import os
@@ -19,7 +22,9 @@ from iisft.models.hub.transfer import write_error
 _CHILD = Path(__file__).parents[2] / "child" / "fetch_by_hub.py"
 
 
-def fetch(found: Listing, missing: Sequence[RemoteFile], folder: Path, show: Show) -> dict[str, str]:
+def fetch(
+    found: Listing, missing: Sequence[RemoteFile], folder: Path, show: Show
+) -> dict[str, str]:
     """Let the client download into a folder of its own, then move what is proven; path -> sha256.
 
     Raises:
@@ -51,10 +56,12 @@ def fetch(found: Listing, missing: Sequence[RemoteFile], folder: Path, show: Sho
             digest = digests[source]
             if not isinstance(digest, str) or not verify.is_right(source, file, digest):
                 source.unlink(missing_ok=True)
-                shutil.rmtree(staging / ".cache", ignore_errors=True)  # it would take the file for a good one
+                # it would take the file for a good one
+                shutil.rmtree(staging / ".cache", ignore_errors=True)
                 raise TransferError(
                     "wrong-digest",
-                    f"{file.path}: the hub's client brought other bytes than the listing promises, and did not say so",
+                    f"{file.path}: the hub's client brought other bytes than the listing "
+                    "promises, and did not say so",
                     where=str(target),
                     fix="run the command again without --transfer hub; nothing was replaced",
                 )

@@ -1,4 +1,6 @@
-"""`iisft download`: a whole model folder from whichever hub answers, every byte proven before it gets its name."""
+"""`iisft download`: a whole model folder from whichever hub answers, every byte proven before it
+gets its name.
+"""
 
 import contextlib
 import shutil
@@ -26,7 +28,10 @@ _SPARE_BYTES = 64_000_000  # for the manifest, and whatever else writes meanwhil
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asked for. `sources` in the order of preference; several are asked at once."""
+    """What the command line asked for.
+
+    `sources` in the order of preference; several are asked at once.
+    """
 
     repo: str
     folder: Path
@@ -40,7 +45,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """A complete folder. `fetched` counts the bytes of the files that had to come over the network."""
+    """A complete folder.
+
+    `fetched` counts the bytes of the files that had to come over the network.
+    """
 
     folder: Path
     manifest: Manifest
@@ -52,7 +60,8 @@ def download(request: Request, show: Show) -> Downloaded:
     """Make a folder hold exactly what a hub's listing says, fetching only what is missing or wrong.
 
     Raises:
-        TransferError, CheckFailed: it can't be finished; what came so far is kept and the next call goes on.
+        TransferError, CheckFailed: it can't be finished; what came so far is kept and the next call
+        goes on.
     """
     known = manifests.read(request.folder)
     preferred = known.source if known is not None and known.repo == request.repo else ""
@@ -68,14 +77,19 @@ def download(request: Request, show: Show) -> Downloaded:
     while True:
         found = hubs.next()
         try:
-            wanted = listing.select(found.files, request.include, request.exclude, allow_pickle=request.allow_pickle)
+            wanted = listing.select(
+                found.files, request.include, request.exclude, allow_pickle=request.allow_pickle
+            )
             with _locked(request.folder):  # only now is there anything to write
                 return _complete(request, found, wanted, hubs, show, notes)
         except (TransferError, CheckFailed) as error:
             if _is_local(error) or not hubs.more:
                 raise
             hubs.failed(error)
-            text = f"{NAMES[found.source]} could not finish it ({error.message}); going on with the other hub"
+            text = (
+                f"{NAMES[found.source]} could not finish it ({error.message}); going on with "
+                "the other hub"
+            )
             notes.append(Finding("other-hub", text, severity="warn", exit_code=ExitCode.TRANSFER))
 
 
@@ -94,17 +108,26 @@ def _complete(
     if missing:
         with _writing(folder):
             _require_room(folder, missing)
-            planned = [entries.get(file.path, ManifestFile(file.path, file.size, file.sha256)) for file in wanted]
-            _manifest(found, folder, [*planned, *_others(earlier, wanted)], complete=False).write(folder)
+            planned = [
+                entries.get(file.path, ManifestFile(file.path, file.size, file.sha256))
+                for file in wanted
+            ]
+            _manifest(found, folder, [*planned, *_others(earlier, wanted)], complete=False).write(
+                folder
+            )
             notes += _keep_old(folder, missing)
         digests = _fetch(request, found, missing, hubs, show)
     with _writing(folder):
         for file in missing:
-            entries[file.path] = stamped(folder, ManifestFile(file.path, file.size), digests[file.path])
+            entries[file.path] = stamped(
+                folder, ManifestFile(file.path, file.size), digests[file.path]
+            )
         others = _others(earlier, wanted)
         entries |= _still_right(others, found)
         notes += _remove_outdated(folder, others, found)
-        manifest = _manifest(found, folder, [entries[path] for path in sorted(entries)], complete=True)
+        manifest = _manifest(
+            found, folder, [entries[path] for path in sorted(entries)], complete=True
+        )
         manifest.write(folder)
         shutil.rmtree(folder / OWN_FOLDER / "parts", ignore_errors=True)
         shutil.rmtree(folder / OWN_FOLDER / "hub", ignore_errors=True)
@@ -112,13 +135,20 @@ def _complete(
     return Downloaded(folder, manifest, fetched, (*notes, *_remarks(folder, wanted)))
 
 
-def _fetch(request: Request, found: Listing, missing: Sequence[RemoteFile], hubs: Hubs, show: Show) -> dict[str, str]:
+def _fetch(
+    request: Request, found: Listing, missing: Sequence[RemoteFile], hubs: Hubs, show: Show
+) -> dict[str, str]:
     """Bring the missing files to their places; path -> sha256."""
     if request.by_hub:
         return by_hub.fetch(found, missing, request.folder, show)
     tally = Tally("downloading", sum(file.size for file in missing), len(missing))
     jobs = [
-        Job(file, request.folder, found.headers, lambda: PATIENCE_WITH_ANOTHER_HUB if hubs.more else len(PAUSES_S))
+        Job(
+            file,
+            request.folder,
+            found.headers,
+            lambda: PATIENCE_WITH_ANOTHER_HUB if hubs.more else len(PAUSES_S),
+        )
         for file in sorted(missing, key=lambda file: (file.size > _SPARE_BYTES, -file.size))
     ]
     outcome = each(
@@ -144,11 +174,15 @@ def raise_together(errors: Sequence[TransferError]) -> None:
         raise CheckFailed([transfer_finding(error) for error in errors])
 
 
-def _already_right(folder: Path, wanted: Sequence[RemoteFile], show: Show) -> dict[str, ManifestFile]:
+def _already_right(
+    folder: Path, wanted: Sequence[RemoteFile], show: Show
+) -> dict[str, ManifestFile]:
     """Files whose every byte, read now, is what the listing promises; time stamps prove nothing."""
     here = [file for file in wanted if (folder / file.path).is_file()]
     candidates = [file for file in here if (folder / file.path).stat().st_size == file.size]
-    digests = verify.hash_files([folder / file.path for file in candidates], show) if candidates else {}
+    digests = (
+        verify.hash_files([folder / file.path for file in candidates], show) if candidates else {}
+    )
     right = {}
     for file in candidates:
         digest = digests[folder / file.path]
@@ -177,7 +211,11 @@ def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
     """A file that will be replaced and is no weight may be the person's own work: it is kept aside."""
     for file in missing:
         path = folder / file.path
-        if path.is_file() and not path.name.endswith(".safetensors") and not listing.is_pickle(path.name):
+        if (
+            path.is_file()
+            and not path.name.endswith(".safetensors")
+            and not listing.is_pickle(path.name)
+        ):
             kept = folder / OWN_FOLDER / "replaced" / file.path
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, kept)
@@ -188,17 +226,27 @@ def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
 def _others(earlier: Manifest | None, wanted: Sequence[RemoteFile]) -> list[ManifestFile]:
     """What an earlier download brought and this one does not ask for."""
     asked = {file.path for file in wanted}
-    return [file for file in (earlier.files if earlier else ()) if file.mtime_ns and file.path not in asked]
+    return [
+        file
+        for file in (earlier.files if earlier else ())
+        if file.mtime_ns and file.path not in asked
+    ]
 
 
 def _still_right(others: Sequence[ManifestFile], found: Listing) -> dict[str, ManifestFile]:
     """Those of other globs that this listing has with the same bytes: they stay in the manifest."""
     digests = {file.path: file.sha256 for file in found.files if file.sha256}
-    return {file.path: file for file in others if file.sha256 and digests.get(file.path) == file.sha256}
+    return {
+        file.path: file for file in others if file.sha256 and digests.get(file.path) == file.sha256
+    }
 
 
-def _remove_outdated(folder: Path, others: Sequence[ManifestFile], found: Listing) -> Iterator[Finding]:
-    """Weights that this commit has no more, still as they were downloaded: a loader could take them for its own."""
+def _remove_outdated(
+    folder: Path, others: Sequence[ManifestFile], found: Listing
+) -> Iterator[Finding]:
+    """Weights that this commit has no more, still as they were downloaded: a loader could take them
+    for its own.
+    """
     listed = {file.path for file in found.files}
     for file in others:
         path = folder / file.path
@@ -210,7 +258,9 @@ def _remove_outdated(folder: Path, others: Sequence[ManifestFile], found: Listin
             yield Finding("file-removed", text, where=str(path), severity="warn")
 
 
-def _manifest(found: Listing, folder: Path, entries: Sequence[ManifestFile], *, complete: bool) -> Manifest:
+def _manifest(
+    found: Listing, folder: Path, entries: Sequence[ManifestFile], *, complete: bool
+) -> Manifest:
     return Manifest(
         source=found.source,
         endpoint=found.endpoint,
@@ -232,7 +282,10 @@ def _remarks(folder: Path, wanted: Sequence[RemoteFile]) -> Iterator[Finding]:
     for finding in checkpoint_findings(folder):
         yield Finding(finding.id, finding.message, where=finding.where, severity="warn")
     if code := code_files(folder):
-        text = f"the model brings code of its own: {', '.join(code)}. None of it runs unless a preset trusts it"
+        text = (
+            f"the model brings code of its own: {', '.join(code)}. None of it runs unless a "
+            "preset trusts it"
+        )
         fix = "read it; then --set model.trust_remote_code=true"
         yield Finding("model-code", text, where=str(folder), fix=fix, severity="info")
 
@@ -247,7 +300,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 stack.enter_context(files.exclusive_lock(folder / OWN_FOLDER / "lock"))
             except BlockingIOError:
                 raise TransferError(
-                    "download-running", "another iisft is downloading into this folder", where=str(folder),
+                    "download-running", "another iisft is downloading into this "
+                                        "folder", where=str(folder),
                     fix="wait for it, or end it: the bytes that it has are kept",
                 ) from None  # fmt: skip
         yield
@@ -262,5 +316,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _is_local(error: TransferError | CheckFailed) -> bool:
-    found = [finding.id for finding in error.errors] if isinstance(error, CheckFailed) else [error.code]
+    found = (
+        [finding.id for finding in error.errors] if isinstance(error, CheckFailed) else [error.code]
+    )
     return any(code in LOCAL_FAULTS for code in found)

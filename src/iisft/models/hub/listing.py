@@ -20,7 +20,10 @@ _SHA1 = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file that a hub offers. Hugging Face tells no sha256 of small files, but git's sha1 of the blob."""
+    """A file that a hub offers.
+
+    Hugging Face tells no sha256 of small files, but git's sha1 of the blob.
+    """
 
     path: str
     size: int
@@ -56,7 +59,9 @@ def checked_files(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     seen: dict[str, RemoteFile] = {}
     for file in files:
         if not is_safe_path(file.path):
-            raise _unsafe(f"the hub's listing names {file.path!r}, which is not a path inside a model folder")
+            raise _unsafe(
+                f"the hub's listing names {file.path!r}, which is not a path inside a model folder"
+            )
         if not isinstance(file.size, int) or file.size < 0:
             raise _unsafe(f"the hub's listing gives {file.path} the size {file.size!r}")
         if (file.sha256 is not None and not _SHA256.fullmatch(file.sha256)) or (
@@ -69,13 +74,17 @@ def checked_files(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 
 
 def select(
-    files: Sequence[RemoteFile], include: Sequence[str] = (), exclude: Sequence[str] = (), *, allow_pickle: bool = False
+    files: Sequence[RemoteFile],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    allow_pickle: bool = False,
 ) -> tuple[RemoteFile, ...]:
     """What to download: the given globs, else what training needs.
 
-    That is the safetensors that transformers would load (no duplicates in other formats, precisions or
-    folders), the configuration, the tokenizer, the model's own code and its papers. Pickles only where
-    there is nothing else and `allow_pickle` is set.
+    That is the safetensors that transformers would load (no duplicates in other formats, precisions
+    or folders), the configuration, the tokenizer, the model's own code and its papers. Pickles only
+    where there is nothing else and `allow_pickle` is set.
 
     Raises:
         TransferError: nothing is left, or only pickles.
@@ -108,7 +117,9 @@ def _needed(files: Sequence[RemoteFile], *, allow_pickle: bool) -> list[RemoteFi
     if not weights:
         pickles = [file for file in top if is_pickle(file.path)]
         if pickles and not allow_pickle:
-            raise _only_pickles([file.path for file in pickles], "the repository has its weights only as pickles")
+            raise _only_pickles(
+                [file.path for file in pickles], "the repository has its weights only as pickles"
+            )
         weights = pickles
     others = [file for file in files if _is_small(file.path)]
     return sorted({*weights, *others}, key=lambda file: file.path)
@@ -117,7 +128,8 @@ def _needed(files: Sequence[RemoteFile], *, allow_pickle: bool) -> list[RemoteFi
 def _is_small(path: str) -> bool:
     name = PurePosixPath(path).name.lower()
     if "/" in path:
-        return name.endswith(".jinja") and "/" not in path.partition("/")[2]  # additional_chat_templates/
+        # additional_chat_templates/
+        return name.endswith(".jinja") and "/" not in path.partition("/")[2]
     return name.endswith(_SMALL_SUFFIXES) or is_paper(name)
 
 
@@ -129,7 +141,8 @@ def _only_pickles(paths: Sequence[str], reason: str) -> TransferError:
     shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     return TransferError(
         "only-pickles",
-        f"{reason}: {shown}. Loading a pickle can run any code, and iisft trains from safetensors alone",
+        f"{reason}: {shown}. Loading a pickle can run any code, and iisft trains from safetensors "
+        "alone",
         fix="take a repository with safetensors; --allow-pickle downloads them all the same",
     )
 

@@ -1,4 +1,6 @@
-"""The two hubs' own clients, asked for metadata alone: which commit, which files, which bytes they must have."""
+"""The two hubs' own clients, asked for metadata alone: which commit, which files, which bytes they
+must have.
+"""
 
 import contextlib
 import logging
@@ -12,7 +14,14 @@ from typing import Any
 
 from iisft.errors import CheckFailed, ExitCode, Finding, IisftError, TransferError, UsageError
 from iisft.models.hub.listing import Listing, RemoteFile, checked_files
-from iisft.models.hub.network import CONNECT_S, PASSING, agree_on_certificates, connection_error, shown, status_error
+from iisft.models.hub.network import (
+    CONNECT_S,
+    PASSING,
+    agree_on_certificates,
+    connection_error,
+    shown,
+    status_error,
+)
 
 DEADLINE_S = 30.0  # for one hub's whole listing
 _ANSWER_S = 10.0
@@ -22,19 +31,28 @@ HUGGINGFACE, MODELSCOPE = "huggingface", "modelscope"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 NAMES = {HUGGINGFACE: "Hugging Face", MODELSCOPE: "ModelScope"}
-_LOGINS = {HUGGINGFACE: "hf auth login, or export HF_TOKEN=...", MODELSCOPE: "export MODELSCOPE_API_TOKEN=..."}
+_LOGINS = {
+    HUGGINGFACE: "hf auth login, or export HF_TOKEN=...",
+    MODELSCOPE: "export MODELSCOPE_API_TOKEN=...",
+}
 _OTHER = {HUGGINGFACE: MODELSCOPE, MODELSCOPE: HUGGINGFACE}
 
 
 class Hubs:
-    """Asks the hubs at once, each in its own thread; `next` gives the listings in the order of the answers.
+    """Asks the hubs at once, each in its own thread; `next` gives the listings in the order of the
+    answers.
 
-    `preferred` is waited for a little longer than the first answer: a folder stays with its hub while that answers.
+    `preferred` is waited for a little longer than the first answer: a folder stays with its hub
+    while that answers.
     """
 
-    def __init__(self, repo: str, revision: str | None, sources: Sequence[str], preferred: str = "") -> None:
+    def __init__(
+        self, repo: str, revision: str | None, sources: Sequence[str], preferred: str = ""
+    ) -> None:
         if not _REPO.fullmatch(repo) or ".." in repo:
-            raise UsageError("model-id", f"{repo!r} is no model id", fix="OWNER/NAME as the hub's page shows it")
+            raise UsageError(
+                "model-id", f"{repo!r} is no model id", fix="OWNER/NAME as the hub's page shows it"
+            )
         self._answers: queue.SimpleQueue[tuple[str, Listing | TransferError]] = queue.SimpleQueue()
         self._waiting = list(sources)
         self._ready: list[Listing] = []
@@ -110,7 +128,9 @@ class Hubs:
 
 def transfer_finding(error: IisftError) -> Finding:
     """An error as one finding of several."""
-    return Finding(error.code, error.message, where=error.where, fix=error.fix, exit_code=ExitCode.TRANSFER)
+    return Finding(
+        error.code, error.message, where=error.where, fix=error.fix, exit_code=ExitCode.TRANSFER
+    )
 
 
 def endpoint_of(source: str) -> str:
@@ -122,7 +142,9 @@ def endpoint_of(source: str) -> str:
     return str(HubConfig().endpoint)
 
 
-def _patiently(ask: Callable[[str, str | None], Listing], repo: str, revision: str | None) -> Listing:
+def _patiently(
+    ask: Callable[[str, str | None], Listing], repo: str, revision: str | None
+) -> Listing:
     for pause in _PAUSES_S:
         try:
             return ask(repo, revision)
@@ -149,7 +171,9 @@ def _huggingface(repo: str, revision: str | None) -> Listing:
 
         # huggingface_hub's own client has no timeout at all
         set_client_factory(
-            lambda: httpx.Client(follow_redirects=True, timeout=httpx.Timeout(_ANSWER_S, connect=CONNECT_S))
+            lambda: httpx.Client(
+                follow_redirects=True, timeout=httpx.Timeout(_ANSWER_S, connect=CONNECT_S)
+            )
         )
         api = HfApi(endpoint=endpoint, library_name="iisft")
         commit = api.model_info(repo, revision=asked, timeout=_ANSWER_S).sha
@@ -199,7 +223,8 @@ def _modelscope(repo: str, revision: str | None) -> Listing:
     try:
         from modelscope_hub import HubApi, HubConfig
 
-        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # it would talk into the progress bar
+        # it would talk into the progress bar
+        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
         config = HubConfig()
         endpoint = str(config.endpoint)
         place = _place(MODELSCOPE, endpoint)
@@ -223,7 +248,9 @@ def _modelscope(repo: str, revision: str | None) -> Listing:
     if not files:
         raise _no_model(MODELSCOPE, place, repo)
     token = config.token
-    headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
+    headers = (
+        {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
+    )
     return Listing(MODELSCOPE, shown(endpoint), repo, asked, commit, checked_files(files), headers)
 
 
@@ -242,12 +269,15 @@ def _modelscope_error(error: Exception, place: str, repo: str, revision: str) ->
 def _other_error(error: Exception, place: str) -> TransferError:
     if isinstance(error, TransferError):
         return error
-    if isinstance(error, ValueError | KeyError | TypeError | AttributeError) and "SOCKS" not in str(error):
+    if isinstance(error, ValueError | KeyError | TypeError | AttributeError) and "SOCKS" not in str(
+        error
+    ):
         return TransferError(
             "hub-answer",
             f"{place} answers with something that is no model listing",
             where=place,
-            fix="a login page of the network, or a wrong HF_ENDPOINT or MODELSCOPE_ENDPOINT, looks like this",
+            fix="a login page of the network, or a wrong HF_ENDPOINT or MODELSCOPE_ENDPOINT, "
+            "looks like this",
         )
     return connection_error(error, place)
 
@@ -273,7 +303,8 @@ def _no_model(source: str, place: str, repo: str) -> TransferError:
         "hub-no-such-model",
         f"{place} has no model {repo}, or it is private",
         where=place,
-        fix=f"check the spelling; a private one needs a login: {_LOGINS[source]}; other hub: --source {_OTHER[source]}",
+        fix=f"check the spelling; a private one needs a login: {_LOGINS[source]}; other hub: "
+        f"--source {_OTHER[source]}",
     )
 
 

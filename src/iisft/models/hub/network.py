@@ -1,4 +1,6 @@
-"""How iisft talks to hubs: timeouts, certificates as the environment says, and words for what goes wrong."""
+"""How iisft talks to hubs: timeouts, certificates as the environment says, and words for what goes
+wrong.
+"""
 
 import os
 import re
@@ -16,7 +18,9 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def agree_on_certificates() -> None:
-    """Make httpx (which reads SSL_CERT_FILE) and requests (which reads REQUESTS_CA_BUNDLE) trust the same bundle."""
+    """Make httpx (which reads SSL_CERT_FILE) and requests (which reads REQUESTS_CA_BUNDLE) trust
+    the same bundle.
+    """
     bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), None)
     if bundle is not None:
         os.environ.setdefault("SSL_CERT_FILE", bundle)
@@ -26,7 +30,11 @@ def agree_on_certificates() -> None:
 def origin(url: str) -> tuple[str, str, int | None]:
     """Scheme, host and port: what may see a token."""
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return (
+        parts.scheme,
+        parts.hostname or "",
+        parts.port or {"http": 80, "https": 443}.get(parts.scheme),
+    )
 
 
 def shown(url: str) -> str:
@@ -44,7 +52,8 @@ def connection_error(error: BaseException, place: str) -> TransferError:
             "proxy-socks",
             "the environment names a SOCKS proxy, and the packages for it are not installed",
             where=proxy,
-            fix="pip install 'httpx[socks]' PySocks, or name an HTTP proxy: export HTTPS_PROXY=http://HOST:PORT",
+            fix="pip install 'httpx[socks]' PySocks, or name an HTTP proxy: export "
+            "HTTPS_PROXY=http://HOST:PORT",
         )
     if "CERTIFICATE_VERIFY_FAILED" in texts or "SSLCertVerificationError" in names:
         return TransferError(
@@ -54,9 +63,14 @@ def connection_error(error: BaseException, place: str) -> TransferError:
             fix="behind a proxy that opens TLS: export SSL_CERT_FILE=/path/to/its/ca.pem",
         )
     if "Timeout" in names:
-        return TransferError("hub-timeout", f"no answer from {place} in time", where=place, fix=_try_elsewhere(proxy))
+        return TransferError(
+            "hub-timeout", f"no answer from {place} in time", where=place, fix=_try_elsewhere(proxy)
+        )
     return TransferError(
-        "hub-unreachable", f"{place} can't be reached: {_short(texts)}", where=place, fix=_try_elsewhere(proxy)
+        "hub-unreachable",
+        f"{place} can't be reached: {_short(texts)}",
+        where=place,
+        fix=_try_elsewhere(proxy),
     )
 
 
@@ -89,7 +103,9 @@ def status_error(status: int, place: str, what: str) -> TransferError:
         )
     else:
         text = f"{place} refuses the request ({status})"
-    return TransferError("hub-refused", text, where=what, fix="log in, or ask for access on the model's page")
+    return TransferError(
+        "hub-refused", text, where=what, fix="log in, or ask for access on the model's page"
+    )
 
 
 def _chain(error: BaseException) -> tuple[str, str]:
@@ -104,16 +120,29 @@ def _chain(error: BaseException) -> tuple[str, str]:
 
 
 def _short(text: str) -> str:
-    for known in ("Connection refused", "Name or service not known", "No route to host", "Connection reset by peer",
-                  "Network is unreachable", "Temporary failure in name resolution", "Cannot connect to proxy",
+    for known in ("Connection refused", "Name or service not known", "No route to "
+                                                                     "host", "Connection reset by "
+                                                                             "peer",
+                  "Network is unreachable", "Temporary failure in name resolution", "Cannot "
+                                                                                    "connect to "
+                                                                                    "proxy",
                   "Connection aborted", "server disconnected", "Server disconnected"):  # fmt: skip
         if known in text:
             return known[0].lower() + known[1:]
-    return re.sub(r"https?://\S+", lambda match: shown(match.group()), text.partition(" | ")[0])[:200]
+    return re.sub(r"https?://\S+", lambda match: shown(match.group()), text.partition(" | ")[0])[
+        :200
+    ]
 
 
 def _proxy_hint() -> str:
-    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in (
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
         if os.environ.get(name):
             return f"{name}={shown(os.environ[name])}"
     return ""
@@ -121,4 +150,7 @@ def _proxy_hint() -> str:
 
 def _try_elsewhere(proxy: str) -> str:
     via = f"; the connection goes through {proxy}" if proxy else ""
-    return f"check the network; try the other --source, or a mirror: export HF_ENDPOINT=https://hf-mirror.com{via}"
+    return (
+        "check the network; try the other --source, or a mirror: export "
+        f"HF_ENDPOINT=https://hf-mirror.com{via}"
+    )

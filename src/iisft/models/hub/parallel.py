@@ -1,4 +1,6 @@
-"""Work on many files at once that Ctrl-C ends at once: daemon threads, a stop flag, and a tally for the bar."""
+"""Work on many files at once that Ctrl-C ends at once: daemon threads, a stop flag, and a tally for
+the bar.
+"""
 
 import threading
 import time
@@ -19,7 +21,9 @@ class Cancelled(Exception):
 
 @dataclass
 class Tally:
-    """How far a piece of work is, for a progress bar: bytes and files, and what went wrong on the way."""
+    """How far a piece of work is, for a progress bar: bytes and files, and what went wrong on the
+    way.
+    """
 
     what: str
     total_bytes: int
@@ -84,9 +88,11 @@ def each(
     show: Show,
     fatal: Callable[[Exception], bool] = lambda _: False,
 ) -> Outcome[Item, Answer]:
-    """Do `work` for every item with a few threads, calling `show` from this thread a few times a second.
+    """Do `work` for every item with a few threads, calling `show` from this thread a few times a
+    second.
 
-    An item's exception is kept and the others go on, unless `fatal` says that none of them can succeed.
+    An item's exception is kept and the others go on, unless `fatal` says that none of them can
+    succeed.
 
     Raises:
         KeyboardInterrupt: at once; the threads are told to stop.

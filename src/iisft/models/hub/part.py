@@ -1,4 +1,6 @@
-"""The unfinished file: named by its digest, read again when it is continued, renamed when it is right."""
+"""The unfinished file: named by its digest, read again when it is continued, renamed when it is
+right.
+"""
 
 import hashlib
 import os
@@ -14,12 +16,16 @@ _FLUSH = 32 * 1024 * 1024
 
 
 def part_of(file: RemoteFile, folder: Path) -> Path:
-    """Named by its digest, so that a part is never continued with other bytes, and any hub can continue it."""
+    """Named by its digest, so that a part is never continued with other bytes, and any hub can
+    continue it.
+    """
     return folder / OWN_FOLDER / "parts" / f"{file.path}.{file.digest[:16] or 'unproven'}"
 
 
 class Digests:
-    """The running digests of one file: sha256 for the manifest, git's sha1 where the hub knows nothing else."""
+    """The running digests of one file: sha256 for the manifest, git's sha1 where the hub knows
+    nothing else.
+    """
 
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
@@ -45,7 +51,10 @@ class Digests:
 
 
 class Part:
-    """A context that holds one unfinished file open; `position` and `digests` are those of its whole content."""
+    """A context that holds one unfinished file open.
+
+    `position` and `digests` are those of its whole content.
+    """
 
     def __init__(self, file: RemoteFile, folder: Path, tally: Tally) -> None:
         self._file, self._tally = file, tally
@@ -74,13 +83,17 @@ class Part:
             self._tally.advance(len(chunk), moved=False)
 
     def append(self, chunk: bytes) -> None:
-        """Raises OSError when the disk is full; position and digests then still fit the last whole append."""
+        """Raises OSError when the disk is full.
+
+        Position and digests then still fit the last whole append.
+        """
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._descriptor, view) :]
         self.digests.update(chunk)
         if self.position // _FLUSH != (self.position + len(chunk)) // _FLUSH:
-            # begins to write to the disk without waiting, so that the fsync at the end has little left to do
+            # begins to write to the disk without waiting, so that the fsync at the end has little
+            # left to do
             os.posix_fadvise(self._descriptor, 0, self.position, os.POSIX_FADV_DONTNEED)
         self.position += len(chunk)
         self._tally.advance(len(chunk))

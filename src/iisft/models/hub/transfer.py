@@ -1,4 +1,6 @@
-"""Fetching one file: resumed by its part, hashed as it comes, published only when its digest is right."""
+"""Fetching one file: resumed by its part, hashed as it comes, published only when its digest is
+right.
+"""
 
 import contextlib
 import errno
@@ -11,14 +13,23 @@ from urllib.parse import urljoin, urlsplit
 
 from iisft.errors import TransferError
 from iisft.models.hub.listing import RemoteFile
-from iisft.models.hub.network import CONNECT_S, PASSING, READ_S, connection_error, origin, shown, status_error
+from iisft.models.hub.network import (
+    CONNECT_S,
+    PASSING,
+    READ_S,
+    connection_error,
+    origin,
+    shown,
+    status_error,
+)
 from iisft.models.hub.parallel import Stop, Tally
 from iisft.models.hub.part import CHUNK, Part
 
 if TYPE_CHECKING:
     import requests
 
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 60.0)  # between attempts that bring nothing: four minutes
+# between attempts that bring nothing: four minutes
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 60.0)
 _PROGRESS = 1_000_000  # bytes that make an attempt a success
 _REDIRECTS = 5
 _LONGEST_WAIT_S = 300.0
@@ -31,7 +42,10 @@ LOCAL_FAULTS = frozenset({"disk-full", "write-failed", "download-running"})
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to fetch. `headers` go to the host of its URL alone; `patience()` is how many PAUSES_S to take."""
+    """One file to fetch.
+
+    `headers` go to the host of its URL alone; `patience()` is how many PAUSES_S to take.
+    """
 
     file: RemoteFile
     folder: Path
@@ -46,7 +60,8 @@ def fetch(job: Job, tally: Tally, stop: Stop) -> str:
     """Bring one file to its place and return its sha256.
 
     Raises:
-        TransferError: it can't be had; what came so far stays in the part unless its digest is wrong.
+        TransferError: it can't be had; what came so far stays in the part unless its digest is
+        wrong.
         Cancelled: the work was told to stop.
     """
     try:
@@ -56,7 +71,8 @@ def fetch(job: Job, tally: Tally, stop: Stop) -> str:
                 _receive(job, part, tally, stop)
                 if part.digests.right:
                     break
-                part.restart()  # a power cut may have torn what an earlier process wrote: once more from the start
+                # a power cut may have torn what an earlier process wrote: once more from the start
+                part.restart()
                 if last:
                     raise _wrong_digest(job)
                 tally.note(f"{job.file.path}: wrong digest, fetching it again")
@@ -74,10 +90,12 @@ def write_error(error: OSError, path: Path) -> TransferError:
             "disk-full",
             f"the disk is full ({error.strerror})",
             where=str(path),
-            fix="make room or take another folder with --to; run the command again, it goes on where it stopped",
+            fix="make room or take another folder with --to; run the command again, it goes on "
+            "where it stopped",
         )
     return TransferError(
-        "write-failed", f"can't be written: {error.strerror or error}", where=error.filename or str(path),
+        "write-failed", "can't be written: "
+                        f"{error.strerror or error}", where=error.filename or str(path),
         fix="check the folder's permissions, or take another one with --to",
     )  # fmt: skip
 
@@ -85,14 +103,19 @@ def write_error(error: OSError, path: Path) -> TransferError:
 def _wrong_digest(job: Job) -> TransferError:
     return TransferError(
         "wrong-digest",
-        f"{job.file.path}: the bytes that came are not those that the hub's listing promises, twice",
+        f"{job.file.path}: the bytes that came are not those that the hub's listing promises, "
+        "twice",
         where=shown(job.file.url),
-        fix="the hub, a mirror or a proxy changes or serves a broken copy: try another --source; nothing was replaced",
+        fix="the hub, a mirror or a proxy changes or serves a broken copy: try another --source; "
+        "nothing was replaced",
     )
 
 
 def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
-    """Attempt after attempt until the part is whole. The patience begins anew whenever one brought something."""
+    """Attempt after attempt until the part is whole.
+
+    The patience begins anew whenever one brought something.
+    """
     failures, furthest = 0, part.position
     while part.position < job.file.size:
         stop.check()
@@ -113,7 +136,9 @@ def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
 class _Interrupted(Exception):
     """An attempt that may go better next time, or the time after, `at_most` times."""
 
-    def __init__(self, error: TransferError, wait_s: float = 0.0, at_most: int = len(PAUSES_S)) -> None:
+    def __init__(
+        self, error: TransferError, wait_s: float = 0.0, at_most: int = len(PAUSES_S)
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.wait_s = wait_s
@@ -132,7 +157,8 @@ def _attempt(job: Job, part: Part, stop: Stop) -> None:
         raise _passing(connection_error(error, place)) from error
     with contextlib.closing(response):
         _check_head(job, part, response, place)
-        response.raw.enforce_content_length = False  # an early end is told below, with what is missing
+        # an early end is told below, with what is missing
+        response.raw.enforce_content_length = False
         while part.position < job.file.size:
             stop.check()
             try:
@@ -142,7 +168,9 @@ def _attempt(job: Job, part: Part, stop: Stop) -> None:
             if not chunk:
                 text = f"{place} ended the connection {job.file.size - part.position} bytes early"
                 raise _Interrupted(
-                    TransferError("hub-unreachable", text, where=shown(job.file.url), fix="run it again")
+                    TransferError(
+                        "hub-unreachable", text, where=shown(job.file.url), fix="run it again"
+                    )
                 )
             if part.position + len(chunk) > job.file.size:
                 raise _other_size(job, place, "more bytes")
@@ -155,7 +183,10 @@ def _passing(error: TransferError) -> Exception:
 
 
 def _open(job: Job, position: int) -> tuple["requests.Response", str]:
-    """Ask for the rest of the file. Redirects are followed here: what the hub may know goes to no other host."""
+    """Ask for the rest of the file.
+
+    Redirects are followed here: what the hub may know goes to no other host.
+    """
     session, url, home = _session(), job.file.url, origin(job.file.url)
     headers = {"Accept-Encoding": "identity", "User-Agent": "iisft"}
     if position:
@@ -163,7 +194,11 @@ def _open(job: Job, position: int) -> tuple["requests.Response", str]:
     for _ in range(_REDIRECTS):
         own = job.headers if origin(url) == home else {}
         response = session.get(
-            url, headers={**headers, **own}, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S)
+            url,
+            headers={**headers, **own},
+            stream=True,
+            allow_redirects=False,
+            timeout=(CONNECT_S, READ_S),
         )
         place = urlsplit(url).netloc.rpartition("@")[2]
         if not response.is_redirect:
@@ -171,14 +206,18 @@ def _open(job: Job, position: int) -> tuple["requests.Response", str]:
         response.close()
         following = urljoin(url, response.headers["location"])
         scheme = urlsplit(following).scheme
-        if scheme not in ("http", "https") or (urlsplit(url).scheme == "https" and scheme != "https"):
+        if scheme not in ("http", "https") or (
+            urlsplit(url).scheme == "https" and scheme != "https"
+        ):
             raise _bad_redirect(place, f"to {shown(following)}, which is not https")
         url = following
     raise _bad_redirect(place, f"more than {_REDIRECTS} times")
 
 
 def _bad_redirect(place: str, text: str) -> TransferError:
-    return TransferError("hub-redirect", f"{place} redirects {text}", where=place, fix="try another --source")
+    return TransferError(
+        "hub-redirect", f"{place} redirects {text}", where=place, fix="try another --source"
+    )
 
 
 def _check_head(job: Job, part: Part, response: "requests.Response", place: str) -> None:
@@ -195,13 +234,19 @@ def _check_head(job: Job, part: Part, response: "requests.Response", place: str)
             raise _Interrupted(error, at_most=2)
         raise error
     if status == 206 and part.position:
-        span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        span, _, total = (
+            response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        )
         if total not in ("*", str(size)):
             raise _other_size(job, place, f"{total or 'an unknown number of'} bytes")
         if span.partition("-")[0] != str(part.position):
             part.restart()
             text = f"{place} sends other bytes than were asked for"
-            raise _Interrupted(TransferError("hub-error", text, where=shown(job.file.url), fix="try another --source"))
+            raise _Interrupted(
+                TransferError(
+                    "hub-error", text, where=shown(job.file.url), fix="try another --source"
+                )
+            )
         return
     if status not in (200, 206):
         raise status_error(status, place, job.file.path)
@@ -224,12 +269,16 @@ def _other_size(job: Job, place: str, found: str) -> TransferError:
         "wrong-size",
         f"{job.file.path}: {place} sends {found}, its listing says {job.file.size}",
         where=shown(job.file.url),
-        fix="the hub, a mirror or a proxy serves a broken copy: try another --source; nothing was replaced",
+        fix="the hub, a mirror or a proxy serves a broken copy: try another --source; nothing was "
+        "replaced",
     )
 
 
 def _session() -> "requests.Session":
-    """This thread's: proxies and certificates from the environment; no passwords from ~/.netrc, no cookies kept."""
+    """This thread's: proxies and certificates from the environment.
+
+    No passwords from ~/.netrc, no cookies kept.
+    """
     from http.cookiejar import DefaultCookiePolicy
 
     import requests

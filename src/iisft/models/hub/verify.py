@@ -1,4 +1,6 @@
-"""Reading every byte of a model folder: against its manifest without network, or against a hub to adopt it."""
+"""Reading every byte of a model folder: against its manifest without network, or against a hub to
+adopt it.
+"""
 
 import contextlib
 import hashlib
@@ -57,7 +59,12 @@ def verify(folder: Path, show: Show) -> Verified:
         elif isinstance(found, str):
             files.append(stamped(folder, file, found))
     if not manifest.complete:
-        findings.insert(0, _finding(f"the download of {manifest.repo} has not finished", folder, mend_command(folder)))
+        findings.insert(
+            0,
+            _finding(
+                f"the download of {manifest.repo} has not finished", folder, mend_command(folder)
+            ),
+        )
     if not findings and tuple(files) != manifest.files:
         manifest = replace(manifest, files=tuple(files))
         with contextlib.suppress(OSError):  # a read-only folder is verified all the same
@@ -67,23 +74,35 @@ def verify(folder: Path, show: Show) -> Verified:
 
 def _no_manifest(folder: Path) -> TransferError:
     if not folder.is_dir():
-        return TransferError("no-folder", f"there is no folder {folder}", where=str(folder), fix="iisft models")
+        return TransferError(
+            "no-folder", f"there is no folder {folder}", where=str(folder), fix="iisft models"
+        )
     fix = f"iisft download --adopt {shlex.quote(str(folder))} records its digests"
     return TransferError("no-manifest", f"{folder} has no manifest", where=str(folder), fix=fix)
 
 
-def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequence[str], show: Show) -> Verified:
-    """Give a folder that iisft did not download a manifest, after comparing it with a hub's listing.
+def adopt(
+    folder: Path, repo: str | None, revision: str | None, sources: Sequence[str], show: Show
+) -> Verified:
+    """Give a folder that iisft did not download a manifest, after comparing it with a hub's
+    listing.
 
-    Where no hub can be reached the digests are recorded as they are, with a warning; `sources` empty asks none.
+    Where no hub can be reached the digests are recorded as they are, with a warning; `sources`
+    empty asks none.
 
     Raises:
         CheckFailed: files are missing or not those of the hub; nothing is recorded.
         TransferError, UsageError: there is nothing to adopt, or nobody knows which model it is.
     """
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and _belongs(path.relative_to(folder))]
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and _belongs(path.relative_to(folder))
+    ]
     if not paths:
-        raise TransferError("nothing-to-adopt", "there is no file of a model", where=str(folder), fix="iisft models")
+        raise TransferError(
+            "nothing-to-adopt", "there is no file of a model", where=str(folder), fix="iisft models"
+        )
     name = repo or _guess(folder)
     if name is None and sources:
         raise UsageError(
@@ -96,7 +115,11 @@ def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequenc
         try:
             listing = Hubs(name or "", revision, sources).next()
         except (TransferError, CheckFailed) as error:
-            codes = [finding.id for finding in error.errors] if isinstance(error, CheckFailed) else [error.code]
+            codes = (
+                [finding.id for finding in error.errors]
+                if isinstance(error, CheckFailed)
+                else [error.code]
+            )
             if not _UNREACHABLE.issuperset(codes):
                 raise
             text = f"adopted as it is, compared with no hub: {error.message}"
@@ -105,8 +128,14 @@ def adopt(folder: Path, repo: str | None, revision: str | None, sources: Sequenc
         known = {file.path for file in listing.files}
         paths = [path for path in paths if path.relative_to(folder).as_posix() in known]
     digests = hash_files(paths, show)
-    files = [ManifestFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
-    unreadable = [_finding(str(digests[path]), path, "") for path in paths if not isinstance(digests[path], str)]
+    files = [
+        ManifestFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths
+    ]
+    unreadable = [
+        _finding(str(digests[path]), path, "")
+        for path in paths
+        if not isinstance(digests[path], str)
+    ]
     errors = unreadable or (_strangers(folder, files, digests, listing) if listing else [])
     if errors:
         raise CheckFailed(errors)
@@ -130,7 +159,11 @@ def hash_files(paths: Sequence[Path], show: Show) -> dict[Path, str | OSError]:
     tally = Tally("checking", sum(sizes.values()), len(paths))
     longest_first = sorted(paths, key=lambda path: -sizes.get(path, 0))
     outcome = each(
-        longest_first, lambda path, stop: _sha256(path, tally, stop), workers=_cores(), tally=tally, show=show
+        longest_first,
+        lambda path, stop: _sha256(path, tally, stop),
+        workers=_cores(),
+        tally=tally,
+        show=show,
     )
     answers: dict[Path, str | OSError] = dict(outcome.answers)
     for path, error in outcome.errors.items():
@@ -150,12 +183,17 @@ def is_right(path: Path, file: RemoteFile, sha256: str) -> bool:
 
 
 def _strangers(
-    folder: Path, files: Sequence[ManifestFile], digests: dict[Path, str | OSError], listing: Listing
+    folder: Path,
+    files: Sequence[ManifestFile],
+    digests: dict[Path, str | OSError],
+    listing: Listing,
 ) -> list[Finding]:
     """Files that the hub has otherwise, and what training needs and is not there."""
     promised = {file.path: file for file in listing.files}
     here = {file.path for file in files}
-    command = f"iisft download {listing.repo} --source {listing.source} --to {shlex.quote(str(folder))}"
+    command = (
+        f"iisft download {listing.repo} --source {listing.source} --to {shlex.quote(str(folder))}"
+    )
     wrong = [
         _finding(
             f"{file.path} is not that of {listing.repo} at {listing.revision}",
@@ -165,9 +203,13 @@ def _strangers(
         for file in files
         if not is_right(folder / file.path, promised[file.path], str(digests[folder / file.path]))
     ]
-    needed = [file.path for file in select(listing.files, allow_pickle=True) if not is_paper(file.path)]
+    needed = [
+        file.path for file in select(listing.files, allow_pickle=True) if not is_paper(file.path)
+    ]
     missing = [
-        _finding(f"{path} is missing", folder / path, f"{command} fetches it, and makes the manifest too")
+        _finding(
+            f"{path} is missing", folder / path, f"{command} fetches it, and makes the manifest too"
+        )
         for path in needed
         if path not in here
     ]
@@ -180,12 +222,17 @@ def _difference(file: ManifestFile, found: str | OSError) -> str | None:
     if isinstance(found, OSError):
         return f"{file.path} can't be read: {found.strerror}"
     if file.sha256 is not None and found != file.sha256:
-        return f"{file.path} has other bytes than were downloaded (sha256 {found[:12]}..., not {file.sha256[:12]}...)"
+        return (
+            f"{file.path} has other bytes than were downloaded (sha256 {found[:12]}..., not "
+            f"{file.sha256[:12]}...)"
+        )
     return None
 
 
 def _finding(text: str, path: Path, fix: str) -> Finding:
-    return Finding("model-file-changed", text, where=str(path), fix=fix, exit_code=ExitCode.TRANSFER)
+    return Finding(
+        "model-file-changed", text, where=str(path), fix=fix, exit_code=ExitCode.TRANSFER
+    )
 
 
 def _sha256(path: Path, tally: Tally, stop: Stop) -> str:
@@ -222,7 +269,11 @@ def _guess(folder: Path) -> str | None:
     if known is not None and known.repo:
         return known.repo
     absolute = folder.absolute()
-    return f"{absolute.parent.name}/{absolute.name}" if absolute.parent.parent.name == "models" else None
+    return (
+        f"{absolute.parent.name}/{absolute.name}"
+        if absolute.parent.parent.name == "models"
+        else None
+    )
 
 
 def _cores() -> int:

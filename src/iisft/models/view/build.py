@@ -1,9 +1,10 @@
-"""The view: links to a model's weights beside a changed config.json, which LLaMA-Factory loads instead.
+"""The view: links to a model's weights beside a changed config.json, which LLaMA-Factory loads
+instead.
 
 LLaMA-Factory has no switch for the dtype of the base weights nor for the arithmetic; it takes what
-config.json says. The view says what the preset wants and names the modelling file that proves it. The
-original folder is never touched, no weight is copied, and nothing of the model's own code is executed
-unless the preset trusts it.
+config.json says. The view says what the preset wants and names the modelling file that proves it.
+The original folder is never touched, no weight is copied, and nothing of the model's own code is
+executed unless the preset trusts it.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ STOPPING_FILE = "stopping_iisft.py"
 
 Arithmetic = Literal["float32", "native"]
 
-# What a tokenizer and a generation need. Pickles, code and an adapter lying in the folder stay behind.
+# What a tokenizer and a generation need. Pickles, code and an adapter lying in the folder stay
+# behind.
 LINKED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab"})
 NEVER_LINKED = frozenset({"config.json", "adapter_config.json", "model.safetensors.index.json"})
 
@@ -45,9 +47,9 @@ NEVER_LINKED = frozenset({"config.json", "adapter_config.json", "model.safetenso
 class ViewPlan:
     """Everything a view consists of: building it is writing `texts` and making `links`.
 
-    `expected_weights_dtype` is what the frozen parameters must be in the trainer's proof (torch's name; with
-    nf4 only the linear layers are, the rest is `config["dtype"]`), `expected_compute_dtype` what its linear
-    and attention layers must put out.
+    `expected_weights_dtype` is what the frozen parameters must be in the trainer's proof (torch's
+    name; with nf4 only the linear layers are, the rest is `config["dtype"]`),
+    `expected_compute_dtype` what its linear and attention layers must put out.
     """
 
     config: dict[str, Any]
@@ -58,8 +60,11 @@ class ViewPlan:
     expected_compute_dtype: str
 
 
-def plan_view(checkpoint: Checkpoint, *, precision: str, weights: str, trust_remote_code: bool) -> ViewPlan:
-    """Plan the view that makes LLaMA-Factory hold `weights` and compute in `precision`. Writes nothing.
+def plan_view(
+    checkpoint: Checkpoint, *, precision: str, weights: str, trust_remote_code: bool
+) -> ViewPlan:
+    """Plan the view that makes LLaMA-Factory hold `weights` and compute in `precision`. Writes
+    nothing.
 
     Args:
         checkpoint: what inspect_checkpoint found.
@@ -68,7 +73,8 @@ def plan_view(checkpoint: Checkpoint, *, precision: str, weights: str, trust_rem
         trust_remote_code: whether the preset allows the model's own Python files.
 
     Raises:
-        InputError: the precision can't be held for this model; the message has the reason, `fix` the way out.
+        InputError: the precision can't be held for this model; the message has the reason, `fix`
+        the way out.
     """
     refuse_unprovable(checkpoint)
     own_class = own_code_class(checkpoint, trust_remote_code)
@@ -135,9 +141,11 @@ def build_view(plan: ViewPlan, folder: Path) -> None:
 
 
 def restore_base_model_name(output: Path, view: Path, original: str) -> None:
-    """Let the adapters of a run, root and checkpoints, name the real base model instead of the view.
+    """Let the adapters of a run, root and checkpoints, name the real base model instead of the
+    view.
 
-    Missing or torn files are left alone: a stopped run has some. What it writes, it writes by rename.
+    Missing or torn files are left alone: a stopped run has some. What it writes, it writes by
+    rename.
 
     Raises:
         OSError: a file can't be written.
@@ -146,7 +154,9 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
     for folder in (output, *sorted(output.glob("checkpoint-*"))):
         config = read_json_object(folder / "adapter_config.json")
         if config is not None and config.get("base_model_name_or_path") in names:
-            write_json_atomically(folder / "adapter_config.json", {**config, "base_model_name_or_path": original})
+            write_json_atomically(
+                folder / "adapter_config.json", {**config, "base_model_name_or_path": original}
+            )
         card = folder / "README.md"
         with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
             text = changed = card.read_text(encoding="utf-8")

@@ -31,13 +31,16 @@ MULTIMODAL_KEYS = ("vision_config", "audio_config", "text_config", "thinker_conf
 
 
 def refuse_unprovable(checkpoint: Checkpoint) -> None:
-    """Models that LLaMA-Factory would load past the view's class, or in weights that no dtype describes."""
+    """Models that LLaMA-Factory would load past the view's class, or in weights that no dtype
+    describes.
+    """
     config = checkpoint.config
     composite = [key for key in MULTIMODAL_KEYS if isinstance(config.get(key), dict)]
     if composite or not checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(
             "model-not-text",
-            f"{checkpoint.architecture} is no plain text model; iisft can't prove the precision of others",
+            f"{checkpoint.architecture} is no plain text model; iisft can't prove the precision "
+            "of others",
             where=_config_place(checkpoint),
             fix="choose a text-only model (its architecture ends in ForCausalLM)",
         )
@@ -51,10 +54,11 @@ def refuse_unprovable(checkpoint: Checkpoint) -> None:
 
 
 def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
-    """The class of the model's own code to load, as `module.Class`; None where the stock one serves.
+    """The class of the model's own code to load, as `module.Class`; None where the stock one
+    serves.
 
-    Untrusted code that a stock architecture brings along is left behind; a model that can't do without it is
-    refused.
+    Untrusted code that a stock architecture brings along is left behind; a model that can't do
+    without it is refused.
     """
     if not checkpoint.code_files:
         return None
@@ -62,16 +66,20 @@ def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
         if _needs_own_code(checkpoint):
             raise InputError(
                 "model-needs-code",
-                f"{checkpoint.architecture} needs code of its own: {', '.join(checkpoint.code_files)}",
+                f"{checkpoint.architecture} needs code of its own: "
+                f"{', '.join(checkpoint.code_files)}",
                 where=str(checkpoint.folder),
                 fix="read these files, then allow them: --set model.trust_remote_code=true",
             )
         return None
     reference = top_auto_map(checkpoint).get(AUTO_CLASS)
     missing = [name for name in checkpoint.code_files if not (checkpoint.folder / name).is_file()]
-    known = reference is None and checkpoint.architecture in EXACT_ARCHITECTURES  # own tokenizer, stock model
+    # own tokenizer, stock model
+    known = reference is None and checkpoint.architecture in EXACT_ARCHITECTURES
     if missing or not (known or _is_class_reference(reference)):
-        problem = f"{', '.join(missing)} is missing" if missing else f"no {AUTO_CLASS} among its classes"
+        problem = (
+            f"{', '.join(missing)} is missing" if missing else f"no {AUTO_CLASS} among its classes"
+        )
         raise InputError(
             "model-code-incomplete",
             f"the model's own code can't be used: {problem}",
@@ -101,18 +109,23 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     if dtype not in DTYPES.values():
         raise InputError(
             "model-stored-dtype",
-            f"most of the checkpoint is stored as {dtype}; iisft trains float32, bfloat16 and float16",
+            f"most of the checkpoint is stored as {dtype}; iisft trains float32, bfloat16 and "
+            "float16",
             where=str(checkpoint.folder),
             fix="take a checkpoint in one of these dtypes",
         )
     return dtype
 
 
-def refuse_inexact(checkpoint: Checkpoint, weights: str, memory: str, own_class: str | None) -> None:
+def refuse_inexact(
+    checkpoint: Checkpoint, weights: str, memory: str, own_class: str | None
+) -> None:
     """float32 arithmetic over narrower weights only where the tests have shown that it is exact."""
     reason = None
     if any(checkpoint.config.get(key) for key in EXPERT_KEYS):
-        reason = f"{checkpoint.architecture} has experts, which multiply by weights in their own ways"
+        reason = (
+            f"{checkpoint.architecture} has experts, which multiply by weights in their own ways"
+        )
     elif own_class is not None:
         reason = f"{checkpoint.architecture} runs the model's own code"
     elif checkpoint.architecture not in EXACT_ARCHITECTURES:
@@ -129,7 +142,9 @@ def refuse_inexact(checkpoint: Checkpoint, weights: str, memory: str, own_class:
 
 
 def _dtypes_rounded_to(checkpoint: Checkpoint, memory: str) -> list[str]:
-    stored = {tensor.dtype for name, tensor in checkpoint.tensors.items() if not is_computed_buffer(name)}
+    stored = {
+        tensor.dtype for name, tensor in checkpoint.tensors.items() if not is_computed_buffer(name)
+    }
     return sorted((stored & {"float16", "bfloat16", "float32", "float64"}) - {memory})
 
 

@@ -1,4 +1,6 @@
-"""The plan as a command: everything computed for one request, and what the extras (best, trace, probe) add."""
+"""The plan as a command: everything computed for one request, and what the extras (best, trace,
+probe) add.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -43,7 +45,9 @@ class Planned:
         """The keys of the design first; what is not known is null."""
         result, place = self.outlook.forecast, self.outlook.place
         parts = {name: _gib(size) for name, size in result.memory.parts.items()} if result else {}
-        overhead = {name: _gib(size) for name, size in result.memory.overhead.items()} if result else {}
+        overhead = (
+            {name: _gib(size) for name, size in result.memory.overhead.items()} if result else {}
+        )
         seconds, total = (result.step_s, result.total_s) if result else (None, None)
         measured = self.outlook.situation.measured if self.outlook.situation else None
         return {
@@ -57,7 +61,9 @@ class Planned:
             "step_s": round(seconds.typical, 6) if seconds else None,
             "total_h": round(total.typical / 3600, 6) if total else None,
             "overhead": overhead if result else None,
-            "phases": {name: _gib(size) for name, size in result.memory.phases.items()} if result else None,
+            "phases": {name: _gib(size) for name, size in result.memory.phases.items()}
+            if result
+            else None,
             "contrasts": [one.as_json() | {"name": one.change.reason} for one in self.contrasts],
             "step_s_range": _range(seconds, 1.0),
             "steps": result.steps if result else None,
@@ -92,11 +98,18 @@ def make(request: TrainRequest, workspace: Workspace, device: Device | None = No
     datasets = preflight.datasets_for(of_data, preset, workspace, None)
     place = fit.place_for(preset, gpus, placement.ranks, device)
     seen = fit.look(
-        preset, workspace.model_folder(preset.model.id), place, placement.world_size, datasets, workspace.runs
+        preset,
+        workspace.model_folder(preset.model.id),
+        place,
+        placement.world_size,
+        datasets,
+        workspace.runs,
     )
     findings += [*seen.findings, *(replace(finding, severity="warn") for finding in of_data)]
     compared = contrasts(preset, seen.situation) if seen.situation and not place.on_cpu else []
-    return Planned(resolved, seen, tuple(seen.suggestions(preset)), tuple(compared), tuple(findings))
+    return Planned(
+        resolved, seen, tuple(seen.suggestions(preset)), tuple(compared), tuple(findings)
+    )
 
 
 def default_preset(workspace: Workspace, device: Device | None) -> str:
@@ -139,6 +152,10 @@ def _measured_json(measured: Any) -> dict[str, Any] | None:
     return {
         "runs": measured.runs,
         "tflops": round(measured.tflops, 4) if measured.tflops else None,
-        "peak_measured_over_predicted": round(measured.peak_ratio, 4) if measured.peak_ratio else None,
-        "step_measured_over_predicted": round(measured.step_ratio, 4) if measured.step_ratio else None,
+        "peak_measured_over_predicted": round(measured.peak_ratio, 4)
+        if measured.peak_ratio
+        else None,
+        "step_measured_over_predicted": round(measured.step_ratio, 4)
+        if measured.step_ratio
+        else None,
     }

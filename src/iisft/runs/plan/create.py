@@ -27,7 +27,8 @@ _SHARED_FOLDER_TIMEOUT_S = 300.0
 
 
 def create(plan: Plan) -> None:
-    """Write the run folder under a temporary name and rename it, so that no half-made run is ever seen.
+    """Write the run folder under a temporary name and rename it, so that no half-made run is ever
+    seen.
 
     Raises:
         RunStateError: the name was taken meanwhile.
@@ -93,12 +94,18 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
             "architecture": checkpoint.architecture,
             "parameters": checkpoint.parameters,
             "dtypes": checkpoint.dtypes,
-            "config_sha256": hashlib.sha256((plan.model_folder / "config.json").read_bytes()).hexdigest(),
-            "files": {name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files},
+            "config_sha256": hashlib.sha256(
+                (plan.model_folder / "config.json").read_bytes()
+            ).hexdigest(),
+            "files": {
+                name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files
+            },
         },
         "data": [dataset.as_record() for dataset in written],
         "tokens": plan.tokens.name if plan.tokens else None,
-        "forecast": fit.record_of(plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu),
+        "forecast": fit.record_of(
+            plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu
+        ),
         "expected": plan.expected.as_json(),
         "observed": None,
         "watch": plan.preset.watch.model_dump(mode="json"),
@@ -107,19 +114,22 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
 
 
 def join(plan: Plan) -> None:
-    """As a later node of several: wait until node 0 has made the shared folder, and take part in the same run.
+    """As a later node of several: wait until node 0 has made the shared folder, and take part in
+    the same run.
 
     Raises:
         RunStateError: the folder does not come, or holds another run.
     """
     if RunFolder(plan.folder.path).exit.exists():
-        raise taken_error(plan.folder)  # an older run of that name, which node 0 will not touch either
+        # an older run of that name, which node 0 will not touch either
+        raise taken_error(plan.folder)
     deadline = time.monotonic() + _SHARED_FOLDER_TIMEOUT_S
     while (record := plan.folder.read_record()) is None:
         if time.monotonic() > deadline:
             raise RunStateError(
                 "node-alone",
-                f"node 0 did not make the run {plan.folder.id} within {_SHARED_FOLDER_TIMEOUT_S:g} s",
+                f"node 0 did not make the run {plan.folder.id} within "
+                f"{_SHARED_FOLDER_TIMEOUT_S:g} s",
                 where=str(plan.folder.path),
                 fix="start node 0, and give every node the same IISFT_HOME on a shared file system",
             )
@@ -143,11 +153,15 @@ def start(plan: Plan) -> None:
 
 
 def abandon(plan: Plan) -> None:
-    """After an interrupted start: a supervisor that is already there ends its trainer, a run without one is stopped."""
+    """After an interrupted start: a supervisor that is already there ends its trainer, a run
+    without one is stopped.
+    """
     files.write_json_atomically(plan.folder.stop_request, {"now": True, "time": time.time()})
     if not plan.folder.processes.exists():
         reason = "interrupted before the trainer started"
-        files.write_json_atomically(plan.folder.exit, {"state": "stopped", "reason": reason, "ended": time.time()})
+        files.write_json_atomically(
+            plan.folder.exit, {"state": "stopped", "reason": reason, "ended": time.time()}
+        )
 
 
 def _git_commit() -> str | None:

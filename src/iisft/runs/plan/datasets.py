@@ -1,4 +1,6 @@
-"""What a run trains on: staged rows as they are, or fitted anew for the preset's own model, template and cutoff_len."""
+"""What a run trains on: staged rows as they are, or fitted anew for the preset's own model,
+template and cutoff_len.
+"""
 
 import os
 import shutil
@@ -24,9 +26,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RunDataset:
-    """One dataset of a run: `file` has its rows, `changes` (if any) are applied when the run's folder is made.
+    """One dataset of a run: `file` has its rows, `changes` (if any) are applied when the run's
+    folder is made.
 
-    `rows` and `sha256` are those that are trained on; the digest of changed rows is known once they are written.
+    `rows` and `sha256` are those that are trained on; the digest of changed rows is known once they
+    are written.
     """
 
     name: str
@@ -43,17 +47,28 @@ class RunDataset:
         if self.changes is None:
             return about
         counts = {"shortened": len(self.changes.cuts), "left_out": len(self.changes.left_out)}
-        return {**about, "fitted": {"overlong": self.changes.policy, **counts, **self.changes.limit}}
+        return {
+            **about,
+            "fitted": {"overlong": self.changes.policy, **counts, **self.changes.limit},
+        }
 
 
 def prepare(
-    findings: list[Finding], preset: Preset, staged: StagedDataset, model: Path | None, progress: Progress | None = None
+    findings: list[Finding],
+    preset: Preset,
+    staged: StagedDataset,
+    model: Path | None,
+    progress: Progress | None = None,
 ) -> RunDataset:
-    """Check a staged dataset against the preset's real tokenizer, and decide what the run trains on.
+    """Check a staged dataset against the preset's real tokenizer, and decide what the run trains
+    on.
 
-    `model` is None when there is no sound model folder, which is a finding of its own; then nothing is counted.
+    `model` is None when there is no sound model folder, which is a finding of its own; then nothing
+    is counted.
     """
-    dataset = RunDataset(staged.name, staged.file, staged.rows, staged.sha256, staged.keys, staged.source)
+    dataset = RunDataset(
+        staged.name, staged.file, staged.rows, staged.sha256, staged.keys, staged.source
+    )
     if model is None:
         return dataset
     try:
@@ -62,7 +77,9 @@ def prepare(
     except InputError as error:
         findings.append(_uncounted(error, preset.data.overlong))
     except OSError as error:
-        findings.append(Finding("data-unreadable", f"can't be read: {error.strerror}", where=str(staged.folder)))
+        findings.append(
+            Finding("data-unreadable", f"can't be read: {error.strerror}", where=str(staged.folder))
+        )
     return dataset
 
 
@@ -78,7 +95,8 @@ def _prepare(
     originals = staged.record.get("originals")
     policy = preset.data.overlong
     if originals and policy not in ("fit", "drop"):
-        policy = before["overlong"]  # fail and allow say nothing against rows that were fitted by hand
+        # fail and allow say nothing against rows that were fitted by hand
+        policy = before["overlong"]
     if originals and (before["limit"], before["overlong"]) == (limit.identity, policy):
         return dataset  # fitted for exactly this
     if originals:
@@ -89,11 +107,14 @@ def _prepare(
             sha256=originals["sha256"],
             keys=tuple(originals["keys"]),
         )
-        why = _difference({**before["limit"], "policy": before["overlong"]}, {**limit.identity, "policy": policy})
+        why = _difference(
+            {**before["limit"], "policy": before["overlong"]}, {**limit.identity, "policy": policy}
+        )
         findings.append(
             Finding(
                 "data-refitted",
-                f"{staged.name} was staged for another {why}: its original rows are taken, for this run alone",
+                f"{staged.name} was staged for another {why}: its original rows are taken, for "
+                "this run alone",
                 where=str(dataset.file),
                 severity="info",
             )
@@ -101,7 +122,10 @@ def _prepare(
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
     if survey.uncounted:
-        text = f"{survey.uncounted:,} rows of {staged.name} have tools: whether they are cut was not counted"
+        text = (
+            f"{survey.uncounted:,} rows of {staged.name} have tools: whether they are cut was "
+            "not counted"
+        )
         findings.append(Finding("tools-uncounted", text, where=str(dataset.file), severity="warn"))
     if not survey.damaged:
         return dataset
@@ -111,9 +135,15 @@ def _prepare(
         return dataset
     changes = overlong.changes(dataset.file, dataset.sha256, limit, survey.damaged, policy, told)
     refused = changes.unfit and not before.get("drop_unfit")
-    findings += unfit_findings(changes.unfit, limit) if refused else [_fitted(dataset.name, survey, changes, limit)]
+    findings += (
+        unfit_findings(changes.unfit, limit)
+        if refused
+        else [_fitted(dataset.name, survey, changes, limit)]
+    )
     if len(changes.left_out) == dataset.rows:
-        findings.append(Finding("data-empty", f"no row of {dataset.name} is left", fix="raise train.cutoff_len"))
+        findings.append(
+            Finding("data-empty", f"no row of {dataset.name} is left", fix="raise train.cutoff_len")
+        )
     return replace(dataset, rows=dataset.rows - len(changes.left_out), sha256="", changes=changes)
 
 
@@ -122,14 +152,16 @@ def _fitted(name: str, survey: Survey, changes: Changes, limit: Limit) -> Findin
     parts += [f"{len(changes.left_out):,} left out"] if changes.left_out else []
     return Finding(
         "data-fitted",
-        f"{len(survey.damaged):,} of {survey.rows:,} rows of {name} are longer than cutoff_len {limit.cutoff_len}: "
+        f"{len(survey.damaged):,} of {survey.rows:,} rows of {name} are longer than cutoff_len "
+        f"{limit.cutoff_len}: "
         f"{', '.join(parts)} in this run's own copy (data.overlong: {changes.policy})",
         severity="info",
     )
 
 
 def write_into(folder: Path, prepared: list[RunDataset]) -> list[RunDataset]:
-    """Make `folder` the dataset_dir of a run, and return the datasets with the digests of what lies there.
+    """Make `folder` the dataset_dir of a run, and return the datasets with the digests of what lies
+    there.
 
     Unchanged rows are hard links (copies where links can't be made).
 
@@ -156,7 +188,9 @@ def write_into(folder: Path, prepared: list[RunDataset]) -> list[RunDataset]:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The names under which two identities differ, for people."""
-    return ", ".join(sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)))
+    return ", ".join(
+        sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    )
 
 
 def _uncounted(error: IisftError, policy: Overlong) -> Finding:

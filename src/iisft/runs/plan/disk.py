@@ -15,7 +15,9 @@ _BYTES_PER_PARAMETER = 12  # float32 adapter and AdamW's two moments
 
 
 def lora_parameters(checkpoint: Checkpoint, rank: int) -> int:
-    """Parameters of an adapter of that rank on every linear layer: rank x (in + out) each (Hu et al. 2021)."""
+    """Parameters of an adapter of that rank on every linear layer: rank x (in + out) each (Hu et
+    al. 2021).
+    """
     return sum(
         rank * sum(tensor.shape)
         for name, tensor in checkpoint.tensors.items()
@@ -45,7 +47,8 @@ def findings(preset: Preset, checkpoint: Checkpoint | None, runs: Path) -> Itera
     if free < needed:
         yield Finding(
             "disk-space",
-            f"{preset.save.keep} checkpoints need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            f"{preset.save.keep} checkpoints need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} "
+            "GiB are free",
             where=str(place),
             fix="free some space, or --set save.keep=1",
             exit_code=ExitCode.ENVIRONMENT,

@@ -1,4 +1,6 @@
-"""What a run will need, from what can be known before it: preset, model facts, GPUs, data, and earlier runs here."""
+"""What a run will need, from what can be known before it: preset, model facts, GPUs, data, and
+earlier runs here.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,8 @@ from iisft.presets.schema import Preset
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.record import measurements
 
-# UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high, typical, low. Inferred.
+# UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high,
+# typical, low. Inferred.
 _BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
 _TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
 _JSON_BYTES = 6  # around a key and its value
@@ -33,7 +36,10 @@ _JSON_BYTES = 6  # around a key and its value
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The GPUs that a run is planned for. `device` is None for a card that the table doesn't know."""
+    """The GPUs that a run is planned for.
+
+    `device` is None for a card that the table doesn't know.
+    """
 
     arch: str
     gpu_gib: float
@@ -44,7 +50,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A forecast with what it rests on. `forecast` is None where config.json is missing or beyond the model."""
+    """A forecast with what it rests on.
+
+    `forecast` is None where config.json is missing or beyond the model.
+    """
 
     place: Place
     facts: ModelFacts | None
@@ -59,14 +68,23 @@ class Outlook:
 
     def suggestions(self, preset: Preset) -> list[Suggestion]:
         """Changes after which a run that does not fit would."""
-        if self.situation is None or self.forecast is None or self.forecast.fits == "yes" or self.facts is None:
+        if (
+            self.situation is None
+            or self.forecast is None
+            or self.forecast.fits == "yes"
+            or self.facts is None
+        ):
             return []
         architectures = self.facts.config.get("architectures") or [""]
         return suggest(preset, self.situation, exact=architectures[0] in EXACT_ARCHITECTURES)
 
 
-def place_for(preset: Preset, gpus: Sequence[Gpu], ranks: int, device: Device | None = None) -> Place:
-    """Where a preset is planned to run: the named device, else the GPUs that are here, else the preset's hardware."""
+def place_for(
+    preset: Preset, gpus: Sequence[Gpu], ranks: int, device: Device | None = None
+) -> Place:
+    """Where a preset is planned to run: the named device, else the GPUs that are here, else the
+    preset's hardware.
+    """
     wanted = preset.hardware
     if device is not None:
         return Place(device.arch, device.memory_gib, device, f"--device {device.key}")
@@ -77,15 +95,24 @@ def place_for(preset: Preset, gpus: Sequence[Gpu], ranks: int, device: Device | 
         smallest = min(known, key=lambda gpu: gpu.memory_gib)
         found = nearest_device(smallest.arch, smallest.memory_gib)
         used = _used_by_others_gib(len(gpus))
-        source = "the GPUs of this machine" + (f", less {used:.1f} GiB in use" if used > 0.1 else "")
+        source = "the GPUs of this machine" + (
+            f", less {used:.1f} GiB in use" if used > 0.1 else ""
+        )
         return Place(smallest.arch, smallest.memory_gib - used, found, source)
     found = nearest_device(wanted.arch, wanted.memory_gib)
     usable = min(wanted.memory_gib, found.memory_gib) if found else wanted.memory_gib
-    return Place(found.arch if found else wanted.arch, usable, found, "the preset's hardware; it is not here")
+    return Place(
+        found.arch if found else wanted.arch, usable, found, "the preset's hardware; it is not here"
+    )
 
 
 def look(
-    preset: Preset, model_folder: Path, place: Place, ranks: int, datasets: Sequence[RunDataset], runs: Path
+    preset: Preset,
+    model_folder: Path,
+    place: Place,
+    ranks: int,
+    datasets: Sequence[RunDataset],
+    runs: Path,
 ) -> Outlook:
     """Forecast a run. What can't be known is None, with a finding that says so."""
     facts, findings = model_facts(preset.model.id, model_folder)
@@ -93,16 +120,24 @@ def look(
         return Outlook(place, None, None, None, tuple(findings))
     model = read_architecture(facts.config, preset.lora.target)
     if model is None:
-        text = "config.json lacks a size that the plan needs, or the model has experts: memory and time are not known"
+        text = (
+            "config.json lacks a size that the plan needs, or the model has experts: memory "
+            "and time are not known"
+        )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return Outlook(place, facts, None, None, tuple(findings))
     if not known_family(facts.config):
         kind = facts.config.get("model_type")
-        text = f"nobody has checked the plan for model type {kind}: its layers are counted as a Llama's"
+        text = (
+            f"nobody has checked the plan for model type {kind}: its layers are counted as a "
+            "Llama's"
+        )
         findings.append(Finding("plan-unknown-family", text, where=facts.source, severity="warn"))
     if unknown := sorted(UNCOUNTED & preset.llamafactory.keys()):
         text = f"memory and time are counted without llamafactory.{', llamafactory.'.join(unknown)}"
-        findings.append(Finding("plan-uncounted-arguments", text, where="llamafactory", severity="warn"))
+        findings.append(
+            Finding("plan-uncounted-arguments", text, where="llamafactory", severity="warn")
+        )
     situation = Situation(
         model=model,
         stored_dtype=facts.stored_dtype,
@@ -149,7 +184,8 @@ def record_of(
     result, situation = outlook.forecast, outlook.situation
     if result is None or situation is None:
         return None
-    foreign = on_cpu and not outlook.place.on_cpu  # a preset for GPUs on CPU ranks: its speed tells nothing of theirs
+    # a preset for GPUs on CPU ranks: its speed tells nothing of theirs
+    foreign = on_cpu and not outlook.place.on_cpu
     length = situation.row_tokens.typical if situation.row_tokens else result.shape.length
     length = min(length, result.shape.length)
     flops = timing.micro_batch_flops(situation.model, result.shape, length)
@@ -158,7 +194,9 @@ def record_of(
         "fits": result.fits,
         "peak_gib": round((result.memory.peak + kept) / GIB, 3),
         "step_s": round(result.step_s.typical, 6) if result.step_s and not foreign else None,
-        "total_h": round(result.total_s.typical / 3600, 6) if result.total_s and not foreign else None,
+        "total_h": round(result.total_s.typical / 3600, 6)
+        if result.total_s and not foreign
+        else None,
         "kin": kin_of(preset, outlook.place, result) | ({"arch": "cpu"} if foreign else {}),
         "flops_per_token": flops / (result.shape.batch * length),
         "ranks": situation.ranks,
@@ -178,8 +216,8 @@ def fit_findings(outlook: Outlook, preset: Preset, *, only_warn: bool) -> Iterat
     tight = result.fits == "tight"
     yield Finding(
         "does-not-fit",
-        f"the plan needs {need:.1f} GiB per GPU ({result.phase_text}: {parts}), there are {have:.1f}"
-        + ("; it fits only without a margin" if tight else ""),
+        f"the plan needs {need:.1f} GiB per GPU ({result.phase_text}: {parts}), there are "
+        f"{have:.1f}" + ("; it fits only without a margin" if tight else ""),
         where=f"iisft plan, {outlook.place.source}",
         fix=found[0].change.text if found else "a smaller model, or GPUs with more memory",
         severity="warn" if tight or only_warn else "error",
@@ -193,7 +231,9 @@ def largest_parts(result: Forecast) -> list[tuple[str, int]]:
 
 
 def _row_tokens(dataset: RunDataset) -> Span | None:
-    """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the staged file."""
+    """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the
+    staged file.
+    """
     record = files.read_json_object(dataset.file.parent / RECORD) or {}
     counted = ((record.get("tokens") or {}).get("epoch") or {}).get("tokens")
     if isinstance(counted, int | float) and counted > 0:
@@ -203,13 +243,18 @@ def _row_tokens(dataset: RunDataset) -> Span | None:
         size = dataset.file.stat().st_size
     except OSError:
         return None
-    text = max(1.0, size / max(dataset.rows, 1) - sum(len(key) + _JSON_BYTES for key in dataset.keys))
+    text = max(
+        1.0, size / max(dataset.rows, 1) - sum(len(key) + _JSON_BYTES for key in dataset.keys)
+    )
     low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
     return Span(low, typical, high)
 
 
 def _used_by_others_gib(count: int) -> float:
-    """What other programs hold on the fullest GPU; 0 where the driver does not tell, or hides some of its GPUs."""
+    """What other programs hold on the fullest GPU.
+
+    0 where the driver does not tell, or hides some of its GPUs.
+    """
     samples = sensors.sample()
     if len(samples) != count:
         return 0.0

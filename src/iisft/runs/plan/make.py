@@ -1,6 +1,8 @@
-"""From a request to a whole plan: everything that a run is and needs, and every finding that speaks against it.
+"""From a request to a whole plan: everything that a run is and needs, and every finding that speaks
+against it.
 
-Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.plan.create` executes the same object.
+Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.plan.create` executes the same
+object.
 """
 
 import re
@@ -47,7 +49,10 @@ _ROW_CHANGING = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, whole. What could not be found out for lack of model or data is None, with a finding that says so."""
+    """A run, whole.
+
+    What could not be found out for lack of model or data is None, with a finding that says so.
+    """
 
     preset: Preset
     document: Document
@@ -114,7 +119,9 @@ class Plan:
             arithmetic=self.view.arithmetic,
             world_size=self.placement.world_size,
             global_batch=self.global_batch,
-            rows=None if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING) else rows,
+            rows=None
+            if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING)
+            else rows,
         )
 
 
@@ -126,11 +133,12 @@ def make_plan(
 ) -> Plan:
     """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
 
-    `progress` is called while rows are counted that were never counted before; `say` is told before the first look at
-    new packages, which takes some seconds.
+    `progress` is called while rows are counted that were never counted before; `say` is told before
+    the first look at new packages, which takes some seconds.
 
     Raises:
-        IisftError: the request itself or its preset can't be read, so that there is nothing to plan.
+        IisftError: the request itself or its preset can't be read, so that there is nothing to
+        plan.
     """
     check_nodes(request)
     machine = inspect.this_machine(workspace.root)
@@ -144,7 +152,9 @@ def make_plan(
     counting_model = model_folder if checkpoint is not None else None
     datasets = preflight.datasets_for(data_findings, preset, workspace, counting_model, progress)
     place = outlooks.place_for(preset, gpus, placement.ranks)
-    outlook = outlooks.look(preset, model_folder, place, placement.world_size, datasets, workspace.runs)
+    outlook = outlooks.look(
+        preset, model_folder, place, placement.world_size, datasets, workspace.runs
+    )
     interpreter, doctored = preflight.doctor_findings(
         resolved.loaded, placement, machine, checkpoint, outlook.fits, say
     )
@@ -153,7 +163,9 @@ def make_plan(
     findings += model_findings
     findings += outlooks.fit_findings(outlook, preset, only_warn=placement.on_cpu)
     findings += data_findings
-    folder = RunFolder(workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank)
+    folder = RunFolder(
+        workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank
+    )
     findings += disk.findings(preset, checkpoint, workspace.runs)
     if folder.path.exists() and not request.node_rank:
         findings.append(preflight.taken(folder))
@@ -164,7 +176,11 @@ def make_plan(
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
-    tokens = token_cache.find(preset, datasets, model_folder, interpreter, workspace) if checkpoint else None
+    tokens = (
+        token_cache.find(preset, datasets, model_folder, interpreter, workspace)
+        if checkpoint
+        else None
+    )
     if tokens is not None:
         train_yaml[tokenized.ARGUMENT] = str(folder.tokenized)
         text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"

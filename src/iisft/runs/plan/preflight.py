@@ -1,4 +1,7 @@
-"""What speaks against a run before it starts: packages, GPUs, model, data, name. Each check adds its findings."""
+"""What speaks against a run before it starts: packages, GPUs, model, data, name.
+
+Each check adds its findings.
+"""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -32,28 +35,37 @@ def doctor_findings(
     fits: str | None,
     say: Callable[[str], None],
 ) -> tuple[Interpreter, list[Finding]]:
-    """The interpreter that trains, and what the doctor's rules object to about this run on this machine.
+    """The interpreter that trains, and what the doctor's rules object to about this run on this
+    machine.
 
-    `fits` is the plan's verdict for these GPUs; None when it has none. An objection of the preset that a rule says
-    better (it knows the machine) is left out. Mere notes are env-check's.
+    `fits` is the plan's verdict for these GPUs; None when it has none. An objection of the preset
+    that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
     """
     machine, wrong = inspect.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
-    case = engine.Case(machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes, fits)
+    case = engine.Case(
+        machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes, fits
+    )
     diagnoses = [one for one in engine.diagnose(case) if one.seen.severity != "info"]
     said = {name for one in diagnoses for name in one.rule.replaces}
     found = [warning for warning in loaded.warnings if warning.id not in said]
-    interpreter = machine.interpreter or Interpreter(llamafactory_interpreter.training_interpreter(), "", {}, None)
+    interpreter = machine.interpreter or Interpreter(
+        llamafactory_interpreter.training_interpreter(), "", {}, None
+    )
     return interpreter, [*found, *wrong, *(one.as_finding() for one in diagnoses)]
 
 
-def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | None = None) -> list[Finding]:
+def extra_argument_findings(
+    loaded: LoadedPreset, interpreter: Interpreter | None = None
+) -> list[Finding]:
     """Objections to the preset's `llamafactory:` section, asked of the installed version."""
     extra = loaded.preset.llamafactory
     if not extra:
         return []
     try:
-        interpreter = interpreter or llamafactory_interpreter.inspect(llamafactory_interpreter.training_interpreter())
+        interpreter = interpreter or llamafactory_interpreter.inspect(
+            llamafactory_interpreter.training_interpreter()
+        )
         if "llamafactory" not in interpreter.packages:
             text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
             return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
@@ -66,7 +78,9 @@ def extra_argument_findings(loaded: LoadedPreset, interpreter: Interpreter | Non
     ]
 
 
-def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Checkpoint | None, ViewPlan | None]:
+def model_for(
+    findings: list[Finding], preset: Preset, folder: Path
+) -> tuple[Checkpoint | None, ViewPlan | None]:
     if not folder.is_dir():
         findings.append(
             Finding(
@@ -97,7 +111,10 @@ def model_for(findings: list[Finding], preset: Preset, folder: Path) -> tuple[Ch
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """peft objects only when no target at all is found; one misspelled name of two trains half an adapter."""
+    """peft objects only when no target at all is found.
+
+    One misspelled name of two trains half an adapter.
+    """
     target = preset.lora.target
     names = target.split(",") if isinstance(target, str) else target
     modules = {
@@ -108,9 +125,16 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
     for name in (name.strip() for name in names if target != "all"):
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(modules))}"
+            hint = (
+                f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(modules))}"
+            )
             text = f"{checkpoint.architecture} has no module {name} for lora.target{hint}"
-            yield Finding("lora-target", text, where="lora.target", fix=near[0] if near else "lora.target: all")
+            yield Finding(
+                "lora-target",
+                text,
+                where="lora.target",
+                fix=near[0] if near else "lora.target: all",
+            )
 
 
 def datasets_for(
@@ -149,4 +173,6 @@ def taken_error(folder: RunFolder) -> RunStateError:
 
 
 def as_finding(error: IisftError) -> Finding:
-    return Finding(error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code)
+    return Finding(
+        error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code
+    )

@@ -51,8 +51,11 @@ class Resolved:
         return self.loaded.document
 
 
-def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, judge: bool = True) -> Resolved:
-    """Read the preset that a request names and fit it to so many GPUs. `judge`: see presets.checking.check.
+def resolve(
+    request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, judge: bool = True
+) -> Resolved:
+    """Read the preset that a request names and fit it to so many GPUs. `judge`: see
+    presets.checking.check.
 
     Raises:
         IisftError: the request or its preset can't be read or is wrong.
@@ -67,13 +70,19 @@ def resolve(request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, jud
 
 def _check_request(request: TrainRequest) -> None:
     if request.name is not None and not _NAME.fullmatch(request.name):
-        raise UsageError("run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}")
+        raise UsageError(
+            "run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}"
+        )
     if request.name is not None and len(request.name.encode()) > _LONGEST_NAME:
-        raise UsageError("run-name", f"a run's name has at most {_LONGEST_NAME} bytes: {request.name}")
+        raise UsageError(
+            "run-name", f"a run's name has at most {_LONGEST_NAME} bytes: {request.name}"
+        )
     if request.gpus is not None and request.gpus < 1:
         raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
     if request.nodes < 1 or not 0 <= request.node_rank < request.nodes:
-        raise UsageError("nodes", f"--node-rank {request.node_rank} is not one of {request.nodes} nodes (from 0)")
+        raise UsageError(
+            "nodes", f"--node-rank {request.node_rank} is not one of {request.nodes} nodes (from 0)"
+        )
 
 
 def check_nodes(request: TrainRequest) -> None:
@@ -87,7 +96,10 @@ def check_nodes(request: TrainRequest) -> None:
         if request.rendezvous is None or not re.fullmatch(r"\S+:\d+", request.rendezvous):
             raise UsageError("rendezvous", "several nodes need --rendezvous HOST:PORT of node 0")
         if request.name is None:
-            raise UsageError("nodes-name", "several nodes need the same --name on each, it is the folder they share")
+            raise UsageError(
+                "nodes-name",
+                "several nodes need the same --name on each, it is the folder they share",
+            )
 
 
 def _apply(request: TrainRequest, document: Document) -> None:
@@ -111,27 +123,49 @@ def _place(
     ranks = request.gpus or preset_ranks
     on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and not gpus)
     placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
-    literal = [text for text in request.overrides if re.match(r"\s*train\.(accumulation|batch_size)\s*=", text)]
+    literal = [
+        text
+        for text in request.overrides
+        if re.match(r"\s*train\.(accumulation|batch_size)\s*=", text)
+    ]
     train = document.values.get("train")
     accumulation = train.get("accumulation") if isinstance(train, dict) else None
     if placement.world_size != preset_ranks and isinstance(accumulation, int):
         if literal:
-            notes.append(Finding("global-batch-literal", f"{' '.join(literal)} is taken as it is", severity="info"))
+            notes.append(
+                Finding(
+                    "global-batch-literal",
+                    f"{' '.join(literal)} is taken as it is",
+                    severity="info",
+                )
+            )
         else:
-            notes.append(_rescaled(document, accumulation, preset_ranks, placement.world_size, judge=judge))
+            notes.append(
+                _rescaled(document, accumulation, preset_ranks, placement.world_size, judge=judge)
+            )
     return checking.check(document, nodes=request.nodes, ranks=ranks, judge=judge), placement
 
 
-def _rescaled(document: Document, accumulation: int, before: int, after: int, *, judge: bool) -> Finding:
-    """Change the accumulation; without `judge` ranks that can't keep the global batch are only said to be so."""
+def _rescaled(
+    document: Document, accumulation: int, before: int, after: int, *, judge: bool
+) -> Finding:
+    """Change the accumulation.
+
+    Without `judge` ranks that can't keep the global batch are only said to be so.
+    """
     try:
         scaled = _rescale(accumulation, before, after)
     except InputError as error:
         if judge:
             raise
         return Finding(error.code, error.message, where=error.where, fix=error.fix)
-    document.override(("train", "accumulation"), scaled, document.source(("train", "accumulation")).text)
-    text = f"{after} ranks instead of {before}: accumulation {accumulation} -> {scaled}, the global batch stays"
+    document.override(
+        ("train", "accumulation"), scaled, document.source(("train", "accumulation")).text
+    )
+    text = (
+        f"{after} ranks instead of {before}: accumulation {accumulation} -> {scaled}, the "
+        "global batch stays"
+    )
     return Finding("accumulation-rescaled", text, severity="info")
 
 
@@ -143,7 +177,9 @@ def _rescale(accumulation: int, before: int, after: int) -> int:
     near = sorted(counts, key=lambda count: (abs(count - after), count))[:2]
     raise InputError(
         "accumulation-indivisible",
-        f"{after} ranks can't keep the global batch: accumulation x ranks = {total} is not divisible by {after}",
+        f"{after} ranks can't keep the global batch: accumulation x ranks = {total} is not "
+        f"divisible by {after}",
         where="--gpus/--nodes",
-        fix=f"take {' or '.join(map(str, sorted(near)))} ranks, or say the batch yourself: --set train.accumulation=N",
+        fix=f"take {' or '.join(map(str, sorted(near)))} ranks, or say the batch yourself: --set "
+        "train.accumulation=N",
     )

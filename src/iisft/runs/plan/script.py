@@ -1,4 +1,6 @@
-"""A plan as a bash script that needs no iisft: it makes the same view, dataset folder and train.yaml, and trains."""
+"""A plan as a bash script that needs no iisft: it makes the same view, dataset folder and
+train.yaml, and trains.
+"""
 
 import json
 import shlex
@@ -25,20 +27,23 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
     `beside_run`: it is written into the run's folder, where the run's own copy of fitted rows lies.
 
     Raises:
-        InputError: the plan has no model or no data, so there is nothing to write down, or its rows are to be fitted.
+        InputError: the plan has no model or no data, so there is nothing to write down, or its rows
+        are to be fitted.
     """
     if not beside_run and any(dataset.changes for dataset in plan.datasets):
         raise InputError(
             "script-refit",
             "a script trains on rows as they are staged, and these would have to be fitted",
-            fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET --model DIR --set ...",
+            fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET "
+            "--model DIR --set ...",
         )
     if plan.view is None or not plan.datasets:
         raise InputError("script-incomplete", "a script needs the model and the data to be there")
     lines = [
         "#!/usr/bin/env bash",
         *(_slurm_header(plan) if slurm else ()),
-        f"# Written by iisft {__version__} from the preset {plan.document.name}; it runs without iisft.",
+        f"# Written by iisft {__version__} from the preset {plan.document.name}; it runs without "
+        "iisft.",
         f"# Global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
         f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks.",
         "set -euo pipefail",
@@ -68,7 +73,10 @@ def _data(plan: Plan) -> Iterator[str]:
     for dataset in plan.datasets:
         entries[dataset.name] = dataset_info.entry(f"{dataset.name}.jsonl", dataset.keys)
         if dataset.changes is None:
-            yield f'ln -sfn {shlex.quote(str(dataset.file))} "$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+            yield (
+                f"ln -sfn {shlex.quote(str(dataset.file))} "
+                f'"$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+            )
     yield from _file(f"dataset/{dataset_info.FILE_NAME}", dataset_info.render(entries))
 
 
@@ -100,7 +108,9 @@ def _command(plan: Plan) -> Iterator[str]:
     for text in _proof_texts(plan):
         yield f'proofs=$(grep -F {shlex.quote(text)} <<<"$proofs" || true)'
     yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'
-    yield '  echo "not proven: not every rank reported the precision and attention of the preset" >&2'
+    yield (
+        '  echo "not proven: not every rank reported the precision and attention of the preset" >&2'
+    )
     yield "  exit 1"
     yield "fi"
 

@@ -1,4 +1,5 @@
-"""Tokens of a staged dataset, made once by LLaMA-Factory itself and taken by every run that would make the same.
+"""Tokens of a staged dataset, made once by LLaMA-Factory itself and taken by every run that would
+make the same.
 
 data/NAME/tokenized/KEY is the folder; KEY.json beside it, written last, has its files' sizes.
 """
@@ -21,9 +22,16 @@ from iisft.workspace import Workspace
 
 
 def find(
-    preset: Preset, datasets: list[RunDataset], model: Path, interpreter: Interpreter, workspace: Workspace
+    preset: Preset,
+    datasets: list[RunDataset],
+    model: Path,
+    interpreter: Interpreter,
+    workspace: Workspace,
 ) -> Path | None:
-    """The folder with the very tokens that this run would make; None when there is none, or it is not whole."""
+    """The folder with the very tokens that this run would make.
+
+    None when there is none, or it is not whole.
+    """
     if not datasets or any(dataset.changes for dataset in datasets):
         return None
     home = _home(preset, workspace)
@@ -35,7 +43,11 @@ def find(
 
 
 def build(
-    preset: Preset, datasets: list[RunDataset], model: Path, interpreter: Interpreter, workspace: Workspace
+    preset: Preset,
+    datasets: list[RunDataset],
+    model: Path,
+    interpreter: Interpreter,
+    workspace: Workspace,
 ) -> Path:
     """Make the tokens of a preset's staged data, and remove those that an older staging left.
 
@@ -45,7 +57,9 @@ def build(
         TransferError: the disk is full or read-only.
     """
     if any(dataset.changes for dataset in datasets):
-        raise InputError("tokenize-unfitted", "rows are over cutoff_len", fix="stage them with --overlong fit")
+        raise InputError(
+            "tokenize-unfitted", "rows are over cutoff_len", fix="stage them with --overlong fit"
+        )
     if (known := find(preset, datasets, model, interpreter, workspace)) is not None:
         return known
     home = _home(preset, workspace)
@@ -57,7 +71,9 @@ def build(
             rows.mkdir()
             run_datasets.write_into(rows, datasets)
             made = Path(work) / "tokens"
-            trouble = tokenized.tokenize(interpreter, preset, model, rows, made, inherited(os.environ))
+            trouble = tokenized.tokenize(
+                interpreter, preset, model, rows, made, inherited(os.environ)
+            )
             if trouble:
                 text = f"LLaMA-Factory can't tokenise these rows: {trouble}"
                 raise EnvironmentFault("tokenize-failed", text, where=str(interpreter.path))
@@ -65,12 +81,15 @@ def build(
             made.rename(home / key)
         files.write_json_atomically(home / f"{key}.json", {"files": _sizes(home / key)})
     except OSError as error:
-        raise TransferError("tokenize-write", f"can't be written: {error.strerror}", where=str(home)) from error
+        raise TransferError(
+            "tokenize-write", f"can't be written: {error.strerror}", where=str(home)
+        ) from error
     return home / key
 
 
 def link_into(cached: Path, target: Path) -> None:
-    """The cached tokens as hard links (copies where links can't be made), so that a run outlives a new staging.
+    """The cached tokens as hard links (copies where links can't be made), so that a run outlives a
+    new staging.
 
     Raises:
         OSError: the disk is full or read-only.
@@ -95,7 +114,11 @@ def _key(preset: Preset, datasets: list[RunDataset], model: Path, interpreter: I
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _remove_others(home: Path, kept: Path) -> None:

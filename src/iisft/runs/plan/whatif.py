@@ -1,4 +1,6 @@
-"""What a plan can ask of the machine: trace the real step without data, run a few real steps, find the fastest way."""
+"""What a plan can ask of the machine: trace the real step without data, run a few real steps, find
+the fastest way.
+"""
 
 import contextlib
 import json
@@ -33,7 +35,9 @@ _PROBED_CANDIDATES = 2
 
 
 def best(planned: Planned) -> list[dict[str, Any]]:
-    """The five fastest ways to the same training that fit, the preset's own among them where it is one."""
+    """The five fastest ways to the same training that fit, the preset's own among them where it is
+    one.
+    """
     situation = planned.outlook.situation
     if situation is None:
         return []
@@ -52,10 +56,18 @@ def best(planned: Planned) -> list[dict[str, Any]]:
 
 
 def trace_case(planned: Planned) -> dict[str, Any] | None:
-    """What child/trace_step.py is asked; None where a trace can't say anything about this preset."""
+    """What child/trace_step.py is asked.
+
+    None where a trace can't say anything about this preset.
+    """
     result, facts = planned.outlook.forecast, planned.outlook.facts
     sharding = planned.preset.sharding
-    if result is None or facts is None or result.shape.way == "nf4" or sharding not in ("none", "fsdp"):
+    if (
+        result is None
+        or facts is None
+        or result.shape.way == "nf4"
+        or sharding not in ("none", "fsdp")
+    ):
         return None
     shape, target = result.shape, planned.preset.lora.target
     return {
@@ -81,10 +93,16 @@ def trace(planned: Planned, say: Say) -> dict[str, Any]:
     case = trace_case(planned)
     if case is None:
         return {"error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"}
-    say("tracing the real step without data: importing LLaMA-Factory takes 10 to 40 s, the step 5 to 30 s")
+    say(
+        "tracing the real step without data: importing LLaMA-Factory takes 10 to 40 s, the step 5 "
+        "to 30 s"
+    )
     script = Path(__file__).parents[2] / "child" / "trace_step.py"
     try:
-        done = process.run([str(training_interpreter()), str(script), json.dumps([case])], timeout_s=_TRACE_TIMEOUT_S)
+        done = process.run(
+            [str(training_interpreter()), str(script), json.dumps([case])],
+            timeout_s=_TRACE_TIMEOUT_S,
+        )
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
     except (OSError, TimeoutError, ValueError, IndexError) as error:
         return {"error": f"the training environment can't trace: {error}"}
@@ -102,7 +120,9 @@ def _compared(planned: Planned, answer: dict[str, Any]) -> dict[str, Any]:
     return {
         "peak_gib": round(peak / GIB, 4),
         "phase": answer["phase"],
-        "phases": {name: round((size + buckets) / GIB, 4) for name, size in answer["phases"].items()},
+        "phases": {
+            name: round((size + buckets) / GIB, 4) for name, size in answer["phases"].items()
+        },
         "parts": {name: round(size / GIB, 4) for name, size in answer["parts"].items()}
         | ({"ddp buckets": round(buckets / GIB, 4)} if buckets else {}),
         "predicted_over_traced": round(result.memory.peak / peak, 4),
@@ -110,8 +130,11 @@ def _compared(planned: Planned, answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def probe(request: TrainRequest, workspace: Workspace, say: Say, *, changes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A few steps of the real trainer with exactly this preset: no checkpoint, and the run is deleted afterwards.
+def probe(
+    request: TrainRequest, workspace: Workspace, say: Say, *, changes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A few steps of the real trainer with exactly this preset: no checkpoint, and the run is
+    deleted afterwards.
 
     What it measured stays in runs/measured.jsonl for the next plan. Errors become `error`.
     """
@@ -128,7 +151,9 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
     only = ("data.eval=null", "save.eval_every_steps=null", f"train.max_steps={steps}")
     name = f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{steps}"
     try:
-        plan = make_plan(replace(request, name=name, overrides=(*request.overrides, *only)), workspace)
+        plan = make_plan(
+            replace(request, name=name, overrides=(*request.overrides, *only)), workspace
+        )
         plan.require_sound()
         plan = replace(plan, train_yaml=plan.train_yaml | {"save_strategy": "no"})
         say(f"running {steps} real steps as {name}{_about(plan, steps)}; Ctrl-C ends it")
@@ -140,7 +165,10 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
         ended = control.wait(plan.folder)
         if ended.state != "finished":
             return {"error": f"the probe {ended.state}: {ended.reason}"}
-        return {"steps": steps, **_judged(measurements.measure(plan.folder.read_events()), plan.outlook)}
+        return {
+            "steps": steps,
+            **_judged(measurements.measure(plan.folder.read_events()), plan.outlook),
+        }
     except IisftError as error:
         return _refusal(error)
     finally:
@@ -157,7 +185,10 @@ def _about(plan: Plan, steps: int) -> str:
 def _refusal(error: IisftError) -> dict[str, Any]:
     """All of it, where several findings speak against the run."""
     several = error.errors if isinstance(error, CheckFailed) else ()
-    return {"error": "; ".join(finding.message for finding in several) or error.message, "fix": error.fix}
+    return {
+        "error": "; ".join(finding.message for finding in several) or error.message,
+        "fix": error.fix,
+    }
 
 
 def _remove(folder: RunFolder) -> None:
@@ -180,7 +211,9 @@ def _judged(found: dict[str, float], outlook: Outlook) -> dict[str, Any]:
         if situation.device is not None:
             precision = computed_precision(result.shape)
             device = situation.device
-            judged["mfu"] = round(judged["tflops"] / (device.fp32 if precision == "fp32" else device.half), 4)
+            judged["mfu"] = round(
+                judged["tflops"] / (device.fp32 if precision == "fp32" else device.half), 4
+            )
     if "step_s" in found and result.step_s is not None:
         judged["step_predicted_over_measured"] = round(result.step_s.typical / found["step_s"], 4)
     if "peak_gib" in found:

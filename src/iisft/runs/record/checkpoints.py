@@ -1,7 +1,8 @@
 """Checkpoints: which are whole, sealing them with digests, and putting torn ones aside.
 
-LLaMA-Factory takes the highest-numbered folder, torn or not, and begins with a fresh optimizer when optimizer.pt or
-scheduler.pt is missing, without a word. So iisft always names the checkpoint, and only names one that it has checked.
+LLaMA-Factory takes the highest-numbered folder, torn or not, and begins with a fresh optimizer when
+optimizer.pt or scheduler.pt is missing, without a word. So iisft always names the checkpoint, and
+only names one that it has checked.
 """
 
 import hashlib
@@ -24,7 +25,10 @@ _PER_RANK = re.compile(r"rng_state(_\d+)?\.pth")
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One checkpoint folder. `fault` says what is missing or torn, "" when a resume may rely on it."""
+    """One checkpoint folder.
+
+    `fault` says what is missing or torn, "" when a resume may rely on it.
+    """
 
     step: int
     folder: Path
@@ -35,7 +39,9 @@ class Saved:
         return not self.fault
 
     def as_json(self) -> dict[str, Any]:
-        return {"step": self.step, "complete": self.complete} | ({"fault": self.fault} if self.fault else {})
+        return {"step": self.step, "complete": self.complete} | (
+            {"fault": self.fault} if self.fault else {}
+        )
 
 
 def checkpoints(output: Path, ranks: int, *, thorough: bool = False) -> list[Saved]:
@@ -44,13 +50,17 @@ def checkpoints(output: Path, ranks: int, *, thorough: bool = False) -> list[Sav
     Args:
         output: the trainer's output folder.
         ranks: the world size; each rank saves the state of its random numbers.
-        thorough: read every byte: compare the digests of sealed files, the checksums inside the others.
+        thorough: read every byte: compare the digests of sealed files, the checksums inside the
+        others.
     """
     return sorted(_saved(output, ranks, thorough), key=lambda saved: (saved.step, saved.complete))
 
 
 def newest_complete(output: Path, ranks: int, *, thorough: bool = False) -> Saved | None:
-    """What a resume starts from. Checkpoints are read newest first, and none older than the first whole one."""
+    """What a resume starts from.
+
+    Checkpoints are read newest first, and none older than the first whole one.
+    """
     folders = [(int(match[2]), folder) for folder, match in _numbered(output) if not match[1]]
     for step, folder in sorted(folders, reverse=True):
         if not (fault := _fault(folder, step, ranks, thorough)):
@@ -104,8 +114,11 @@ def is_sealed(saved: Saved) -> bool:
 
 
 def needed_files(folder: Path, ranks: int) -> list[str]:
-    """What a resume reads: adapter, optimizer, schedule, random states of every rank, and the trainer's own state."""
-    if (folder / "latest").exists():  # DeepSpeed keeps its optimizer in shards below the folder that `latest` names
+    """What a resume reads: adapter, optimizer, schedule, random states of every rank, and the
+    trainer's own state.
+    """
+    # DeepSpeed keeps its optimizer in shards below the folder that `latest` names
+    if (folder / "latest").exists():
         below = files.last_lines(folder / "latest")
         shards = sorted((folder / below[-1].strip()).glob("*.pt")) if below else []
         optimizer = ["latest", *(str(path.relative_to(folder)) for path in shards)]
@@ -141,7 +154,9 @@ def _fault(folder: Path, step: int, ranks: int, thorough: bool) -> str:
             else:
                 fault = _unreadable(path, size, step, thorough)
         except (OSError, IisftError, zipfile.BadZipFile, ValueError, EOFError) as error:
-            fault = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
+            fault = (
+                "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
+            )
         if fault:
             return f"{name} {fault}"
     return ""
@@ -165,7 +180,8 @@ def _unreadable(path: Path, size: int, step: int, thorough: bool) -> str:
         if state is None or state.get("global_step") != step:
             return "is torn or of another step"
     elif path.suffix in (".pt", ".pth"):
-        with zipfile.ZipFile(path) as archive:  # torch's format since 1.6; its directory stands at the end
+        # torch's format since 1.6; its directory stands at the end
+        with zipfile.ZipFile(path) as archive:
             if thorough and (bad := archive.testzip()):
                 return f"is torn at {bad}"
     elif not size:

@@ -1,4 +1,6 @@
-"""What the trainer reports becomes events.jsonl: every step once, however often the trainer was started."""
+"""What the trainer reports becomes events.jsonl: every step once, however often the trainer was
+started.
+"""
 
 import contextlib
 import statistics
@@ -14,7 +16,10 @@ _Position = tuple[int, bool]  # step, and whether it is the evaluation after tha
 
 
 class Events:
-    """Appends to events.jsonl in order. What finds no room on a full disk waits in memory until there is some."""
+    """Appends to events.jsonl in order.
+
+    What finds no room on a full disk waits in memory until there is some.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.events
@@ -25,7 +30,10 @@ class Events:
         return [*files.LineFollower(self._file).read(), *self._waiting]
 
     def append(self, kind: str, **values: Any) -> None:
-        """One event with the present time. Never raises: a full disk must not end the supervision."""
+        """One event with the present time.
+
+        Never raises: a full disk must not end the supervision.
+        """
         self._waiting.append(event_line(kind, **values))
         self.flush()
 
@@ -40,12 +48,13 @@ class Events:
 class Recorder:
     """Writes metrics of one trainer's life.
 
-    A step that an earlier life of the run has recorded already is an event of kind `redone`, so that the events of kind
-    `metrics` are one curve.
+    A step that an earlier life of the run has recorded already is an event of kind `redone`, so
+    that the events of kind `metrics` are one curve.
 
     Args:
         events: where to, and what was there before.
-        adopted: the trainer was running before: what an earlier supervisor wrote of this life is not written again.
+        adopted: the trainer was running before: what an earlier supervisor wrote of this life is
+        not written again.
     """
 
     def __init__(self, events: Events, *, adopted: bool) -> None:
@@ -63,11 +72,18 @@ class Recorder:
         return statistics.median(self._step_times) if self._step_times else None
 
     def take(self, arrived: list[Metrics]) -> list[Metrics]:
-        """Record what is new and return it. Steps that arrived together share the time since those before."""
+        """Record what is new and return it.
+
+        Steps that arrived together share the time since those before.
+        """
         new = [metrics for metrics in arrived if _position(metrics) > self._written]
         now = time.monotonic()
         steps = new[-1].step - self.last.step if new and self.last else 0
-        step_s = round((now - self._last_step_at) / steps, 4) if steps > 0 and self._last_step_at is not None else None
+        step_s = (
+            round((now - self._last_step_at) / steps, 4)
+            if steps > 0 and self._last_step_at is not None
+            else None
+        )
         for metrics in new:
             self._record(metrics, step_s)
         if arrived and (steps > 0 or self.last is None):
@@ -95,7 +111,11 @@ def _positions(events: Events) -> tuple[_Position, _Position]:
     furthest = last = (-1, False)
     for line in events.lines():
         event = parse_event(line)
-        if event is not None and event["kind"] in ("metrics", "redone") and isinstance(event.get("step"), int):
+        if (
+            event is not None
+            and event["kind"] in ("metrics", "redone")
+            and isinstance(event.get("step"), int)
+        ):
             last = (event["step"], "loss" not in event)
             furthest = max(furthest, last)
     return furthest, last

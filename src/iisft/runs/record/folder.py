@@ -15,7 +15,10 @@ EXIT = "exit.json"
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One run. Node 0 owns the folder; other nodes of a shared workspace write files of their own beside."""
+    """One run.
+
+    Node 0 owns the folder; other nodes of a shared workspace write files of their own beside.
+    """
 
     path: Path
     node_rank: int = 0
@@ -31,7 +34,10 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """What was asked and what was observed; written at creation, then by the supervisor alone."""
+        """What was asked and what was observed.
+
+        Written at creation, then by the supervisor alone.
+        """
         return self.path / "run.json"
 
     @property
@@ -131,7 +137,9 @@ class RunFolder:
         return self.path / "predictions"
 
     def predictions_of(self, data: str, which: str) -> Path:
-        """Answers to the dataset `data` by `which`: a checkpoint's step, "final", "base", or "api-MODEL"."""
+        """Answers to the dataset `data` by `which`: a checkpoint's step, "final", "base", or
+        "api-MODEL".
+        """
         return self.predictions / f"{data}@{which}.jsonl"
 
     def log_of(self, command: str) -> Path:
@@ -146,7 +154,10 @@ class RunFolder:
         return files.read_json_object(self.record)
 
     def read_processes(self) -> dict[str, Any]:
-        """Who supervises and trains here; nothing when it was written for another folder, of which this is a copy."""
+        """Who supervises and trains here.
+
+        Nothing when it was written for another folder, of which this is a copy.
+        """
         found = files.read_json_object(self.processes) or {}
         return found if found.get("run") == self.marker else {}
 

@@ -1,4 +1,7 @@
-"""What a run's events add up to, taken in as they come, and the end of its log. Garbage in them is passed over."""
+"""What a run's events add up to, taken in as they come, and the end of its log.
+
+Garbage in them is passed over.
+"""
 
 import math
 import os
@@ -19,7 +22,8 @@ class History:
     """Grows with every `update`.
 
     Attributes:
-        steps: the steps with a loss. After a resume from an earlier step, those that are trained again are replaced.
+        steps: the steps with a loss. After a resume from an earlier step, those that are trained
+        again are replaced.
         loss: one value per step; may be NaN.
         grad_norm: one value per step; None where the trainer said none.
         latest: step, total_steps and the figures last heard of, as describe_metrics takes them.
@@ -40,7 +44,10 @@ class History:
         self._events = LineFollower(self.folder.events)
 
     def update(self) -> bool:
-        """Take in what was written since the last call; whether the run's status may have changed."""
+        """Take in what was written since the last call.
+
+        Whether the run's status may have changed.
+        """
         changed = False
         for line in self._events.read():
             event = parse_event(line) or {}
@@ -59,7 +66,9 @@ class History:
         step = _count(event.get("step"))
         if step is None:
             return
-        figures = {name: number for name in _FIGURES if (number := _number(event.get(name))) is not None}
+        figures = {
+            name: number for name in _FIGURES if (number := _number(event.get(name))) is not None
+        }
         total = _count(event.get("total_steps")) or self.latest.get("total_steps", 0)
         self.latest = {**self.latest, **figures, "step": step, "total_steps": total}
         seconds = _number(event.get("step_s"))
@@ -75,7 +84,8 @@ class History:
 
 
 def last_lines(log: Path, count: int, tail_bytes: int = 32 * 1024) -> list[str]:
-    """The last lines of a log as a terminal shows them: of a line with carriage returns only what was written last.
+    """The last lines of a log as a terminal shows them: of a line with carriage returns only what
+    was written last.
 
     Reads no more than `tail_bytes` however long the log is; none when it can't be read.
     """

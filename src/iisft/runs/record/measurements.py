@@ -1,6 +1,8 @@
-"""What finished runs reached on this machine, kept beside the runs, and used by the next plan. Standard library only.
+"""What finished runs reached on this machine, kept beside the runs, and used by the next plan.
+Standard library only.
 
-runs/measured.jsonl: one line per finished run, appended by its supervisor. It outlives the run's folder.
+runs/measured.jsonl: one line per finished run, appended by its supervisor. It outlives the run's
+folder.
 """
 
 import contextlib
@@ -22,7 +24,10 @@ _WARM_UP = 1  # the first step has caches to fill and kernels to choose
 
 
 def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
-    """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`. What was not logged is left out."""
+    """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`.
+
+    What was not logged is left out.
+    """
     steps, speeds, peaks = [], [], []
     for event in events:
         if event is None or event["kind"] not in ("metrics", "redone"):
@@ -66,7 +71,10 @@ def keep(folder: RunFolder, record: dict[str, Any], found: dict[str, float]) -> 
 
 
 def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None:
-    """What the latest runs of that kind reached on this machine; tokens per row only of the same `rows`."""
+    """What the latest runs of that kind reached on this machine.
+
+    Tokens per row only of the same `rows`.
+    """
     machine = platform.node()
     same: list[dict[str, Any]] = []
     for line in files.last_lines(runs / FILE, 1024 * 1024):
@@ -84,14 +92,21 @@ def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None
         tflops=_median(_rate(entry) for entry in same),
         peak_ratio=_median(_ratio(entry, "peak_gib") for entry in same),
         step_ratio=_median(_ratio(entry, "step_s") for entry in same),
-        row_tokens=_median(_row_tokens(entry) for entry in same if rows and entry.get("rows") == rows),
+        row_tokens=_median(
+            _row_tokens(entry) for entry in same if rows and entry.get("rows") == rows
+        ),
     )
 
 
 def _rate(entry: dict[str, Any]) -> float | None:
     """TFLOP/s per GPU of a whole step."""
     try:
-        return float(entry["measured"]["tokens_per_s"]) * float(entry["flops_per_token"]) / int(entry["ranks"]) / 1e12
+        return (
+            float(entry["measured"]["tokens_per_s"])
+            * float(entry["flops_per_token"])
+            / int(entry["ranks"])
+            / 1e12
+        )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Of the base parameters, the share that may be in another dtype: norms that were asked to be upcast.
+# Of the base parameters, the share that may be in another dtype: norms that were asked to be
+# upcast.
 _OTHER_DTYPE_SHARE = 0.01
 # nf4 leaves embeddings and head as they are: 14 % of Qwen2.5-7B, about half of the smallest models.
 _NF4_SHARE = 0.3
@@ -44,7 +45,8 @@ class Observed:
             "world_size": first.get("world_size"),
             "global_batch": self.summary.get("global_batch"),
             "rows": self.summary.get("rows"),
-            "trainable_parameters": self.summary.get("trainable_parameters") or first.get("trainable_parameters"),
+            "trainable_parameters": self.summary.get("trainable_parameters")
+            or first.get("trainable_parameters"),
             "autocast": first.get("autocast"),
             "arithmetic": first.get("arithmetic"),
             "class": first.get("class"),
@@ -67,8 +69,13 @@ def compute_dtype(proof: Mapping[str, Any]) -> str | None:
     return linear if linear == attention else f"{linear} and {attention}"
 
 
-def differences(expected: Expected, observed: Observed, local_ranks: int, *, is_first_node: bool) -> list[str]:
-    """Each line of the preset that the run does not hold, as a sentence. A missing report is a difference."""
+def differences(
+    expected: Expected, observed: Observed, local_ranks: int, *, is_first_node: bool
+) -> list[str]:
+    """Each line of the preset that the run does not hold, as a sentence.
+
+    A missing report is a difference.
+    """
     found = []
     missing = local_ranks - len(observed.proofs)
     if missing > 0:
@@ -105,16 +112,26 @@ def precision_differences(expected: Expected, proof: Mapping[str, Any]) -> Itera
     other = sum(count for dtype, count in counts.items() if dtype != expected.weights_dtype)
     if expected.weights_dtype != "nf4" and other > _OTHER_DTYPE_SHARE * sum(counts.values()):
         yield f"{other:,} base parameters are not {expected.weights_dtype}: {dict(counts)}"
-    if expected.compute_dtype == "float32" and proof.get("float32_matmul_precision") not in (None, "highest"):
+    if expected.compute_dtype == "float32" and proof.get("float32_matmul_precision") not in (
+        None,
+        "highest",
+    ):
         yield f"float32 products run at reduced precision ({proof.get('float32_matmul_precision')})"
 
 
 def _summary_differences(expected: Expected, summary: Mapping[str, int]) -> Iterator[str]:
     if summary.get("global_batch") != expected.global_batch:
-        yield f"global batch {_said(summary.get('global_batch'))}, but the preset says {expected.global_batch}"
+        yield (
+            f"global batch {_said(summary.get('global_batch'))}, but the preset says "
+            f"{expected.global_batch}"
+        )
     rows = summary.get("rows")
     if expected.rows is not None and rows != expected.rows:
-        dropped = f": {expected.rows - rows} rows were dropped" if rows is not None and rows < expected.rows else ""
+        dropped = (
+            f": {expected.rows - rows} rows were dropped"
+            if rows is not None and rows < expected.rows
+            else ""
+        )
         yield f"the trainer has {_said(rows)} rows, but {expected.rows} were staged{dropped}"
 
 

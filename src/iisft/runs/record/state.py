@@ -49,7 +49,10 @@ class RunStatus:
 
     @property
     def eta_s(self) -> float | None:
-        """Steps left x median of the last steps' seconds; nothing of it depends on when the run began."""
+        """Steps left x median of the last steps' seconds.
+
+        Nothing of it depends on when the run began.
+        """
         step_s = self.metrics.get("median_step_s")
         if not self.live or step_s is None or not self.metrics["total_steps"]:
             return None
@@ -74,7 +77,9 @@ class RunStatus:
     def as_full_json(self) -> dict[str, Any]:
         return self.as_json() | {
             "observed": self.observed,
-            "checkpoints": [saved.as_json() for saved in checkpoints(self.folder.output, self.ranks or 1)],
+            "checkpoints": [
+                saved.as_json() for saved in checkpoints(self.folder.output, self.ranks or 1)
+            ],
             "restarts": self.restarts,
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
@@ -91,7 +96,9 @@ def status_of(folder: RunFolder) -> RunStatus:
     outcome = files.read_json_object(folder.exit)
     state, reason = _state(folder, record, outcome, events)
     findings = [
-        {key: value for key, value in event.items() if key != "kind"} for event in events if event["kind"] == "finding"
+        {key: value for key, value in event.items() if key != "kind"}
+        for event in events
+        if event["kind"] == "finding"
     ]
     if reason == UNSUPERVISED:
         fix = f"iisft resume {folder.id}"
@@ -131,7 +138,11 @@ def brief_of(folder: RunFolder) -> RunStatus:
             metrics=_figures({key: outcome.get(key) for key in ("step", "total_steps", "loss")}),
         )
     record = folder.read_record()
-    events = [event for line in files.last_lines(folder.events) if (event := parse_event(line)) is not None]
+    events = [
+        event
+        for line in files.last_lines(folder.events)
+        if (event := parse_event(line)) is not None
+    ]
     state, reason = _state(folder, record, outcome, events)
     record = record or {}
     return RunStatus(
@@ -150,7 +161,9 @@ def all_runs(workspace: Workspace) -> list[RunStatus]:
     """Every run of the workspace, newest first."""
     try:
         with os.scandir(workspace.runs) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            names = [
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            ]
     except OSError:
         return []
     found = [brief_of(RunFolder(workspace.runs / name)) for name in names]
@@ -167,7 +180,10 @@ def find_run(workspace: Workspace, name: str | None) -> RunFolder:
         runs = all_runs(workspace)
         if not runs:
             raise RunStateError(
-                "no-runs", "there is no run yet", where=str(workspace.runs), fix="iisft train --preset demo"
+                "no-runs",
+                "there is no run yet",
+                where=str(workspace.runs),
+                fix="iisft train --preset demo",
             )
         return runs[0].folder
     path = workspace.runs / name
@@ -176,11 +192,16 @@ def find_run(workspace: Workspace, name: str | None) -> RunFolder:
     ids = [entry.name for entry in workspace.runs.glob("*") if entry.is_dir()]
     near = difflib.get_close_matches(name, ids, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise RunStateError("no-such-run", f"no run named {name!r}{hint}", where=str(workspace.runs), fix="iisft runs")
+    raise RunStateError(
+        "no-such-run", f"no run named {name!r}{hint}", where=str(workspace.runs), fix="iisft runs"
+    )
 
 
 def _state(
-    folder: RunFolder, record: dict[str, Any] | None, outcome: dict[str, Any] | None, events: list[dict[str, Any]]
+    folder: RunFolder,
+    record: dict[str, Any] | None,
+    outcome: dict[str, Any] | None,
+    events: list[dict[str, Any]],
 ) -> tuple[str, str]:
     if outcome is not None:
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
@@ -190,7 +211,9 @@ def _state(
     supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
     trainer = ProcessIdentity.from_json(processes.get("trainer"))
     if supervisor is not None and supervisor.alive():
-        last: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "state"), {})
+        last: dict[str, Any] = next(
+            (event for event in reversed(events) if event["kind"] == "state"), {}
+        )
         if last.get("state") == "restarting":
             return "running", f"restarting after: {last.get('message', '')}"
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
@@ -233,8 +256,14 @@ def _ranks(record: dict[str, Any]) -> int | None:
 
 def _figures(values: dict[str, Any]) -> dict[str, Any]:
     """Of a metrics event or an outcome what is a figure; NaN and infinities stand there as text."""
-    counts = {key: number for key in ("step", "total_steps") if (number := _count(values.get(key))) is not None}
-    rest = {key: value for key, value in values.items() if key not in ("kind", "step", "total_steps")}
+    counts = {
+        key: number
+        for key in ("step", "total_steps")
+        if (number := _count(values.get(key))) is not None
+    }
+    rest = {
+        key: value for key, value in values.items() if key not in ("kind", "step", "total_steps")
+    }
     return counts | {key: value for key, value in rest.items() if _is_number(value)}
 
 

@@ -18,16 +18,21 @@ from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, Therm
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
 _FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
-_KILLED_FIX = "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
-_NAN_FIX = "lower train.learning_rate, or another precision or attention (fp16 with eager overflows on Qwen2)"
+_KILLED_FIX = (
+    "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
+)
+_NAN_FIX = (
+    "lower train.learning_rate, or another precision or attention (fp16 with eager "
+    "overflows on Qwen2)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a trainer ended.
 
-    `passing`: it crashed for a reason that another start may not meet. `cause` is the same for the same reason, where
-    `reason` has figures that differ each time.
+    `passing`: it crashed for a reason that another start may not meet. `cause` is the same for the
+    same reason, where `reason` has figures that differ each time.
     """
 
     state: Literal["finished", "stopped", "failed", "lost"]
@@ -50,13 +55,17 @@ def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
 class Attempt:
     """A trainer and what is known about its life."""
 
-    def __init__(self, folder: RunFolder, record: dict[str, Any], start: Start, events: Events) -> None:
+    def __init__(
+        self, folder: RunFolder, record: dict[str, Any], start: Start, events: Events
+    ) -> None:
         self.folder = folder
         self.events = events
         self.record = record
         self.start = start
         self.expected = Expected(**record["expected"])
-        self.log = TrainerLog.follow(folder.train_log, folder.trainer_log, start.begin, start.proof_word)
+        self.log = TrainerLog.follow(
+            folder.train_log, folder.trainer_log, start.begin, start.proof_word
+        )
         self.recorder = Recorder(events, adopted=start.adopted)
         self.proven = False
         self.fault: Ending | None = None
@@ -66,7 +75,9 @@ class Attempt:
         watch = record["watch"]
         self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
         logging_steps = float(record.get("train_yaml", {}).get("logging_steps", 1))
-        self._hang = HangWatch(float(watch["hang_min_s"]), float(watch["hang_factor"]), logging_steps)
+        self._hang = HangWatch(
+            float(watch["hang_min_s"]), float(watch["hang_factor"]), logging_steps
+        )
         self._disk = DiskWatch(folder.path)
         self._thermal = ThermalWatch()
         self.kept: int | None = start.from_step or None
@@ -84,7 +95,8 @@ class Attempt:
         while not self.start.trainer.wait(_POLL_S):
             self._look()
         self._look(at_end=True)
-        left = process.kill_run(self.folder.marker)  # ranks that outlived torchrun would keep their GPU
+        # ranks that outlived torchrun would keep their GPU
+        left = process.kill_run(self.folder.marker)
         if left:
             self._finding("unkillable", f"processes {left} can't be killed", severity="error")
         return self._ending(self.start.trainer.returncode())
@@ -110,11 +122,15 @@ class Attempt:
 
     def _watch(self, *, moved: bool) -> None:
         median, total = self.recorder.median_step_s, self.log.summary.get("total_steps", 0)
-        if sentence := self._hang.look(self.phase, moved=moved, median_step_s=median, total_steps=total):
+        if sentence := self._hang.look(
+            self.phase, moved=moved, median_step_s=median, total_steps=total
+        ):
             seen = hang.gpu_use()
             stacks = hang.collect_stacks(self.folder)
             fix = hang.likely_causes(self.record)
-            self._fail("hang", f"{sentence} at step {self.step}{seen}; {stacks}", fix=fix, passing=True)
+            self._fail(
+                "hang", f"{sentence} at step {self.step}{seen}; {stacks}", fix=fix, passing=True
+            )
         for finding in (self._disk.look(), self._thermal.look()):
             if finding is not None:
                 self.events.append("finding", **finding)
@@ -126,14 +142,19 @@ class Attempt:
             return
         first_node = self.folder.node_rank == 0
         observed = Observed(self.log.proofs, self.log.summary)
-        reported = len(self.log.proofs) >= self.record["ranks"] and (not first_node or len(self.log.summary) == 4)
-        if not (reported or self.recorder.last is not None or (at_end and self.log.training_started)):
+        reported = len(self.log.proofs) >= self.record["ranks"] and (
+            not first_node or len(self.log.summary) == 4
+        )
+        if not (
+            reported or self.recorder.last is not None or (at_end and self.log.training_started)
+        ):
             return
         if first_node:
             try:
                 self.folder.update_record(observed=observed.as_json())
             except OSError:
-                return  # a full disk: without the record there is no proof, so the next round tries again
+                # a full disk: without the record there is no proof, so the next round tries again
+                return
         self.events.append("observed", **observed.as_json())
         found = differences(self.expected, observed, self.record["ranks"], is_first_node=first_node)
         if found:
@@ -142,9 +163,16 @@ class Attempt:
             self.proven = True
 
     def _nothing_left_to_train(self) -> bool:
-        """The checkpoint was of the last step: no forward comes that could prove anything; earlier lives did."""
+        """The checkpoint was of the last step: no forward comes that could prove anything.
+
+        Earlier lives did.
+        """
         total = self.log.summary.get("total_steps")
-        return total is not None and self.start.from_step >= total and bool(self.record.get("observed"))
+        return (
+            total is not None
+            and self.start.from_step >= total
+            and bool(self.record.get("observed"))
+        )
 
     def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
         step, total = self.progress()
@@ -161,7 +189,9 @@ class Attempt:
             if saved.step <= self.start.from_step:
                 continue
             if not saved.complete:
-                writing = writing or (not saved.folder.name.startswith("torn-") and saved.step >= self.step)
+                writing = writing or (
+                    not saved.folder.name.startswith("torn-") and saved.step >= self.step
+                )
             elif checkpoints.is_sealed(saved) or self._seal(saved):
                 self.kept = saved.step
                 self._disk.needed = checkpoints.sealed_size(saved)
@@ -180,28 +210,45 @@ class Attempt:
         if request is None and not self.told_to_end:
             return
         now = bool((request or {}).get("now"))
-        if self.stop_deadline is None and not now and self.log.proofs:  # they train, so they look for the request
+        # they train, so they look for the request
+        if self.stop_deadline is None and not now and self.log.proofs:
             if request is None:
                 with contextlib.suppress(OSError):  # a full disk: the deadline will end it
-                    files.write_json_atomically(self.folder.stop_request, {"now": False, "time": time.time()})
-            self.stop_deadline = time.monotonic() + stop_grace_s(self.recorder.median_step_s, self._hang.min_s)
-            self.events.append("state", state="stopping", message="asked for a checkpoint after this step")
+                    files.write_json_atomically(
+                        self.folder.stop_request, {"now": False, "time": time.time()}
+                    )
+            self.stop_deadline = time.monotonic() + stop_grace_s(
+                self.recorder.median_step_s, self._hang.min_s
+            )
+            self.events.append(
+                "state", state="stopping", message="asked for a checkpoint after this step"
+            )
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
             if not at_end:
                 process.kill(process.processes_of_run(self.folder.marker))
 
     def _ending(self, returncode: int | None) -> Ending:
-        """How it ended, from everything but the trainer's own word: a stopped run ends with 0 as well."""
+        """How it ended, from everything but the trainer's own word: a stopped run ends with 0 as
+        well.
+        """
         step, total = self.progress()
         if self.fault is not None:
             return self.fault
         if self._did_all(returncode, step, total):
-            return Ending("finished", f"all {total} steps" if total else "node done", step, total, returncode)
+            return Ending(
+                "finished", f"all {total} steps" if total else "node done", step, total, returncode
+            )
         if self.stop_deadline is not None:
             asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
             state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"
-            return Ending(state, f"{asked} at step {step}; {self._kept_text()} is kept", step, total, returncode)
+            return Ending(
+                state,
+                f"{asked} at step {step}; {self._kept_text()} is kept",
+                step,
+                total,
+                returncode,
+            )
         return self._crash(returncode, step, total)
 
     def _crash(self, returncode: int | None, step: int, total: int) -> Ending:
@@ -210,8 +257,11 @@ class Attempt:
         lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
         exception, killed, how = error_in(lines), dead_rank(lines), self._how(returncode)
         known = failures.diagnose(lines)
-        if known and not (killed and known.kind == "communication"):  # the others only lost the one that was killed
-            where = f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
+        # the others only lost the one that was killed
+        if known and not (killed and known.kind == "communication"):
+            where = (
+                f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
+            )
             self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
             text = f"{where}{exception or known.cause} ({how}){self._planned_memory(known.id)}"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
@@ -232,14 +282,19 @@ class Attempt:
         planned = self.record.get("forecast")
         if failure != "gpu-out-of-memory" or not isinstance(planned, dict):
             return ""
-        return f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: {planned['fits']} (iisft plan)"
+        return (
+            f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: "
+            f"{planned['fits']} (iisft plan)"
+        )
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):
             return False
-        if self.folder.node_rank:  # only node 0 sees the trainer's state: a trainer that ended unasked did its part
+        # only node 0 sees the trainer's state: a trainer that ended unasked did its part
+        if self.folder.node_rank:
             return returncode == 0 and self.stop_deadline is None
-        # The trainer writes this file after the adapter; an earlier one was removed before this start.
+        # The trainer writes this file after the adapter; an earlier one was removed before this
+        # start.
         return bool(total) and step == total and self.folder.trainer_state.exists()
 
     @staticmethod

@@ -21,7 +21,9 @@ def exit_code(status: RunStatus) -> ExitCode:
     return _EXIT_CODES.get(status.state, ExitCode.FAILED)
 
 
-def wait(folder: RunFolder, on_poll: Callable[[], None] = lambda: None, poll_s: float = 0.2) -> RunStatus:
+def wait(
+    folder: RunFolder, on_poll: Callable[[], None] = lambda: None, poll_s: float = 0.2
+) -> RunStatus:
     """Block until the run has ended; `on_poll` is called in between."""
     checks = 0
     while not folder.exit.exists():
@@ -58,7 +60,10 @@ def request_stop(folder: RunFolder, *, now: bool) -> None:
 
 
 def wait_for_kill(folder: RunFolder) -> RunStatus:
-    """After a request to stop at once: wait for it; a supervisor that does not answer is killed with the rest."""
+    """After a request to stop at once: wait for it.
+
+    A supervisor that does not answer is killed with the rest.
+    """
     deadline = time.monotonic() + _ANSWER_S
     while not folder.exit.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -76,7 +81,9 @@ def _end_what_is_left(folder: RunFolder) -> None:
     ranks = status_of(folder).ranks or 1
     saved = newest_complete(folder.output, ranks)
     kept = f"checkpoint-{saved.step} is kept" if saved else "no checkpoint is kept"
-    reason = f"stopped on request without a supervisor; {kept}" + (f"; {left} can't be killed" if left else "")
+    reason = f"stopped on request without a supervisor; {kept}" + (
+        f"; {left} can't be killed" if left else ""
+    )
     outcome = {"state": "stopped", "reason": reason, "returncode": None, "ended": time.time()}
     folder.append_event("state", **outcome)
     files.write_json_atomically(folder.exit, outcome)
@@ -87,7 +94,10 @@ def check_removable(folder: RunFolder) -> None:
     status = status_of(folder)
     if status.live or process.processes_of_run(folder.marker):
         raise RunStateError(
-            "still-running", f"{folder.id} is running", where=str(folder.path), fix=f"iisft stop {folder.id}"
+            "still-running",
+            f"{folder.id} is running",
+            where=str(folder.path),
+            fix=f"iisft stop {folder.id}",
         )
 
 
@@ -104,4 +114,6 @@ def remove(folder: RunFolder) -> None:
             folder.path.rename(hidden)
         shutil.rmtree(hidden)
     except OSError as error:
-        raise RunStateError("not-removed", f"can't be deleted: {error.strerror}", where=str(folder.path)) from error
+        raise RunStateError(
+            "not-removed", f"can't be deleted: {error.strerror}", where=str(folder.path)
+        ) from error

@@ -35,7 +35,9 @@ def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
         )
     return [
         *_changed("train.yaml", record.get("train_yaml"), arguments),
-        *_changed("preset.yaml (read by nothing any more)", record.get("preset"), _yaml(folder.preset)),
+        *_changed(
+            "preset.yaml (read by nothing any more)", record.get("preset"), _yaml(folder.preset)
+        ),
         *_changed_digests("model/", record.get("view"), folder.model),
         *identity.changes(record["model"], Path(record["model"]["folder"]), copies=False),
         *_data(folder, record["data"]),
@@ -46,10 +48,16 @@ def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
 
 
 def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> the two values, for everything that two run.json say differently about how they trained."""
-    first, second = (dict(_flat({key: record.get(key) for key in _COMPARED})) for record in (one, other))
+    """Dotted key -> the two values, for everything that two run.json say differently about how they
+    trained.
+    """
+    first, second = (
+        dict(_flat({key: record.get(key) for key in _COMPARED})) for record in (one, other)
+    )
     keys = [*first, *(key for key in second if key not in first)]
-    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+    return {
+        key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
+    }
 
 
 def view_digests(view: Path, names: Iterable[str]) -> dict[str, str]:
@@ -61,7 +69,10 @@ def _data(folder: RunFolder, recorded: list[Mapping[str, Any]]) -> Iterator[str]
     for dataset in recorded:
         file = folder.dataset / f"{dataset['name']}.jsonl"
         if _sha256(file) != dataset["sha256"]:
-            yield f"the rows of {dataset['name']} have {'changed' if file.exists() else 'vanished'} ({file.resolve()})"
+            yield (
+                f"the rows of {dataset['name']} have "
+                f"{'changed' if file.exists() else 'vanished'} ({file.resolve()})"
+            )
 
 
 def _packages(record: Mapping[str, Any]) -> Iterator[str]:
@@ -70,7 +81,10 @@ def _packages(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shell(record: Mapping[str, Any]) -> Iterator[str]:
-    """A variable that this shell has not is taken from the record; one that it has otherwise is a decision."""
+    """A variable that this shell has not is taken from the record.
+
+    One that it has otherwise is a decision.
+    """
     recorded, now = record.get("shell", {}), steering(os.environ)
     for name in sorted(now):
         if name not in record["env"] and now[name] != recorded.get(name):
@@ -121,7 +135,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunStateError("run-torn", f"{path.name} can't be read: {error}", where=str(path)) from error
+        raise RunStateError(
+            "run-torn", f"{path.name} can't be read: {error}", where=str(path)
+        ) from error
     return content if isinstance(content, dict) else {}
 
 

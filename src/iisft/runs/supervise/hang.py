@@ -1,4 +1,6 @@
-"""What is worth knowing about a hang: where every thread stands, and what usually causes it on this hardware."""
+"""What is worth knowing about a hang: where every thread stands, and what usually causes it on this
+hardware.
+"""
 
 import shutil
 import time
@@ -17,12 +19,15 @@ _LOOK = "look at the stacks and at the load of the machine"
 
 
 def collect_stacks(folder: RunFolder) -> str:
-    """Write the stacks of every rank to a file (py-spy) or to the trainer's log, and say where they are."""
+    """Write the stacks of every rank to a file (py-spy) or to the trainer's log, and say where they
+    are.
+    """
     ranks = process.rank_processes(folder.marker)
     program = shutil.which("py-spy")
     if program is None:
         process.ask_for_stacks(ranks)
-        time.sleep(_STACKS_S)  # each thread's stack is written by a signal handler, then the trainer is killed
+        # each thread's stack is written by a signal handler, then the trainer is killed
+        time.sleep(_STACKS_S)
         return f"stacks are in {folder.train_log}"
     texts = []
     for pid in ranks:
@@ -40,13 +45,19 @@ def collect_stacks(folder: RunFolder) -> str:
 
 
 def gpu_use() -> str:
-    """How busy each GPU is: all at 100 % beside a standing run is a collective that waits, 0 % a rank that does."""
-    shares = ["?" if gpu.busy_percent is None else f"{gpu.busy_percent:.0f} %" for gpu in sensors.sample()]
+    """How busy each GPU is: all at 100 % beside a standing run is a collective that waits, 0 % a
+    rank that does.
+    """
+    shares = [
+        "?" if gpu.busy_percent is None else f"{gpu.busy_percent:.0f} %" for gpu in sensors.sample()
+    ]
     return f"; GPUs busy {', '.join(shares)}" if shares else ""
 
 
 def likely_causes(record: dict[str, Any], machine: "Machine | None" = None) -> str:
-    """The doctor's rules about hanging collectives that fire on this machine, for a run of several GPUs."""
+    """The doctor's rules about hanging collectives that fire on this machine, for a run of several
+    GPUs.
+    """
     vendor = str(record["preset"]["hardware"]["vendor"])
     ranks = int(record["expected"]["world_size"])
     if vendor == "cpu" or ranks < 2:
@@ -57,7 +68,10 @@ def likely_causes(record: dict[str, Any], machine: "Machine | None" = None) -> s
     )
 
     case = engine.Case(machine or inspect.last_known(), ranks=ranks)
-    causes = [f"{one.rule.id} {one.seen.message} ({one.seen.fix.text})" for one in engine.causes_of_hang(case)]
+    causes = [
+        f"{one.rule.id} {one.seen.message} ({one.seen.fix.text})"
+        for one in engine.causes_of_hang(case)
+    ]
     if causes:
         return "; ".join(causes)
     return (

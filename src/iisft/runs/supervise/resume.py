@@ -32,7 +32,8 @@ class Resumed:
 
 
 def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = False) -> Resumed:
-    """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor instead.
+    """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor
+    instead.
 
     Args:
         folder: the run.
@@ -40,8 +41,9 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         from_start: begin anew when no whole checkpoint is left.
 
     Raises:
-        RunStateError: it is running, finished or being resumed by someone else; it drifted (with the list of what
-            differs); its folder was moved; or it has lost the checkpoints that it had.
+        RunStateError: it is running, finished or being resumed by someone else; it drifted (with
+            the list of what differs); its folder was moved; or it has lost the checkpoints that it
+            had.
         EnvironmentFault: its interpreter or a secret of its environment is missing.
         RunFailed: the supervisor died at once.
     """
@@ -52,14 +54,19 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         status = status_of(folder)
     if status.live:
         raise RunStateError(
-            "already-running", f"{folder.id} is {status.state}", where=str(folder.path), fix=f"iisft watch {folder.id}"
+            "already-running",
+            f"{folder.id} is {status.state}",
+            where=str(folder.path),
+            fix=f"iisft watch {folder.id}",
         )
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path))
     with only_one(folder):
         if status_of(folder).live:  # another resume was faster
-            raise RunStateError("already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}")
+            raise RunStateError(
+                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
+            )
         record = record_of(folder)
         env = environment_of(folder, record)
         found = drift.differences(folder, record)
@@ -68,9 +75,16 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
             fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
             raise RunStateError("drift", text, where=str(folder.path), fix=fix)
         if found:
-            folder.append_event("finding", id="drift", severity="warn", message="resumed with " + "; ".join(found))
-        if from_start and (saved := newest_complete(folder.output, int(record["expected"]["world_size"]))):
-            text = f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or make a new run"
+            folder.append_event(
+                "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
+            )
+        if from_start and (
+            saved := newest_complete(folder.output, int(record["expected"]["world_size"]))
+        ):
+            text = (
+                f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
+                "make a new run"
+            )
             raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
         if from_start:
             trainer.allow_from_start(folder)
@@ -83,7 +97,8 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
 
 
 def attach(folder: RunFolder) -> bool:
-    """Give a running trainer whose supervisor died a new one; False when that trainer has just ended.
+    """Give a running trainer whose supervisor died a new one; False when that trainer has just
+    ended.
 
     Raises:
         RunStateError: someone else is doing that.
@@ -94,9 +109,11 @@ def attach(folder: RunFolder) -> bool:
         trainer = ProcessIdentity.from_json(processes.get("trainer"))
         if trainer is None or status_of(folder).supervised:
             return status_of(folder).live
-        # A later restart must meet what the trainer met, secrets included; only its own environment has them all.
+        # A later restart must meet what the trainer met, secrets included; only its own environment
+        # has them all.
         env = process.environment_of(trainer.pid)
-        if process.RUN_MARKER not in env:  # killed this moment: it has no memory any more, but is not gone yet
+        # killed this moment: it has no memory any more, but is not gone yet
+        if process.RUN_MARKER not in env:
             process.Adopted(trainer).wait(_DYING_S)
             return False
         del env[process.RUN_MARKER]  # by which a trainer's processes are known, and killed
@@ -125,7 +142,9 @@ def only_one(folder: RunFolder) -> Iterator[None]:
 
 def _already_resuming(folder: RunFolder) -> RunStateError:
     text = f"{folder.id} is being resumed or removed by another command"
-    return RunStateError("already-resuming", text, where=str(folder.path), fix=f"iisft watch {folder.id}")
+    return RunStateError(
+        "already-resuming", text, where=str(folder.path), fix=f"iisft watch {folder.id}"
+    )
 
 
 def record_of(folder: RunFolder) -> dict[str, Any]:
@@ -146,7 +165,8 @@ def record_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
-    """What the run was started with; values that are secret stand in no file, so they come from the shell.
+    """What the run was started with; values that are secret stand in no file, so they come from the
+    shell.
 
     Raises:
         EnvironmentFault: its interpreter or a secret is missing.
@@ -162,8 +182,13 @@ def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
     own = {name: value for name, value in record["env"].items() if HIDDEN not in value}
     missing = [name for name in record["env"] if name not in own and name not in os.environ]
     if missing:
-        text = f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in no file"
-        raise EnvironmentFault("secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=...")
+        text = (
+            f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in "
+            "no file"
+        )
+        raise EnvironmentFault(
+            "secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=..."
+        )
     if folder.node_rank:
         own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
     shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}

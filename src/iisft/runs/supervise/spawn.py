@@ -18,7 +18,13 @@ def start_supervisor(folder: RunFolder, env: Mapping[str, str]) -> None:
     Raises:
         RunFailed: it died at once, or it could not start the trainer.
     """
-    argv = [sys.executable, "-m", "iisft.runs.supervise.supervisor", str(folder.path), str(folder.node_rank)]
+    argv = [
+        sys.executable,
+        "-m",
+        "iisft.runs.supervise.supervisor",
+        str(folder.path),
+        str(folder.node_rank),
+    ]
     supervisor = process.Child(argv, cwd=folder.path, env=env, output=folder.supervisor_log)
     while not (_is_recorded(folder, supervisor.pid) or folder.exit.exists()):
         if supervisor.returncode() is not None:
@@ -32,7 +38,9 @@ def start_supervisor(folder: RunFolder, env: Mapping[str, str]) -> None:
     if not _is_recorded(folder, supervisor.pid):
         outcome = files.read_json_object(folder.exit) or {}
         reason, fix = str(outcome.get("reason", "")), str(outcome.get("fix", ""))
-        raise RunFailed("start-failed", f"{folder.id}: {reason}", where=str(folder.supervisor_log), fix=fix)
+        raise RunFailed(
+            "start-failed", f"{folder.id}: {reason}", where=str(folder.supervisor_log), fix=fix
+        )
 
 
 def _is_recorded(folder: RunFolder, pid: int) -> bool:

@@ -1,4 +1,5 @@
-"""The small process that owns a trainer: starts it, brings it back after a crash, and records how the run ended.
+"""The small process that owns a trainer: starts it, brings it back after a crash, and records how
+the run ended.
 
 Run as `python -m iisft.runs.supervise.supervisor RUN_FOLDER [NODE_RANK]`. It imports no pydantic,
 rich or typer, so that it stays small and starts whatever else is broken. The trainer writes to its
@@ -57,7 +58,9 @@ class Supervisor:
                 fix = error.fix if isinstance(error, RunStateError) else ""
                 reason = f"the trainer can't be started: {error}"
                 before = self._attempt.progress() if self._attempt else (0, 0)
-                self.events.append("finding", id="start-failed", severity="error", message=reason, fix=fix)
+                self.events.append(
+                    "finding", id="start-failed", severity="error", message=reason, fix=fix
+                )
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
             self._attempt = Attempt(self.folder, self.record, start, self.events)
@@ -81,7 +84,11 @@ class Supervisor:
         crash = (ending.step, ending.cause or ending.reason)
         known = crash in self._crashes
         self._crashes.add(crash)
-        return not known and self.restarts < int(self.record["watch"]["restarts"]) and not self._told_to_end
+        return (
+            not known
+            and self.restarts < int(self.record["watch"]["restarts"])
+            and not self._told_to_end
+        )
 
     def _wait_for_restart(self, ending: Ending) -> bool:
         """The pause before another start; False when a stop is asked for meanwhile."""
@@ -89,7 +96,9 @@ class Supervisor:
         self._furthest = max(self._furthest, ending.step)
         pause = min(_FIRST_BACKOFF_S * _BACKOFF_FACTOR**self._vain_restarts, _LONGEST_BACKOFF_S)
         self.restarts += 1
-        self.events.append("state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s")
+        self.events.append(
+            "state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s"
+        )
         deadline = time.monotonic() + pause
         while time.monotonic() < deadline:
             if self._told_to_end or self.folder.stop_request.exists():
@@ -101,10 +110,20 @@ class Supervisor:
         if not self.folder.node_rank:
             self._restore_names()
         if ending.state == "failed" and ending.passing and self._told_to_end:
-            ending = replace(ending, state="lost", reason=f"told to end, as at a shutdown, after: {ending.reason}")
+            ending = replace(
+                ending,
+                state="lost",
+                reason=f"told to end, as at a shutdown, after: {ending.reason}",
+            )
         elif ending.state == "failed" and ending.passing and self.folder.stop_request.exists():
-            ending = replace(ending, state="stopped", reason=f"stopped on request after: {ending.reason}")
-        found = {} if self.folder.node_rank else measurements.measure(map(parse_event, self.events.lines()))
+            ending = replace(
+                ending, state="stopped", reason=f"stopped on request after: {ending.reason}"
+            )
+        found = (
+            {}
+            if self.folder.node_rank
+            else measurements.measure(map(parse_event, self.events.lines()))
+        )
         outcome = self._outcome(ending) | {"measured": found}
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.events.append("state", **outcome)
@@ -114,7 +133,9 @@ class Supervisor:
 
     def _restore_names(self) -> None:
         try:
-            restore_base_model_name(self.folder.output, self.folder.model, self.record["model"]["folder"])
+            restore_base_model_name(
+                self.folder.output, self.folder.model, self.record["model"]["folder"]
+            )
         except OSError as error:  # how the run ended matters more
             message = f"the adapters still name the view as their base model: {error.strerror}"
             self.events.append("finding", id="base-model-name", severity="warn", message=message)

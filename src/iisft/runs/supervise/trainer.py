@@ -44,27 +44,39 @@ def adopt(folder: RunFolder, events: Events) -> Start | None:
     word = process.environment_of(identity.pid).get(PROOF_VARIABLE, "")
     start = Start(Adopted(identity), begin, word, int(processes.get("from_step", 0)))
     _record(folder, start)
-    events.append("state", state="running", message="a new supervisor took over the running trainer")
+    events.append(
+        "state", state="running", message="a new supervisor took over the running trainer"
+    )
     return start
 
 
 def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: bool) -> Saved | None:
-    """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing is lost anew.
+    """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing
+    is lost anew.
 
     Raises:
-        RunStateError: there were whole checkpoints and none is left, or they are of a kind that iisft can't check.
+        RunStateError: there were whole checkpoints and none is left, or they are of a kind that
+        iisft can't check.
     """
     sharding = record["preset"]["sharding"]
     if sharding == "fsdp" and folder.output.exists():
-        text = "fsdp's checkpoints are of a kind that iisft can't check: none of them was ever resumed"
-        raise RunStateError(
-            "resume-unverified", text, where=str(folder.output), fix=f"use {folder.train_yaml} yourself"
+        text = (
+            "fsdp's checkpoints are of a kind that iisft can't check: none of them was ever resumed"
         )
-    saved = checkpoints.newest_complete(folder.output, int(record["expected"]["world_size"]), thorough=thorough)
+        raise RunStateError(
+            "resume-unverified",
+            text,
+            where=str(folder.output),
+            fix=f"use {folder.train_yaml} yourself",
+        )
+    saved = checkpoints.newest_complete(
+        folder.output, int(record["expected"]["world_size"]), thorough=thorough
+    )
     if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
-            "every checkpoint that was whole once is torn or gone; iisft does not begin anew by itself",
+            "every checkpoint that was whole once is torn or gone; iisft does not begin anew by "
+            "itself",
             where=str(folder.output),
             fix=f"iisft resume {folder.id} --from-start",
         )
@@ -97,11 +109,14 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
     argv = list(record["argv"])
     if not folder.node_rank:
         for name in checkpoints.put_torn_aside(folder.output, from_step):
-            message = f"{name} was not complete, so it was put aside; delete it when you need the room"
+            message = (
+                f"{name} was not complete, so it was put aside; delete it when you need the room"
+            )
             events.append("finding", id="torn-checkpoint", severity="warn", message=message)
         folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
         if saved is None:
-            folder.trainer_log.unlink(missing_ok=True)  # as the trainer does when it begins anew, before it is followed
+            # as the trainer does when it begins anew, before it is followed
+            folder.trainer_log.unlink(missing_ok=True)
     if folder.output.exists():
         argv[-1] = _resume_yaml(folder, saved)
     begin = Begin.here(folder.train_log, folder.trainer_log)
@@ -112,14 +127,18 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
         PROOF_VARIABLE: word,
         STOP_VARIABLE: str(folder.stop_request),
     }
-    started = Start(Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step)
+    started = Start(
+        Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step
+    )
     _record(folder, started)
     events.append("state", state="running", from_step=from_step)
     return started
 
 
 def _record_unseen_steps(folder: RunFolder, events: Events, up_to: int) -> None:
-    """What a trainer did after its supervisor had died, as far as it stands in the checkpoint: nobody does it again."""
+    """What a trainer did after its supervisor had died, as far as it stands in the checkpoint:
+    nobody does it again.
+    """
     processes = folder.read_processes()
     if processes:
         log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes))
@@ -132,13 +151,21 @@ def _begin_of(processes: dict[str, Any]) -> Begin:
 
 
 def _resume_yaml(folder: RunFolder, saved: Saved | None) -> str:
-    """The checkpoint is always named: LLaMA-Factory itself would take the highest number, torn or not."""
+    """The checkpoint is always named: LLaMA-Factory itself would take the highest number, torn or
+    not.
+    """
     own = ("overwrite_output_dir:", "resume_from_checkpoint:")
-    lines = [line for line in folder.train_yaml.read_text(encoding="utf-8").splitlines() if not line.startswith(own)]
+    lines = [
+        line
+        for line in folder.train_yaml.read_text(encoding="utf-8").splitlines()
+        if not line.startswith(own)
+    ]
     if saved is None:
-        lines.append("overwrite_output_dir: true")  # an earlier life came to no checkpoint: begin anew
+        # an earlier life came to no checkpoint: begin anew
+        lines.append("overwrite_output_dir: true")
     else:
-        lines.append(f"resume_from_checkpoint: {json.dumps(str(saved.folder), ensure_ascii=False)}")  # JSON is YAML
+        # JSON is YAML
+        lines.append(f"resume_from_checkpoint: {json.dumps(str(saved.folder), ensure_ascii=False)}")
     files.write_text_atomically(folder.resume_yaml, "\n".join(lines) + "\n")
     return folder.resume_yaml.name
 

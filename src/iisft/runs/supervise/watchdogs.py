@@ -11,7 +11,8 @@ from iisft.llamafactory.logs import Metrics
 from iisft.machine.facts import sensors
 
 _NAN_STEPS = 2
-# GradScaler starts at 2**16 and halves at each overflow, whose step it skips; the loss stays finite meanwhile.
+# GradScaler starts at 2**16 and halves at each overflow, whose step it skips; the loss stays finite
+# meanwhile.
 _SCALER_STEPS = 16
 _LONG_LIMIT = 12  # x hang_min_s: loading, the first step, saving, evaluating
 _ROOM = 1.1
@@ -35,13 +36,17 @@ class NanWatch:
         if loss is None or self.reaction == "ignore":
             return ""
         no_gradient = norm is not None and not math.isfinite(norm)
-        # With logging_nan_inf_filter a NaN loss is logged as 0.0; ZeRO-3 on the CPU gave grad_norm 0 at any loss.
+        # With logging_nan_inf_filter a NaN loss is logged as 0.0; ZeRO-3 on the CPU gave grad_norm
+        # 0 at any loss.
         lost = not math.isfinite(loss) or norm == 0.0 or (loss == 0.0 and no_gradient)
         overflow = no_gradient and self.with_scaler and not lost
         self._broken = self._broken + 1 if lost or (no_gradient and not overflow) else 0
         self._overflows = self._overflows + 1 if overflow else 0
         if self._broken >= _NAN_STEPS or self._overflows > _SCALER_STEPS:
-            return f"loss {loss}, grad_norm {norm} at step {metrics.step}: nothing is learnt from here on"
+            return (
+                f"loss {loss}, grad_norm {norm} at step {metrics.step}: nothing is learnt from "
+                "here on"
+            )
         return ""
 
 
@@ -51,12 +56,15 @@ class HangWatch:
 
     min_s: float
     factor: float
-    logging_steps: float = 1  # the trainer's argument: every so many steps, or below 1 that share of all steps
+    # the trainer's argument: every so many steps, or below 1 that share of all steps
+    logging_steps: float = 1
     _phase: str = "loading"
     _since: float = field(default_factory=time.monotonic)
     _looked: float = field(default_factory=time.monotonic)
 
-    def look(self, phase: str, *, moved: bool, median_step_s: float | None, total_steps: int = 0) -> str:
+    def look(
+        self, phase: str, *, moved: bool, median_step_s: float | None, total_steps: int = 0
+    ) -> str:
         """Called every round; what hangs and since when, or "".
 
         Args:
@@ -66,13 +74,18 @@ class HangWatch:
             total_steps: of the whole run, 0 while unknown.
         """
         now = time.monotonic()
-        if now - self._looked > 10:  # this process itself was stopped: it has not seen what happened meanwhile
+        # this process itself was stopped: it has not seen what happened meanwhile
+        if now - self._looked > 10:
             moved = True
         self._looked = now
         if moved or phase != self._phase:
             self._phase, self._since = phase, now
         waited, limit = now - self._since, self._limit(phase, median_step_s, total_steps)
-        return f"no sign of life for {waited:.0f} s while {phase} (limit {limit:.0f} s)" if waited > limit else ""
+        return (
+            f"no sign of life for {waited:.0f} s while {phase} (limit {limit:.0f} s)"
+            if waited > limit
+            else ""
+        )
 
     def _limit(self, phase: str, median_step_s: float | None, total_steps: int) -> float:
         # Steps between two logged ones are silent, however well they go.
@@ -110,13 +123,23 @@ class DiskWatch:
         self._said = short
         if not short or said:
             return None
-        message = f"the next checkpoint needs {self.needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
-        return {"id": "disk-low", "severity": "warn", "message": message, "fix": f"free some space below {self.place}"}
+        message = (
+            f"the next checkpoint needs {self.needed / 2**30:.2f} GiB, {free / 2**30:.2f} "
+            "GiB are free"
+        )
+        return {
+            "id": "disk-low",
+            "severity": "warn",
+            "message": message,
+            "fix": f"free some space below {self.place}",
+        }
 
 
 @dataclass
 class ThermalWatch:
-    """GPUs at their temperature limit, noted once an hour: a slower step has then a reason on record."""
+    """GPUs at their temperature limit, noted once an hour: a slower step has then a reason on
+    record.
+    """
 
     _looked: float = -math.inf
     _said: float = -math.inf
@@ -126,12 +149,21 @@ class ThermalWatch:
         if now - self._looked < _GPU_EVERY_S or now - self._said < _THERMAL_EVERY_S:
             return None
         self._looked = now
-        hot = [f"{gpu.name or gpu.vendor}{_degrees(gpu.temperature_c)}" for gpu in sensors.sample() if gpu.throttled]
+        hot = [
+            f"{gpu.name or gpu.vendor}{_degrees(gpu.temperature_c)}"
+            for gpu in sensors.sample()
+            if gpu.throttled
+        ]
         if not hot:
             return None
         self._said = now
         message = f"throttled by temperature: {', '.join(hot)}"
-        return {"id": "thermal", "severity": "warn", "message": message, "fix": "check the fans and the air flow"}
+        return {
+            "id": "thermal",
+            "severity": "warn",
+            "message": message,
+            "fix": "check the fans and the air flow",
+        }
 
 
 def _degrees(temperature_c: float | None) -> str:

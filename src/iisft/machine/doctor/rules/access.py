@@ -16,25 +16,42 @@ _DEVICES = "--device=/dev/kfd --device=/dev/dri"
     source="ROCm-docker#116; rocminfo#38; ROCm: Running ROCm Docker containers",
 )
 def kfd_permission(case: Case) -> Iterator[Seen]:
-    """ROCm opens /dev/kfd and every /dev/dri/renderD*. Without them torch says that there is no GPU, and not why."""
+    """ROCm opens /dev/kfd and every /dev/dri/renderD*.
+
+    Without them torch says that there is no GPU, and not why.
+    """
     devices = case.machine.answers.devices
-    here = "amd" in {card.vendor for card in case.machine.cards} | {gpu.vendor for gpu in case.machine.gpus}
-    trains = not case.nvidia and not case.on_cpu  # beside an NVIDIA GPU it is the processor's graphics
+    here = "amd" in {card.vendor for card in case.machine.cards} | {
+        gpu.vendor for gpu in case.machine.gpus
+    }
+    # beside an NVIDIA GPU it is the processor's graphics
+    trains = not case.nvidia and not case.on_cpu
     if not here or not devices or not trains or not _loaded(case):
         return
     kfd = devices.get("/dev/kfd")
-    nodes = {path: about for path, about in devices.items() if path.startswith("/dev/dri/") and about.exists}
+    nodes = {
+        path: about
+        for path, about in devices.items()
+        if path.startswith("/dev/dri/") and about.exists
+    }
     missing = [] if kfd and kfd.exists else ["/dev/kfd"]
     missing += [] if nodes else ["/dev/dri/renderD*"]
     closed = [path for path, about in devices.items() if about.exists and not about.usable]
     if missing:
         where = "in this container" if case.machine.host.container else "on this machine"
         fix = (
-            container(f"{_DEVICES} --group-add video --group-add $(getent group render | cut -d: -f3)")
+            container(
+                f"{_DEVICES} --group-add video --group-add $(getent group render | cut -d: -f3)"
+            )
             if case.machine.host.container
-            else as_root("sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms")
+            else as_root(
+                "sudo modprobe amdgpu",
+                text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms",
+            )
         )
-        yield Seen(f"{' and '.join(missing)} missing {where}: ROCm can't reach the AMD GPU", "/dev", fix)
+        yield Seen(
+            f"{' and '.join(missing)} missing {where}: ROCm can't reach the AMD GPU", "/dev", fix
+        )
     elif closed:
         groups = sorted({devices[path].group for path in closed if devices[path].group})
         fix = (
@@ -54,7 +71,9 @@ def kfd_permission(case: Case) -> Iterator[Seen]:
 
 def _loaded(case: Case) -> bool:
     """In a container the module can't be seen to be missing."""
-    return case.machine.host.amdgpu is not None or bool(case.machine.host.container) or bool(case.amd)
+    return (
+        case.machine.host.amdgpu is not None or bool(case.machine.host.container) or bool(case.amd)
+    )
 
 
 @rule(
@@ -65,7 +84,10 @@ def _loaded(case: Case) -> bool:
     hang=True,
 )
 def small_shared_memory(case: Case) -> Iterator[Seen]:
-    """The ranks exchange gradients through /dev/shm where there is no direct path between GPUs. Docker gives 64 MiB."""
+    """The ranks exchange gradients through /dev/shm where there is no direct path between GPUs.
+
+    Docker gives 64 MiB.
+    """
     space = case.machine.answers.spaces.get("/dev/shm")
     wanted = case.several or bool(case.argument("dataloader_num_workers"))
     if space is None or not wanted or space.total >= 1024 * _MIB:
@@ -87,7 +109,9 @@ def small_shared_memory(case: Case) -> Iterator[Seen]:
     source="ROCm: GPU isolation environment variables; torch.cuda._parse_visible_devices",
 )
 def visible_devices(case: Case) -> Iterator[Seen]:
-    """ROCR_VISIBLE_DEVICES is applied first, HIP_ and CUDA_VISIBLE_DEVICES then count within what it left."""
+    """ROCR_VISIBLE_DEVICES is applied first, HIP_ and CUDA_VISIBLE_DEVICES then count within what
+    it left.
+    """
     if not any(gpu.vendor == "amd" for gpu in case.machine.gpus) or case.on_cpu:
         return
     rocr, hip, cuda = (case.env.get(f"{name}_VISIBLE_DEVICES") for name in ("ROCR", "HIP", "CUDA"))
@@ -95,7 +119,8 @@ def visible_devices(case: Case) -> Iterator[Seen]:
     if rocr is not None and inner is not None:
         too_many = len(inner.split(",")) > len(rocr.split(","))
         yield Seen(
-            f"ROCR_VISIBLE_DEVICES={rocr} and {'HIP' if hip is not None else 'CUDA'}_VISIBLE_DEVICES={inner} are both "
+            f"ROCR_VISIBLE_DEVICES={rocr} and "
+            f"{'HIP' if hip is not None else 'CUDA'}_VISIBLE_DEVICES={inner} are both "
             "set: the second counts within what the first left"
             + (", and names more GPUs than are left: torch will refuse" if too_many else ""),
             "environment",
@@ -119,7 +144,8 @@ def visible_devices(case: Case) -> Iterator[Seen]:
     basis="reported",
 )
 def mixed_gpus(case: Case) -> Iterator[Seen]:
-    """An integrated or second AMD GPU beside the one that trains: kernels for one were sent to the other.
+    """An integrated or second AMD GPU beside the one that trains: kernels for one were sent to the
+    other.
 
     torch's choice of BLAS looks at every visible GPU too.
     """
@@ -130,16 +156,23 @@ def mixed_gpus(case: Case) -> Iterator[Seen]:
         return
     indexes = ",".join(str(index) for index, gpu in enumerate(amd) if gpu.arch == case.main_arch)
     yield Seen(
-        f"different AMD GPUs are visible ({', '.join(gpu.arch for gpu in visible)}): show torch only those that train",
+        f"different AMD GPUs are visible ({', '.join(gpu.arch for gpu in visible)}): show torch "
+        "only those that train",
         "/sys/class/kfd/kfd/topology/nodes",
         export(f"ROCR_VISIBLE_DEVICES={indexes}"),
         "warn",
     )
 
 
-@rule("driver-missing", applies="a GPU on the PCI bus without its driver", source="PCI classes 03xx and 12xx in sysfs")
+@rule(
+    "driver-missing",
+    applies="a GPU on the PCI bus without its driver",
+    source="PCI classes 03xx and 12xx in sysfs",
+)
 def driver_missing(case: Case) -> Iterator[Seen]:
-    """A GPU is plugged in, and no driver offers it: not loaded, not installed, or given to a virtual machine."""
+    """A GPU is plugged in, and no driver offers it: not loaded, not installed, or given to a
+    virtual machine.
+    """
     cards = [card for card in case.machine.cards if card.vendor]
     if case.machine.gpus or not cards or case.on_cpu:
         return
@@ -148,7 +181,9 @@ def driver_missing(case: Case) -> Iterator[Seen]:
         return  # R15 says it
     amd = first.vendor == "amd"
     fix = (
-        as_root("sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms")
+        as_root(
+            "sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms"
+        )
         if amd
         else Fix(
             "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), then reboot",
@@ -161,7 +196,8 @@ def driver_missing(case: Case) -> Iterator[Seen]:
         fix = container("--gpus all")
     bound = f", bound to {first.driver}" if first.driver else ", without a driver"
     yield Seen(
-        f"{len(cards)} {first.vendor.upper()} GPU(s) on the PCI bus, none offered for computing ({first.bus}{bound})",
+        f"{len(cards)} {first.vendor.upper()} GPU(s) on the PCI bus, none offered for computing "
+        f"({first.bus}{bound})",
         "/sys/bus/pci/devices",
         fix,
         "warn" if amd and host.amdgpu is not None else "error",
@@ -173,13 +209,20 @@ def _kfd_is_missing(case: Case) -> bool:
     return kfd is not None and not kfd.exists and _loaded(case)
 
 
-@rule("nvidia-smi", applies="NVIDIA GPUs", source="provoked: a wedged driver lets nvidia-smi wait for ever")
+@rule(
+    "nvidia-smi",
+    applies="NVIDIA GPUs",
+    source="provoked: a wedged driver lets nvidia-smi wait for ever",
+)
 def nvidia_smi(case: Case) -> Iterator[Seen]:
-    """nvidia-smi hangs or fails: the driver is wedged, or its kernel module and its libraries are of two versions."""
+    """nvidia-smi hangs or fails: the driver is wedged, or its kernel module and its libraries are
+    of two versions.
+    """
     smi = case.machine.answers.nvidia_smi
     if smi.status == "hangs":
         yield Seen(
-            "nvidia-smi does not return: the NVIDIA driver is wedged (a GPU fell off the bus, or a process hangs)",
+            "nvidia-smi does not return: the NVIDIA driver is wedged (a GPU fell off the bus, or "
+            "a process hangs)",
             "killed after 10 s",
             by_hand("sudo dmesg | grep -i xid shows why; reboot"),
         )
@@ -192,7 +235,9 @@ def nvidia_smi(case: Case) -> Iterator[Seen]:
         )
 
 
-@rule("gpus-hidden", applies="any GPU", source="torch.cuda.is_available in the training interpreter")
+@rule(
+    "gpus-hidden", applies="any GPU", source="torch.cuda.is_available in the training interpreter"
+)
 def torch_sees_fewer(case: Case) -> Iterator[Seen]:
     """The kernel has GPUs, torch was built for them, and sees fewer."""
     report = case.machine.capabilities
@@ -210,7 +255,9 @@ def torch_sees_fewer(case: Case) -> Iterator[Seen]:
 
 @rule("unreadable", applies="any machine", source="errors of the kernel's files")
 def unreadable(case: Case) -> Iterator[Seen]:
-    """Files that the doctor needs are there and can't be read, so that it may have missed something."""
+    """Files that the doctor needs are there and can't be read, so that it may have missed
+    something.
+    """
     lost = case.machine.unreadable
     if lost:
         path, reason = next(iter(lost.items()))
@@ -230,9 +277,12 @@ def no_gpu(case: Case) -> Iterator[Seen]:
     without = not case.machine.gpus and not case.machine.cards
     if wants_cpu and (without or (case.preset is None and case.machine.visible and not case.gpus)):
         yield Seen(
-            "no GPU here. Still possible: check and stage data, download and verify models, plan for another machine, "
-            "train tiny models on the CPU (iisft train --preset demo), evaluate answers, and diagnose another machine",
+            "no GPU here. Still possible: check and stage data, download and verify models, plan "
+            "for another machine, "
+            "train tiny models on the CPU (iisft train --preset demo), evaluate answers, and "
+            "diagnose another machine",
             "/sys/bus/pci/devices, /sys/class/kfd, /proc/driver/nvidia",
-            by_hand("on the GPU machine: iisft env-check --collect gpu.tar.gz; here: env-check --from gpu.tar.gz"),
+            by_hand("on the GPU machine: iisft env-check --collect gpu.tar.gz; here: env-check "
+                    "--from gpu.tar.gz"),
             "info",
         )  # fmt: skip

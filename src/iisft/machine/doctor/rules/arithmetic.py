@@ -1,4 +1,6 @@
-"""Whether what the preset computes suits the GPUs that are here: precision, attention kernels, compilers."""
+"""Whether what the preset computes suits the GPUs that are here: precision, attention kernels,
+compilers.
+"""
 
 from collections.abc import Iterator
 
@@ -14,7 +16,11 @@ _SHARE_OF_MEMORY = 0.25
 
 
 def _without_bf16(case: Case) -> list[str]:
-    return [arch for arch in case.archs if (found := native_arithmetic(arch)) is not None and not found.bf16]
+    return [
+        arch
+        for arch in case.archs
+        if (found := native_arithmetic(arch)) is not None and not found.bf16
+    ]
 
 
 def _compiled(case: Case) -> list[str]:
@@ -38,13 +44,15 @@ def _sdpa() -> Fix:
     "R06",
     "bf16-not-native",
     applies="GPUs without bf16 units: gfx906 and older, RDNA1/2, NVIDIA before Ampere",
-    source="pytorch PR 80410, PR 148322; measured on MI50: 119.2 s against 44.3 s per step (bf16, fp16)",
+    source="pytorch PR 80410, PR 148322; measured on MI50: 119.2 s against 44.3 s per step (bf16, "
+    "fp16)",
     replaces=("bf16-emulated",),
 )
 def emulated_bf16(case: Case) -> Iterator[Seen]:
     """bf16 is emulated there, about 2.7 times slower than fp16 on an MI50, and nothing says so.
 
-    torch.cuda.is_bf16_supported() is True on every ROCm build and, with emulation counted, on T4, V100 and P40.
+    torch.cuda.is_bf16_supported() is True on every ROCm build and, with emulation counted, on T4,
+    V100 and P40.
     """
     without = _without_bf16(case)
     if not without:
@@ -60,7 +68,10 @@ def emulated_bf16(case: Case) -> Iterator[Seen]:
         + ("this preset's bf16 is emulated" if wanted else "a preset in bf16 would be emulated")
         + ", about 2.7 times slower than fp16 on MI50; torch reports it as supported",
         _measured(case) or "architecture, whatever torch.cuda.is_bf16_supported() says",
-        preset("precision=fp16 --set attention=sdpa", "--set precision=fp16 --set attention=sdpa, or precision=fp32"),
+        preset(
+            "precision=fp16 --set attention=sdpa",
+            "--set precision=fp16 --set attention=sdpa, or precision=fp32",
+        ),
         "warn" if wanted else "info",
     )
 
@@ -76,14 +87,17 @@ def emulated_bf16(case: Case) -> Iterator[Seen]:
 def eager_overflows(case: Case) -> Iterator[Seen]:
     """Eager attention computes q.k in fp16, which overflows on Qwen2.x: loss 0.0, grad_norm NaN.
 
-    sdpa is no error where no fused kernel exists: its math kernel computes in float32 inside (torch 2.5 and newer).
+    sdpa is no error where no fused kernel exists: its math kernel computes in float32 inside (torch
+    2.5 and newer).
     """
     found = case.preset
     if found and found.precision == "fp16" and found.attention == "eager":
         kind = str(case.model.get("model_type", ""))
         if kind.startswith("qwen2"):
             yield Seen(
-                f"{kind} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN", "attention: eager", _sdpa()
+                f"{kind} overflows in fp16 with eager attention: loss 0.0, grad_norm NaN",
+                "attention: eager",
+                _sdpa(),
             )
 
 
@@ -95,24 +109,30 @@ def eager_overflows(case: Case) -> Iterator[Seen]:
     replaces=("precision-weights",),
 )
 def fp32_is_not_fp32(case: Case) -> Iterator[Seen]:
-    """With fp16 and bf16 both off LLaMA-Factory computes in the checkpoint's dtype: bf16 for Qwen2.5, never float32.
+    """With fp16 and bf16 both off LLaMA-Factory computes in the checkpoint's dtype: bf16 for
+    Qwen2.5, never float32.
 
-    The first user's 40 hours of "fp32" were bf16. iisft's precision: fp32 is float32, and is proven in each run.
+    The first user's 40 hours of "fp32" were bf16. iisft's precision: fp32 is float32, and is proven
+    in each run.
     """
     stored = str(case.model.get("dtype") or case.model.get("torch_dtype") or "bfloat16 for Qwen2.5")
     if case.preset is None and _without_bf16(case) and "llamafactory" in case.packages:
         yield Seen(
-            "LLaMA-Factory has no fp32 switch: with fp16 and bf16 both false it computes in the checkpoint's dtype "
+            "LLaMA-Factory has no fp32 switch: with fp16 and bf16 both false it computes in the "
+            "checkpoint's dtype "
             f"({stored}), which is emulated here; iisft's precision: fp32 is float32",
             "LLaMA-Factory's loader, and no bf16 units",
             preset(
-                "precision=fp32", "iisft train with precision: fp32, or fp16 with attention: sdpa (iisft preset list)"
+                "precision=fp32",
+                "iisft train with precision: fp32, or fp16 with attention: sdpa (iisft preset "
+                "list)",
             ),
             "info",
         )
     elif case.preset and case.preset.precision == "weights":
         yield Seen(
-            f"precision weights computes in whatever dtype the checkpoint has ({stored}), not in fp32; it is there to "
+            f"precision weights computes in whatever dtype the checkpoint has ({stored}), not in "
+            "fp32; it is there to "
             "reproduce such runs",
             "precision: weights",
             preset("precision=fp32"),
@@ -142,7 +162,9 @@ def no_flash(case: Case) -> Iterator[Seen]:
     source="torch sdp_utils.cpp; mi50-gfx906-unsloth-bnb4bit-lab: 8 GiB workspace at 8192 tokens",
 )
 def math_kernel_memory(case: Case) -> Iterator[Seen]:
-    """Without a fused kernel sdpa is the math kernel: batch x heads x tokens x tokens in float32, for one layer."""
+    """Without a fused kernel sdpa is the math kernel: batch x heads x tokens x tokens in float32,
+    for one layer.
+    """
     found = case.preset
     if not found or found.attention != "sdpa":
         return
@@ -153,12 +175,14 @@ def math_kernel_memory(case: Case) -> Iterator[Seen]:
         gib = found.train.batch_size * heads * found.train.cutoff_len**2 * 4 / 2**30
         if not fused and gpu.memory_gib and gib > gpu.memory_gib * _SHARE_OF_MEMORY:
             yield Seen(
-                f"sdpa has no fused kernel on {gpu.arch}: its scores take {gib:.1f} of {gpu.memory_gib:.0f} GiB at "
+                f"sdpa has no fused kernel on {gpu.arch}: its scores take {gib:.1f} of "
+                f"{gpu.memory_gib:.0f} GiB at "
                 f"{found.train.batch_size} x {found.train.cutoff_len} tokens",
                 f"{found.train.batch_size} x {heads} heads x {found.train.cutoff_len}^2 x 4 bytes",
                 preset(
                     "train.batch_size=1",
-                    "--set train.batch_size=1 (raise train.accumulation as much), or a smaller --set train.cutoff_len=",
+                    "--set train.batch_size=1 (raise train.accumulation as much), or a smaller "
+                    "--set train.cutoff_len=",
                 ),
                 "warn",
             )
@@ -190,7 +214,10 @@ def aotriton(case: Case) -> Iterator[Seen]:
     source="triton#8992, PR 10795; vllm PR 33811; unsloth device_type.py",
 )
 def triton_on_gfx906(case: Case) -> Iterator[Seen]:
-    """Upstream Triton has no gfx906: unsupported target. Compiled graphs crash or compute wrong values."""
+    """Upstream Triton has no gfx906: unsupported target.
+
+    Compiled graphs crash or compute wrong values.
+    """
     switches = _compiled(case)
     if switches and "gfx906" in case.archs:
         yield Seen(
@@ -217,7 +244,8 @@ def triton_on_pascal(case: Case) -> Iterator[Seen]:
     old = [arch for arch in case.archs if arch.startswith(("sm_5", "sm_6"))]
     if switches and old:
         yield Seen(
-            f"{', '.join(switches)} needs Triton, which needs compute capability 7.0; this is {old[0]}",
+            f"{', '.join(switches)} needs Triton, which needs compute capability 7.0; this is "
+            f"{old[0]}",
             f"llamafactory.{switches[0]}",
             Fix(f"take {' and '.join(switches)} out of the preset", stage="preset"),
         )
@@ -230,7 +258,9 @@ def triton_on_pascal(case: Case) -> Iterator[Seen]:
     source="unsloth PR 7682: LLVM ERROR: Cannot select: intrinsic %llvm.amdgcn.fdot2.bf16.bf16",
 )
 def bf16_kills_rdna2(case: Case) -> Iterator[Seen]:
-    """Compiled bf16 kernels end the process on RDNA1 and RDNA2: the compiler has no such instruction."""
+    """Compiled bf16 kernels end the process on RDNA1 and RDNA2: the compiler has no such
+    instruction.
+    """
     cards = [arch for arch in case.archs if arch.startswith("gfx10")]
     if case.preset and case.preset.precision == "bf16" and cards:
         compiled = bool(_compiled(case))
@@ -243,7 +273,12 @@ def bf16_kills_rdna2(case: Case) -> Iterator[Seen]:
         )
 
 
-@rule("R40", "int8-compute", applies="8-bit weights before Turing", source="bitsandbytes docs 0.48 to 0.50")
+@rule(
+    "R40",
+    "int8-compute",
+    applies="8-bit weights before Turing",
+    source="bitsandbytes docs 0.48 to 0.50",
+)
 def int8(case: Case) -> Iterator[Seen]:
     """LLM.int8() needs compute capability 7.5; 4-bit NF4 needs 6.0."""
     old = [arch for arch in case.archs if arch.startswith(("sm_5", "sm_6", "sm_70", "sm_72"))]
@@ -255,14 +290,24 @@ def int8(case: Case) -> Iterator[Seen]:
         )
 
 
-@rule("R41", "p40-fp16-rate", applies="P40, P4, GTX 10x0 (sm_61)", source="NVIDIA forum 53256; measured on a 1080 Ti")
+@rule(
+    "R41",
+    "p40-fp16-rate",
+    applies="P40, P4, GTX 10x0 (sm_61)",
+    source="NVIDIA forum 53256; measured on a 1080 Ti",
+)
 def slow_fp16(case: Case) -> Iterator[Seen]:
-    """sm_61 computes fp16 at 1/64 of its fp32 rate; GEMMs fall back to fp32 speed. fp16 saves memory, not time."""
+    """sm_61 computes fp16 at 1/64 of its fp32 rate; GEMMs fall back to fp32 speed.
+
+    Fp16 saves memory, not time.
+    """
     if "sm_61" in case.archs and (case.preset is None or case.preset.precision == "fp16"):
         yield Seen(
             "sm_61 has no fast fp16: it saves memory, not time, and fp32 is as fast",
             "architecture",
-            preset("precision=fp32", "--set precision=fp32 with weights: stored (see the preset p40)"),
+            preset(
+                "precision=fp32", "--set precision=fp32 with weights: stored (see the preset p40)"
+            ),
             "info",
         )
 
@@ -275,14 +320,21 @@ def slow_fp16(case: Case) -> Iterator[Seen]:
     basis="inferred",
 )
 def deepspeed_precision(case: Case) -> Iterator[Seen]:
-    """A DeepSpeed configuration that forces fp16 beside a preset of another precision. iisft's own says auto."""
+    """A DeepSpeed configuration that forces fp16 beside a preset of another precision.
+
+    Iisft's own says auto.
+    """
     config = case.argument("deepspeed")
     forced = isinstance(config, dict) and (config.get("fp16") or {}).get("enabled") is True
     if forced and case.preset and case.preset.precision != "fp16":
         yield Seen(
-            f"the DeepSpeed configuration forces fp16 while the preset says {case.preset.precision}",
+            "the DeepSpeed configuration forces fp16 while the preset says "
+            f"{case.preset.precision}",
             "llamafactory.deepspeed fp16.enabled",
-            Fix('"enabled": "auto", or sharding: zero2 instead of a configuration of your own', stage="preset"),
+            Fix(
+                '"enabled": "auto", or sharding: zero2 instead of a configuration of your own',
+                stage="preset",
+            ),
             "info",
         )
 
@@ -294,7 +346,8 @@ def deepspeed_precision(case: Case) -> Iterator[Seen]:
     source="Qwen3#670; LlamaFactory#4901, #5660, #7263, #8088",
 )
 def nan_guard_off(case: Case) -> Iterator[Seen]:
-    """A run that computes NaN learns nothing and goes on for days; LLaMA-Factory logs the loss as 0.0.
+    """A run that computes NaN learns nothing and goes on for days; LLaMA-Factory logs the loss as
+    0.0.
 
     iisft ends it after two such steps unless the preset says otherwise.
     """

@@ -12,7 +12,9 @@ _OFF = 0.1  # of values around 1; rounding to fp16 makes 0.001
 
 
 def _results(case: Case, check: str) -> list[Mapping[str, Any]]:
-    return [one for one in (case.machine.deep or {}).get("results", []) if one.get("check") == check]
+    return [
+        one for one in (case.machine.deep or {}).get("results", []) if one.get("check") == check
+    ]
 
 
 def rates(case: Case) -> dict[str, dict[str, float]]:
@@ -20,7 +22,9 @@ def rates(case: Case) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for one in _results(case, "matmul"):
         if isinstance(one.get("tflops"), float | int):
-            found.setdefault(str(one.get("device")), {})[str(one.get("dtype"))] = float(one["tflops"])
+            found.setdefault(str(one.get("device")), {})[str(one.get("dtype"))] = float(
+                one["tflops"]
+            )
     return found
 
 
@@ -36,10 +40,13 @@ def _trouble(result: Mapping[str, Any]) -> str:
     "R04",
     "gemm-smoke",
     applies="any GPU, with --deep",
-    source="mi50-gfx906-unsloth-bnb4bit-lab: trust runtime probes over version strings; rocBLAS#1339",
+    source="mi50-gfx906-unsloth-bnb4bit-lab: trust runtime probes over version strings; "
+    "rocBLAS#1339",
 )
 def gemm_fails(case: Case) -> Iterator[Seen]:
-    """A small product per dtype on each GPU, in a process of its own: it fails, aborts or never returns."""
+    """A small product per dtype on each GPU, in a process of its own: it fails, aborts or never
+    returns.
+    """
     for result in _results(case, "matmul"):
         trouble = _trouble(result)
         if trouble:
@@ -57,7 +64,9 @@ def _cause(case: Case, trouble: str) -> Fix:
     if "hostcall" in trouble or "present state" in trouble:
         return by_hand("no PCIe atomics in this slot (R27): move the card to a slot of the CPU")
     if "did not return" in trouble:
-        return by_hand("the driver hangs: see sudo dmesg, then reboot; with several GPUs see R08 and R09")
+        return by_hand(
+            "the driver hangs: see sudo dmesg, then reboot; with several GPUs see R08 and R09"
+        )
     return by_hand("see the other findings; with none: sudo dmesg")
 
 
@@ -78,25 +87,34 @@ def handshake(case: Case) -> Iterator[Seen]:
         named = "; ".join(f"{one.rule.id} {one.seen.message}" for one in causes)
         yield Seen(
             f"two ranks can't exchange data ({result.get('backend')}): {trouble}. "
-            + (f"Probable causes here: {named}" if named else "None of the known causes shows on this machine"),
+            + (
+                f"Probable causes here: {named}"
+                if named
+                else "None of the known causes shows on this machine"
+            ),
             "env-check --deep",
             causes[0].seen.fix
             if causes
             else export(
-                "NCCL_P2P_DISABLE=1", text="try export NCCL_P2P_DISABLE=1, then also NCCL_SHM_DISABLE=1 (slow)"
+                "NCCL_P2P_DISABLE=1",
+                text="try export NCCL_P2P_DISABLE=1, then also NCCL_SHM_DISABLE=1 (slow)",
             ),
         )
 
 
 @rule(
-    "bf16-measured", applies="GPUs, with --deep", source="measured products of 2048 x 2048, bf16 against fp16 and fp32"
+    "bf16-measured",
+    applies="GPUs, with --deep",
+    source="measured products of 2048 x 2048, bf16 against fp16 and fp32",
 )
 def bf16_measured(case: Case) -> Iterator[Seen]:
     """The measured rate of bf16 contradicts what is known of the architecture."""
     for device, measured in rates(case).items():
         index = device.removeprefix("cuda:")
         if not (
-            index.isdigit() and int(index) < len(case.gpus) and {"bfloat16", "float16", "float32"} <= set(measured)
+            index.isdigit()
+            and int(index) < len(case.gpus)
+            and {"bfloat16", "float16", "float32"} <= set(measured)
         ):
             continue
         known = native_arithmetic(case.gpus[int(index)].arch)
@@ -113,7 +131,9 @@ def bf16_measured(case: Case) -> Iterator[Seen]:
 
 @rule("memory-short", applies="GPUs, with --deep", source="allocation up to the preset's need")
 def memory_short(case: Case) -> Iterator[Seen]:
-    """Less memory can be allocated than the preset needs: another process holds it, or the card is smaller."""
+    """Less memory can be allocated than the preset needs: another process holds it, or the card is
+    smaller.
+    """
     for result in _results(case, "memory"):
         trouble = _trouble(result)
         reached, wanted = float(result.get("gib", 0.0)), float(result.get("wanted_gib", 0.0))
@@ -122,11 +142,18 @@ def memory_short(case: Case) -> Iterator[Seen]:
                 f"{reached:.1f} of {wanted:.1f} GiB could be allocated on {result.get('device')}"
                 + (f": {trouble}" if trouble else ""),
                 "env-check --deep",
-                by_hand("end what holds it (rocm-smi, nvidia-smi show the processes), or take a smaller model"),
+                by_hand(
+                    "end what holds it (rocm-smi, nvidia-smi show the processes), or take a "
+                    "smaller model"
+                ),
             )
 
 
-@rule("copy-fails", applies="GPUs, with --deep", source="copies between host and device, and between devices")
+@rule(
+    "copy-fails",
+    applies="GPUs, with --deep",
+    source="copies between host and device, and between devices",
+)
 def copies(case: Case) -> Iterator[Seen]:
     """A copy fails or arrives changed: a bad link, or P2P that the platform does not carry."""
     for result in _results(case, "copy"):
@@ -135,13 +162,22 @@ def copies(case: Case) -> Iterator[Seen]:
             yield Seen(
                 f"copying {result.get('source')} to {result.get('device')} fails: {trouble}",
                 "env-check --deep",
-                by_hand("reseat the card, see sudo dmesg; between cards: iommu=pt (R08), or NCCL_P2P_DISABLE=1"),
+                by_hand(
+                    "reseat the card, see sudo dmesg; between cards: iommu=pt (R08), or "
+                    "NCCL_P2P_DISABLE=1"
+                ),
             )
 
 
-@rule("sdpa-self-test", applies="GPUs, with --deep", source="pytorch PR 128922, PR 135964; transformers PR 33317")
+@rule(
+    "sdpa-self-test",
+    applies="GPUs, with --deep",
+    source="pytorch PR 128922, PR 135964; transformers PR 33317",
+)
 def sdpa(case: Case) -> Iterator[Seen]:
-    """sdpa in fp16 on scores that overflow fp16: it must stay finite and agree with float32, where eager gives NaN."""
+    """sdpa in fp16 on scores that overflow fp16: it must stay finite and agree with float32, where
+    eager gives NaN.
+    """
     for result in _results(case, "sdpa"):
         trouble = _trouble(result)
         off = result.get("off")
@@ -153,6 +189,8 @@ def sdpa(case: Case) -> Iterator[Seen]:
             yield Seen(
                 f"sdpa in fp16 on {result.get('device')} fails: {trouble}",
                 "env-check --deep",
-                torch_for(case.gpus[0].arch, case.machine.host) if case.gpus else by_hand("torch 2.6 or newer"),
+                torch_for(case.gpus[0].arch, case.machine.host)
+                if case.gpus
+                else by_hand("torch 2.6 or newer"),
                 "warn",
             )

@@ -26,12 +26,22 @@ def llamafactory_missing(case: Case) -> Iterator[Seen]:
     found = case.machine.interpreter
     missing = [name for name in ("llamafactory", "torch") if found and name not in found.packages]
     if found and missing:
-        yield Seen(f"{' and '.join(missing)} not installed for {found.path}", str(found.path), torch_fix(case))
+        yield Seen(
+            f"{' and '.join(missing)} not installed for {found.path}",
+            str(found.path),
+            torch_fix(case),
+        )
 
 
-@rule("llamafactory-cli-missing", applies="the training interpreter", source="files beside the interpreter")
+@rule(
+    "llamafactory-cli-missing",
+    applies="the training interpreter",
+    source="files beside the interpreter",
+)
 def cli_missing(case: Case) -> Iterator[Seen]:
-    """The package is there and its command is not: an installation cut short, or a moved environment."""
+    """The package is there and its command is not: an installation cut short, or a moved
+    environment.
+    """
     found = case.machine.interpreter
     if found and "llamafactory" in found.packages and not case.machine.launcher_present:
         yield Seen(
@@ -41,21 +51,33 @@ def cli_missing(case: Case) -> Iterator[Seen]:
         )
 
 
-@rule("launcher-path-spaces", applies="several ranks", source="LLaMA-Factory launcher.py splits at spaces")
+@rule(
+    "launcher-path-spaces",
+    applies="several ranks",
+    source="LLaMA-Factory launcher.py splits at spaces",
+)
 def spaces_in_path(case: Case) -> Iterator[Seen]:
     """LLaMA-Factory builds its torchrun command as text and splits it at spaces."""
     found = case.machine.interpreter
     several = case.ranks * case.nodes > 1 or case.several
     if found and several and any(letter.isspace() for letter in str(found.launcher or "")):
         yield Seen(
-            "LLaMA-Factory splits its torchrun command at spaces, and its own path has one: more than one rank can't "
+            "LLaMA-Factory splits its torchrun command at spaces, and its own path has one: more "
+            "than one rank can't "
             "start",
             str(found.launcher),
-            by_hand("make the virtual environment in a folder without spaces and set IISFT_PYTHON to its python"),
+            by_hand(
+                "make the virtual environment in a folder without spaces and set IISFT_PYTHON to "
+                "its python"
+            ),
         )
 
 
-@rule("package-missing", applies="presets that need more than LLaMA-Factory", source="LLaMA-Factory parser.py")
+@rule(
+    "package-missing",
+    applies="presets that need more than LLaMA-Factory",
+    source="LLaMA-Factory parser.py",
+)
 def package_missing(case: Case) -> Iterator[Seen]:
     """nf4 weights need bitsandbytes, zero2 and zero3 need DeepSpeed."""
     found = case.machine.interpreter
@@ -70,9 +92,15 @@ def package_missing(case: Case) -> Iterator[Seen]:
                 )
 
 
-@rule("llamafactory-version", applies="the training interpreter", source="the version that iisft is tested with")
+@rule(
+    "llamafactory-version",
+    applies="the training interpreter",
+    source="the version that iisft is tested with",
+)
 def other_version(case: Case) -> Iterator[Seen]:
-    """Another LLaMA-Factory than the tested one: arguments, logs and the loading of weights differ between versions."""
+    """Another LLaMA-Factory than the tested one: arguments, logs and the loading of weights differ
+    between versions.
+    """
     version = case.packages.get("llamafactory")
     if version and version != TESTED_VERSION:
         yield Seen(
@@ -83,26 +111,46 @@ def other_version(case: Case) -> Iterator[Seen]:
         )
 
 
-@rule("import-died", applies="the training interpreter", source="a child process that imports what training imports")
+@rule(
+    "import-died",
+    applies="the training interpreter",
+    source="a child process that imports what training imports",
+)
 def import_died(case: Case) -> Iterator[Seen]:
-    """Importing a package ends the process (a signal) or never comes back. No Python error can be caught for that."""
+    """Importing a package ends the process (a signal) or never comes back.
+
+    No Python error can be caught for that.
+    """
     died = case.machine.capabilities.died if case.machine.capabilities else None
     if died is None:
         return
     step = "starting it" if died.step == "start" else f"importing {died.step}"
     if died.step == "devices":
         step = "asking torch for its GPUs"
-    hint = "the GPU driver hangs: reboot, see dmesg" if died.how == "did not return" and died.step == "devices" else ""
+    hint = (
+        "the GPU driver hangs: reboot, see dmesg"
+        if died.how == "did not return" and died.step == "devices"
+        else ""
+    )
     said = f": {died.said}" if died.said else ""
     how = died.how if died.how in ("did not return", "did not start") else f"ends with {died.how}"
     yield Seen(
-        f"{step} in the training interpreter {how}{said}", _where(case), by_hand(hint) if hint else torch_fix(case)
+        f"{step} in the training interpreter {how}{said}",
+        _where(case),
+        by_hand(hint) if hint else torch_fix(case),
     )
 
 
-@rule("import-failed", applies="the training interpreter", source="a child process that imports what training imports")
+@rule(
+    "import-failed",
+    applies="the training interpreter",
+    source="a child process that imports what training imports",
+)
 def import_failed(case: Case) -> Iterator[Seen]:
-    """A package that training needs raises at its import. LLaMA-Factory's own failure is told if it is the only one."""
+    """A package that training needs raises at its import.
+
+    LLaMA-Factory's own failure is told if it is the only one.
+    """
     errors = dict(case.machine.capabilities.errors) if case.machine.capabilities else {}
     needed = set(needed_packages(case.preset)) if case.preset else set()
     for name in ("bitsandbytes", "deepspeed"):
@@ -125,7 +173,9 @@ def import_failed(case: Case) -> Iterator[Seen]:
 def old_python(case: Case) -> Iterator[Seen]:
     """LLaMA-Factory 0.9.5 needs Python 3.11; Ubuntu 22.04 has 3.10."""
     found = case.machine.interpreter
-    version = tuple(int(part) for part in found.python.split(".")[:2] if part.isdigit()) if found else ()
+    version = (
+        tuple(int(part) for part in found.python.split(".")[:2] if part.isdigit()) if found else ()
+    )
     if found and version and version < (3, 11):
         yield Seen(
             f"Python {found.python}: LLaMA-Factory {TESTED_VERSION} needs 3.11 or newer",
@@ -133,10 +183,12 @@ def old_python(case: Case) -> Iterator[Seen]:
             Fix(
                 commands=(
                     "conda create -n iisft -c conda-forge --override-channels python=3.11 -y",
-                    "PYTHON=\"$(conda run -n iisft python -c 'import sys; print(sys.executable)')\"",
+                    "PYTHON=\"$(conda run -n iisft python -c 'import sys; "
+                    "print(sys.executable)')\"",
                 ),
                 stage="python",
-                text="make an environment with Python 3.11: conda create -n iisft -c conda-forge --override-channels "
+                text="make an environment with Python 3.11: conda create -n iisft -c conda-forge "
+                "--override-channels "
                 "python=3.11 -y (or uv venv --seed --python 3.11), and install into it",
             ),
         )
@@ -150,6 +202,8 @@ def no_pip(case: Case) -> Iterator[Seen]:
         yield Seen(
             "this environment has no pip: `pip install` would install into another one",
             _where(case),
-            pip('"$PYTHON" -m ensurepip', text=f"{_where(case)} -m ensurepip, or use uv pip install"),
+            pip(
+                '"$PYTHON" -m ensurepip', text=f"{_where(case)} -m ensurepip, or use uv pip install"
+            ),
             "info",
         )

@@ -17,7 +17,11 @@ def _on_gpus(case: Case) -> bool:
     return case.preset is not None and not case.on_cpu and case.preset.hardware.vendor != "cpu"
 
 
-@rule("too-few-gpus", applies="presets for GPUs", source="KFD, /proc/driver/nvidia and *_VISIBLE_DEVICES")
+@rule(
+    "too-few-gpus",
+    applies="presets for GPUs",
+    source="KFD, /proc/driver/nvidia and *_VISIBLE_DEVICES",
+)
 def too_few(case: Case) -> Iterator[Seen]:
     """One rank needs one GPU."""
     if not _on_gpus(case) or case.preset is None:
@@ -25,10 +29,13 @@ def too_few(case: Case) -> Iterator[Seen]:
     wanted, gpus, hardware = _wanted(case), case.gpus, case.preset.hardware
     if len(gpus) < wanted:
         yield Seen(
-            f"{wanted} GPUs are needed ({hardware.vendor} {hardware.arch}), {len(gpus)} can be seen",
+            f"{wanted} GPUs are needed ({hardware.vendor} {hardware.arch}), {len(gpus)} can be "
+            "seen",
             "/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
             Fix(
-                f"--gpus {len(gpus)}" if gpus else "--gpus 1 tries it on the CPU; or check the driver and permissions",
+                f"--gpus {len(gpus)}"
+                if gpus
+                else "--gpus 1 tries it on the CPU; or check the driver and permissions",
                 stage="preset",
             ),
         )
@@ -65,7 +72,8 @@ def small_memory(case: Case) -> Iterator[Seen]:
                 "hardware.memory_gib",
                 preset(
                     f"hardware.memory_gib={int(gpu.memory_gib)}",
-                    f"a smaller model or cutoff_len; --set hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
+                    "a smaller model or cutoff_len; --set "
+                    f"hardware.memory_gib={int(gpu.memory_gib)} tries it anyway",
                 ),
                 "warn" if case.fits in ("yes", "tight") else "error",
             )
@@ -83,13 +91,18 @@ def on_cpu(case: Case) -> Iterator[Seen]:
         )
 
 
-@rule("fp16-on-cpu", applies="fp16 presets on the CPU", source="transformers TrainingArguments; seen with 0.9.5")
+@rule(
+    "fp16-on-cpu",
+    applies="fp16 presets on the CPU",
+    source="transformers TrainingArguments; seen with 0.9.5",
+)
 def fp16_on_cpu(case: Case) -> Iterator[Seen]:
     """On the CPU the trainer drops fp16 without a word and computes in the stored dtype."""
     cpu = case.preset is not None and (case.on_cpu or case.preset.hardware.vendor == "cpu")
     if case.preset and cpu and case.preset.precision == "fp16":
         yield Seen(
-            "the trainer ignores fp16 on the CPU: it would compute in the stored dtype, without a word",
+            "the trainer ignores fp16 on the CPU: it would compute in the stored dtype, without a "
+            "word",
             "",
             preset("precision=fp32", "--set precision=fp32 or bf16"),
         )
@@ -101,7 +114,8 @@ def workspace_full(case: Case) -> Iterator[Seen]:
     space = case.machine.answers.spaces.get("workspace")
     if case.preset is None and space is not None and space.free < 20 * 2**30:
         yield Seen(
-            f"{space.free / 2**30:.1f} GiB free in the workspace: a 7B model takes 15 GiB, each checkpoint about 2",
+            f"{space.free / 2**30:.1f} GiB free in the workspace: a 7B model takes 15 GiB, each "
+            "checkpoint about 2",
             "statvfs",
             by_hand("free space, or set IISFT_HOME to a folder on another disk"),
             "info",
