@@ -132,6 +132,6 @@ def test_free_memory_is_the_smaller_of_the_machine_and_the_control_group(tmp_pat
 
 
 def test_no_gpu_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headroom.telemetry, "sample", list)
+    monkeypatch.setattr(headroom.sensors, "sample", list)
     assert headroom.free_gpu_memory(together=False) is None
     assert gpus.visible_gpus() == []

@@ -55,9 +55,9 @@ def test_a_py_spy_that_may_not_look_is_quoted(
 def test_how_busy_each_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = GpuSample("nvidia", "", None, None, None, None, None, throttled=None)
     busy = GpuSample("amd", "MI50", 100.0, 20.0, 32.0, 60.0, 225.0, throttled=False)
-    monkeypatch.setattr(hang.telemetry, "sample", lambda: [busy, unknown])
+    monkeypatch.setattr(hang.sensors, "sample", lambda: [busy, unknown])
     assert hang.gpu_use() == "; GPUs busy 100 %, ?"
-    monkeypatch.setattr(hang.telemetry, "sample", lambda: [])
+    monkeypatch.setattr(hang.sensors, "sample", lambda: [])
     assert hang.gpu_use() == ""
 
 

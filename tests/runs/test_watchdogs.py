@@ -184,7 +184,7 @@ def test_a_checkpoint_that_will_not_fit_is_told_once_and_again_after_there_was_r
 def test_throttling_is_noted_once_an_hour(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     hot = GpuSample("amd", "MI50", 100.0, 20.0, 32.0, 105.0, 225.0, throttled=True)
     nameless = GpuSample("nvidia", "", None, None, None, None, None, throttled=True)
-    monkeypatch.setattr(watchdogs.telemetry, "sample", lambda: [hot, nameless])
+    monkeypatch.setattr(watchdogs.sensors, "sample", lambda: [hot, nameless])
     watch = ThermalWatch()
     found = watch.look()
     assert found is not None and found["message"] == "throttled by temperature: MI50 105 C, nvidia"

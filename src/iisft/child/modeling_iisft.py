@@ -5,9 +5,12 @@ One file serves every architecture. The view's config.json names `modeling_iisft
 transformers asks this module for that name, and `__getattr__` below answers with a subclass of the
 stock class. The config's key `iisft_arithmetic` chooses the arithmetic:
 
-native The stock computation, untouched. float32 Weights stay as they are stored (bfloat16,
-    float16); each product casts its weight to float32, in forward and again in backward. Casting up
-    is exact, so the results are bit for bit those of float32 weights.
+native
+    The stock computation, untouched.
+float32
+    Weights stay as they are stored (bfloat16, float16); each product casts its weight to float32,
+    in forward and again in backward. Casting up is exact, so the results are bit for bit those of
+    float32 weights.
 
 Either way each rank writes one line about its first training forward to stdout: `iisft-observed
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
