@@ -175,9 +175,15 @@ class _Display:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+        )
         self._bar = Progress(
-            *columns, TextColumn("{task.fields[facts]}"), console=console.rich_stderr()
+            *columns,
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=console.rich_stderr(),
         )
         self._task = self._bar.add_task(first, total=None, facts="")
         self._bar.start()

@@ -68,5 +68,10 @@ def _bar(*, in_bytes: bool) -> "Progress":
     from iisft.cli import console
 
     amount = TaskProgressColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        amount,
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console.rich_stderr(), transient=True)

@@ -12,6 +12,7 @@ from iisft.cli import console
 from iisft.cli.follow import duration
 from iisft.models.folder.manifest import gb
 from iisft.models.hub.parallel import Show, Tally
+from iisft.quoting import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -64,7 +65,7 @@ class _Bar:
             self._begin(tally)
         assert self._progress is not None and self._task is not None
         for note in tally.notes[self._told :]:
-            self._progress.console.print(note, markup=False)
+            self._progress.console.print(visible(note), markup=False)
         self._told = len(tally.notes)
         self._progress.update(
             self._task,
@@ -78,12 +79,14 @@ class _Bar:
 
         self._tally, self._told, self._rate = tally, 0, _Rate()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
         )
         self._progress = Progress(*columns, console=console.rich_stderr())
-        self._task = self._progress.add_task(tally.what, total=max(tally.total_bytes, 1), facts="")
+        self._task = self._progress.add_task(
+            visible(tally.what), total=max(tally.total_bytes, 1), facts=""
+        )
         self._progress.start()
 
     def close(self) -> None:
