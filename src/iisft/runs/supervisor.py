@@ -42,6 +42,7 @@ class Supervisor:
         self._vain_restarts = 0
         self._attempt: Attempt | None = None
         self._told_to_end = False
+        self._came_again = False
 
     def run(self) -> None:
         """Supervise to the end."""
@@ -78,9 +79,9 @@ class Supervisor:
         if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
             return False
         crash = (ending.step, ending.cause or ending.reason)
-        known = crash in self._crashes
+        self._came_again = crash in self._crashes
         self._crashes.add(crash)
-        return not known and self.restarts < int(self.record["watch"]["restarts"]) and not self._told_to_end
+        return not self._came_again and self.restarts < int(self.record["watch"]["restarts"]) and not self._told_to_end
 
     def _wait_for_restart(self, ending: Ending) -> bool:
         """The pause before another start; False when a stop is asked for meanwhile."""
@@ -103,6 +104,8 @@ class Supervisor:
             ending = replace(ending, state="lost", reason=f"told to end, as at a shutdown, after: {ending.reason}")
         elif ending.state == "failed" and ending.passing and self.folder.stop_request.exists():
             ending = replace(ending, state="stopped", reason=f"stopped on request after: {ending.reason}")
+        elif self._came_again and not ending.fix:  # nothing is known that would make the next start another one
+            ending = replace(ending, passing=False)
         found = {} if self.folder.node_rank else measured.measure(map(parse_event, self.events.lines()))
         outcome = self._outcome(ending) | {"measured": found}
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
@@ -125,6 +128,7 @@ class Supervisor:
             "state": ending.state,
             "reason": ending.reason,
             "fix": ending.fix,
+            "comes_again": ending.comes_again,
             "returncode": ending.returncode,
             "ended": time.time(),
             "step": ending.step,
