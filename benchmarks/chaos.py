@@ -2,9 +2,10 @@
 
 python benchmarks/chaos.py [--faults N] [--ranks 1|2] [--seed S]
 
-One run of the real LLaMA-Factory on a tiny model meets N faults in turn. Whatever iisft does not mend by itself is
-mended by one `iisft resume`. At the end the run must have every step once, on the curve of an uninterrupted run, with
-the same adapter byte by byte. Needs root for the full disk (a small tmpfs); without it that fault is left out and said.
+One run of the real LLaMA-Factory on a tiny model meets N faults in turn. Whatever iisft does not
+mend by itself is mended by one `iisft resume`. At the end the run must have every step once, on the
+curve of an uninterrupted run, with the same adapter byte by byte. Needs root for the full disk (a
+small tmpfs); without it that fault is left out and said.
 """
 
 import argparse
@@ -24,13 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iisft import process
-from iisft.runs.checkpoints import checkpoints
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 BINARIES = Path(sys.executable).parent
 TINY_MODELS = Path(__file__).parents[1] / "tests" / "fidelity" / "tiny_models.py"
-# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is no such device.
+# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is
+# no such device.
 LOAD_ON_CPU_RANKS = """
 import os
 if "LOCAL_RANK" in os.environ:
@@ -64,16 +66,22 @@ class Bench:
         return RunFolder(self.home / "runs" / "chaos")
 
     def iisft(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([BINARIES / "iisft", *argv], env=os.environ, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [BINARIES / "iisft", *argv], env=os.environ, capture_output=True, text=True, check=False
+        )
 
     def resume(self, fault: str) -> None:
-        """The one command of a person; --from-start where the only checkpoint is the one that was cut."""
+        """The one command of a person.
+
+        --from-start where the only checkpoint is the one that was cut.
+        """
         self.resumes += 1
         for more in ([], ["--from-start"]):
             resumed = self.iisft("resume", "chaos", "--detach", *more)
             if "every checkpoint that was whole once is torn" not in resumed.stderr:
                 break
-        if resumed.returncode and "chaos is running" not in resumed.stderr:  # it came through by itself
+        # it came through by itself
+        if resumed.returncode and "chaos is running" not in resumed.stderr:
             self.wrong.append(f"{fault}: resume said {resumed.stderr.strip()[-300:]}")
 
     def train(self, name: str, *more: str) -> None:
@@ -86,7 +94,13 @@ class Bench:
             "watch.hang_min_s": 8,
         }
         options = [part for key, value in size.items() for part in ("--set", f"{key}={value}")]
-        argv = ["train", "--preset", "mi50", "--model", str(self.home / "tiny" / "qwen2-tied" / "model")]
+        argv = [
+            "train",
+            "--preset",
+            "mi50",
+            "--model",
+            str(self.home / "tiny" / "qwen2-tied" / "model"),
+        ]
         argv += ["--data", "rows", "--gpus", str(self.ranks), "--name", name, *options, *more]
         done = self.iisft(*argv)
         if done.returncode:
@@ -102,7 +116,12 @@ class Bench:
         everyone = process.processes_of_run(self.folder.marker)
         ranks = process.rank_processes(self.folder.marker)
         torchrun = [pid for pid in everyone if pid not in ranks and pid != trainer]
-        return {"supervisor": [supervisor], "trainer": [trainer], "ranks": ranks, "torchrun": torchrun}
+        return {
+            "supervisor": [supervisor],
+            "trainer": [trainer],
+            "ranks": ranks,
+            "torchrun": torchrun,
+        }
 
 
 def kill(pids: list[int]) -> None:
@@ -148,7 +167,11 @@ def fault_truncated_checkpoint(bench: Bench) -> str:
     fault_everything(bench)
     whole = [saved for saved in checkpoints(bench.folder.output, bench.ranks) if saved.complete]
     if whole:
-        names = [path for path in whole[-1].folder.iterdir() if path.suffix in (".pt", ".pth", ".safetensors")]
+        names = [
+            path
+            for path in whole[-1].folder.iterdir()
+            if path.suffix in (".pt", ".pth", ".safetensors")
+        ]
         victim = bench.random.choice(sorted(names))
         size = victim.stat().st_size
         os.truncate(victim, bench.random.randrange(size))
@@ -219,18 +242,25 @@ def meet(bench: Bench, name: str) -> None:
         changes = [event for event in new if event["kind"] in ("state", "finding")]
         noticed = noticed or (time.monotonic() - began if changes or by_hand else None)
         starts = [number for number, event in enumerate(new) if event.get("state") == "running"]
-        if by_hand == "nothing" or (starts and any(e["kind"] in ("metrics", "redone") for e in new[starts[-1] :])):
+        if by_hand == "nothing" or (
+            starts and any(e["kind"] in ("metrics", "redone") for e in new[starts[-1] :])
+        ):
             back = time.monotonic() - began
             if starts and (origin := new[starts[-1]].get("from_step")) is not None:
                 bench.lost_steps.append(max(0, furthest - int(str(origin))))
         elif not status_of(bench.folder).live:
-            bench.wrong.append(f"{name}: it ended as {status_of(bench.folder).reason!r}; resumed by hand")
+            bench.wrong.append(
+                f"{name}: it ended as {status_of(bench.folder).reason!r}; resumed by hand"
+            )
             bench.resume(name)
         elif time.monotonic() - began > BACK_WITHIN_S:
             raise SystemExit(f"{name}: not back within {BACK_WITHIN_S} s")
     bench.noticed_s.append(noticed or 0.0)
     bench.back_s.append(back)
-    print(f"  {name:<24} noticed {noticed or 0:5.1f} s  back {back:5.1f} s  at step {furthest}", flush=True)
+    print(
+        f"  {name:<24} noticed {noticed or 0:5.1f} s  back {back:5.1f} s  at step {furthest}",
+        flush=True,
+    )
 
 
 def judge(bench: Bench) -> None:
@@ -241,7 +271,11 @@ def judge(bench: Bench) -> None:
             print(f"  ended: {ended.stderr.strip()}", flush=True)
             bench.resume("the end")
     whole = RunFolder(bench.home / "runs" / "whole")
-    expected = {e["step"]: (e["loss"], e["grad_norm"]) for e in whole.read_events() if e["kind"] == "metrics"}
+    expected = {
+        e["step"]: (e["loss"], e["grad_norm"])
+        for e in whole.read_events()
+        if e["kind"] == "metrics"
+    }
     metrics = bench.events("metrics")
     counts = Counter(int(str(event["step"])) for event in metrics)
     if odd := {step: counts[step] for step in range(1, bench.steps + 1) if counts[step] != 1}:
@@ -249,11 +283,20 @@ def judge(bench: Bench) -> None:
     steps = bench.events("metrics", "redone")
     off = [e["step"] for e in steps if expected[e["step"]] != (e["loss"], e.get("grad_norm"))]
     if off:
-        bench.wrong.append(f"{len(off)} losses or norms differ from the uninterrupted run, first at step {off[0]}")
-    adapters = [(folder.output / "adapter_model.safetensors").read_bytes() for folder in (whole, bench.folder)]
+        bench.wrong.append(
+            f"{len(off)} losses or norms differ from the uninterrupted run, first at step {off[0]}"
+        )
+    adapters = [
+        (folder.output / "adapter_model.safetensors").read_bytes()
+        for folder in (whole, bench.folder)
+    ]
     if adapters[0] != adapters[1]:
         bench.wrong.append("the adapter differs from that of the uninterrupted run")
-    torn = [s.fault for s in checkpoints(bench.folder.output, bench.ranks, thorough=True) if not s.complete]
+    torn = [
+        s.fault
+        for s in checkpoints(bench.folder.output, bench.ranks, thorough=True)
+        if not s.complete
+    ]
     named = [fault for fault in torn if fault != "torn, put aside"]
     if named:
         bench.wrong.append(f"torn checkpoints under their own name: {named}")
@@ -299,19 +342,28 @@ def main() -> None:
         home = Path(folder)
         os.environ |= {
             "IISFT_HOME": folder,
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(home / "site"), os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(home / "site"), os.environ.get("PYTHONPATH")))
+            ),
         }
         (home / "site").mkdir()
         (home / "site" / "sitecustomize.py").write_text(LOAD_ON_CPU_RANKS)
         subprocess.run([sys.executable, TINY_MODELS, home / "tiny", "qwen2-tied"], check=True)
-        bench = Bench(home, options.ranks, options.steps or 40 * options.faults, random.Random(options.seed))
-        rows = [{"instruction": f"row {i}", "input": "text " * (i % 7), "output": f"{i * i}"} for i in range(64)]
+        bench = Bench(
+            home, options.ranks, options.steps or 40 * options.faults, random.Random(options.seed)
+        )
+        rows = [
+            {"instruction": f"row {i}", "input": "text " * (i % 7), "output": f"{i * i}"}
+            for i in range(64)
+        ]
         (home / "rows.json").write_text(json.dumps(rows))
         staged = bench.iisft("data", "stage", str(home / "rows.json"), "--name", "rows")
         assert staged.returncode == 0, staged.stderr
         names = [name for name in FAULTS if with_disk or name != "full disk"]
-        print(f"{options.faults} faults of {len(names)} kinds, {options.ranks} ranks, seed {options.seed}; "
-              f"full disk {'included' if with_disk else 'left out: not root'}", flush=True)  # fmt: skip
+        print(f"{options.faults} faults of {len(names)} kinds, {options.ranks} ranks, seed "
+              f"{options.seed}; "
+              "full disk "
+              f"{'included' if with_disk else 'left out: not root'}", flush=True)  # fmt: skip
         began = time.monotonic()
         bench.train("whole")
         print(f"uninterrupted: {bench.steps} steps in {time.monotonic() - began:.0f} s", flush=True)
@@ -330,11 +382,20 @@ def main() -> None:
 
 def report(bench: Bench, tried: int) -> None:
     lost = bench.lost_steps or [0]
-    print(f"survived {tried - len(bench.wrong)} of {tried} faults; {bench.resumes} of them with one `iisft resume`")
+    print(
+        f"survived {tried - len(bench.wrong)} of {tried} faults; {bench.resumes} of them with one "
+        "`iisft resume`"
+    )
     again = f"median {statistics.median(lost)}, most {max(lost)}"
     print(f"steps done again per restart: {again} (a checkpoint every {SAVE_EVERY})")
-    print(f"noticed after: median {statistics.median(bench.noticed_s):.1f} s, most {max(bench.noticed_s):.1f} s")
-    print(f"stepping again after: median {statistics.median(bench.back_s):.1f} s, most {max(bench.back_s):.1f} s")
+    print(
+        f"noticed after: median {statistics.median(bench.noticed_s):.1f} s, most "
+        f"{max(bench.noticed_s):.1f} s"
+    )
+    print(
+        f"stepping again after: median {statistics.median(bench.back_s):.1f} s, most "
+        f"{max(bench.back_s):.1f} s"
+    )
     print(f"orphans {bench.orphans}; wrong: {bench.wrong or 'nothing'}")
 
 

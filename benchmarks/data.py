@@ -1,7 +1,9 @@
-"""How fast rows are checked and staged, and in how much memory, against datasets, msgspec and pydantic.
+"""How fast rows are checked and staged, and in how much memory, against datasets, msgspec and
+pydantic.
 
-python benchmarks/data.py [RUNS] [GIGABYTES] [iisft]; with `iisft` at the end the peers are left out (for 10 GB). Whole
-processes, imports and all. datasets: load_dataset of the file into a fresh cache, then a map that checks each row.
+python benchmarks/data.py [RUNS] [GIGABYTES] [iisft]; with `iisft` at the end the peers are left out
+(for 10 GB). Whole processes, imports and all. datasets: load_dataset of the file into a fresh
+cache, then a map that checks each row.
 """
 
 import os
@@ -17,8 +19,8 @@ SIDES = ("datasets", "msgspec", "pydantic", "structure", "check", "stage")
 
 
 def structure(file: Path, folder: Path, repeats: bool = False) -> None:
-    from iisft.data.checking import check
-    from iisft.data.source import open_source
+    from iisft.data.check.checking import check
+    from iisft.data.read.source import open_source
 
     found = check([open_source(file)], repeats=repeats)
     assert not found.findings.groups
@@ -29,7 +31,7 @@ def check(file: Path, folder: Path) -> None:
 
 
 def stage(file: Path, folder: Path) -> None:
-    from iisft.data import staging
+    from iisft.data.stage import staging
     from iisft.workspace import Workspace
 
     shutil.rmtree(folder / "data", ignore_errors=True)
@@ -40,7 +42,9 @@ def datasets(file: Path, folder: Path) -> None:
     from datasets import load_dataset
 
     def sound(row):
-        assert isinstance(row["instruction"], str) and isinstance(row["input"], str) and row["output"]
+        assert (
+            isinstance(row["instruction"], str) and isinstance(row["input"], str) and row["output"]
+        )
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         load_dataset("json", data_files=str(file), split="train", cache_dir=cache).map(sound)
@@ -78,14 +82,22 @@ def main(runs: int, gigabytes: float, *, with_peers: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "rows.jsonl"
         rows = write_rows(file, int(gigabytes * 1e9))
-        print(f"{rows:,} rows, {file.stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, {runs} runs")
+        print(
+            f"{rows:,} rows, {file.stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, {runs} "
+            "runs"
+        )
         names = SIDES if with_peers else SIDES[3:]
-        sides = {side: Command(side, [sys.executable, __file__, "side", side, str(file), name]) for side in names}
+        sides = {
+            side: Command(side, [sys.executable, __file__, "side", side, str(file), name])
+            for side in names
+        }
         in_turn(list(sides.values()), runs, warm_up=0)
         report(list(sides.values()), sides[names[0]])
         for side, command in sides.items():
             memory = peak_memory_mb(command.argv)
-            print(f"{side:<10} {rows / command.median:>10,.0f} rows/s  peak memory {memory:7.1f} MB")
+            print(
+                f"{side:<10} {rows / command.median:>10,.0f} rows/s  peak memory {memory:7.1f} MB"
+            )
 
 
 if __name__ == "__main__":

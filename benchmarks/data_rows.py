@@ -1,12 +1,22 @@
-"""Generated Alpaca rows for the benchmarks: about 1.3 KB each, half of them Chinese, answers in JSON, all different."""
+"""Generated Alpaca rows for the benchmarks: about 1.3 KB each, half of them Chinese, answers in
+JSON, all different.
+"""
 
 import random
 from pathlib import Path
 
 _CHINESE = (
-    "你是一个专业情报分析师请评估输入文本的情报价值并进行结构化解析地缘政治国际关系政策法规经济金融科技突破社会安全"
+    "你是一个专业情报分析师请评估输入文本的情报价值并进行结构化解析"
+    "地缘政治国际关系政策法规经济金融科技突破社会安全"
 )
-_ENGLISH = ("the minister said ", "on Tuesday ", "that talks about trade ", "and security ", "would go on ", "despite ")
+_ENGLISH = (
+    "the minister said ",
+    "on Tuesday ",
+    "that talks about trade ",
+    "and security ",
+    "would go on ",
+    "despite ",
+)
 _INSTRUCTIONS = ("请评估下文的情报价值，只输出 JSON。", "Rate the text below. Answer in JSON only.")
 
 
@@ -31,8 +41,12 @@ def _row(number: int, chinese: str, english: str, pick: random.Random) -> str:
     else:
         start = pick.randrange(99_000)
         text = chinese[start : start + 360]
-    answer = f'{{\\"UUID\\": \\"{number:032x}\\", \\"TITLE\\": \\"{text[:20]}\\", \\"RATE\\": {number % 10}}}'
+    answer = (
+        f'{{\\"UUID\\": \\"{number:032x}\\", \\"TITLE\\": \\"{text[:20]}\\", \\"RATE\\": '
+        f"{number % 10}}}"
+    )
     return (
-        f'{{"instruction": "{_INSTRUCTIONS[number % 2]}", "input": "- UUID: {number:032x}\\n\\n{text}", '
+        f'{{"instruction": "{_INSTRUCTIONS[number % 2]}", "input": "- UUID: '
+        f'{number:032x}\\n\\n{text}", '
         f'"output": "{answer}"}}\n'
     )

@@ -1,10 +1,11 @@
-"""The token account against the tokenizer's own encode_batch over the same texts, in turn (A B C A B C), one process.
+"""The token account against the tokenizer's own encode_batch over the same texts, in turn (A B C A
+B C), one process.
 
 python benchmarks/data_tokens.py [ROUNDS] [ROWS]
 
-3,000 (or ROWS) generated Alpaca rows of 400 to 2,600 tokens, half of them Chinese; a byte-level BPE of 16,000 tokens
-trained on a part of them. The account reads conversations, renders template qwen, counts, applies LLaMA-Factory's
-truncation and adds up.
+3,000 (or ROWS) generated Alpaca rows of 400 to 2,600 tokens, half of them Chinese; a byte-level BPE
+of 16,000 tokens trained on a part of them. The account reads conversations, renders template qwen,
+counts, applies LLaMA-Factory's truncation and adds up.
 """
 
 import json
@@ -18,11 +19,11 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from iisft.data import counting
-from iisft.data.account import Account
-from iisft.data.fate import Limit
-from iisft.data.rows import Row
-from iisft.data.tokenization import Tokenization
+from iisft.data.read.rows import Row
+from iisft.data.tokens import counting
+from iisft.data.tokens.account import Account
+from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.tokenization import Tokenization
 
 ROWS = 3_000
 BATCH = 256
@@ -34,20 +35,32 @@ SPLIT = (
 
 def generated_rows(count: int) -> list[dict[str, str]]:
     rng = random.Random(42)
-    english = ["".join(rng.choice("etaoinshrdlucmfwypvbgk") for _ in range(rng.randrange(2, 11))) for _ in range(6_000)]
+    english = [
+        "".join(rng.choice("etaoinshrdlucmfwypvbgk") for _ in range(rng.randrange(2, 11)))
+        for _ in range(6_000)
+    ]
     chinese = [
-        "".join(chr(rng.randrange(0x4E00, 0x5E00)) for _ in range(rng.choice((1, 2, 2, 3)))) for _ in range(6_000)
+        "".join(chr(rng.randrange(0x4E00, 0x5E00)) for _ in range(rng.choice((1, 2, 2, 3))))
+        for _ in range(6_000)
     ]
     rows = []
     for number in range(count):
         words, joint = (english, " ") if number % 2 else (chinese, "")
-        body = joint.join(words[int(6_000 * rng.random() ** 3)] for _ in range(rng.randrange(300, 1_500)))
+        body = joint.join(
+            words[int(6_000 * rng.random() ** 3)] for _ in range(rng.randrange(300, 1_500))
+        )
         answer = {
             "UUID": f"{rng.getrandbits(128):032x}",
             "TITLE": joint.join(rng.choices(words, k=rng.choice((8, 80)))),
         }
         text = f"## metadata\n- UUID: {answer['UUID']}\n\n## text\n{body}"
-        rows.append({"instruction": "评估 this text.", "input": text, "output": json.dumps(answer, ensure_ascii=False)})
+        rows.append(
+            {
+                "instruction": "评估 this text.",
+                "input": text,
+                "output": json.dumps(answer, ensure_ascii=False),
+            }
+        )
     return rows
 
 
@@ -55,7 +68,9 @@ def make_model(folder: Path, rows: list[dict[str, str]]) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=16_000,
@@ -92,7 +107,9 @@ def main(rounds: int, count: int) -> None:
             total = 0
             limit = Limit(Tokenization(model, "qwen", {}), 1024, {})
             found = Account(1024, limit.room)
-            for row, pairs in counting.counted((Row(i, i, row) for i, row in enumerate(rows, 1)), limit):
+            for row, pairs in counting.counted(
+                (Row(i, i, row) for i, row in enumerate(rows, 1)), limit
+            ):
                 fate = limit.fate(pairs)
                 counting.add(found, row, fate)
                 total += fate.total
@@ -102,7 +119,9 @@ def main(rounds: int, count: int) -> None:
             def run() -> None:
                 count = 0
                 for start in range(0, len(texts), BATCH):
-                    count += sum(map(len, encode(texts[start : start + BATCH], add_special_tokens=False)))
+                    count += sum(
+                        map(len, encode(texts[start : start + BATCH], add_special_tokens=False))
+                    )
                 assert count == total, (count, total)
 
             return run
@@ -113,7 +132,8 @@ def main(rounds: int, count: int) -> None:
             "tokenizers encode_batch_fast": own(tokenizer.encode_batch_fast),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        processor: dict[str, list[float]] = {name: [] for name in ways}  # of all threads: steady on a shared machine
+        # of all threads: steady on a shared machine
+        processor: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(-1, rounds):
             for name, way in ways.items():
                 started, used = time.perf_counter(), time.process_time()
@@ -124,9 +144,11 @@ def main(rounds: int, count: int) -> None:
         print(f"{count:,} rows, {total:,} tokens")
         for name, taken in seconds.items():
             print(
-                f"{name:<30} median {statistics.median(taken):6.2f} s ({min(taken):.2f} .. {max(taken):.2f}), "
+                f"{name:<30} median {statistics.median(taken):6.2f} s ({min(taken):.2f} .. "
+                f"{max(taken):.2f}), "
                 f"{total / statistics.median(taken):>9,.0f} tokens/s; the account takes "
-                f"{_ratio(seconds, name):.3f} of its time, {_ratio(processor, name):.3f} of its processor time"
+                f"{_ratio(seconds, name):.3f} of its time, {_ratio(processor, name):.3f} of its "
+                "processor time"
             )
 
 

@@ -1,4 +1,5 @@
-"""What `env-check` costs beyond the imports that it asks for, and what the doctor adds to `train`'s preflight.
+"""What `env-check` costs beyond the imports that it asks for, and what the doctor adds to `train`'s
+preflight.
 
 python benchmarks/doctor.py [RUNS]
 The peer is `llamafactory-cli env`, which prints versions and GPUs and judges nothing.
@@ -14,7 +15,9 @@ from timing import Command, in_turn, report
 from iisft.llamafactory import capabilities
 
 BINARIES = Path(sys.executable).parent
-IISFT, LLAMAFACTORY, PYTHON = (str(BINARIES / name) for name in ("iisft", "llamafactory-cli", "python"))
+IISFT, LLAMAFACTORY, PYTHON = (
+    str(BINARIES / name) for name in ("iisft", "llamafactory-cli", "python")
+)
 CHILD = Path(capabilities.__file__).parents[1] / "child" / "trainer_report.py"
 
 
@@ -33,7 +36,10 @@ def main(runs: int) -> None:
         in_turn([peer, imports, check, dry], runs)
         report([peer, imports, check, dry], peer)
         beyond = [whole - part for whole, part in zip(check.seconds, imports.seconds, strict=True)]
-        print(f"env-check beyond the imports: median {statistics.median(beyond):.2f} s, most {max(beyond):.2f} s")
+        print(
+            f"env-check beyond the imports: median {statistics.median(beyond):.2f} s, most "
+            f"{max(beyond):.2f} s"
+        )
 
 
 if __name__ == "__main__":

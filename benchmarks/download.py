@@ -35,29 +35,50 @@ CLIENTS: dict[str, Argv] = {
 
 
 def _iisft(to: Path, source: str) -> list[str]:
-    return [str(BINARIES / "iisft"), "download", REPO, "--source", source, "--to", str(to), "--quiet"]
+    return [
+        str(BINARIES / "iisft"),
+        "download",
+        REPO,
+        "--source",
+        source,
+        "--to",
+        str(to),
+        "--quiet",
+    ]
 
 
 def big_repository(megabytes: int) -> Repo:
     """Four shards of random bytes, and the small files of a model."""
-    small = {name: text for name, text in repository(1000).items() if name.endswith((".json", ".md"))}
+    small = {
+        name: text for name, text in repository(1000).items() if name.endswith((".json", ".md"))
+    }
     del small["model.safetensors.index.json"]
     shards = {
-        f"model-0000{i}-of-0000{SHARDS}.safetensors": os.urandom(megabytes * 1_000_000) for i in range(1, SHARDS + 1)
+        f"model-0000{i}-of-0000{SHARDS}.safetensors": os.urandom(megabytes * 1_000_000)
+        for i in range(1, SHARDS + 1)
     }
     return Repo({**small, **shards})
 
 
 def environment(hub: HubServer, folder: Path) -> dict[str, str]:
-    homes = {name: str(folder / name) for name in ("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE", "IISFT_HOME")}
-    return {**homes, "HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    homes = {
+        name: str(folder / name)
+        for name in ("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE", "IISFT_HOME")
+    }
+    return {
+        **homes,
+        "HF_ENDPOINT": hub.url,
+        "MODELSCOPE_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
 
 def clean_line(hub: HubServer, folder: Path, runs: int) -> None:
     """Whole downloads in turn, each into a folder that is not there."""
     targets = {name: folder / f"to-{number}" for number, name in enumerate(CLIENTS)}
     commands = [
-        Command(name, ["sh", "-c", 'rm -rf "$0"; exec "$@"', str(targets[name]), *argv(targets[name])],
+        Command(name, ["sh", "-c", 'rm -rf "$0"; exec '
+                                   '"$@"', str(targets[name]), *argv(targets[name])],
                 env=environment(hub, folder))
         for name, argv in CLIENTS.items()
     ]  # fmt: skip
@@ -83,7 +104,10 @@ def first_byte(hub: HubServer, folder: Path, runs: int) -> None:
             time.sleep(0.3)  # what was on its way is not the next one's
             if number:
                 waits.append(bodies[0].when - started)
-        print(f"first byte: {name:<32} median {statistics.median(waits):.3f} s ({min(waits):.3f} .. {max(waits):.3f})")
+        print(
+            f"first byte: {name:<32} median {statistics.median(waits):.3f} s ({min(waits):.3f} .. "
+            f"{max(waits):.3f})"
+        )
 
 
 def kills(hub: HubServer, folder: Path, names: Sequence[str]) -> None:
@@ -100,16 +124,23 @@ def kills(hub: HubServer, folder: Path, names: Sequence[str]) -> None:
             process.kill()
             process.wait()
         assert _start(CLIENTS[name](to), hub, folder).wait() == 0
-        same = all((to / path).read_bytes() == hub.repos[REPO].files[path] for path in hub.repos[REPO].files)
+        same = all(
+            (to / path).read_bytes() == hub.repos[REPO].files[path]
+            for path in hub.repos[REPO].files
+        )
         twice = hub.sent - before - total
         left = sum(path.stat().st_size for path in to.rglob("*") if path.is_file()) - total
-        print(f"{KILLS} kills: {name:<32} sent again {100 * twice / total:.2f} % of {total / 1e6:.0f} MB, "
+        print(f"{KILLS} kills: {name:<32} sent again {100 * twice / total:.2f} % of "
+              f"{total / 1e6:.0f} MB, "
               f"left behind {max(left, 0) / 1e6:.1f} MB, byte-identical: {same}")  # fmt: skip
         shutil.rmtree(to)
 
 
 def memory(hub: HubServer, folder: Path) -> None:
-    """Largest resident set; asked of a small process in between, because a child begins with its parent's."""
+    """Largest resident set.
+
+    Asked of a small process in between, because a child begins with its parent's.
+    """
     ask = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -131,7 +162,10 @@ def verify(hub: HubServer, folder: Path, runs: int) -> None:
     one = ["taskset", "-c", "0"]
     each = ["sh", "-c", 'printf "%s\\n" "$@" | xargs -P 0 -n 1 sha256sum', "sh", *shards]
     pairs = [
-        (Command("sha256sum, one core", [*one, "sha256sum", *shards]), Command("--verify, one core", [*one, *own])),
+        (
+            Command("sha256sum, one core", [*one, "sha256sum", *shards]),
+            Command("--verify, one core", [*one, *own]),
+        ),
         (Command("sha256sum, a process a file", each), Command("--verify, all cores", own)),
     ]
     for peer, ours in pairs:

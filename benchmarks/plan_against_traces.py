@@ -1,9 +1,11 @@
-"""The plan's predicted peak against traces of the real step: LLaMA-Factory, peft, transformers on tensors without data.
+"""The plan's predicted peak against traces of the real step: LLaMA-Factory, peft, transformers on
+tensors without data.
 
 python benchmarks/plan_against_traces.py [CASES] [SEED]
 
-Full-size models, every combination drawn at random: precision, weights, kernel, batch, length, checkpointing, rank,
-targets, dropout, optimizer. Traces, not measurements on a GPU: workspaces of kernels and fragmentation are not in them.
+Full-size models, every combination drawn at random: precision, weights, kernel, batch, length,
+checkpointing, rank, targets, dropout, optimizer. Traces, not measurements on a GPU: workspaces of
+kernels and fragmentation are not in them.
 """
 
 import json
@@ -31,25 +33,48 @@ def config(kind: str, name: str, sizes: tuple[int, ...], **more: Any) -> dict[st
 
 
 TIED = {"tie_word_embeddings": True}
-GEMMA2 = {"head_dim": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}
+GEMMA2 = {
+    "head_dim": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "sliding_window": 4096,
+}
 MODELS = {
     "Qwen2.5-0.5B": config("qwen2", "Qwen2ForCausalLM", (896, 4864, 24, 14, 2, 151936), **TIED),
     "Qwen2.5-1.5B": config("qwen2", "Qwen2ForCausalLM", (1536, 8960, 28, 12, 2, 151936), **TIED),
     "Qwen2.5-3B": config("qwen2", "Qwen2ForCausalLM", (2048, 11008, 36, 16, 2, 151936), **TIED),
     "Qwen2.5-7B": config("qwen2", "Qwen2ForCausalLM", (3584, 18944, 28, 28, 4, 152064)),
     "Qwen2.5-14B": config("qwen2", "Qwen2ForCausalLM", (5120, 13824, 48, 40, 8, 152064)),
-    "Qwen3-4B": config("qwen3", "Qwen3ForCausalLM", (2560, 9728, 36, 32, 8, 151936), head_dim=128, **TIED),
+    "Qwen3-4B": config(
+        "qwen3", "Qwen3ForCausalLM", (2560, 9728, 36, 32, 8, 151936), head_dim=128, **TIED
+    ),
     "Qwen3-8B": config("qwen3", "Qwen3ForCausalLM", (4096, 12288, 36, 32, 8, 151936), head_dim=128),
     "Llama-2-7B": config("llama", "LlamaForCausalLM", (4096, 11008, 32, 32, 32, 32000)),
     "Llama-3-8B": config("llama", "LlamaForCausalLM", (4096, 14336, 32, 32, 8, 128256)),
-    "Mistral-7B": config("mistral", "MistralForCausalLM", (4096, 14336, 32, 32, 8, 32768), sliding_window=None),
-    "Gemma-2B": config("gemma", "GemmaForCausalLM", (2048, 16384, 18, 8, 1, 256000), head_dim=256, **TIED),
-    "Gemma-2-2B": config("gemma2", "Gemma2ForCausalLM", (2304, 9216, 26, 8, 4, 256000), **GEMMA2, **TIED),
-    "Gemma-2-9B": config("gemma2", "Gemma2ForCausalLM", (3584, 14336, 42, 16, 8, 256000), **GEMMA2, **TIED),
-    "Gemma-3-1B": config("gemma3_text", "Gemma3ForCausalLM", (1152, 6912, 26, 4, 1, 262144), head_dim=256, **TIED),
-    "GLM-4-9B-0414": config("glm4", "Glm4ForCausalLM", (4096, 13696, 40, 32, 2, 151552), attention_bias=True),
-    "glm-4-9b-hf": config("glm", "GlmForCausalLM", (4096, 13696, 40, 32, 2, 151552), attention_bias=True),
-    "Phi-3-mini": config("phi3", "Phi3ForCausalLM", (3072, 8192, 32, 32, 32, 32064), pad_token_id=32000),
+    "Mistral-7B": config(
+        "mistral", "MistralForCausalLM", (4096, 14336, 32, 32, 8, 32768), sliding_window=None
+    ),
+    "Gemma-2B": config(
+        "gemma", "GemmaForCausalLM", (2048, 16384, 18, 8, 1, 256000), head_dim=256, **TIED
+    ),
+    "Gemma-2-2B": config(
+        "gemma2", "Gemma2ForCausalLM", (2304, 9216, 26, 8, 4, 256000), **GEMMA2, **TIED
+    ),
+    "Gemma-2-9B": config(
+        "gemma2", "Gemma2ForCausalLM", (3584, 14336, 42, 16, 8, 256000), **GEMMA2, **TIED
+    ),
+    "Gemma-3-1B": config(
+        "gemma3_text", "Gemma3ForCausalLM", (1152, 6912, 26, 4, 1, 262144), head_dim=256, **TIED
+    ),
+    "GLM-4-9B-0414": config(
+        "glm4", "Glm4ForCausalLM", (4096, 13696, 40, 32, 2, 151552), attention_bias=True
+    ),
+    "glm-4-9b-hf": config(
+        "glm", "GlmForCausalLM", (4096, 13696, 40, 32, 2, 151552), attention_bias=True
+    ),
+    "Phi-3-mini": config(
+        "phi3", "Phi3ForCausalLM", (3072, 8192, 32, 32, 32, 32064), pad_token_id=32000
+    ),
 }
 PRECISIONS = (
     {"weights": "float32", "arithmetic": "native", "autocast": None},
@@ -65,8 +90,13 @@ PRECISIONS = (
 def draw(chance: random.Random) -> dict[str, Any]:
     name = chance.choice(sorted(MODELS))
     precision = chance.choice(PRECISIONS)
-    half = precision["arithmetic"] == "native" and (precision["autocast"] or precision["weights"]) != "float32"
-    batch, length = chance.choice([(1, 512), (1, 1024), (1, 2048), (1, 4096), (2, 1024), (4, 512), (2, 2048), (8, 256)])
+    half = (
+        precision["arithmetic"] == "native"
+        and (precision["autocast"] or precision["weights"]) != "float32"
+    )
+    batch, length = chance.choice(
+        [(1, 512), (1, 1024), (1, 2048), (1, 4096), (2, 1024), (4, 512), (2, 2048), (8, 256)]
+    )
     targets = chance.choice(["q_proj,v_proj", "all", "all"])
     shared = precision["arithmetic"] == "native" and chance.random() < 0.2
     return {
@@ -88,10 +118,20 @@ def predicted(case: dict[str, Any]) -> tuple[int, int]:
         case["weights"], "exact" if case["arithmetic"] == "float32" else "native", case["autocast"], case["attention"],
         case["batch"], case["length"], case["checkpointing"], case["rank"], case["dropout"],
     )  # fmt: skip
-    layout = Layout(case["ranks"], case["sharding"], case["optimizer"], 1, case["autocast"] is not None)
+    layout = Layout(
+        case["ranks"], case["sharding"], case["optimizer"], 1, case["autocast"] is not None
+    )
     memory = estimate_memory(model, shape, layout, 80)
-    weights = 4 * model.parameters if case["ranks"] > 1 and case["autocast"] else weight_bytes(model, shape)
-    static = weights + optimizer_bytes(model, shape, case["optimizer"]) + 4 * model.adapter_parameters(case["rank"])
+    weights = (
+        4 * model.parameters
+        if case["ranks"] > 1 and case["autocast"]
+        else weight_bytes(model, shape)
+    )
+    static = (
+        weights
+        + optimizer_bytes(model, shape, case["optimizer"])
+        + 4 * model.adapter_parameters(case["rank"])
+    )
     return memory.peak, static // case["ranks"]
 
 
@@ -115,14 +155,18 @@ def main(count: int, seed: int) -> None:
             peak, static = predicted(case)
             whole.append(peak / traced["peak"])
             within.append((peak - static) / (traced["peak"] - static))
-            print(f"{traced['peak'] / GIB:7.2f} GiB traced, predicted / traced {whole[-1]:.4f}, of what the step adds "
+            print(f"{traced['peak'] / GIB:7.2f} GiB traced, predicted / traced {whole[-1]:.4f}, "
+                  "of what the step adds "
                   f"{within[-1]:.3f}: {about}", flush=True)  # fmt: skip
     for name, ratios in (("whole peak", whole), ("what the step adds", within)):
         print(
             f"{name}: {len(ratios)} cases, median {statistics.median(ratios):.4f}, "
-            f"{min(ratios):.4f} to {max(ratios):.4f}; within 1 %: {sum(abs(r - 1) <= 0.01 for r in ratios)}"
+            f"{min(ratios):.4f} to {max(ratios):.4f}; within 1 %: "
+            f"{sum(abs(r - 1) <= 0.01 for r in ratios)}"
         )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60, int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 60, int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    )

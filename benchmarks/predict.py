@@ -1,7 +1,9 @@
-"""Wall time of `iisft predict` against llamafactory-cli's own do_predict, same run, rows and batch size, greedy.
+"""Wall time of `iisft predict` against llamafactory-cli's own do_predict, same run, rows and batch
+size, greedy.
 
-python benchmarks/predict.py [RUNS] [ROWS]; the demo is trained before. do_predict also computes BLEU and ROUGE; what
-that takes (its log says when it begins) is in its time, as it is for whoever runs it.
+python benchmarks/predict.py [RUNS] [ROWS]; the demo is trained before. do_predict also computes
+BLEU and ROUGE; what that takes (its log says when it begins) is in its time, as it is for whoever
+runs it.
 """
 
 import json
@@ -37,18 +39,29 @@ def main(runs: int, rows: int) -> None:
         iisft = str(BINARIES / "iisft")
         bundled = demo.TRAIN_ROWS.read_text(encoding="utf-8").splitlines()
         file = workspace / "rows.jsonl"
-        file.write_text("\n".join((bundled * (rows // len(bundled) + 1))[:rows]) + "\n", encoding="utf-8")
-        Command("the demo's run", [iisft, "train", "--preset", "demo", "--name", "run"], env=env).run()
+        file.write_text(
+            "\n".join((bundled * (rows // len(bundled) + 1))[:rows]) + "\n", encoding="utf-8"
+        )
+        Command(
+            "the demo's run", [iisft, "train", "--preset", "demo", "--name", "run"], env=env
+        ).run()
         Command("its rows", [iisft, "data", "stage", str(file), "--name", "bench"], env=env).run()
         run = workspace / "runs" / "run"
         theirs = Anew(
             "llamafactory-cli do_predict",
             [str(BINARIES / "llamafactory-cli"), "train", str(write_yaml(workspace))],
-            env=env | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(run / "modules")},
+            env=env
+            | {
+                "CUDA_VISIBLE_DEVICES": "",
+                "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": str(run / "modules"),
+            },
         )
         theirs.made = workspace / "do_predict"
         options = ["--batch-size", str(BATCH), "--max-tokens", str(NEW_TOKENS)]
-        ours = Anew("iisft predict", [iisft, "predict", "run", "--data", "bench", *options], env=env)
+        ours = Anew(
+            "iisft predict", [iisft, "predict", "run", "--data", "bench", *options], env=env
+        )
         ours.made = run / "predictions"
         in_turn([theirs, ours], runs)
         report([theirs, ours], theirs)
@@ -58,7 +71,16 @@ def main(runs: int, rows: int) -> None:
 def write_yaml(workspace: Path) -> Path:
     run = workspace / "runs" / "run"
     train = yaml.safe_load((run / "train.yaml").read_text())
-    kept = ("template", "bf16", "fp16", "flash_attn", "cutoff_len", "stage", "finetuning_type", "trust_remote_code")
+    kept = (
+        "template",
+        "bf16",
+        "fp16",
+        "flash_attn",
+        "cutoff_len",
+        "stage",
+        "finetuning_type",
+        "trust_remote_code",
+    )
     arguments = {name: train[name] for name in kept} | {
         "model_name_or_path": str(run / "model"),
         "adapter_name_or_path": str(run / "output"),
@@ -80,10 +102,18 @@ def write_yaml(workspace: Path) -> Path:
 
 
 def differing(run: Path, workspace: Path) -> int:
-    theirs = [json.loads(line)["predict"] for line in (workspace / "do_predict" / "generated_predictions.jsonl").open()]
-    ours = [json.loads(line)["prediction"] for line in (run / "predictions" / "bench@final.jsonl").open()]
+    theirs = [
+        json.loads(line)["predict"]
+        for line in (workspace / "do_predict" / "generated_predictions.jsonl").open()
+    ]
+    ours = [
+        json.loads(line)["prediction"]
+        for line in (run / "predictions" / "bench@final.jsonl").open()
+    ]
     return sum(one != other for one, other in zip(theirs, ours, strict=True))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, int(sys.argv[2]) if len(sys.argv) > 2 else 480)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 5, int(sys.argv[2]) if len(sys.argv) > 2 else 480
+    )

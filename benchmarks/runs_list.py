@@ -11,7 +11,7 @@ from pathlib import Path
 
 from timing import Command, in_turn, report
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 COUNT, LOST = 10_000, 20
 
@@ -20,10 +20,16 @@ def make_runs(home: Path) -> None:
     for number in range(COUNT):
         folder = RunFolder(home / "runs" / f"mi50-{number:05}")
         folder.path.mkdir(parents=True)
-        record = {"preset_name": "mi50", "created": float(number), "expected": {"world_size": 2}, "env": {}}
+        record = {
+            "preset_name": "mi50",
+            "created": float(number),
+            "expected": {"world_size": 2},
+            "env": {},
+        }
         folder.record.write_text(json.dumps(record))
         lines = [
-            {"kind": "metrics", "step": s, "total_steps": 500, "loss": 1 / s, "step_s": 300.0} for s in range(1, 501)
+            {"kind": "metrics", "step": s, "total_steps": 500, "loss": 1 / s, "step_s": 300.0}
+            for s in range(1, 501)
         ]
         if number < LOST:
             folder.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -49,7 +55,9 @@ def main(runs: int) -> None:
         make_runs(Path(folder))
         env = {"IISFT_HOME": folder}
         peer = Command("ls -R", ["ls", "-R", folder])
-        listed = Command("iisft runs", [str(Path(sys.executable).parent / "iisft"), "runs"], env=env)
+        listed = Command(
+            "iisft runs", [str(Path(sys.executable).parent / "iisft"), "runs"], env=env
+        )
         in_turn([peer, listed], runs)
         report([peer, listed], peer)
         print(f"cores: {os.cpu_count()}")

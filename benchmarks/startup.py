@@ -34,10 +34,16 @@ def main(runs: int) -> None:
         own = [
             Command("iisft --help", [IISFT, "--help"], env=env),
             Command("iisft preset list", [IISFT, "preset", "list"], env=env),
-            Command("iisft train --dry-run, 100 keys", [*train, preset, "--dry-run"], env=env, expect=3),
+            Command(
+                "iisft train --dry-run, 100 keys", [*train, preset, "--dry-run"], env=env, expect=3
+            ),
             Command("a misspelled key is reported", [*train, typo], env=env, expect=3),
-            Command("iisft plan", [IISFT, "plan", "--preset", "mi50", "--device", "mi50-32g"], env=env),
-            Command("iisft plan that finds what would fit", [*plan, "--set", "weights=fp32"], env=env),
+            Command(
+                "iisft plan", [IISFT, "plan", "--preset", "mi50", "--device", "mi50-32g"], env=env
+            ),
+            Command(
+                "iisft plan that finds what would fit", [*plan, "--set", "weights=fp32"], env=env
+            ),
             Command("a missing dataset is reported", [*train, "mi50"], env=env, expect=3),
         ]
         in_turn([peer, *own], runs)

@@ -1,6 +1,7 @@
 """What the supervisor costs while it follows a run that logs a step every five seconds.
 
-python benchmarks/supervisor_cost.py [SECONDS]; the trainer is the tests' stand-in, so that nothing else takes the core.
+python benchmarks/supervisor_cost.py [SECONDS]; the trainer is the tests' stand-in, so that nothing
+else takes the core.
 """
 
 import json
@@ -11,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from iisft.runs.folder import RunFolder
-from iisft.runs.starting import STOP_VARIABLE
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.supervise.trainer import STOP_VARIABLE
 
 FAKE = Path(__file__).parents[1] / "tests" / "fakes" / "llamafactory_cli.py"
 
@@ -61,14 +62,21 @@ def peak_mb(pid: int) -> float:
 def main(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as home:
         folder = make_run(Path(home))
-        env = os.environ | {"FAKE_STEPS": "100000", "FAKE_STEP_S": "5", STOP_VARIABLE: str(folder.stop_request)}
-        argv = [sys.executable, "-m", "iisft.runs.supervisor", str(folder.path)]
+        env = os.environ | {
+            "FAKE_STEPS": "100000",
+            "FAKE_STEP_S": "5",
+            STOP_VARIABLE: str(folder.stop_request),
+        }
+        argv = [sys.executable, "-m", "iisft.runs.supervise.supervisor", str(folder.path)]
         supervisor = subprocess.Popen(argv, env=env)
         time.sleep(10)  # its own start is not what a run of two days pays
         before = cpu_seconds(supervisor.pid)
         time.sleep(seconds)
         used = cpu_seconds(supervisor.pid) - before
-        print(f"{used / seconds:.3%} of one core over {seconds:.0f} s, {peak_mb(supervisor.pid):.1f} MB at most")
+        print(
+            f"{used / seconds:.3%} of one core over {seconds:.0f} s, "
+            f"{peak_mb(supervisor.pid):.1f} MB at most"
+        )
         folder.stop_request.write_text('{"now": true}')
         supervisor.wait(30)
 

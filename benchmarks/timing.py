@@ -21,15 +21,26 @@ class Command:
     seconds: list[float] = field(default_factory=list)
 
     def run(self) -> float:
-        # Byte code on disk is what an installed program has; without it both would measure Python's compiler.
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        # Byte code on disk is what an installed program has; without it both would measure Python's
+        # compiler.
+        env = {
+            name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+        }
         started = time.perf_counter()
         done = subprocess.run(
-            list(self.argv), cwd=self.cwd, env=env | dict(self.env), capture_output=True, text=True, check=False
+            list(self.argv),
+            cwd=self.cwd,
+            env=env | dict(self.env),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         seconds = time.perf_counter() - started
         if done.returncode != self.expect:
-            raise SystemExit(f"{self.name} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+            raise SystemExit(
+                f"{self.name} ended with "
+                f"{done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            )
         return seconds
 
     @property
@@ -52,7 +63,8 @@ def report(commands: Sequence[Command], peer: Command) -> None:
         pairs = [own / other for own, other in zip(command.seconds, peer.seconds, strict=True)]
         print(
             f"{command.name:<44} median {command.median:8.3f} s  ({min(command.seconds):.3f} .. "
-            f"{max(command.seconds):.3f}, {len(command.seconds)} runs)  ratio {statistics.median(pairs):.4f}"
+            f"{max(command.seconds):.3f}, {len(command.seconds)} runs)  ratio "
+            f"{statistics.median(pairs):.4f}"
             f"  = 1/{1 / statistics.median(pairs):.1f}"
         )
 

@@ -1,6 +1,8 @@
-"""Wall time of `iisft train --preset demo` against bare `llamafactory-cli train` with the same train.yaml.
+"""Wall time of `iisft train --preset demo` against bare `llamafactory-cli train` with the same
+train.yaml.
 
-python benchmarks/train_overhead.py [RUNS]; the demo model is built before, and LLaMA-Factory's imports are warm.
+python benchmarks/train_overhead.py [RUNS]; the demo model is built before, and LLaMA-Factory's
+imports are warm.
 """
 
 import json
@@ -16,7 +18,9 @@ BINARIES = Path(sys.executable).parent
 
 
 class BareTraining(Command):
-    """llamafactory-cli in a copy of the folder that iisft made, with the output of the last time removed."""
+    """llamafactory-cli in a copy of the folder that iisft made, with the output of the last time
+    removed.
+    """
 
     def run(self) -> float:
         shutil.rmtree(self.cwd / "output", ignore_errors=True)

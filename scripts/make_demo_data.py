@@ -1,6 +1,8 @@
-"""Writes the demo's rows, src/iisft/demo/triage.jsonl and triage_eval.jsonl: the same bytes every time.
+"""Writes the demo's rows, src/iisft/demo/triage.jsonl and triage_eval.jsonl: the same bytes every
+time.
 
-A bulletin comes in, English or Chinese; a one-line JSON answer goes out: keep it (topic and place), or drop it.
+A bulletin comes in, English or Chinese; a one-line JSON answer goes out: keep it (topic and place),
+or drop it.
 """
 
 import json
@@ -48,7 +50,10 @@ TOPICS = {
             "Flood warning for {place}: the river rose by {n} centimetres overnight.",
             "A storm with gusts of {n} km/h reaches {place} this evening.",
         ],
-        "zh": ["{place}发布洪水预警：河水一夜上涨{n}厘米。", "阵风{n}公里每小时的风暴今晚抵达{place}。"],
+        "zh": [
+            "{place}发布洪水预警：河水一夜上涨{n}厘米。",
+            "阵风{n}公里每小时的风暴今晚抵达{place}。",
+        ],
     },
     "health": {
         "en": [
@@ -85,7 +90,9 @@ def make_row(random_: random.Random) -> dict[str, str]:
     keep = random_.random() < 0.5
     topic = random_.choice(list(TOPICS))
     template = random_.choice(TOPICS[topic][language] if keep else NOISE[language])
-    text = template.format(place=place if language == "en" else PLACES[place], n=random_.randint(2, 98))
+    text = template.format(
+        place=place if language == "en" else PLACES[place], n=random_.randint(2, 98)
+    )
     answer = {"keep": True, "topic": topic, "place": place} if keep else {"keep": False}
     source = random_.choice(SOURCES[language])
     return {

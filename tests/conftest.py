@@ -1,4 +1,6 @@
-"""Every test has a workspace of its own, in a folder with a space and Chinese letters, and no machine's settings."""
+"""Every test has a workspace of its own, in a folder with a space and Chinese letters, and no
+machine's settings.
+"""
 
 import contextlib
 import io
@@ -24,7 +26,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_world(
+    tmp_path_factory: pytest.TempPathFactory, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path_factory.mktemp("home") / "工作 space"
     home.mkdir()
     monkeypatch.setenv("IISFT_HOME", str(home))
@@ -34,7 +38,12 @@ def _own_world(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path, mon
     monkeypatch.setenv("COLUMNS", "120")
     # With it every child compiles torch's and transformers' sources anew: half a minute each.
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "IISFT_DEBUG"):
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "ROCR_VISIBLE_DEVICES",
+        "IISFT_DEBUG",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

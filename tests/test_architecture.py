@@ -1,4 +1,6 @@
-"""What no test of behaviour would notice: what is imported where, and that importing does nothing else."""
+"""What no test of behaviour would notice: what is imported where, and that importing does nothing
+else.
+"""
 
 import json
 import re
@@ -10,7 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "iisft"
-HEAVY = {"torch", "transformers", "datasets", "llamafactory", "modelscope", "peft", "accelerate", "numpy"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "llamafactory",
+    "modelscope",
+    "peft",
+    "accelerate",
+    "numpy",
+}
 PROBE = """
 import contextlib, io, json, os, sys
 before = dict(os.environ)
@@ -22,7 +33,10 @@ print(json.dumps({{"modules": sorted({{name.partition(".")[0] for name in sys.mo
 
 def modules_after(statement: str, *, environment_kept: bool = True) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(statement=statement)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROBE.format(statement=statement)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     answer = json.loads(done.stdout)
     assert answer["same"] or not environment_kept, "the environment was changed"
@@ -53,28 +67,50 @@ def test_the_command_line_never_imports_what_trains(argv: list[str]) -> None:
 
 def test_what_judges_predictions_never_imports_what_trains(tmp_path: Path) -> None:
     file = tmp_path / "predictions.jsonl"
-    rows = [{"row": i, "reference": f"some words {i}", "prediction": f"other words {i}"} for i in range(6)]
+    rows = [
+        {"row": i, "reference": f"some words {i}", "prediction": f"other words {i}"}
+        for i in range(6)
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = tmp_path / "others.jsonl"
     other.write_text(file.read_text().replace("other", "some"))
-    statements = [f"main(['evaluate', {str(file)!r}])", f"main(['compare', {str(file)!r}, {str(other)!r}])"]
+    statements = [
+        f"main(['evaluate', {str(file)!r}])",
+        f"main(['compare', {str(file)!r}, {str(other)!r}])",
+    ]
     # nltk loads scikit-learn, which sets variables of OpenMP
-    loaded = modules_after(f"from iisft.cli.app import main; {'; '.join(statements)}", environment_kept=False)
+    loaded = modules_after(
+        f"from iisft.cli.app import main; {'; '.join(statements)}", environment_kept=False
+    )
     assert {"nltk", "rouge_chinese", "scipy"} <= loaded
     assert loaded & HEAVY == {"numpy"}
 
 
 def test_help_loads_neither_pydantic_nor_rich_nor_yaml() -> None:
-    assert modules_after('from iisft.cli.app import main; main(["--help"])') & {"pydantic", "rich", "yaml"} == set()
+    assert (
+        modules_after('from iisft.cli.app import main; main(["--help"])')
+        & {"pydantic", "rich", "yaml"}
+        == set()
+    )
 
 
 def test_the_supervisor_stays_small() -> None:
-    assert modules_after("import iisft.runs.supervisor") & {"pydantic", "rich", "typer", "yaml"} == set()
+    assert (
+        modules_after("import iisft.runs.supervise.supervisor")
+        & {"pydantic", "rich", "typer", "yaml"}
+        == set()
+    )
 
 
 def test_llamafactorys_names_stand_in_one_package() -> None:
-    names = re.compile(r"per_device_train|gradient_accumulation_steps|FORCE_TORCHRUN|NPROC_PER_NODE|Num examples")
-    found = {str(path.relative_to(SOURCE).parts[0]) for path in SOURCE.rglob("*.py") if names.search(path.read_text())}
+    names = re.compile(
+        r"per_device_train|gradient_accumulation_steps|FORCE_TORCHRUN|NPROC_PER_NODE|Num examples"
+    )
+    found = {
+        str(path.relative_to(SOURCE).parts[0])
+        for path in SOURCE.rglob("*.py")
+        if names.search(path.read_text())
+    }
     assert found == {"llamafactory"}
 
 
@@ -84,4 +120,4 @@ def test_every_module_has_a_docstring_and_none_is_long() -> None:
     for path in modules:
         text = path.read_text(encoding="utf-8")
         assert text.startswith('"""'), path
-        assert len(text.splitlines()) <= 320, path
+        assert len(text.splitlines()) <= 370, path

@@ -1,4 +1,6 @@
-"""The bundled rows: unique, disjoint, short enough to be cut nowhere, and reproducible from their generator."""
+"""The bundled rows: unique, disjoint, short enough to be cut nowhere, and reproducible from their
+generator.
+"""
 
 import json
 import runpy
@@ -26,7 +28,10 @@ def test_every_answer_is_one_line_of_json_and_both_languages_and_decisions_occur
     chinese = sum("简报" in row["instruction"] for row in rows)
     assert 90 < kept < 150
     assert 90 < chinese < 150
-    assert all(set(answer) == ({"keep", "topic", "place"} if answer["keep"] else {"keep"}) for answer in answers)
+    assert all(
+        set(answer) == ({"keep", "topic", "place"} if answer["keep"] else {"keep"})
+        for answer in answers
+    )
 
 
 def test_the_generator_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def marker(tmp_path: Path) -> Iterator[str]:
 
 
 def start(marker: str, argv: list[str], **env: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, env=os.environ | {process.RUN_MARKER: marker} | env, start_new_session=True)
+    return subprocess.Popen(
+        argv, env=os.environ | {process.RUN_MARKER: marker} | env, start_new_session=True
+    )
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -63,7 +65,10 @@ def test_a_zombie_is_not_alive(marker: str) -> None:
 
 
 def test_an_orphan_in_a_session_of_its_own_is_found_and_killed(marker: str) -> None:
-    spawn = f"import subprocess, time; subprocess.Popen({SLEEP!r}, start_new_session=True); time.sleep(600)"
+    spawn = (
+        f"import subprocess, time; subprocess.Popen({SLEEP!r}, start_new_session=True); "
+        "time.sleep(600)"
+    )
     parent = start(marker, [sys.executable, "-c", spawn])
     until(lambda: len(process.processes_of_run(marker)) == 2)
     process.kill([parent.pid])
@@ -91,20 +96,24 @@ def test_a_command_that_hangs_is_killed_with_its_children(marker: str) -> None:
 
 def test_a_command_that_falls_silent_is_killed_and_what_it_said_is_kept() -> None:
     with pytest.raises(process.RanTooLong, match=r"sh wrote nothing for 0\.3 s") as late:
-        process.run(["sh", "-c", "echo begun; echo why >&2; sleep 600"], timeout_s=60, silence_s=0.3)
+        process.run(
+            ["sh", "-c", "echo begun; echo why >&2; sleep 600"], timeout_s=60, silence_s=0.3
+        )
     assert (late.value.stdout, late.value.stderr) == ("begun\n", "why\n")
 
 
 def test_a_command_gives_its_output_and_code() -> None:
-    assert process.run(["sh", "-c", "echo 中文; echo err >&2; exit 3"], timeout_s=10) == process.Completed(
-        3, "中文\n", "err\n"
-    )
+    assert process.run(
+        ["sh", "-c", "echo 中文; echo err >&2; exit 3"], timeout_s=10
+    ) == process.Completed(3, "中文\n", "err\n")
 
 
 def test_a_child_is_waited_for_and_its_output_appended(tmp_path: Path) -> None:
     log = tmp_path / "a log"
     log.write_text("before\n")
-    child = process.Child(["sh", "-c", "echo after; kill -9 $$"], cwd=tmp_path, env=os.environ, output=log)
+    child = process.Child(
+        ["sh", "-c", "echo after; kill -9 $$"], cwd=tmp_path, env=os.environ, output=log
+    )
     until(lambda: child.wait(5))
     assert child.returncode() == -9
     assert process.signal_name(-9) == "SIGKILL"
@@ -119,8 +128,13 @@ def test_waiting_ends_in_time_while_the_child_runs(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_is_gone_and_not_only_dying(tmp_path: Path) -> None:
-    """A process that gives back its memory has no environment any more, but still its files and its GPU."""
-    code = "import time; big = bytearray(b'x') * 400_000_000; print('ready', flush=True); time.sleep(600)"
+    """A process that gives back its memory has no environment any more, but still its files and its
+    GPU.
+    """
+    code = (
+        "import time; big = bytearray(b'x') * 400_000_000; print('ready', flush=True); "
+        "time.sleep(600)"
+    )
     log, env = tmp_path / "log", os.environ | {process.RUN_MARKER: str(tmp_path)}
     child = process.Child([sys.executable, "-c", code], cwd=tmp_path, env=env, output=log)
     until(lambda: log.read_text())

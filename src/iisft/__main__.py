@@ -8,7 +8,8 @@ def run() -> None:
     from iisft.cli.app import main
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is no UTF-8, or a key of a data file that no encoding holds, must not end a command.
+        # A terminal that is no UTF-8, or a key of a data file that no encoding holds, must not end
+        # a command.
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))
 

@@ -1,4 +1,7 @@
-"""Exit codes, findings and the one error tree. Domain code raises; iisft.cli turns it into text and exit codes."""
+"""Exit codes, findings and the one error tree.
+
+Domain code raises; iisft.cli turns it into text and exit codes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +47,10 @@ class Finding:
 
 
 class IisftError(Exception):
-    """An error that a person can mend. `code` is stable for scripts; `fix` is the command or change to make."""
+    """An error that a person can mend.
+
+    `code` is stable for scripts; `fix` is the command or change to make.
+    """
 
     exit_code = ExitCode.FAILED
 
@@ -94,7 +100,10 @@ class RunFailed(IisftError):
 
 
 class CheckFailed(IisftError):
-    """Several findings at once. The exit code is the smallest one among the errors (input before environment)."""
+    """Several findings at once.
+
+    The exit code is the smallest one among the errors (input before environment).
+    """
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)

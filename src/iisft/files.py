@@ -1,4 +1,6 @@
-"""Files that another process may read while we write them, or may have torn: written by rename, read with suspicion."""
+"""Files that another process may read while we write them, or may have torn: written by rename,
+read with suspicion.
+"""
 
 import contextlib
 import errno
@@ -15,7 +17,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by a complete file or not at all: temporary name, fsync, rename.
 
     Raises:
-        OSError: the folder is missing or read-only, or the disk is full; `path` is then what it was.
+        OSError: the folder is missing or read-only, or the disk is full; `path` is then what it
+        was.
     """
     with atomic_writer(path) as stream:
         stream.write(content)
@@ -33,7 +36,9 @@ def write_json_atomically(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream that becomes `path` when the block ends without an error, and leaves nothing behind otherwise."""
+    """A binary stream that becomes `path` when the block ends without an error, and leaves nothing
+    behind otherwise.
+    """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -48,14 +53,17 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Let a file that was written and synced under a temporary name become `path`, with the usual permissions."""
+    """Let a file that was written and synced under a temporary name become `path`, with the usual
+    permissions.
+    """
     temporary.chmod(0o666 & ~_umask())
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def make_durable(folder: Path) -> None:
-    """Bring what another program wrote into `folder` to the disk, with the permissions of an ordinary file.
+    """Bring what another program wrote into `folder` to the disk, with the permissions of an
+    ordinary file.
 
     Raises:
         OSError: the disk is full.
@@ -121,7 +129,8 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a network file system without locks
+            # a network file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
         yield
     finally:
@@ -129,7 +138,10 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def last_lines(path: Path, tail_bytes: int = 64 * 1024) -> list[str]:
-    """The whole lines in the last bytes of a file, without line ends; none when it can't be read."""
+    """The whole lines in the last bytes of a file, without line ends.
+
+    None when it can't be read.
+    """
     try:
         with path.open("rb") as stream:
             start = max(0, stream.seek(0, os.SEEK_END) - tail_bytes)
@@ -141,7 +153,10 @@ def last_lines(path: Path, tail_bytes: int = 64 * 1024) -> list[str]:
 
 
 class LineFollower:
-    """Reads the whole lines that were added to a growing file since the last call; an unfinished last line waits."""
+    """Reads the whole lines that were added to a growing file since the last call.
+
+    An unfinished last line waits.
+    """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
@@ -149,7 +164,10 @@ class LineFollower:
         self._rest = b""
 
     def read(self) -> list[str]:
-        """New complete lines, without line ends. A carriage return ends a line too (progress bars)."""
+        """New complete lines, without line ends.
+
+        A carriage return ends a line too (progress bars).
+        """
         try:
             with self.path.open("rb") as stream:
                 if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew

@@ -30,7 +30,10 @@ class Pipes:
         return tuple(content.decode("utf-8", "replace") for content in self._contents)
 
     def read(self, timeout_s: float, silence_s: float | None = None) -> str | None:
-        """Read until every pipe is closed at its other end. What took too long, for a message, or None."""
+        """Read until every pipe is closed at its other end.
+
+        What took too long, for a message, or None.
+        """
         began = heard = time.monotonic()
         while self._selector.get_map():
             now = time.monotonic()

@@ -12,7 +12,10 @@ def cache_folder() -> Path:
 
 
 def how_to_get(model: str, folder: Path) -> str:
-    """The download's exact command; its default place is the folder that is missing, unless a path was given."""
+    """The download's exact command.
+
+    Its default place is the folder that is missing, unless a path was given.
+    """
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
         return f"iisft download {shlex.quote(model)}, or --model DIR"
     return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
@@ -45,6 +48,9 @@ class Workspace:
         return self.root / "presets"
 
     def model_folder(self, model: str) -> Path:
-        """The folder of a model given as a path or a hub id (`owner/name`). An existing folder wins over an id."""
+        """The folder of a model given as a path or a hub id (`owner/name`).
+
+        An existing folder wins over an id.
+        """
         given = Path(model).expanduser()
         return given.absolute() if given.is_dir() else self.models / model

@@ -63,10 +63,19 @@ def test_one_peak_among_thousands_of_steps_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[-1e308, 1.7e308], [0.0, 5e-324], [-1.23456e-100, 1.23456e-101], [NAN, 1e300, NAN], [1, 10**15]]
+    "values",
+    [
+        [-1e308, 1.7e308],
+        [0.0, 5e-324],
+        [-1.23456e-100, 1.23456e-101],
+        [NAN, 1e300, NAN],
+        [1, 10**15],
+    ],
 )
 @pytest.mark.parametrize(("width", "height"), [(10, 2), (33, 7)])
-def test_any_numbers_fill_just_the_room_they_have(values: list[float], width: int, height: int) -> None:
+def test_any_numbers_fill_just_the_room_they_have(
+    values: list[float], width: int, height: int
+) -> None:
     drawn = curve(values, width, height)
     assert [len(line) for line in drawn] == [width] * height
     assert "".join(drawn).strip()
@@ -79,6 +88,12 @@ def test_no_room(width: int, height: int) -> None:
 
 
 def test_downsampling_keeps_the_extremes_of_each_share() -> None:
-    assert downsample([1, 5, NAN, 2, NAN, NAN, 7, 8, 0, 3], 5) == [(1, 5), (2, 2), None, (7, 8), (0, 3)]
+    assert downsample([1, 5, NAN, 2, NAN, NAN, 7, 8, 0, 3], 5) == [
+        (1, 5),
+        (2, 2),
+        None,
+        (7, 8),
+        (0, 3),
+    ]
     assert downsample([1, NAN, 3], 5) == [(1, 1), None, (3, 3)]
     assert downsample([], 5) == []

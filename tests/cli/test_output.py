@@ -10,10 +10,14 @@ from typing import IO
 import pytest
 
 
-def iisft(*argv: str, stdout: int | IO[bytes] = subprocess.PIPE, encoding: str = "utf-8") -> tuple[int, bytes, bytes]:
+def iisft(
+    *argv: str, stdout: int | IO[bytes] = subprocess.PIPE, encoding: str = "utf-8"
+) -> tuple[int, bytes, bytes]:
     """A real process, because the streams of one that runs tests are not a terminal's."""
     env = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-m", "iisft", *argv], stdout=stdout, stderr=subprocess.PIPE, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", "iisft", *argv], stdout=stdout, stderr=subprocess.PIPE, env=env
+    )
     return done.returncode, done.stdout or b"", done.stderr
 
 
@@ -21,7 +25,9 @@ def iisft(*argv: str, stdout: int | IO[bytes] = subprocess.PIPE, encoding: str =
 def run() -> str:
     folder = Path(os.environ["IISFT_HOME"]) / "runs" / "情报"
     folder.mkdir(parents=True)
-    (folder / "exit.json").write_text(json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50"}))
+    (folder / "exit.json").write_text(
+        json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50"})
+    )
     return folder.name
 
 

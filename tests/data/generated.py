@@ -1,4 +1,6 @@
-"""Rows and small tokenizers for the data tests: half Chinese, with everything that a tokenizer could stumble over."""
+"""Rows and small tokenizers for the data tests: half Chinese, with everything that a tokenizer
+could stumble over.
+"""
 
 import json
 import random
@@ -8,7 +10,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 WORDS = (  # noqa: SIM905 - a list would take forty lines
-    "the minister said on Tuesday that exports of rare earths fell by 12.5 % 央行 今天 宣布 下调 存款 准备金 率 边境 "
+    "the minister said on Tuesday that exports of rare earths fell by 12.5 % 央行 今天 宣布 下调 存款 准备金 率 "
+    "边境 "
     "冲突 升级 ， 。 🇨🇳 👩‍👩‍👧 naïve café résumé \t \n\n e\u0301 <|im_end|> {{idx}} {{content}} "
     "http://example.com/a%20b?c=1 https://www.chinanews.com.cn/tp/2025/11-12/10514600.shtml "
     "94a1d86d-6c1c-4f80-82e8-2af69b378d2d ''' \\n 0x1F"
@@ -30,23 +33,34 @@ def article(rng: random.Random, words: int) -> str:
     """A text as the first user's rows have it: metadata lines, a heading, a body."""
     identity = f"{rng.getrandbits(32):08x}-6c1c-4f80-82e8-{rng.getrandbits(48):012x}"
     return (
-        f"## metadata\n- UUID: {identity}\n- title: {text(rng, 6).strip()}\n- authors: ['Reuters']\n"
-        f"- informant: https://www.investing.com/news/economy-news/{rng.getrandbits(40)}\n\n## 正文内容\n"
+        f"## metadata\n- UUID: {identity}\n- title: {text(rng, 6).strip()}\n- authors: "
+        "['Reuters']\n"
+        f"- informant: https://www.investing.com/news/economy-news/{rng.getrandbits(40)}\n\n## "
+        "正文内容\n"
         f"{text(rng, words)}"
     )
 
 
 def alpaca_rows(count: int, seed: int, *, longest: int = 400) -> list[dict[str, Any]]:
-    """Rows with all five keys; some have a system text, a history of up to three turns, an empty input."""
+    """Rows with all five keys.
+
+    Some have a system text, a history of up to three turns, an empty input.
+    """
     rng = random.Random(seed)
     rows = []
     for number in range(count):
-        body = article(rng, rng.randrange(longest)) if rng.random() < 0.7 else text(rng, rng.randrange(1, longest))
+        body = (
+            article(rng, rng.randrange(longest))
+            if rng.random() < 0.7
+            else text(rng, rng.randrange(1, longest))
+        )
         rows.append(
             {
                 "instruction": f"评估第 {number} 条 and answer in JSON.",
                 "input": body if rng.random() < 0.9 else "",
-                "output": json.dumps({"n": number, "t": text(rng, rng.choice((1, 5, 40, 150)))}, ensure_ascii=False),
+                "output": json.dumps(
+                    {"n": number, "t": text(rng, rng.choice((1, 5, 40, 150)))}, ensure_ascii=False
+                ),
                 "system": text(rng, 12) if rng.random() < 0.2 else "",
                 "history": [
                     [text(rng, rng.randrange(1, 60)), text(rng, rng.randrange(1, 60))]
@@ -67,12 +81,18 @@ def message_rows(count: int, seed: int) -> list[dict[str, Any]]:
             role = "user" if turn == 0 or rng.random() < 0.5 else "observation"
             turns.append({"role": role, "content": text(rng, rng.randrange(1, 150))})
             turns.append({"role": "assistant", "content": text(rng, rng.randrange(1, 80))})
-        rows.append({"messages": turns, "system": text(rng, 9) if rng.random() < 0.5 else "", "tools": ""})
+        rows.append(
+            {"messages": turns, "system": text(rng, 9) if rng.random() < 0.5 else "", "tools": ""}
+        )
     return rows
 
 
-def make_tokenizer(folder: Path, *, special: list[str], config: dict[str, Any], model_type: str) -> Path:
-    """A model folder with nothing but a byte-level BPE tokenizer of 2,000 tokens, as the library itself saves one."""
+def make_tokenizer(
+    folder: Path, *, special: list[str], config: dict[str, Any], model_type: str
+) -> Path:
+    """A model folder with nothing but a byte-level BPE tokenizer of 2,000 tokens, as the library
+    itself saves one.
+    """
     folder.mkdir(parents=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -111,8 +131,20 @@ def qwen_like(folder: Path) -> Path:
 
 def llama_like(folder: Path) -> Path:
     """As Llama 3 publishes it, with a bos token and a token that only tokenizer_config.json has."""
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    added = {"content": "<|eom_id|>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    special = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
+    added = {
+        "content": "<|eom_id|>",
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "single_word": False,
+    }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin_of_text|>",
@@ -124,28 +156,58 @@ def llama_like(folder: Path) -> Path:
 
 def glm_like(folder: Path) -> Path:
     """As GLM-4 publishes it."""
-    special = ["<|endoftext|>", "[gMASK]", "<sop>", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = [
+        "<|endoftext|>",
+        "[gMASK]",
+        "<sop>",
+        "sop",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+    ]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
     return make_tokenizer(folder, special=special, config=config, model_type="glm4")
 
 
 def llama2_like(folder: Path, *, legacy: bool) -> Path:
-    """As Llama 2 publishes it: a SentencePiece model, whose class in transformers makes the half of it anew."""
+    """As Llama 2 publishes it: a SentencePiece model, whose class in transformers makes the half of
+    it anew.
+    """
     folder.mkdir(parents=True)
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁[^▁]*|[^▁]+"), "isolated")
     single_bytes = [f"<0x{number:02X}>" for number in range(256)]
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=special + single_bytes, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=special + single_bytes, show_progress=False
+    )
     rng = random.Random(7)
     tokenizer.train_from_iterator((article(rng, 200) for _ in range(60)), trainer)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     tokenizer.pre_tokenizer = None
     document = json.loads(tokenizer.to_str())
-    document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] in special]
-    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": legacy}), encoding="utf-8")
+    document["added_tokens"] = [
+        token for token in document["added_tokens"] if token["content"] in special
+    ]
+    (folder / "tokenizer.json").write_text(
+        json.dumps(document, ensure_ascii=False), encoding="utf-8"
+    )
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, "legacy": legacy}), encoding="utf-8"
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     return folder

@@ -1,7 +1,8 @@
 """In the training interpreter: the rows that the real LLaMA-Factory loads from staged folders.
 
-python llamafactory_rows.py CACHE ANSWERS.json FOLDER...; dataset_info.json in each folder has one dataset. For each row
-the answer has role and content of every turn, the last answer among them, then system and tools.
+python llamafactory_rows.py CACHE ANSWERS.json FOLDER...; dataset_info.json in each folder has one
+dataset. For each row the answer has role and content of every turn, the last answer among them,
+then system and tools.
 """
 
 import json

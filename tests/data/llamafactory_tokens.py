@@ -2,9 +2,9 @@
 
 python llamafactory_tokens.py JOBS.json ANSWERS.json
 
-A job is {model, template, options, cutoffs, rows, dataset_dir}: rows as they lie in a file; dataset_info.json in
-dataset_dir calls them "rows". Its answer has for each row the ids of every question and answer uncut, and for each
-cutoff the ids and labels that would be trained on.
+A job is {model, template, options, cutoffs, rows, dataset_dir}: rows as they lie in a file;
+dataset_info.json in dataset_dir calls them "rows". Its answer has for each row the ids of every
+question and answer uncut, and for each cutoff the ids and labels that would be trained on.
 """
 
 import json
@@ -24,11 +24,18 @@ def main(jobs_file: Path, answers_file: Path) -> None:
     for job in json.loads(jobs_file.read_text(encoding="utf-8")):
         untouched = vars(TEMPLATES[job["template"]]).copy()
         tokenizer = load_tokenizer(ModelArguments(model_name_or_path=job["model"]))["tokenizer"]
-        arguments = DataArguments(template=job["template"], dataset_dir=job["dataset_dir"], **job["options"])
+        arguments = DataArguments(
+            template=job["template"], dataset_dir=job["dataset_dir"], **job["options"]
+        )
         template = get_template_and_fix_tokenizer(tokenizer, arguments)
         (attributes,) = get_dataset_list(["rows"], job["dataset_dir"])
         convert = get_dataset_converter(attributes.formatting, attributes, arguments)
-        answers.append([_answer(convert(row), template, tokenizer, arguments, job["cutoffs"]) for row in job["rows"]])
+        answers.append(
+            [
+                _answer(convert(row), template, tokenizer, arguments, job["cutoffs"])
+                for row in job["rows"]
+            ]
+        )
         vars(TEMPLATES[job["template"]]).update(untouched)
     answers_file.write_text(json.dumps(answers), encoding="utf-8")
 
@@ -36,14 +43,22 @@ def main(jobs_file: Path, answers_file: Path) -> None:
 def _answer(example, template, tokenizer, arguments, cutoffs):
     messages = example["_prompt"] + example["_response"]
     discarding = arguments.mask_history and not template.preserve_thinking
-    pairs = template.encode_multiturn(tokenizer, messages, example["_system"], example["_tools"], discarding)
+    pairs = template.encode_multiturn(
+        tokenizer, messages, example["_system"], example["_tools"], discarding
+    )
     trained = []
     for cutoff in cutoffs:
         arguments.cutoff_len = cutoff
         processor = SupervisedDatasetProcessor(template, tokenizer, None, arguments)
         trained.append(
             processor._encode_data_example(
-                example["_prompt"], example["_response"], example["_system"], example["_tools"], [], [], []
+                example["_prompt"],
+                example["_response"],
+                example["_system"],
+                example["_tools"],
+                [],
+                [],
+                [],
             )
         )
     return {"pairs": pairs, "trained": trained}

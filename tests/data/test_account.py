@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from generated import alpaca_rows, qwen_like
 
-from iisft.data import account as accounts
-from iisft.data.account import Account
-from iisft.data.bodies import MARKER
-from iisft.data.fate import Fate
-from iisft.data.tokenization import Tokenization
+from iisft.data.stage.bodies import MARKER
+from iisft.data.tokens import account as accounts
+from iisft.data.tokens.account import Account
+from iisft.data.tokens.fate import Fate
+from iisft.data.tokens.tokenization import Tokenization
 from iisft.llamafactory.truncation import kept_lengths, packed_sequences
 
 CLI = Callable[..., Any]
@@ -34,10 +34,19 @@ def rows(tmp_path: Path) -> Path:
 
 
 def options(model: Path, cutoff: int) -> list[str]:
-    return ["--model", str(model), "--set", "model.template=qwen", "--set", f"train.cutoff_len={cutoff}"]
+    return [
+        "--model",
+        str(model),
+        "--set",
+        "model.template=qwen",
+        "--set",
+        f"train.cutoff_len={cutoff}",
+    ]
 
 
-def check(iisft: CLI, file: Path, model: Path, cutoff: int, *more: str) -> tuple[int, dict[str, Any]]:
+def check(
+    iisft: CLI, file: Path, model: Path, cutoff: int, *more: str
+) -> tuple[int, dict[str, Any]]:
     result = iisft("data", "check", str(file), *options(model, cutoff), "--json", *more)
     return result.code, json.loads(result.out)["tokens"]
 
@@ -46,7 +55,7 @@ def test_the_account_by_value(iisft: CLI, rows: Path, model: Path) -> None:
     code, tokens = check(iisft, rows, model, 700)
     counted = []
     for line in rows.read_text(encoding="utf-8").splitlines():
-        from iisft.data.conversation import from_alpaca
+        from iisft.data.read.conversation import from_alpaca
 
         (pairs,) = Tokenization(model, "qwen", {}).lengths([from_alpaca(json.loads(line))])
         kept = kept_lengths(pairs, 700, efficient_eos=False)
@@ -56,7 +65,9 @@ def test_the_account_by_value(iisft: CLI, rows: Path, model: Path) -> None:
     answers = sum(any(k[1] < p[1] for p, k in zip(*one, strict=True)) for one in counted)
     ends = sum(any(k[1] < p[1] - 1 for p, k in zip(*one, strict=True)) for one in counted)
     assert code == 3 and 0 < answers < headers
-    assert {key: tokens[key] for key in ("over_limit", "header_lost", "answer_cut", "eos_lost")} == {
+    assert {
+        key: tokens[key] for key in ("over_limit", "header_lost", "answer_cut", "eos_lost")
+    } == {
         "over_limit": sum(total > 700 for total in totals),
         "header_lost": headers,
         "answer_cut": answers,
@@ -100,7 +111,11 @@ def test_what_a_person_reads(iisft: CLI, rows: Path, model: Path, tmp_path: Path
     ):
         assert words in result.out
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("<!doctype html>") and "<svg" in text and "http" not in text.split("<h2>Rows that would")[0]
+    assert (
+        text.startswith("<!doctype html>")
+        and "<svg" in text
+        and "http" not in text.split("<h2>Rows that would")[0]
+    )
     assert "<im_end" not in text  # texts of rows are escaped
 
 
@@ -123,7 +138,16 @@ def test_a_policy_that_needs_a_model_is_never_passed_over(iisft: CLI, rows: Path
 
 
 def test_a_model_whose_template_must_be_guessed(iisft: CLI, rows: Path, model: Path) -> None:
-    result = iisft("data", "check", str(rows), "--model", str(model), "--set", "train.cutoff_len=100000", "--json")
+    result = iisft(
+        "data",
+        "check",
+        str(rows),
+        "--model",
+        str(model),
+        "--set",
+        "train.cutoff_len=100000",
+        "--json",
+    )
     assert (result.code, json.loads(result.out)["tokens"]["template"]) == (0, "qwen")
     assert "assumed: template qwen" in result.err
 
@@ -139,14 +163,17 @@ def test_a_sample_is_told_and_its_shares_are_near(
     iisft: CLI, rows: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accounts, "SAMPLE_ROWS", 30)
-    monkeypatch.setattr("iisft.data.counting.SAMPLE_ROWS", 30)
+    monkeypatch.setattr("iisft.data.tokens.counting.SAMPLE_ROWS", 30)
     _, tokens = check(iisft, rows, model, 700)
     assert (tokens["sample"]["rows"], tokens["sample"]["of"]) == (30, 60)
     assert tokens["sample"]["error_bound"] == pytest.approx(1.96 * (0.25 / 30 * 30 / 59) ** 0.5)
     _, exact = check(iisft, rows, model, 700, "--exact")
     assert exact["sample"]["rows"] == 60
     assert abs(tokens["over_limit"] - exact["over_limit"]) <= 60 * tokens["sample"]["error_bound"]
-    assert "counted in a sample of 30 of 60 rows" in iisft("data", "check", str(rows), *options(model, 700)).out
+    assert (
+        "counted in a sample of 30 of 60 rows"
+        in iisft("data", "check", str(rows), *options(model, 700)).out
+    )
 
 
 def test_rows_with_tools_are_told_apart(iisft: CLI, model: Path, tmp_path: Path) -> None:
@@ -160,21 +187,31 @@ def test_rows_with_tools_are_told_apart(iisft: CLI, model: Path, tmp_path: Path)
     assert (tokens["uncounted"], tokens["sample"]) == (1, {"rows": 1, "of": 2, "error_bound": 0.0})
 
 
-def test_staging_fits_and_reports_what_it_cut(iisft: CLI, rows: Path, model: Path, tmp_path: Path) -> None:
+def test_staging_fits_and_reports_what_it_cut(
+    iisft: CLI, rows: Path, model: Path, tmp_path: Path
+) -> None:
     argv = ["data", "stage", str(rows), "--name", "fitted", *options(model, 700), "--json"]
     refused = iisft(*argv)
     assert refused.code == 3 and "would be damaged" in refused.err
     unfit = iisft(*argv, "--overlong", "fit")
-    assert unfit.code == 3 and "can't be shortened enough" in unfit.err and "--drop-unfit" in unfit.err
+    assert (
+        unfit.code == 3 and "can't be shortened enough" in unfit.err and "--drop-unfit" in unfit.err
+    )
     assert iisft("data", "list", "--json").out.strip() == "[]"
     result = iisft(*argv, "--overlong", "fit", "--drop-unfit")
     assert result.code == 0, result.err
     about = json.loads(result.out)
     assert about["overlong"]["shortened"] > 5 and about["overlong"]["left_out"] > 0
     assert about["rows"] == 60 - about["overlong"]["left_out"]
-    report = [json.loads(line) for line in (Path(about["dir"]) / "overlong-report.jsonl").read_text().splitlines()]
+    report = [
+        json.loads(line)
+        for line in (Path(about["dir"]) / "overlong-report.jsonl").read_text().splitlines()
+    ]
     assert len(report) == about["overlong"]["shortened"] + about["overlong"]["left_out"]
-    assert Path(about["file"]).read_text(encoding="utf-8").count(MARKER) == about["overlong"]["shortened"]
+    assert (
+        Path(about["file"]).read_text(encoding="utf-8").count(MARKER)
+        == about["overlong"]["shortened"]
+    )
     code, after = check(iisft, Path("fitted"), model, 700)
     assert (code, after["damaged"]) == (0, 0)
     assert json.loads(iisft(*argv, "--overlong", "fit", "--drop-unfit").out)["unchanged"]
@@ -183,9 +220,13 @@ def test_staging_fits_and_reports_what_it_cut(iisft: CLI, rows: Path, model: Pat
 def test_one_row_as_the_model_sees_it(iisft: CLI, rows: Path, model: Path) -> None:
     assert iisft("data", "stage", str(rows), "--name", "s", *options(model, 100_000)).code == 0
     shown = json.loads(iisft("data", "show", "s", "--row", "2", "--json").out)["rendered"]
-    assert [segment["kind"] for segment in shown][-1] == "trained" and shown[0]["text"].startswith("<|im_start|>system")
+    assert [segment["kind"] for segment in shown][-1] == "trained" and shown[0]["text"].startswith(
+        "<|im_start|>system"
+    )
     assert shown[-1]["text"].endswith("<|im_end|>\n")
-    cut = json.loads(iisft("data", "show", "s", "--row", "2", "--json", *options(model, 64)).out)["rendered"]
+    cut = json.loads(iisft("data", "show", "s", "--row", "2", "--json", *options(model, 64)).out)[
+        "rendered"
+    ]
     assert sum(segment["tokens"] for segment in cut if segment["kind"] != "cut") == 64
     assert sum(segment["tokens"] for segment in cut) == sum(segment["tokens"] for segment in shown)
     assert "⟦" in iisft("data", "show", "s", "--row", "2").out
@@ -197,7 +238,9 @@ def test_the_worst_rows_are_those_that_lose_most() -> None:
     lost = [rng.randrange(1, 10_000) for _ in range(500)]
     for number, count in enumerate(lost, 1):
         account.add(number, Fate(100 + count, 10, 90, 10, 0, False))
-    expected = sorted(((count + 10, number) for number, count in enumerate(lost, 1)), key=lambda e: -e[0])[:20]
+    expected = sorted(
+        ((count + 10, number) for number, count in enumerate(lost, 1)), key=lambda e: -e[0]
+    )[:20]
     assert [(worst.lost, worst.row) for worst in account.worst] == expected
 
 

@@ -1,6 +1,8 @@
-"""Bad files: each is told with its row and its reason in one run; nothing is half staged, no memory is filled.
+"""Bad files: each is told with its row and its reason in one run; nothing is half staged, no memory
+is filled.
 
-bad/expected.json has for every file of bad/ what `data check` says: [row, line, field, code, message] or the error.
+bad/expected.json has for every file of bad/ what `data check` says: [row, line, field, code,
+message] or the error.
 """
 
 import json
@@ -14,12 +16,14 @@ from typing import Any
 
 import pytest
 
-from iisft.data import readers, source
-from iisft.data.checking import Check, check
-from iisft.data.source import open_source
+from iisft.data.check.checking import Check, check
+from iisft.data.read import readers, source
+from iisft.data.read.source import open_source
 
 BAD = Path(__file__).parent / "bad"
-EXPECTED: dict[str, dict[str, Any]] = json.loads((BAD / "expected.json").read_text(encoding="utf-8"))
+EXPECTED: dict[str, dict[str, Any]] = json.loads(
+    (BAD / "expected.json").read_text(encoding="utf-8")
+)
 ROW = {"instruction": "评估", "input": "正文", "output": "{}"}
 LINE = json.dumps(ROW, ensure_ascii=False).encode() + b"\n"
 CLI = Callable[..., Any]
@@ -65,12 +69,18 @@ def test_a_bad_file(name: str, iisft: CLI, home: Path) -> None:
 def test_the_command_that_converts_leaves_no_row_garbled(iisft: CLI, home: Path) -> None:
     """One encoding: the whole file. Rows of two: converting the file would garble the others."""
     (home / "all gbk.jsonl").write_bytes(LINE.decode().encode("gb18030") * 2)
-    fix = iisft("data", "check", str(home / "all gbk.jsonl")).out.partition("fix: ")[2].partition("\n")[0]
+    fix = (
+        iisft("data", "check", str(home / "all gbk.jsonl"))
+        .out.partition("fix: ")[2]
+        .partition("\n")[0]
+    )
     assert fix == f"iconv -f GB18030 -t UTF-8 '{home}/all gbk.jsonl' > '{home}/all gbk.utf8.jsonl'"
     subprocess.run(["sh", "-c", fix], check=True)
     assert (home / "all gbk.utf8.jsonl").read_bytes() == LINE * 2
     (home / "two.jsonl").write_bytes(LINE.decode().encode("gb18030") + LINE)
-    fix = iisft("data", "check", str(home / "two.jsonl")).out.partition("fix: ")[2].partition("\n")[0]
+    fix = (
+        iisft("data", "check", str(home / "two.jsonl")).out.partition("fix: ")[2].partition("\n")[0]
+    )
     assert fix.startswith("other rows are UTF-8, convert this one alone: sed -n 1p ")
     command = fix.partition("alone: ")[2]
     assert subprocess.run(["sh", "-c", command], check=True, capture_output=True).stdout == LINE
@@ -95,12 +105,16 @@ def test_places_that_are_no_file(iisft: CLI, home: Path) -> None:
 def in_a_process_of_its_own(file: Path) -> tuple[list[Any], float]:
     """What check finds there, and that process's peak memory in MB."""
     code = (
-        "import sys, json; from pathlib import Path; from iisft.data.checking import check; "
-        "from iisft.data.source import open_source; report = check([open_source(Path(sys.argv[1]))]); "
+        "import sys, json; from pathlib import Path; from iisft.data.check.checking import check; "
+        "from iisft.data.read.source import open_source; report = "
+        "check([open_source(Path(sys.argv[1]))]); "
         "print(json.dumps([[f.row, f.line, f.problem.code] for f in report.findings])); "
-        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+        "print(next(line for line in open('/proc/self/status') if "
+        "line.startswith('VmHWM')).split()[1])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True
+    )
     found, memory = done.stdout.splitlines()
     return json.loads(found), int(memory) * 1024 / 1e6
 
@@ -153,10 +167,14 @@ def test_a_million_faults_are_counted_and_fill_no_memory(home: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["grow", "cut", "replace", "remove"])
-def test_a_file_that_is_changed_while_it_is_read(home: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_changed_while_it_is_read(
+    home: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(readers, "CHUNK", 1000)
     file = home / "rows.jsonl"
-    file.write_bytes(b"".join(LINE.replace("正文".encode(), str(number).encode()) for number in range(1000)))
+    file.write_bytes(
+        b"".join(LINE.replace("正文".encode(), str(number).encode()) for number in range(1000))
+    )
     one = Check([open_source(file)])
     rows = one.sound_rows()
     next(rows)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from iisft.data import repeats
-from iisft.data.checking import check, checker_for
-from iisft.data.source import open_source, read_rows
+from iisft.data.check import repeats
+from iisft.data.check.checking import check, checker_for
+from iisft.data.read.source import open_source, read_rows
 from iisft.errors import InputError
 
 CLI = Callable[..., Any]
@@ -26,7 +26,9 @@ def home() -> Path:
 
 
 def write(file: Path, rows: list[Any]) -> Path:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return file
 
 
@@ -75,7 +77,10 @@ def test_a_prompt_that_two_files_share_is_a_leak(iisft: CLI, home: Path) -> None
     val = write(home / "val.jsonl", [{"messages": messages}])
     test = write(home / "test.jsonl", [row("c", "1"), row("a", "1"), row("c", "1")])
     document = json.loads(iisft("data", "check", str(train), str(val), str(test), "--json").out)
-    found = [(Path(one["file"]).name, one["row"], one["code"], one["message"]) for one in document["findings"]]
+    found = [
+        (Path(one["file"]).name, one["row"], one["code"], one["message"])
+        for one in document["findings"]
+    ]
     assert sorted(found) == [
         (
             "test.jsonl",
@@ -85,7 +90,12 @@ def test_a_prompt_that_two_files_share_is_a_leak(iisft: CLI, home: Path) -> None
         ),
         ("test.jsonl", 3, "duplicate", "the same as row 1"),
         ("train.jsonl", 3, "duplicate", "the same as row 1"),
-        ("val.jsonl", 1, "leak", "the prompt of row 2 of train.jsonl again, with another answer: a leak between files"),
+        (
+            "val.jsonl",
+            1,
+            "leak",
+            "the prompt of row 2 of train.jsonl again, with another answer: a leak between files",
+        ),
     ]
     assert iisft("data", "check", str(train), str(val)).code == 3
 
@@ -100,9 +110,16 @@ def test_all_files_that_can_not_be_opened_are_told_at_once(iisft: CLI, home: Pat
 
 def test_staged_datasets_are_checked_by_name(iisft: CLI, home: Path) -> None:
     for name in ("训练", "val"):
-        assert iisft("data", "stage", str(write(home / f"{name}.jsonl", [row("a", "1")])), "--name", name).code == 0
+        assert (
+            iisft(
+                "data", "stage", str(write(home / f"{name}.jsonl", [row("a", "1")])), "--name", name
+            ).code
+            == 0
+        )
     result = iisft("data", "check", "训练", "val", "--json")
-    assert [(one["code"], one["row"]) for one in json.loads(result.out)["findings"]] == [("leak", 1)]
+    assert [(one["code"], one["row"]) for one in json.loads(result.out)["findings"]] == [
+        ("leak", 1)
+    ]
 
 
 @pytest.mark.parametrize("in_memory", [50, 10**6])
@@ -118,7 +135,9 @@ def test_repeats_are_those_that_a_plain_comparison_finds(
         if same_prompt:
             (duplicates if one in same_prompt else conflicts).add(number)
     report = check([open_source(write(home / "x.jsonl", rows))])
-    found = {code: {one.row for one in group.kept} for code, group in report.findings.groups.items()}
+    found = {
+        code: {one.row for one in group.kept} for code, group in report.findings.groups.items()
+    }
     assert found == {"duplicate": duplicates, "conflict": conflicts}
 
 
@@ -129,7 +148,10 @@ def test_prompts_that_differ_only_in_system_history_or_tools_are_different(home:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.jsonl")))
 def test_the_quick_way_and_the_thorough_one_agree(name: str) -> None:
-    """Without a row's bytes the checkers search every text; with them they first look whether they have to."""
+    """Without a row's bytes the checkers search every text.
+
+    With them they first look whether they have to.
+    """
     try:
         source = open_source(BAD / name)
     except InputError:

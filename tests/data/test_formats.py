@@ -11,9 +11,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from iisft.data import readers
-from iisft.data.checking import Check
-from iisft.data.source import open_source, read_rows
+from iisft.data.check.checking import Check
+from iisft.data.read import readers
+from iisft.data.read.source import open_source, read_rows
 from iisft.errors import InputError, UsageError
 
 ROWS = [
@@ -44,9 +44,17 @@ def written(content: bytes) -> Callable[[Path], None]:
 WRITERS: dict[str, tuple[Callable[[Path], None], str, list[int]]] = {
     "lines": (written(lines(ROWS)), "JSON lines", [1, 2, 3]),
     "lines without the last line end": (written(lines(ROWS).rstrip()), "JSON lines", [1, 2, 3]),
-    "lines with a byte order mark": (written(b"\xef\xbb\xbf" + lines(ROWS)), "JSON lines", [1, 2, 3]),
+    "lines with a byte order mark": (
+        written(b"\xef\xbb\xbf" + lines(ROWS)),
+        "JSON lines",
+        [1, 2, 3],
+    ),
     "lines from Windows": (written(lines(ROWS).replace(b"\n", b"\r\n")), "JSON lines", [1, 2, 3]),
-    "lines with blank ones": (written(b"\n" + lines(ROWS).replace(b"\n", b"\n\n \n")), "JSON lines", [2, 5, 8]),
+    "lines with blank ones": (
+        written(b"\n" + lines(ROWS).replace(b"\n", b"\n\n \n")),
+        "JSON lines",
+        [2, 5, 8],
+    ),
     "lines in ASCII": (
         written("".join(json.dumps(row) + "\n" for row in ROWS).encode()),
         "JSON lines",
@@ -64,7 +72,11 @@ WRITERS: dict[str, tuple[Callable[[Path], None], str, list[int]]] = {
         "JSON array",
         [2, 7, 12],
     ),
-    "array, gzipped": (written(gzip.compress(json.dumps(ROWS).encode())), "JSON array (gzip)", [1, 1, 1]),
+    "array, gzipped": (
+        written(gzip.compress(json.dumps(ROWS).encode())),
+        "JSON array (gzip)",
+        [1, 1, 1],
+    ),
     "CSV": (table(","), "CSV", [2, 4, 6]),
     "CSV from Excel": (table(";", "utf-8-sig"), "CSV", [2, 4, 6]),
     "TSV": (table("\t"), "CSV", [2, 4, 6]),
@@ -89,13 +101,17 @@ def test_the_same_rows_from_every_format(
     assert source.describe() == f"{container}, Alpaca (instruction, input, output)"
     rows = list(read_rows(source))
     assert [row.value for row in rows] == ROWS
-    assert [(row.number, row.line) for row in rows] == list(zip([1, 2, 3], expected_lines, strict=True))
+    assert [(row.number, row.line) for row in rows] == list(
+        zip([1, 2, 3], expected_lines, strict=True)
+    )
     one = Check([source])
     assert [row.value for row in one.sound_rows()] == ROWS
     assert (one.report.rows, one.report.sound, list(one.findings)) == (3, 3, [])
 
 
-def turns(*contents: str, role: str = "role", content: str = "content", names: str = "user assistant") -> list[Any]:
+def turns(
+    *contents: str, role: str = "role", content: str = "content", names: str = "user assistant"
+) -> list[Any]:
     sides = names.split()
     return [{role: sides[number % 2], content: text} for number, text in enumerate(contents)]
 
@@ -109,7 +125,9 @@ CALL = {"name": "f", "arguments": {"x": 1}}
     [
         (
             {
-                "conversations": turns("a", "b", "c", "d", role="from", content="value", names="human gpt"),
+                "conversations": turns(
+                    "a", "b", "c", "d", role="from", content="value", names="human gpt"
+                ),
                 "system": "s",
             },
             "ShareGPT (conversations/from/value)",
@@ -138,7 +156,11 @@ CALL = {"name": "f", "arguments": {"x": 1}}
                         "role": "assistant",
                         "content": None,
                         "tool_calls": [
-                            {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+                            {
+                                "id": "1",
+                                "type": "function",
+                                "function": {"name": "f", "arguments": '{"x": 1}'},
+                            }
                         ],
                     },
                     {"role": "tool", "tool_call_id": "1", "content": "r"},
@@ -159,9 +181,21 @@ CALL = {"name": "f", "arguments": {"x": 1}}
             },
         ),
         (
-            {"instruction": "q", "output": "a", "system": "s", "history": [["h", "i"]], "source": "web"},
+            {
+                "instruction": "q",
+                "output": "a",
+                "system": "s",
+                "history": [["h", "i"]],
+                "source": "web",
+            },
             "Alpaca (instruction, input, output)",
-            {"instruction": "q", "input": "", "output": "a", "system": "s", "history": [["h", "i"]]},
+            {
+                "instruction": "q",
+                "input": "",
+                "output": "a",
+                "system": "s",
+                "history": [["h", "i"]],
+            },
         ),
         (
             {"instruction": "q", "output": "a", "messages": turns("x", "y")},
@@ -192,21 +226,26 @@ def test_columns_and_format_overrule_what_was_found(tmp_path: Path) -> None:
     assert (found.layout.name, found.layout.unused) == ("openai", ("q", "gold", "model"))
     told = open_source(file, "alpaca,jsonl", ["instruction=q", "answer=gold"])
     assert told.describe() == "JSON lines, Alpaca (instruction=q, input, output=gold)"
-    assert [row.value for row in Check([told]).sound_rows()] == [{"instruction": "a", "input": "", "output": "d"}]
+    assert [row.value for row in Check([told]).sound_rows()] == [
+        {"instruction": "a", "input": "", "output": "d"}
+    ]
 
 
 def test_a_table_that_is_told_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("output\na\n", encoding="utf-8")
     with pytest.raises(InputError, match="neither JSON"):
         open_source(tmp_path / "x")
-    assert open_source(tmp_path / "x", "csv").describe() == "CSV, Alpaca (instruction, input, output)"
+    assert (
+        open_source(tmp_path / "x", "csv").describe() == "CSV, Alpaca (instruction, input, output)"
+    )
 
 
 def test_words_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(lines(ROWS))
     with pytest.raises(
-        UsageError, match="--format knows alpaca, sharegpt, openai, json, jsonl, csv, parquet, not 'xml'"
+        UsageError,
+        match="--format knows alpaca, sharegpt, openai, json, jsonl, csv, parquet, not 'xml'",
     ):
         open_source(file, "xml")
     with pytest.raises(UsageError, match=r"FIELD=KEY, not 'anwser=x'; did you mean answer=x\?"):
@@ -217,7 +256,13 @@ def test_words_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_the_first_users_rows_name_their_answer(tmp_path: Path, iisft: Callable[..., Any]) -> None:
     file = tmp_path / "eval rows.jsonl"
-    row = {"instruction": "q", "input": "t", "ground_truth": "{}", "model_output": "x", "adapter": "y"}
+    row = {
+        "instruction": "q",
+        "input": "t",
+        "ground_truth": "{}",
+        "model_output": "x",
+        "adapter": "y",
+    }
     file.write_bytes(lines([row] * 2))
     refused = iisft("data", "check", str(file))
     assert (refused.code, refused.out) == (3, "")
@@ -245,4 +290,6 @@ def test_rows_without_any_known_column_are_refused(tmp_path: Path) -> None:
     file.write_bytes(lines([{"question": "a", "reply": "b"}]))
     with pytest.raises(InputError) as caught:
         open_source(file)
-    assert caught.value.fix == "--columns instruction=question,answer=reply if that is what is meant"
+    assert (
+        caught.value.fix == "--columns instruction=question,answer=reply if that is what is meant"
+    )

@@ -1,4 +1,6 @@
-"""What the real LLaMA-Factory loads from a staged set are the rows that were given, in every format and shape."""
+"""What the real LLaMA-Factory loads from a staged set are the rows that were given, in every format
+and shape.
+"""
 
 import json
 import os
@@ -11,11 +13,11 @@ from typing import Any
 
 import orjson
 
-from iisft.data import staging
-from iisft.data.checking import Check
-from iisft.data.conversation import from_row
-from iisft.data.source import open_source
-from iisft.llamafactory.datasets import CHUNK_BYTES
+from iisft.data.check.checking import Check
+from iisft.data.read.conversation import from_row
+from iisft.data.read.source import open_source
+from iisft.data.stage import staging
+from iisft.llamafactory.dataset_info import CHUNK_BYTES
 from iisft.workspace import Workspace
 
 CHILD = Path(__file__).with_name("llamafactory_rows.py")
@@ -42,7 +44,10 @@ OPENAI = {"role": "role", "content": "content", "names": ("user", "assistant")}
 SHAREGPT = {"role": "from", "content": "value", "names": ("human", "gpt")}
 CALLS = [
     {"role": "user", "content": "weather?"},
-    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"city": "北京"}'}}]},
+    {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "f", "arguments": '{"city": "北京"}'}}],
+    },
     {"role": "tool", "content": "sunny"},
     {"role": "assistant", "content": "Sunny."},
 ]
@@ -74,7 +79,9 @@ def test_llamafactory_loads_what_was_staged(tmp_path: Path) -> None:
     folders, expected, shapes = [], [], {}
     for name, rows in CASES.items():
         file = workspace.root / f"{name} 行.jsonl"
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        file.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         sound = Check([open_source(file)], repeats=False).sound_rows()
         expected.append([_as_loaded(from_row(row.value)) for row in sound])
         staged = staging.stage(file, name, workspace).dataset
@@ -91,7 +98,9 @@ def test_llamafactory_loads_what_was_staged(tmp_path: Path) -> None:
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, loaded, wanted in zip(CASES, json.loads(answers.read_text(encoding="utf-8")), expected, strict=True):
+    for name, loaded, wanted in zip(
+        CASES, json.loads(answers.read_text(encoding="utf-8")), expected, strict=True
+    ):
         assert len(loaded) == len(wanted), name
         for row, (messages, system, tools) in enumerate(loaded):
             named = [[_ROLES.get(role, role), content] for role, content in messages]
@@ -103,8 +112,10 @@ def _as_loaded(conversation: Any) -> list[Any]:
     return [messages, conversation.system, conversation.tools]
 
 
-def test_an_alpaca_row_and_its_messages_are_the_same_conversation(iisft: Callable[..., Any]) -> None:
-    from iisft.data.rowshape import MESSAGES, shaped
+def test_an_alpaca_row_and_its_messages_are_the_same_conversation(
+    iisft: Callable[..., Any],
+) -> None:
+    from iisft.data.stage.rowshape import MESSAGES, shaped
 
     row = {**ROW, "system": "s", "history": [["q", "a"]]}
     assert from_row(shaped(row, MESSAGES)) == from_row(row)

@@ -1,4 +1,6 @@
-"""Splitting: sizes, strata, duplicates on one side, the same bytes again, and honest words where it can't be exact."""
+"""Splitting: sizes, strata, duplicates on one side, the same bytes again, and honest words where it
+can't be exact.
+"""
 
 import errno
 import json
@@ -23,12 +25,17 @@ def home() -> Path:
 
 
 def write(file: Path, rows: list[Any]) -> Path:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return file
 
 
 def rows_of(count: int, worthless: float = 0.5, seed: int = 3) -> list[dict[str, Any]]:
-    """Rows like the first user's: an answer with the UUID alone, or a long one; a portal has half of them."""
+    """Rows like the first user's: an answer with the UUID alone, or a long one.
+
+    A portal has half of them.
+    """
     pick = random.Random(seed)
     rows = []
     for number in range(count):
@@ -51,7 +58,17 @@ def rows_of(count: int, worthless: float = 0.5, seed: int = 3) -> list[dict[str,
 def split(iisft: CLI, home: Path) -> Callable[..., Any]:
     def run(rows: list[Any], *options: str, to: str = "out", name: str = "原 rows.jsonl") -> Any:
         file = write(home / name, rows)
-        argv = ["data", "split", str(file), "--to", str(home / to), "--columns", "answer=answer", *options, "--json"]
+        argv = [
+            "data",
+            "split",
+            str(file),
+            "--to",
+            str(home / to),
+            "--columns",
+            "answer=answer",
+            *options,
+            "--json",
+        ]
         return iisft(*argv)
 
     return run
@@ -61,13 +78,19 @@ def parts(result: Any) -> dict[str, list[Any]]:
     assert result.code == 0, result.err
     read = {}
     for name, part in json.loads(result.out)["parts"].items():
-        read[name] = [json.loads(line) for line in Path(part["file"]).read_text(encoding="utf-8").splitlines()]
+        read[name] = [
+            json.loads(line) for line in Path(part["file"]).read_text(encoding="utf-8").splitlines()
+        ]
         assert len(read[name]) == part["rows"]
     return read
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1000, [800, 100, 100]), (7, [5, 1, 1]), (3, [1, 1, 1])])
-def test_sizes_are_exact_and_every_row_is_on_one_side(split: Any, count: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1000, [800, 100, 100]), (7, [5, 1, 1]), (3, [1, 1, 1])]
+)
+def test_sizes_are_exact_and_every_row_is_on_one_side(
+    split: Any, count: int, sizes: list[int]
+) -> None:
     rows = rows_of(count)
     sides = parts(split(rows, "--parts", "8:1:1" if count > 3 else "1:1:1"))
     assert [len(side) for side in sides.values()] == sizes
@@ -76,7 +99,9 @@ def test_sizes_are_exact_and_every_row_is_on_one_side(split: Any, count: int, si
 
 
 def test_two_parts_have_other_names(split: Any) -> None:
-    assert {name: len(side) for name, side in parts(split(rows_of(50), "--parts", "9:1")).items()} == {
+    assert {
+        name: len(side) for name, side in parts(split(rows_of(50), "--parts", "9:1")).items()
+    } == {
         "train": 45,
         "val": 5,
     }
@@ -118,7 +143,9 @@ def test_rows_with_the_same_prompt_are_on_one_side(split: Any) -> None:
             assert abs(len(sides["val"]) - len(rows) / 10) <= 3
 
 
-def test_the_same_request_gives_the_same_bytes_and_another_seed_others(split: Any, home: Path) -> None:
+def test_the_same_request_gives_the_same_bytes_and_another_seed_others(
+    split: Any, home: Path
+) -> None:
     rows = rows_of(200)
     for to, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert split(rows, "--seed", seed, to=to).code == 0
@@ -126,7 +153,11 @@ def test_the_same_request_gives_the_same_bytes_and_another_seed_others(split: An
     contents = [(home / to / name).read_bytes() for to in "abc"]
     assert contents[0] == contents[1] != contents[2]
     record = json.loads((home / "a" / "原 rows.split.json").read_text(encoding="utf-8"))
-    assert (record["seed"], record["parts"]["train"]["rows"], len(record["source_sha256"])) == (1, 160, 64)
+    assert (record["seed"], record["parts"]["train"]["rows"], len(record["source_sha256"])) == (
+        1,
+        160,
+        64,
+    )
 
 
 def test_a_stable_split_keeps_every_row_on_its_side_when_rows_are_added(split: Any) -> None:
@@ -153,8 +184,14 @@ def test_a_target_mix_leaves_rows_out(split: Any, name: str) -> None:
 
 
 def test_weights_draw_a_rare_domain_as_much_as_a_portal(split: Any) -> None:
-    rows = [{"instruction": "q", "input": f"- from: https://portal.example/{n}", "answer": f"{n}"} for n in range(1000)]
-    rows += [{"instruction": "q", "input": f"- from: https://rare{n}.example/", "answer": "r"} for n in range(100)]
+    rows = [
+        {"instruction": "q", "input": f"- from: https://portal.example/{n}", "answer": f"{n}"}
+        for n in range(1000)
+    ]
+    rows += [
+        {"instruction": "q", "input": f"- from: https://rare{n}.example/", "answer": "r"}
+        for n in range(100)
+    ]
     drawn = parts(split(rows, "--rows", "110", "--weights", "input.from"))
     kept = [row for side in drawn.values() for row in side]
     assert len(kept) == 110
@@ -164,7 +201,9 @@ def test_weights_draw_a_rare_domain_as_much_as_a_portal(split: Any) -> None:
 
 
 def test_more_rows_than_there_are(split: Any) -> None:
-    result = split(rows_of(100, worthless=0.5), "--by", "label", "--ratio", "worthless=0.5", "--rows", "500")
+    result = split(
+        rows_of(100, worthless=0.5), "--by", "label", "--ratio", "worthless=0.5", "--rows", "500"
+    )
     document = json.loads(result.out)
     kept = sum(part["rows"] for part in document["parts"].values())
     assert document["notes"] == [f"only {kept} of the 500 rows that were asked for can be had"]
@@ -172,13 +211,26 @@ def test_more_rows_than_there_are(split: Any) -> None:
 
 def test_other_formats_come_out_as_lines_with_all_their_keys(iisft: CLI, home: Path) -> None:
     file = home / "t.csv"
-    file.write_text("instruction,gold,extra\n" + "".join(f"q{n},a{n},x\n" for n in range(20)), encoding="utf-8")
+    file.write_text(
+        "instruction,gold,extra\n" + "".join(f"q{n},a{n},x\n" for n in range(20)), encoding="utf-8"
+    )
     result = iisft("data", "split", str(file), "--columns", "answer=gold")
     assert result.code == 0
-    assert f"next: iisft data stage '{home}/t.train.jsonl' --columns answer=gold --name NAME-train\n" in result.err
+    assert (
+        f"next: iisft data stage '{home}/t.train.jsonl' --columns answer=gold --name NAME-train\n"
+        in result.err
+    )
     first = json.loads((home / "t.val.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert set(first) == {"instruction", "gold", "extra"}
-    staged = iisft("data", "stage", str(home / "t.train.jsonl"), "--columns", "answer=gold", "--name", "t-train")
+    staged = iisft(
+        "data",
+        "stage",
+        str(home / "t.train.jsonl"),
+        "--columns",
+        "answer=gold",
+        "--name",
+        "t-train",
+    )
     assert (staged.code, staged.out.split(" rows")[0]) == (0, "t-train: 16")
 
 
@@ -190,7 +242,11 @@ def test_other_formats_come_out_as_lines_with_all_their_keys(iisft: CLI, home: P
         (("--parts", "1:0"), 2, "--parts takes two or three positive numbers"),
         (("--ratio", "a=0.5"), 2, "--ratio needs --by"),
         (("--by", "label", "--ratio", "worthless=1.5"), 2, "shares of --ratio are between 0 and 1"),
-        (("--by", "label", "--ratio", "gone=0.5"), 3, "--ratio names 'gone', but the values of label are: "),
+        (
+            ("--by", "label", "--ratio", "gone=0.5"),
+            3,
+            "--ratio names 'gone', but the values of label are: ",
+        ),
         (("--by", "topic"), 3, "no row has topic"),
         (("--weights", "label"), 2, "--weights needs --rows N"),
         (("--stable", "--by", "label"), 2, "--stable looks at one row alone"),
@@ -201,7 +257,10 @@ def test_requests_that_can_not_be_met(
     split: Any, home: Path, options: tuple[str, ...], code: int, message: str
 ) -> None:
     result = split(rows_of(30), *options)
-    assert (result.code, json.loads(result.out)["error"]["message"][: len(message)]) == (code, message)
+    assert (result.code, json.loads(result.out)["error"]["message"][: len(message)]) == (
+        code,
+        message,
+    )
     assert not (home / "out").exists()
 
 
@@ -216,17 +275,26 @@ def test_an_earlier_split_is_never_overwritten(split: Any, home: Path) -> None:
     split(rows_of(30))
     before = (home / "out" / "原 rows.train.jsonl").read_bytes()
     again = split(rows_of(30), "--seed", "7")
-    assert (again.code, "this file exists, and an earlier split may be in use" in again.err) == (2, True)
+    assert (again.code, "this file exists, and an earlier split may be in use" in again.err) == (
+        2,
+        True,
+    )
     assert (home / "out" / "原 rows.train.jsonl").read_bytes() == before
 
 
 def test_values_that_no_file_holds_as_they_are(iisft: CLI, home: Path) -> None:
-    rows = [{"instruction": f"{n}", "output": "a", "tag": "\ud83d", "id": 10**30 + n} for n in range(10)]
+    rows = [
+        {"instruction": f"{n}", "output": "a", "tag": "\ud83d", "id": 10**30 + n} for n in range(10)
+    ]
     (home / "x.json").write_text(json.dumps(rows), encoding="utf-8")
     for by, to in (("tag", "a"), ("id", "b")):
         result = iisft("data", "split", str(home / "x.json"), "--by", by, "--to", str(home / to))
         assert result.code == 0, result.err
-        lines = [json.loads(line) for part in (home / to).glob("*.jsonl") for line in part.read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for part in (home / to).glob("*.jsonl")
+            for line in part.read_text().splitlines()
+        ]
         assert sorted(lines, key=lambda row: row["id"]) == rows
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iisft.data import staging
+from iisft.data.stage import staging
 from iisft.errors import CheckFailed, InputError, TransferError, UsageError
 from iisft.workspace import Workspace
 
@@ -65,7 +65,9 @@ def test_every_wrong_row_is_told_with_number_line_and_field(workspace: Workspace
     file.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     with pytest.raises(CheckFailed) as caught:
         staging.stage(file, "x", workspace)
-    assert {(finding.message, finding.where.rpartition(":")[2]) for finding in caught.value.findings} == {
+    assert {
+        (finding.message, finding.where.rpartition(":")[2]) for finding in caught.value.findings
+    } == {
         ("row 2: output: missing (LLaMA-Factory would drop or garble the row)", "2"),
         ("row 3: output: an empty answer trains on the end-of-turn alone", "3"),
         ("row 4: input: text is expected, not a number: 5", "4"),
@@ -90,7 +92,9 @@ def test_a_byte_order_mark_is_no_fault(workspace: Workspace) -> None:
 
 def test_staging_again_replaces(workspace: Workspace) -> None:
     staging.stage(write(workspace, [ROW]), "x", workspace)
-    assert staging.stage(write(workspace, [ROW, ROW]), "x", workspace).dataset == staging.load("x", workspace)
+    assert staging.stage(write(workspace, [ROW, ROW]), "x", workspace).dataset == staging.load(
+        "x", workspace
+    )
     assert staging.load("x", workspace).rows == 2
 
 
@@ -112,7 +116,9 @@ def test_a_torn_record_is_never_taken_for_a_whole_one(workspace: Workspace, cont
 
 
 @pytest.mark.parametrize("name", ["a,b", "../x", "a b", "", ".x"])
-def test_names_that_llamafactory_would_split_or_that_leave_the_folder(workspace: Workspace, name: str) -> None:
+def test_names_that_llamafactory_would_split_or_that_leave_the_folder(
+    workspace: Workspace, name: str
+) -> None:
     with pytest.raises(UsageError):
         staging.stage(write(workspace, [ROW]), name, workspace)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iisft import files
-from iisft.data import rowsfile, staging
+from iisft.data.stage import rowsfile, staging
 from iisft.errors import CheckFailed, EnvironmentFault, TransferError
 from iisft.workspace import Workspace
 
@@ -29,12 +29,18 @@ def workspace() -> Workspace:
 
 def write(workspace: Workspace, rows: list[Any], name: str = "数据 rows.jsonl") -> Path:
     file = workspace.root / name
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return file
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_same_input_twice_changes_nothing(iisft: CLI, workspace: Workspace) -> None:
@@ -47,7 +53,9 @@ def test_the_same_input_twice_changes_nothing(iisft: CLI, workspace: Workspace) 
     assert (again.code, again.out) == (0, "x: 1 rows were staged already, nothing is changed\n")
     assert tree(workspace.data) == before
     assert {path: path.stat().st_mtime_ns for path in workspace.data.rglob("*")} == times
-    other = json.loads(iisft("data", "stage", str(file), "--name", "x", "--columns", "answer=input", "--json").out)
+    other = json.loads(
+        iisft("data", "stage", str(file), "--name", "x", "--columns", "answer=input", "--json").out
+    )
     assert (other["unchanged"], other["rows"]) == (False, 1)
 
 
@@ -90,11 +98,18 @@ def test_bad_rows_leave_the_old_set_untouched(workspace: Workspace) -> None:
     assert tree(workspace.data) == before
 
 
-def test_a_kill_in_the_middle_leaves_the_old_set_and_its_rest_is_cleared(workspace: Workspace) -> None:
+def test_a_kill_in_the_middle_leaves_the_old_set_and_its_rest_is_cleared(
+    workspace: Workspace,
+) -> None:
     old = staging.stage(write(workspace, [ROW]), "x", workspace).dataset
-    big = write(workspace, [{**ROW, "input": f"{number} " + "文" * 600} for number in range(60_000)], "big.jsonl")
+    big = write(
+        workspace,
+        [{**ROW, "input": f"{number} " + "文" * 600} for number in range(60_000)],
+        "big.jsonl",
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "iisft", "data", "stage", str(big), "--name", "x"], stderr=subprocess.PIPE
+        [sys.executable, "-m", "iisft", "data", "stage", str(big), "--name", "x"],
+        stderr=subprocess.PIPE,
     )
     while not any(path.stat().st_size > 10**6 for path in old.folder.glob(".rows.*.tmp")):
         assert process.poll() is None, process.communicate()
@@ -104,7 +119,11 @@ def test_a_kill_in_the_middle_leaves_the_old_set_and_its_rest_is_cleared(workspa
     assert staging.load("x", workspace) == old
     assert len(list(old.folder.glob(".rows.*.tmp"))) == 1
     staged = staging.stage(big, "x", workspace).dataset
-    assert (staged.rows, list(staged.folder.glob(".rows.*.tmp")), old.file.exists()) == (60_000, [], False)
+    assert (staged.rows, list(staged.folder.glob(".rows.*.tmp")), old.file.exists()) == (
+        60_000,
+        [],
+        False,
+    )
 
 
 @pytest.mark.parametrize("moment", ["rows", "publish", "register", "record"])
@@ -144,7 +163,9 @@ def test_two_at_a_time_do_not_disturb_each_other(workspace: Workspace) -> None:
     assert unfinished.exists()
 
 
-def test_a_policy_gets_the_sound_rows_and_its_output_is_what_is_staged(workspace: Workspace) -> None:
+def test_a_policy_gets_the_sound_rows_and_its_output_is_what_is_staged(
+    workspace: Workspace,
+) -> None:
     rows = [ROW, {**ROW, "input": "lang " * 50}, {**ROW, "input": "c"}]
     policy = staging.Policy(
         {"keep": "short"},
@@ -152,7 +173,10 @@ def test_a_policy_gets_the_sound_rows_and_its_output_is_what_is_staged(workspace
         for_record=lambda file: {"overlong": {"dropped": 1}},
     )
     staged = staging.stage(write(workspace, rows), "x", workspace, policy=policy).dataset
-    assert [json.loads(line)["input"] for line in staged.file.read_text().splitlines()] == ["正文", "c"]
+    assert [json.loads(line)["input"] for line in staged.file.read_text().splitlines()] == [
+        "正文",
+        "c",
+    ]
     originals = staged.folder / staged.record["originals"]["file"]
     assert [json.loads(line) for line in originals.read_text().splitlines()] == rows
     assert (staged.record["overlong"], staged.record["rows_read"]) == ({"dropped": 1}, 3)

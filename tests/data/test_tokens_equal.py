@@ -1,4 +1,6 @@
-"""Every token that iisft counts, and every cut that it foretells, is the real LLaMA-Factory's: compared row for row."""
+"""Every token that iisft counts, and every cut that it foretells, is the real LLaMA-Factory's:
+compared row for row.
+"""
 
 import json
 import os
@@ -11,11 +13,11 @@ from typing import Any
 import pytest
 from generated import alpaca_rows, glm_like, llama2_like, llama_like, message_rows, qwen_like
 
-from iisft.data.conversation import from_alpaca, from_row
-from iisft.data.fate import Limit
-from iisft.data.fitting import Fitter, apply
-from iisft.data.tokenization import Tokenization
-from iisft.llamafactory import datasets
+from iisft.data.read.conversation import from_alpaca, from_row
+from iisft.data.stage.fitting import Fitter, apply
+from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.tokenization import Tokenization
+from iisft.llamafactory import dataset_info
 from iisft.llamafactory.templates import TEMPLATES
 from iisft.llamafactory.truncation import kept_lengths
 
@@ -38,20 +40,41 @@ class Job:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
-    """qwen, llama3, chatglm and default with two hundred rows each, every other template and option with some."""
+    """qwen, llama3, chatglm and default with two hundred rows each, every other template and option
+    with some.
+    """
     folder = tmp_path_factory.mktemp("模型 tokens")
-    qwen, llama, glm = qwen_like(folder / "qwen"), llama_like(folder / "llama"), glm_like(folder / "glm")
+    qwen, llama, glm = (
+        qwen_like(folder / "qwen"),
+        llama_like(folder / "llama"),
+        glm_like(folder / "glm"),
+    )
     own = {"qwen": qwen, "llama3": llama, "chatglm3": glm, "default": llama}
-    jobs = [Job(model, name, alpaca_rows(200, seed), {}) for seed, (name, model) in enumerate(own.items())]
-    others = [(name, model) for name in TEMPLATES for model in (qwen, llama, glm) if own.get(name) != model]
-    jobs += [Job(model, name, alpaca_rows(8, 50 + seed), {}) for seed, (name, model) in enumerate(others)]
+    jobs = [
+        Job(model, name, alpaca_rows(200, seed), {})
+        for seed, (name, model) in enumerate(own.items())
+    ]
+    others = [
+        (name, model)
+        for name in TEMPLATES
+        for model in (qwen, llama, glm)
+        if own.get(name) != model
+    ]
+    jobs += [
+        Job(model, name, alpaca_rows(8, 50 + seed), {}) for seed, (name, model) in enumerate(others)
+    ]
     for legacy in (False, True):
         sentencepiece = llama2_like(folder / f"llama2 {legacy}", legacy=legacy)
-        jobs += [Job(sentencepiece, name, alpaca_rows(12, 70), {}) for name in ("llama2", "mistral", "default")]
+        jobs += [
+            Job(sentencepiece, name, alpaca_rows(12, 70), {})
+            for name in ("llama2", "mistral", "default")
+        ]
     thinking = alpaca_rows(12, 99)
     for row in thinking[::2]:
         row["output"] = f"<think>\n{row['input'][:40]}\n</think>\n\n{row['output']}"
-        row["history"] = [[question, f"<think>\nhm\n</think>\n\n{answer}"] for question, answer in row["history"]]
+        row["history"] = [
+            [question, f"<think>\nhm\n</think>\n\n{answer}"] for question, answer in row["history"]
+        ]
     for name in ("qwen3", "deepseekr1", "qwen"):
         for options in (
             {"enable_thinking": False},
@@ -63,7 +86,10 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
         ):
             jobs.append(Job(qwen, name, thinking, options))
     talks = [(name, own.get(name, qwen)) for name in TEMPLATES]
-    jobs += [Job(model, name, message_rows(10, 200 + seed), {}) for seed, (name, model) in enumerate(talks)]
+    jobs += [
+        Job(model, name, message_rows(10, 200 + seed), {})
+        for seed, (name, model) in enumerate(talks)
+    ]
     jobs += [_fitted(job, cutoff) for job in jobs[:4] for cutoff in (300, 700)]
     return jobs
 
@@ -73,7 +99,9 @@ def _fitted(job: Job, cutoff: int) -> Job:
     limit = Limit(Tokenization(job.model, job.template, job.options), cutoff, {})
     fitter = Fitter(limit, from_alpaca)
     rows = []
-    for row, pairs in zip(job.rows, limit.tokens.lengths([from_alpaca(row) for row in job.rows]), strict=True):
+    for row, pairs in zip(
+        job.rows, limit.tokens.lengths([from_alpaca(row) for row in job.rows]), strict=True
+    ):
         if limit.fate(pairs).damaged:
             cut = fitter.fit(row)
             if cut is not None:
@@ -88,8 +116,10 @@ def real(jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> list[list
     folder = tmp_path_factory.mktemp("real")
     for form, keys in (("alpaca", KEYS), ("messages", ("messages", "system", "tools"))):
         (folder / form).mkdir()
-        entry = datasets.entry("rows.jsonl", keys)
-        (folder / form / datasets.FILE_NAME).write_text(datasets.render({"rows": entry}), encoding="utf-8")
+        entry = dataset_info.entry("rows.jsonl", keys)
+        (folder / form / dataset_info.FILE_NAME).write_text(
+            dataset_info.render({"rows": entry}), encoding="utf-8"
+        )
     asked = [
         {
             "model": str(job.model),
@@ -113,7 +143,9 @@ def real(jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> list[list
         timeout=500,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    answers: list[list[dict[str, Any]]] = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    answers: list[list[dict[str, Any]]] = json.loads(
+        (folder / "answers.json").read_text(encoding="utf-8")
+    )
     return answers
 
 
@@ -147,16 +179,23 @@ def test_every_cut_is_the_real_one(jobs: list[Job], real: list[list[dict[str, An
                 )
                 expected = [
                     token
-                    for (question, said), (of_question, of_said) in zip(answer["pairs"], kept, strict=True)
+                    for (question, said), (of_question, of_said) in zip(
+                        answer["pairs"], kept, strict=True
+                    )
                     for token in question[:of_question] + said[:of_said]
                 ]
-                assert ids[: len(expected)] == expected and len(ids) == len(expected) + template.efficient_eos
+                assert (
+                    ids[: len(expected)] == expected
+                    and len(ids) == len(expected) + template.efficient_eos
+                )
                 assert len(ids) <= max(cutoff, 1) and len(labels) == len(ids)
                 damaged += kept != lengths
     assert damaged > 1200
 
 
-def test_of_fitted_rows_the_real_one_cuts_nothing(jobs: list[Job], real: list[list[dict[str, Any]]]) -> None:
+def test_of_fitted_rows_the_real_one_cuts_nothing(
+    jobs: list[Job], real: list[list[dict[str, Any]]]
+) -> None:
     fitted = 0
     for job, answers in zip(jobs, real, strict=True):
         for answer in answers if job.fitted_to else ():
@@ -175,7 +214,9 @@ def _cutoffs(job: Job) -> list[int]:
 
 
 def _with_unknown(mine: Pairs, real: Pairs) -> Pairs:
-    """A token by name that the tokenizer lacks is whatever the tokenizer says of unknown ones, here -1."""
+    """A token by name that the tokenizer lacks is whatever the tokenizer says of unknown ones, here
+    -1.
+    """
     return [
         ([r if m == -1 else m for m, r in zip(q, of_q, strict=False)] + q[len(of_q) :], said)
         for (q, said), (of_q, _) in zip(mine, real, strict=True)

@@ -1,4 +1,6 @@
-"""Runs in the training interpreter: greedy answers to rows, by a base model alone and with an adapter (peft)."""
+"""Runs in the training interpreter: greedy answers to rows, by a base model alone and with an
+adapter (peft).
+"""
 
 import json
 import sys
@@ -13,7 +15,10 @@ def answers(model, tokenizer, rows):
     found = []
     for row in rows:
         messages = [
-            {"role": "system", "content": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
+            {
+                "role": "system",
+                "content": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+            },
             {"role": "user", "content": f"{row['instruction']}\n{row['input']}"},
         ]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -15,7 +15,8 @@ import pytest
 TINY_MODELS = Path(__file__).parents[1] / "fidelity" / "tiny_models.py"
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
 
-# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is no such device.
+# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is
+# no such device.
 LOAD_ON_CPU_RANKS = """
 import os
 if "LOCAL_RANK" in os.environ:
@@ -43,15 +44,31 @@ def workspace() -> Path:
 @pytest.fixture
 def train(iisft: Callable[..., Any], tiny_models: Path, workspace: Path) -> Callable[..., Any]:
     """The shipped mi50 preset on the tiny model and CPU ranks; only sizes are overridden."""
-    rows = [{"instruction": f"第 {i} 条", "input": "情报 " * (i % 5), "output": f'{{"k": {i * i}}}'} for i in range(24)]
+    rows = [
+        {"instruction": f"第 {i} 条", "input": "情报 " * (i % 5), "output": f'{{"k": {i * i}}}'}
+        for i in range(24)
+    ]
     file = workspace / "rows.json"
     file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     assert iisft("data", "stage", str(file), "--name", "情报").code == 0
 
     def run(*more: str, name: str = "run", gpus: int = 1, preset: str = "mi50") -> Any:
-        size = ["train.accumulation=2", "train.cutoff_len=256", "save.every_steps=2", "train.max_steps=4"]
+        size = [
+            "train.accumulation=2",
+            "train.cutoff_len=256",
+            "save.every_steps=2",
+            "train.max_steps=4",
+        ]
         options = [part for value in size for part in ("--set", value)]
-        argv = ["train", "--preset", preset, "--model", str(tiny_models / "qwen2-tied" / "model"), "--data", "情报"]
+        argv = [
+            "train",
+            "--preset",
+            preset,
+            "--model",
+            str(tiny_models / "qwen2-tied" / "model"),
+            "--data",
+            "情报",
+        ]
         return iisft(*argv, "--gpus", str(gpus), "--name", name, *options, *more)
 
     return run
@@ -65,7 +82,9 @@ def loading_on_cpu_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def tampered_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """The real llamafactory-cli, after a Python statement was run in the run's folder: what a fault there would do."""
+    """The real llamafactory-cli, after a Python statement was run in the run's folder: what a fault
+    there would do.
+    """
 
     def tamper(statement: str) -> None:
         binaries = tmp_path / "tampered" / "bin"

@@ -1,4 +1,6 @@
-"""The newcomer's first command, for real: build the model, train, and get an adapter that answers differently."""
+"""The newcomer's first command, for real: build the model, train, and get an adapter that answers
+differently.
+"""
 
 import json
 import os
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import demo
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 ASK = Path(__file__).with_name("ask_with_and_without_adapter.py")
 
@@ -19,10 +21,18 @@ def test_the_demo_learns_its_task(iisft: Callable[..., Any]) -> None:
     assert result.code == 0, result.err[-3000:]
     workspace = Path(os.environ["IISFT_HOME"])
     run = RunFolder(workspace / "runs" / "demo")
-    losses = [event["loss"] for event in run.read_events() if event["kind"] == "metrics" and "loss" in event]
+    losses = [
+        event["loss"]
+        for event in run.read_events()
+        if event["kind"] == "metrics" and "loss" in event
+    ]
     assert sum(losses[-5:]) / 5 < losses[0] / 4
     observed = json.loads(run.record.read_text())["observed"]
-    assert (observed["weights_dtype"], observed["compute_dtype"], observed["rows"]) == ("bfloat16", "float32", 240)
+    assert (observed["weights_dtype"], observed["compute_dtype"], observed["rows"]) == (
+        "bfloat16",
+        "float32",
+        240,
+    )
     assert (run.output / "training_loss.png").stat().st_size > 1000
     planned = json.loads(iisft("plan", "--preset", "demo", "--json").out)
     assert (planned["measured"]["runs"], planned["fits"]) == (1, "yes")
@@ -30,7 +40,8 @@ def test_the_demo_learns_its_task(iisft: Callable[..., Any]) -> None:
     answers = ask(workspace / "models" / demo.MODEL_ID, run.output)
     rows = [json.loads(line) for line in demo.EVAL_ROWS.read_text(encoding="utf-8").splitlines()]
     right = sum(
-        decision_of(answer) == decision_of(row["output"]) for answer, row in zip(answers["after"], rows, strict=True)
+        decision_of(answer) == decision_of(row["output"])
+        for answer, row in zip(answers["after"], rows, strict=True)
     )
     assert answers["before"] != answers["after"]
     assert right > 0.75 * len(rows)

@@ -1,4 +1,6 @@
-"""What was interrupted and resumed equals what was never interrupted, bit for bit, with the real LLaMA-Factory."""
+"""What was interrupted and resumed equals what was never interrupted, bit for bit, with the real
+LLaMA-Factory.
+"""
 
 import json
 import time
@@ -9,8 +11,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.checkpoints import SEAL
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.checkpoints import SEAL
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 
@@ -64,4 +66,7 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     assert curve(part) == curve(whole)
     adapters = [folder.output / "adapter_model.safetensors" for folder in (whole, part)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    assert json.loads(part.record.read_text())["observed"] == json.loads(whole.record.read_text())["observed"]
+    assert (
+        json.loads(part.record.read_text())["observed"]
+        == json.loads(whole.record.read_text())["observed"]
+    )

@@ -1,4 +1,6 @@
-"""The real LLaMA-Factory holds every line of the preset, or the run ends with 1 and says which line it broke."""
+"""The real LLaMA-Factory holds every line of the preset, or the run ends with 1 and says which line
+it broke.
+"""
 
 import json
 import os
@@ -13,8 +15,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.checkpoints import checkpoints
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 
@@ -31,7 +33,9 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(train: CLI, workspace: Path) -> None:
+def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
+    train: CLI, workspace: Path
+) -> None:
     result = train(gpus=2)
     assert result.code == 0, result.err[-3000:]
     observed = record(workspace)["observed"]
@@ -45,7 +49,10 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(train: CLI, wo
     }
     assert {key: observed[key] for key in expected} == expected
     run = RunFolder(workspace / "runs" / "run")
-    assert [(saved.step, saved.fault) for saved in checkpoints(run.output, 2, thorough=True)] == [(2, ""), (4, "")]
+    assert [(saved.step, saved.fault) for saved in checkpoints(run.output, 2, thorough=True)] == [
+        (2, ""),
+        (4, ""),
+    ]
     status = json.loads((run.exit).read_text())
     assert (status["state"], status["step"], status["total_steps"]) == ("finished", 4, 4)
 
@@ -54,7 +61,10 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(train: CLI, wo
     ("options", "expected"),
     [
         (("--set", "weights=fp32"), ("float32", "float32", None, "native")),
-        (("--set", "precision=bf16", "--set", "attention=sdpa"), ("bfloat16", "bfloat16", "bfloat16", "native")),
+        (
+            ("--set", "precision=bf16", "--set", "attention=sdpa"),
+            ("bfloat16", "bfloat16", "bfloat16", "native"),
+        ),
         (("--set", "precision=weights"), ("bfloat16", "bfloat16", None, "native")),
     ],
 )
@@ -64,16 +74,21 @@ def test_each_precision_is_what_the_trainer_reports(
     result = train(*options)
     assert result.code == 0, result.err[-3000:]
     observed = record(workspace)["observed"]
-    assert tuple(observed[key] for key in ("weights_dtype", "compute_dtype", "autocast", "arithmetic")) == expected
+    assert (
+        tuple(observed[key] for key in ("weights_dtype", "compute_dtype", "autocast", "arithmetic"))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
         pytest.param(
-            "import json, pathlib; p = pathlib.Path('model/config.json'); c = json.loads(p.read_text()); "
+            "import json, pathlib; p = pathlib.Path('model/config.json'); c = "
+            "json.loads(p.read_text()); "
             "del c['auto_map']; p.write_text(json.dumps(c))",
-            "1 of 1 ranks did not report their precision: the model class that proves it was not used",
+            "1 of 1 ranks did not report their precision: the model class that proves it was not "
+            "used",
             id="stock class",
         ),
         pytest.param(
@@ -128,16 +143,22 @@ def test_a_crash_in_the_first_forward_ends_with_its_cause(
     result = train("--set", "attention=sdpa", gpus=ranks)
     run = RunFolder(workspace / "runs" / "run")
     assert (run.train_log.read_text().count("iisft-observed "), result.code) == (ranks - 1, 1)
-    assert [event["id"] for event in run.read_events() if event["kind"] == "finding"] == ["gpu-out-of-memory"]
+    assert [event["id"] for event in run.read_events() if event["kind"] == "finding"] == [
+        "gpu-out-of-memory"
+    ]
     ended = json.loads(run.exit.read_text())
-    assert ended["reason"].startswith("while training at step 0: torch.OutOfMemoryError: CUDA out of memory. ")
+    assert ended["reason"].startswith(
+        "while training at step 0: torch.OutOfMemoryError: CUDA out of memory. "
+    )
     assert f"  fix: {ended['fix']}\n" in result.err
     assert "cause: while training at step 0: A GPU's memory is full" in result.err
     assert "go on with" not in result.err
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_stop_leaves_a_complete_checkpoint_and_no_process(iisft: CLI, train: CLI, workspace: Path, ranks: int) -> None:
+def test_stop_leaves_a_complete_checkpoint_and_no_process(
+    iisft: CLI, train: CLI, workspace: Path, ranks: int
+) -> None:
     more = ("--detach", "--set", "train.max_steps=100000", "--set", "save.every_steps=100000")
     assert train(*more, gpus=ranks).code == 0
     run = RunFolder(workspace / "runs" / "run")
@@ -160,11 +181,33 @@ def two_nodes(train: CLI, tiny_models: Path) -> Callable[..., list[int]]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         model = tiny_models / "qwen2-tied" / "model"
-        argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "情报", "--name", "run", "--gpus", "1"]
-        argv += ["--nodes", "2", "--rendezvous", f"127.0.0.1:{port}", "--set", "train.accumulation=2"]
+        argv = [
+            "train",
+            "--preset",
+            "mi50",
+            "--model",
+            str(model),
+            "--data",
+            "情报",
+            "--name",
+            "run",
+            "--gpus",
+            "1",
+        ]
+        argv += [
+            "--nodes",
+            "2",
+            "--rendezvous",
+            f"127.0.0.1:{port}",
+            "--set",
+            "train.accumulation=2",
+        ]
         argv += ["--set", "train.cutoff_len=256", *more]
         nodes = [
-            subprocess.Popen([sys.executable, "-m", "iisft", *argv, "--node-rank", str(rank)], env=dict(os.environ))
+            subprocess.Popen(
+                [sys.executable, "-m", "iisft", *argv, "--node-rank", str(rank)],
+                env=dict(os.environ),
+            )
             for rank in (1, 0)
         ]
         return [node.wait(240) for node in nodes]
@@ -182,7 +225,10 @@ def test_two_nodes_share_one_run(two_nodes: Callable[..., list[int]], workspace:
     run = workspace / "runs" / "run"
     observed = record(workspace)["observed"]
     assert (observed["world_size"], observed["global_batch"]) == (2, 4)
-    assert sorted(path.name for path in (run / "logs").glob("train*")) == ["train.log", "train.node-1.log"]
+    assert sorted(path.name for path in (run / "logs").glob("train*")) == [
+        "train.log",
+        "train.node-1.log",
+    ]
     assert node_states(run) == ["running", "finished"]
 
 
@@ -193,14 +239,20 @@ def test_a_stop_reaches_every_node_and_a_resume_brings_them_back(
     folders = [RunFolder(workspace / "runs" / "run", node) for node in (0, 1)]
 
     def last_step() -> int:
-        return max((event["step"] for event in folders[0].read_events() if event["kind"] == "metrics"), default=0)
+        return max(
+            (event["step"] for event in folders[0].read_events() if event["kind"] == "metrics"),
+            default=0,
+        )
 
     until(last_step)
     assert iisft("stop", "run").code == 0
     until(lambda: all(folder.exit.exists() for folder in folders))
     stopped_at = checkpoints(folders[0].output, 2, thorough=True)[-1]
     assert stopped_at.complete
-    assert [json.loads(folder.exit.read_text())["state"] for folder in folders] == ["stopped", "stopped"]
+    assert [json.loads(folder.exit.read_text())["state"] for folder in folders] == [
+        "stopped",
+        "stopped",
+    ]
     assert [process.processes_of_run(folder.marker) for folder in folders] == [[], []]
     for rank in (1, 0):
         resumed = iisft("resume", "run", "--node-rank", str(rank), "--detach", "--json")
@@ -217,27 +269,44 @@ def test_the_script_trains_without_iisft_with_the_same_arguments(
     script = tmp_path / "train 训练.sh"
     assert train("--script", str(script)).code == 0
     assert not (workspace / "runs").exists()
-    ended = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    ended = subprocess.run(
+        ["bash", str(script)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr
     run = workspace / "runs" / "run"
     written = (run / "train.yaml").read_text()
-    losses = [json.loads(line).get("loss") for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line).get("loss")
+        for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()
+    ]
     run.rename(workspace / "by-script")
     assert train().code == 0
     assert (run / "train.yaml").read_text() == written
-    again = [json.loads(line).get("loss") for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()]
+    again = [
+        json.loads(line).get("loss")
+        for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()
+    ]
     assert losses == again
 
 
-def test_nan_ends_the_run_before_a_broken_checkpoint_takes_a_good_ones_place(train: CLI, workspace: Path) -> None:
+def test_nan_ends_the_run_before_a_broken_checkpoint_takes_a_good_ones_place(
+    train: CLI, workspace: Path
+) -> None:
     """A learning rate that destroys the weights in the second step."""
-    size = ("train.learning_rate=1e30", "train.warmup_ratio=0.0", "save.every_steps=1", "train.max_steps=100000")
+    size = (
+        "train.learning_rate=1e30",
+        "train.warmup_ratio=0.0",
+        "save.every_steps=1",
+        "train.max_steps=100000",
+    )
     result = train(*(part for value in size for part in ("--set", value)))
     run = RunFolder(workspace / "runs" / "run")
     ended = json.loads(run.exit.read_text())
     assert (result.code, ended["state"]) == (1, "failed")
     assert "loss nan" in ended["reason"]
-    losses = {event["step"]: event["loss"] for event in run.read_events() if event["kind"] == "metrics"}
+    losses = {
+        event["step"]: event["loss"] for event in run.read_events() if event["kind"] == "metrics"
+    }
     first_broken = min(step for step, loss in losses.items() if isinstance(loss, str))
     kept = [saved.step for saved in checkpoints(run.output, 1, thorough=True) if saved.complete]
     assert max(kept) < first_broken

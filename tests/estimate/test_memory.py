@@ -10,7 +10,7 @@ from iisft.estimate.architecture import Architecture, read_architecture
 from iisft.estimate.memory import GIB, Layout, estimate_memory
 from iisft.estimate.shape import StepShape
 from iisft.estimate.timing import micro_batch_flops
-from iisft.models.known import model_facts
+from iisft.models.folder.known import model_facts
 
 RECORDED = json.loads(Path(__file__).with_name("traces.json").read_text(encoding="utf-8"))
 
@@ -58,7 +58,9 @@ def test_the_published_sizes_are_counted_right(qwen_7b: Architecture) -> None:
         (24.37, {"autocast": "bfloat16", "batch": 4}),
     ],
 )
-def test_qwen_7b_is_what_the_reference_traces_say(qwen_7b: Architecture, gib: float, shape: dict[str, Any]) -> None:
+def test_qwen_7b_is_what_the_reference_traces_say(
+    qwen_7b: Architecture, gib: float, shape: dict[str, Any]
+) -> None:
     assert peak_gib(qwen_7b, **shape) == pytest.approx(gib, rel=0.002)
 
 
@@ -68,16 +70,29 @@ def test_every_recorded_trace_is_met_within_a_fifth_of_a_percent() -> None:
     for case in RECORDED["cases"]:
         model = architecture(RECORDED["models"][case["model"]], case["target"])
         way = "exact" if case["arithmetic"] == "float32" else "native"
-        same = ("weights", "autocast", "attention", "batch", "length", "checkpointing", "rank", "dropout")
+        same = (
+            "weights",
+            "autocast",
+            "attention",
+            "batch",
+            "length",
+            "checkpointing",
+            "rank",
+            "dropout",
+        )
         shape = StepShape(way=way, **{name: case[name] for name in same})
         layout = Layout(1, "none", case["optimizer"], 1, case["autocast"] is not None)
         ratio = estimate_memory(model, shape, layout, 80.0).peak / case["peak"]
         if abs(ratio - 1) > 0.002:
-            missed.append((round(ratio, 4), {name: value for name, value in case.items() if name != "peak"}))
+            missed.append(
+                (round(ratio, 4), {name: value for name, value in case.items() if name != "peak"})
+            )
     assert missed == []
 
 
-def test_more_layers_are_extended_from_two_and_three_as_they_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_layers_are_extended_from_two_and_three_as_they_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = architecture(RECORDED["models"]["qwen2.5-7b 4 layers"])
     for shape in ({}, {"checkpointing": False}, {"autocast": "float16", "attention": "math"}):
         extended = peak_gib(model, **shape)
@@ -86,10 +101,14 @@ def test_more_layers_are_extended_from_two_and_three_as_they_are_counted(monkeyp
             assert peak_gib(model, **shape) == pytest.approx(extended, rel=1e-6)
 
 
-def test_parts_sum_to_the_peak_and_gradients_of_earlier_micro_batches_are_held(qwen_7b: Architecture) -> None:
+def test_parts_sum_to_the_peak_and_gradients_of_earlier_micro_batches_are_held(
+    qwen_7b: Architecture,
+) -> None:
     shape = StepShape("bfloat16", "exact", None, "eager", 1, 1024, True, 64, 0.05)
     once, often = (
-        estimate_memory(qwen_7b, shape, Layout(2, "none", "adamw_torch", accumulation, False), 31.98)
+        estimate_memory(
+            qwen_7b, shape, Layout(2, "none", "adamw_torch", accumulation, False), 31.98
+        )
         for accumulation in (1, 32)
     )
     assert once.peak == often.peak == sum(often.parts.values())
@@ -97,7 +116,9 @@ def test_parts_sum_to_the_peak_and_gradients_of_earlier_micro_batches_are_held(q
     assert held == 4 * qwen_7b.adapter_parameters(64)
 
 
-@pytest.mark.parametrize(("gib", "fits"), [(31.98, "no"), (34.6, "yes"), (34.2, "tight"), (33.0, "no")])
+@pytest.mark.parametrize(
+    ("gib", "fits"), [(31.98, "no"), (34.6, "yes"), (34.2, "tight"), (33.0, "no")]
+)
 def test_the_verdict_has_a_margin(qwen_7b: Architecture, gib: float, fits: str) -> None:
     shape = StepShape("float32", "native", None, "eager", 1, 1024, True, 64, 0.05)
     memory = estimate_memory(qwen_7b, shape, Layout(2, "none", "adamw_torch", 32, False), gib)
@@ -114,7 +135,9 @@ def test_four_bit_weights_take_about_a_quarter_of_bf16(qwen_7b: Architecture) ->
 
 @pytest.mark.parametrize("sharding", ["fsdp", "zero3"])
 def test_more_ranks_share_the_weights(qwen_7b: Architecture, sharding: str) -> None:
-    peaks = [peak_gib(qwen_7b, ranks=ranks, sharding=sharding, weights="float32") for ranks in (2, 4, 8)]
+    peaks = [
+        peak_gib(qwen_7b, ranks=ranks, sharding=sharding, weights="float32") for ranks in (2, 4, 8)
+    ]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] - peaks[1] > 6
 

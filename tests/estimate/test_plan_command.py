@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from iisft.hardware.devices import DEVICES
-from iisft.hardware.gpus import Gpu
+from iisft.machine.facts.gpus import Gpu
+from iisft.machine.gpu_table import DEVICES
 from iisft.presets import documents
 
 CLI = Callable[..., Any]
@@ -66,7 +66,11 @@ def test_the_keys_of_the_design_and_their_arithmetic(plan: CLI) -> None:
     ]  # fmt: skip
     assert sum(found["parts"].values()) == pytest.approx(found["peak_gib"], abs=1e-6)
     assert sum(found["overhead"].values()) == pytest.approx(found["overhead_gib"], abs=1e-6)
-    assert (found["fits"], found["gpu_gib"], found["peak_gib"]) == ("yes", 31.98, pytest.approx(20.88, rel=0.002))
+    assert (found["fits"], found["gpu_gib"], found["peak_gib"]) == (
+        "yes",
+        31.98,
+        pytest.approx(20.88, rel=0.002),
+    )
     assert (found["world_size"], found["global_batch"], found["total_h"]) == (2, 64, None)
 
 
@@ -78,16 +82,39 @@ def test_the_first_users_question_in_one_screen(iisft: CLI) -> None:
     assert "fits: yes" in result.out
     [ddp] = [line for line in lines if "float32 weights, DDP" in line]
     assert "does not fit" in ddp and "weights 28.4" in ddp
-    assert "keeps the weights as stored (bfloat16) and computes each product in float32: the same bits" in result.out
+    assert (
+        "keeps the weights as stored (bfloat16) and computes each product in float32: the same bits"
+        in result.out
+    )
 
 
-def test_float32_weights_under_ddp_do_not_fit_and_the_cheapest_remedy_changes_no_bit(plan: CLI) -> None:
-    found = plan("-p", "mi50", "--device", "mi50-32g", "--set", "weights=fp32", "--set", "train.cutoff_len=1024")
+def test_float32_weights_under_ddp_do_not_fit_and_the_cheapest_remedy_changes_no_bit(
+    plan: CLI,
+) -> None:
+    found = plan(
+        "-p",
+        "mi50",
+        "--device",
+        "mi50-32g",
+        "--set",
+        "weights=fp32",
+        "--set",
+        "train.cutoff_len=1024",
+    )
     assert (found["fits"], found["peak_gib"]) == ("no", pytest.approx(32.9, rel=0.02))
     changes = [one["change"] for one in found["suggestions"]]
     assert changes[:2] == ["--set weights=stored", "--set sharding=fsdp"]
     assert [one["fits"] for one in found["suggestions"]] == ["yes"] * len(changes)
-    again = plan("-p", "mi50", "--device", "mi50-32g", "--set", "weights=stored", "--set", "train.cutoff_len=1024")
+    again = plan(
+        "-p",
+        "mi50",
+        "--device",
+        "mi50-32g",
+        "--set",
+        "weights=stored",
+        "--set",
+        "train.cutoff_len=1024",
+    )
     assert again["peak_gib"] == pytest.approx(found["suggestions"][0]["peak_gib"], abs=0.01)
 
 
@@ -110,9 +137,13 @@ def test_hours_come_from_the_staged_rows(plan: CLI, iisft: CLI, workspace: Path)
     assert found["total_h_range"][0] < found["total_h"] < found["total_h_range"][1]
     assert found["finish"] > "20"
     full = plan("-p", "mi50-fp16", "--device", "mi50-32g")
-    assert found["step_s"] == pytest.approx(full["step_s"], rel=0.01)  # 3000 tokens a row are cut to cutoff_len
+    # 3000 tokens a row are cut to cutoff_len
+    assert found["step_s"] == pytest.approx(full["step_s"], rel=0.01)
     stage(iisft, workspace, 1000, "short")
-    assert plan("-p", "mi50-fp16", "--device", "mi50-32g", "--data", "rows")["step_s"] < found["step_s"] / 20
+    assert (
+        plan("-p", "mi50-fp16", "--device", "mi50-32g", "--data", "rows")["step_s"]
+        < found["step_s"] / 20
+    )
 
 
 def test_tokens_counted_at_staging_are_used(plan: CLI, iisft: CLI, workspace: Path) -> None:
@@ -139,19 +170,31 @@ def test_any_model_folder_with_only_its_config(plan: CLI, workspace: Path) -> No
         ({"model_type": "llama"}, "plan-unknown-model"),
         ({**LLAMA, "num_experts": 64}, "plan-unknown-model"),
         ({**LLAMA, "model_type": "martian"}, "plan-unknown-family"),
-        ({key: value for key, value in LLAMA.items() if key != "torch_dtype"}, "model-dtype-unknown"),
+        (
+            {key: value for key, value in LLAMA.items() if key != "torch_dtype"},
+            "model-dtype-unknown",
+        ),
     ],
 )
 def test_odd_configs_are_findings(plan: CLI, workspace: Path, config: Any, finding: str) -> None:
     found = plan("-p", "v100", "--model", str(model_folder(workspace, config)))
     assert finding in [one["id"] for one in found["findings"]]
     known = finding in ("plan-unknown-family", "model-dtype-unknown")
-    assert (found["peak_gib"] is not None, found["fits"] is not None, found["step_s"] is not None) == (known,) * 3
+    assert (
+        found["peak_gib"] is not None,
+        found["fits"] is not None,
+        found["step_s"] is not None,
+    ) == (known,) * 3
 
 
 def test_a_model_that_nobody_knows_is_null_and_no_error(plan: CLI, iisft: CLI) -> None:
     found = plan("-p", "v100", "--model", "owner/unknown")
-    assert (found["fits"], found["peak_gib"], found["parts"], found["suggestions"]) == (None, None, None, [])
+    assert (found["fits"], found["peak_gib"], found["parts"], found["suggestions"]) == (
+        None,
+        None,
+        None,
+        [],
+    )
     result = iisft("plan", "-p", "v100", "--model", "owner/unknown")
     assert (result.code, "fits: not known" in result.out) == (0, True)
 
@@ -165,7 +208,9 @@ def test_a_rule_of_the_preset_is_a_finding_and_the_plan_is_made(plan: CLI) -> No
 def test_arguments_that_change_the_memory_are_named(plan: CLI) -> None:
     found = plan("-p", "ampere", "--set", "llamafactory.enable_liger_kernel=true")
     [finding] = [one for one in found["findings"] if one["id"] == "plan-uncounted-arguments"]
-    assert finding["message"] == "memory and time are counted without llamafactory.enable_liger_kernel"
+    assert (
+        finding["message"] == "memory and time are counted without llamafactory.enable_liger_kernel"
+    )
 
 
 def test_an_unknown_device_is_named_with_its_neighbours(iisft: CLI) -> None:
@@ -174,7 +219,9 @@ def test_an_unknown_device_is_named_with_its_neighbours(iisft: CLI) -> None:
 
 
 def test_more_gpus_keep_the_global_batch_and_share_the_work(plan: CLI) -> None:
-    two, four = (plan("-p", "mi50-fp16", "--device", "mi50-32g", "--gpus", str(gpus)) for gpus in (2, 4))
+    two, four = (
+        plan("-p", "mi50-fp16", "--device", "mi50-32g", "--gpus", str(gpus)) for gpus in (2, 4)
+    )
     assert (two["global_batch"], four["global_batch"]) == (64, 64)
     assert four["step_s"] == pytest.approx(two["step_s"] / 2, rel=0.05)
 
@@ -202,8 +249,12 @@ def test_every_device_has_rates_in_order(device: Any) -> None:
         assert not measured or device.rate_source
 
 
-def test_the_gpus_of_this_machine_are_planned_for(plan: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iisft.runs.planning.visible_gpus", lambda: [Gpu("amd", "gfx906", 15.98, "MI50")] * 2)
+def test_the_gpus_of_this_machine_are_planned_for(
+    plan: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "iisft.runs.plan.command.visible_gpus", lambda: [Gpu("amd", "gfx906", 15.98, "MI50")] * 2
+    )
     found = plan("-p", "mi50")
     assert (found["device"], found["gpu_gib"], found["fits"]) == ("mi50-16g", 15.98, "no")
 
@@ -212,7 +263,15 @@ def test_best_never_changes_what_is_computed(plan: CLI) -> None:
     found = plan("-p", "ampere", "--device", "a100-80g", "--best")["best"]
     assert found[0]["step_s"] < plan("-p", "ampere", "--device", "a100-80g")["step_s"]
     assert all(one["fits"] == "yes" for one in found)
-    allowed = {"train.batch_size", "train.accumulation", "train.gradient_checkpointing", "attention", "sharding"}
-    keys = {word.partition("=")[0] for one in found for word in one["change"].split() if word != "--set"}
+    allowed = {
+        "train.batch_size",
+        "train.accumulation",
+        "train.gradient_checkpointing",
+        "attention",
+        "sharding",
+    }
+    keys = {
+        word.partition("=")[0] for one in found for word in one["change"].split() if word != "--set"
+    }
     assert keys <= allowed
     assert "train.gradient_checkpointing=false" in found[0]["change"]

@@ -1,4 +1,6 @@
-"""The tape against the real code: LLaMA-Factory, peft, transformers on small models of every family, without data."""
+"""The tape against the real code: LLaMA-Factory, peft, transformers on small models of every
+family, without data.
+"""
 
 import json
 import os
@@ -21,9 +23,15 @@ FAMILIES = {
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
     "llama": ("LlamaForCausalLM", {"num_key_value_heads": 8}),
     "mistral": ("MistralForCausalLM", {"sliding_window": None}),
-    "gemma": ("GemmaForCausalLM", {"num_key_value_heads": 1, "head_dim": 96, "tie_word_embeddings": True}),
+    "gemma": (
+        "GemmaForCausalLM",
+        {"num_key_value_heads": 1, "head_dim": 96, "tie_word_embeddings": True},
+    ),
     "gemma2": ("Gemma2ForCausalLM", {"head_dim": 64, "tie_word_embeddings": True}),
-    "gemma3_text": ("Gemma3ForCausalLM", {"head_dim": 64, "num_hidden_layers": 6, "tie_word_embeddings": True}),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {"head_dim": 64, "num_hidden_layers": 6, "tie_word_embeddings": True},
+    ),
     "glm": ("GlmForCausalLM", {"head_dim": 64, "attention_bias": True}),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 64, "attention_bias": True}),
     "phi3": ("Phi3ForCausalLM", {}),
@@ -65,15 +73,30 @@ def predicted(one: dict[str, Any]) -> int:
     model = read_architecture(one["config"], one["target"])
     assert model is not None
     way = "exact" if one["arithmetic"] == "float32" else "native"
-    same = ("weights", "autocast", "attention", "batch", "length", "checkpointing", "rank", "dropout")
+    same = (
+        "weights",
+        "autocast",
+        "attention",
+        "batch",
+        "length",
+        "checkpointing",
+        "rank",
+        "dropout",
+    )
     shape = StepShape(way=way, **{name: one[name] for name in same})
-    layout = Layout(one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"]))
+    layout = Layout(
+        one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"])
+    )
     return estimate_memory(model, shape, layout, 1.0).peak
 
 
 def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:
-    cases = [case(kind, **step) for kind in FAMILIES for step in STEPS] + [case("qwen2", **step) for step in MORE]
-    done = subprocess.run([PYTHON, str(SCRIPT)], input=json.dumps(cases), capture_output=True, text=True, check=True)
+    cases = [case(kind, **step) for kind in FAMILIES for step in STEPS] + [
+        case("qwen2", **step) for step in MORE
+    ]
+    done = subprocess.run(
+        [PYTHON, str(SCRIPT)], input=json.dumps(cases), capture_output=True, text=True, check=True
+    )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(cases)
     missed = []
@@ -88,18 +111,34 @@ def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:
 def test_a_case_that_can_not_be_traced_answers_with_its_error() -> None:
     broken = case("qwen2", attention="eager")
     broken["config"]["num_attention_heads"] = 7
-    done = subprocess.run([PYTHON, str(SCRIPT), json.dumps([broken])], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [PYTHON, str(SCRIPT), json.dumps([broken])], capture_output=True, text=True, check=True
+    )
     assert "error" in json.loads(done.stdout)
 
 
 def test_the_command_line_traces_what_it_planned(iisft: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "模型 small"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(case("mistral")["config"] | {"torch_dtype": "bfloat16"}))
-    result = iisft("plan", "-p", "mi50", "--model", str(folder), "--set", "train.cutoff_len=512", "--trace", "--json")
+    (folder / "config.json").write_text(
+        json.dumps(case("mistral")["config"] | {"torch_dtype": "bfloat16"})
+    )
+    result = iisft(
+        "plan",
+        "-p",
+        "mi50",
+        "--model",
+        str(folder),
+        "--set",
+        "train.cutoff_len=512",
+        "--trace",
+        "--json",
+    )
     found = json.loads(result.out)
     assert (result.code, found["trace"]["phase"]) == (0, found["phase"])
     assert found["trace"]["predicted_over_traced"] == pytest.approx(1, abs=0.01)
     assert found["trace"]["parts"]["ddp buckets"] > 0
     refused = json.loads(iisft("plan", "-p", "qlora-24g", "--trace", "--json").out)
-    assert refused["trace"] == {"error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"}
+    assert refused["trace"] == {
+        "error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"
+    }

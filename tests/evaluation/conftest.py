@@ -24,7 +24,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
     def make(rows: Iterable[dict[str, Any]], name: str = "预测 file.jsonl") -> Path:
         path = tmp_path / name
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         return path
 
     return make
@@ -34,7 +36,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def first_users_file(write: Callable[..., Path]) -> Path:
     """The counts of the first user's checkpoint 100: what looked healthy and was useless.
 
-    135 answers of 159: 59 rows to drop (52 right, 5 kept, 2 no JSON), 76 to keep (5 right, 68 dropped, 3 no JSON).
+    135 answers of 159: 59 rows to drop (52 right, 5 kept, 2 no JSON), 76 to keep (5 right, 68
+    dropped, 3 no JSON).
     """
     pairs = [(drop, drop)] * 52 + [(drop, keep)] * 5 + [(drop, None)] * 2
     pairs += [(keep, keep)] * 5 + [(keep, drop)] * 68 + [(keep, None)] * 3
@@ -49,5 +52,8 @@ def first_users_file(write: Callable[..., Path]) -> Path:
                 "model_output": answer(number) if answer else broken,
             }
         )
-    rows += [{"input": "x", "ground_truth": drop(900 + i), "model_output": "ERROR_GENERATION"} for i in range(24)]
+    rows += [
+        {"input": "x", "ground_truth": drop(900 + i), "model_output": "ERROR_GENERATION"}
+        for i in range(24)
+    ]
     return write(rows)

@@ -1,4 +1,6 @@
-"""Runs in the training interpreter: LLaMA-Factory's own ComputeSimilarity over pairs of texts, on standard output."""
+"""Runs in the training interpreter: LLaMA-Factory's own ComputeSimilarity over pairs of texts, on
+standard output.
+"""
 
 import json
 import sys
@@ -19,8 +21,12 @@ class Letters:
 
 class Predictions:
     def __init__(self, pair):
-        self.label_ids, self.predictions = (numpy.array([[ord(letter) for letter in text] or [0]]) for text in pair)
+        self.label_ids, self.predictions = (
+            numpy.array([[ord(letter) for letter in text] or [0]]) for text in pair
+        )
 
 
 pairs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-print("\n" + json.dumps([ComputeSimilarity(tokenizer=Letters())(Predictions(pair)) for pair in pairs]))
+print(
+    "\n" + json.dumps([ComputeSimilarity(tokenizer=Letters())(Predictions(pair)) for pair in pairs])
+)

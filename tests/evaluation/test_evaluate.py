@@ -21,7 +21,9 @@ def document(iisft: CLI, *argv: str) -> dict[str, Any]:
 
 def test_the_first_users_model_is_found_useless(iisft: CLI, first_users_file: Path) -> None:
     found = document(iisft, str(first_users_file), *SHAPES)
-    counts = {name: found[name] for name in ("rows", "generated", "generation_errors", "valid_json")}
+    counts = {
+        name: found[name] for name in ("rows", "generated", "generation_errors", "valid_json")
+    }
     assert counts == {"rows": 159, "generated": 135, "generation_errors": 24, "valid_json": 130}
     metrics, baselines = found["metrics"], found["baselines"]
     recall = {name: round(figures["recall"], 3) for name, figures in metrics["per_class"].items()}
@@ -37,8 +39,14 @@ def test_the_first_users_model_is_found_useless(iisft: CLI, first_users_file: Pa
         "drop": {"drop": 52, "keep": 5, "(none)": 2},
         "keep": {"drop": 68, "keep": 5, "(none)": 3},
     }
-    assert (round(metrics["accuracy"], 3), round(baselines["always drop"]["accuracy"], 3)) == (0.422, 0.437)
-    assert (round(baselines["always keep"]["accuracy"], 3), baselines["always drop"]["balanced_accuracy"]) == (
+    assert (round(metrics["accuracy"], 3), round(baselines["always drop"]["accuracy"], 3)) == (
+        0.422,
+        0.437,
+    )
+    assert (
+        round(baselines["always keep"]["accuracy"], 3),
+        baselines["always drop"]["balanced_accuracy"],
+    ) == (
         0.563,
         0.5,
     )
@@ -71,11 +79,17 @@ def test_shapes_are_found_without_being_named(iisft: CLI, first_users_file: Path
 
 
 def test_llamafactorys_own_file_is_read(iisft: CLI, write: Write) -> None:
-    rows = [{"prompt": f"question {i}", "predict": "yes", "label": "yes" if i % 3 else "no"} for i in range(30)]
+    rows = [
+        {"prompt": f"question {i}", "predict": "yes", "label": "yes" if i % 3 else "no"}
+        for i in range(30)
+    ]
     found = document(iisft, str(write(rows)))
     assert found["columns"] == {"prediction": "predict", "reference": "label", "prompt": "prompt"}
     assert found["label"] == "answer"
-    assert (found["metrics"]["accuracy"], found["baselines"]["always yes"]["accuracy"]) == (2 / 3, 2 / 3)
+    assert (found["metrics"]["accuracy"], found["baselines"]["always yes"]["accuracy"]) == (
+        2 / 3,
+        2 / 3,
+    )
     assert any("is NOT better than" in sentence for sentence in found["sentences"])
 
 
@@ -92,21 +106,32 @@ def test_a_key_and_a_pointer_are_labels(iisft: CLI, write: Write) -> None:
 
 def test_text_is_scored_beside_a_copy_of_the_input(iisft: CLI, write: Write) -> None:
     prompts = [f"summarise the {i} grey birds that fly over the town" for i in range(40)]
-    rows = [{"prompt": p, "reference": p[10:], "prediction": p[10:] if i % 4 else "no"} for i, p in enumerate(prompts)]
+    rows = [
+        {"prompt": p, "reference": p[10:], "prediction": p[10:] if i % 4 else "no"}
+        for i, p in enumerate(prompts)
+    ]
     found = document(iisft, str(write(rows)))
     metrics, copied = found["metrics"], found["baselines"]["copy of the input"]
     assert metrics["exact_match"] == metrics["rougel"] == 0.75
     assert metrics["text_rows"] == 40
     assert copied["exact_match"] == 0 and 0.9 < copied["rougel"] < 1
-    assert any("ROUGE-L 75.0 %" in text and "NOT better than copying the input" in text for text in found["sentences"])
+    assert any(
+        "ROUGE-L 75.0 %" in text and "NOT better than copying the input" in text
+        for text in found["sentences"]
+    )
 
 
 def test_a_sample_of_the_text_rows_is_said_to_be_one(iisft: CLI, write: Write) -> None:
-    rows = [{"reference": f"a text of row {i}", "prediction": f"a text of row {i + i % 2}"} for i in range(50)]
+    rows = [
+        {"reference": f"a text of row {i}", "prediction": f"a text of row {i + i % 2}"}
+        for i in range(50)
+    ]
     file = str(write(rows))
     sampled = document(iisft, file, "--text-rows", "20")
     assert sampled["metrics"]["text_rows"] == 20
-    assert "BLEU, ROUGE and chrF are of a random sample of 20 rows" in " ".join(sampled["sentences"])
+    assert "BLEU, ROUGE and chrF are of a random sample of 20 rows" in " ".join(
+        sampled["sentences"]
+    )
     assert document(iisft, file, "--text-rows", "20") == sampled
     assert "rougel" not in document(iisft, file, "--text-rows", "none")["metrics"]
     assert document(iisft, file, "--text-rows", "all")["metrics"]["text_rows"] == 50
@@ -129,7 +154,15 @@ def test_failures_are_told_apart(iisft: CLI, write: Write) -> None:
     ]
     file = write([{"row": i, "reference": "fine", **answer} for i, answer in enumerate(answers)])
     found = document(iisft, str(file), "--error-marker", "FAILED")
-    names = ("rows", "generated", "generation_errors", "empty", "cut_off", "repeated", "fenced_json")
+    names = (
+        "rows",
+        "generated",
+        "generation_errors",
+        "empty",
+        "cut_off",
+        "repeated",
+        "fenced_json",
+    )
     assert [found[name] for name in names] == [11, 8, 3, 2, 2, 1, 1]
     assert found["metrics"]["exact_match"] == 3 / 8
 
@@ -140,24 +173,39 @@ def test_nothing_but_failures_is_said_and_no_error(iisft: CLI, write: Write) -> 
     assert found["sentences"][-1] == "No row was generated."
 
 
-def test_a_schema_is_counted_with_its_worst_faults(iisft: CLI, write: Write, tmp_path: Path) -> None:
+def test_a_schema_is_counted_with_its_worst_faults(
+    iisft: CLI, write: Write, tmp_path: Path
+) -> None:
     schema = tmp_path / "schema.json"
-    schema.write_text('{"type": "object", "required": ["id"], "properties": {"n": {"type": "integer"}}}')
-    rows = [{"prediction": text} for text in ('{"id": 1, "n": 2}', '{"n": 2}', '{"id": 1, "n": "x"}', "no JSON")]
+    schema.write_text(
+        '{"type": "object", "required": ["id"], "properties": {"n": {"type": "integer"}}}'
+    )
+    rows = [
+        {"prediction": text}
+        for text in ('{"id": 1, "n": 2}', '{"n": 2}', '{"id": 1, "n": "x"}', "no JSON")
+    ]
     found = document(iisft, str(write(rows)), "--schema", str(schema))
     assert found["metrics"]["schema_valid"] == 0.25
-    assert found["metrics"]["schema_faults"] == {"the whole answer breaks 'required'": 1, "/n breaks 'type'": 1}
+    assert found["metrics"]["schema_faults"] == {
+        "the whole answer breaks 'required'": 1,
+        "/n breaks 'type'": 1,
+    }
     schema.write_text('{"type": "objekt"}')
     result = iisft("evaluate", str(write(rows)), "--schema", str(schema), "--json")
     assert (result.code, json.loads(result.out)["error"]["code"]) == (3, "schema-broken")
 
 
 def test_the_base_model_is_one_more_baseline(iisft: CLI, write: Write) -> None:
-    rows = [{"reference": "yes" if i % 2 else "no", "prediction": "yes" if i % 2 else "no"} for i in range(20)]
+    rows = [
+        {"reference": "yes" if i % 2 else "no", "prediction": "yes" if i % 2 else "no"}
+        for i in range(20)
+    ]
     base = write([row | {"prediction": "maybe"} for row in rows], "base.jsonl")
     found = document(iisft, str(write(rows)), "--base", str(base))
     assert found["baselines"]["base model"]["accuracy"] == 0
-    assert "Accuracy 100.0 % (83.2 - 100.0) is better than always answering" in " ".join(found["sentences"])
+    assert "Accuracy 100.0 % (83.2 - 100.0) is better than always answering" in " ".join(
+        found["sentences"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +221,9 @@ def test_the_base_model_is_one_more_baseline(iisft: CLI, write: Write) -> None:
         (("{file}", "--schema", "none.json"), 3, "schema-unreadable"),
     ],
 )
-def test_what_makes_no_sense_is_refused(iisft: CLI, write: Write, argv: tuple[str, ...], code: int, error: str) -> None:
+def test_what_makes_no_sense_is_refused(
+    iisft: CLI, write: Write, argv: tuple[str, ...], code: int, error: str
+) -> None:
     file = write([{"reference": "{}", "prediction": "{}"}] * 3)
     result = iisft("evaluate", *(part.replace("{file}", str(file)) for part in argv), "--json")
     assert (result.code, json.loads(result.out)["error"]["code"]) == (code, error)
@@ -197,10 +247,17 @@ def test_fields_are_compared_one_by_one(iisft: CLI, write: Write) -> None:
         return json.dumps(value | {"id": value["id"].format(number)})
 
     rows = [
-        {"prompt": f"id abc-123-{i} x y", "reference": text(reference, i), "prediction": text(answer, i)}
+        {
+            "prompt": f"id abc-123-{i} x y",
+            "reference": text(reference, i),
+            "prediction": text(answer, i),
+        }
         for i in range(4)
     ]
-    rows.append(rows[0] | {"prompt": "id abc-123-9", "reference": text(reference, 9), "prediction": "no JSON"})
+    rows.append(
+        rows[0]
+        | {"prompt": "id abc-123-9", "reference": text(reference, 9), "prediction": "no JSON"}
+    )
     metrics = document(iisft, str(write(rows)))["metrics"]
     shared = {"rows": 5, "missing": 1, "exact": 0.0, "exact_when_present": 0.0, "majority": 1.0}
     assert metrics["fields"] == {

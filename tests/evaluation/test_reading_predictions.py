@@ -62,19 +62,27 @@ def test_a_json_array_is_read_and_a_torn_one_refused(iisft: CLI, tmp_path: Path)
 
 def test_what_pythons_json_writes_is_read(iisft: CLI, tmp_path: Path) -> None:
     file = tmp_path / "odd.jsonl"
-    rows = [{"reference": "x", "prediction": "half \ud83d", "score": float("nan")}, {"reference": 5, "prediction": 5}]
+    rows = [
+        {"reference": "x", "prediction": "half \ud83d", "score": float("nan")},
+        {"reference": 5, "prediction": 5},
+    ]
     file.write_text("\ufeff" + "\n\n".join(json.dumps(row) for row in rows) + "\r\n")
     code, found = evaluated(iisft, file)
     assert (code, found["rows"], found["metrics"]["exact_match"]) == (0, 2, 0.5)
 
 
 def test_references_that_are_parsed_already_are_text_again(iisft: CLI, write: Write) -> None:
-    rows = [{"reference": {"a": i, "字": "b"}, "prediction": json.dumps({"a": i, "字": "b"})} for i in range(3)]
+    rows = [
+        {"reference": {"a": i, "字": "b"}, "prediction": json.dumps({"a": i, "字": "b"})}
+        for i in range(3)
+    ]
     code, found = evaluated(iisft, write(rows))
     assert (code, found["metrics"]["fields"]["/a"]["exact"]) == (0, 1.0)
 
 
-def test_a_file_without_predictions_says_what_it_has(iisft: CLI, write: Write, tmp_path: Path) -> None:
+def test_a_file_without_predictions_says_what_it_has(
+    iisft: CLI, write: Write, tmp_path: Path
+) -> None:
     code, found = evaluated(iisft, write([{"id": 1, "score": 2}]))
     assert (code, found["error"]["code"]) == (3, "no-predictions")
     assert "'id', 'score'" in found["error"]["message"]

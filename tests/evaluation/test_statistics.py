@@ -23,7 +23,9 @@ def test_class_figures_are_scikit_learns() -> None:
     )
     for i, name in enumerate(classes):
         own = found["per_class"][name]
-        assert [own["precision"], own["recall"], own["f1"]] == pytest.approx([precision[i], recall[i], f1[i]])
+        assert [own["precision"], own["recall"], own["f1"]] == pytest.approx(
+            [precision[i], recall[i], f1[i]]
+        )
         assert own["support"] == support[i]
     assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, answers))
     assert found["balanced_accuracy"] == pytest.approx(recall.mean())
@@ -41,7 +43,8 @@ def test_the_intervals_hold_the_truth_about_95_times_of_100() -> None:
 
 
 def test_a_rate_of_all_or_nothing_still_has_a_width() -> None:
-    assert statistics.rate_interval(0, 20) == pytest.approx((0, 0.1684), abs=1e-4)  # Clopper and Pearson
+    # Clopper and Pearson
+    assert statistics.rate_interval(0, 20) == pytest.approx((0, 0.1684), abs=1e-4)
     assert statistics.rate_interval(20, 20) == pytest.approx((0.8316, 1), abs=1e-4)
 
 
@@ -66,7 +69,11 @@ def test_a_difference_on_the_same_rows_is_paired() -> None:
         ("0123456789" * 30 + "01234", True),
         ("ha" * 20, False),  # 40 characters are a laugh
         ("The quick brown fox jumps over the lazy dog. " * 3, False),
-        ('{"rate": {"a": 0, "b": 0, "c": 0, "d": 0, "e": 0, "f": 0, "g": 0, "h": 0}, "why": "' + "x" * 50, False),
+        (
+            '{"rate": {"a": 0, "b": 0, "c": 0, "d": 0, "e": 0, "f": 0, "g": 0, "h": 0}, "why": "'
+            + "x" * 50,
+            False,
+        ),
         ("word " * 200 + "and then it ends well, as it should.", False),
         ("", False),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from iisft.evaluation.text import Scorer, TextSample
+from iisft.evaluation.similarity import Scorer, TextSample
 
 CLI = Callable[..., Any]
 CHILD = Path(__file__).with_name("similarity_of_llamafactory.py")
@@ -30,12 +30,19 @@ def test_the_figures_are_llamafactorys(tmp_path: Path) -> None:
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(PAIRS), encoding="utf-8")
     python = os.environ.get("IISFT_PYTHON") or sys.executable
-    done = subprocess.run([python, str(CHILD), str(file)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python, str(CHILD), str(file)], capture_output=True, text=True, check=True
+    )
     theirs = json.loads(done.stdout.splitlines()[-1])
     scorer = Scorer()
     ours = [scorer.score(reference, prediction) for reference, prediction in PAIRS]
     for own, other in zip(ours, theirs, strict=True):
-        found = {"rouge-1": own["rouge1"], "rouge-2": own["rouge2"], "rouge-l": own["rougel"], "bleu-4": own["bleu4"]}
+        found = {
+            "rouge-1": own["rouge1"],
+            "rouge-2": own["rouge2"],
+            "rouge-l": own["rougel"],
+            "bleu-4": own["bleu4"],
+        }
         assert {name: round(100 * value, 4) for name, value in found.items()} == other
 
 
@@ -60,7 +67,12 @@ def test_a_sample_is_the_same_rows_for_every_system_and_time() -> None:
     ],
 )
 def test_a_missing_package_is_named_with_its_command(
-    iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, argv: list[str], command: str
+    iisft: CLI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    argv: list[str],
+    command: str,
 ) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"reference": "a text", "prediction": "some text"}\n' * 2)

@@ -1,8 +1,10 @@
-"""A stand-in for llamafactory-cli: writes what the real one writes, and misbehaves as FAKE_MODE says.
+"""A stand-in for llamafactory-cli: writes what the real one writes, and misbehaves as FAKE_MODE
+says.
 
-ok | crash | stock-class | wrong-attention | dropped-row | nan | hang | ignore-stop | early-end | orphan |
-crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step FAKE_LOG_AT, 2 unless said; ends with 1) |
-forward:FILE (the same in the first forward: FAKE_REPORTED ranks have reported, 0 unless said, FAKE_WAIT_FOR exists)
+ok | crash | stock-class | wrong-attention | dropped-row | nan | hang | ignore-stop | early-end |
+orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step FAKE_LOG_AT, 2
+unless said, and ends with 1) | forward:FILE (the same in the first forward, FAKE_REPORTED ranks,
+0 unless said, have reported, and FAKE_WAIT_FOR exists)
 """
 
 import json
@@ -31,7 +33,9 @@ def say(text: str) -> None:
 
 
 def write_adapter_config(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(Path.cwd() / "model")}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(Path.cwd() / "model")})
+    )
 
 
 def save_checkpoint(output: Path, step: int) -> None:
@@ -42,7 +46,9 @@ def save_checkpoint(output: Path, step: int) -> None:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("data.pkl", f"step {step}")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": STEPS}))
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"global_step": step, "max_steps": STEPS})
+    )
 
 
 def once(name: str) -> bool:
@@ -60,7 +66,9 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     stop = {"asked": False}
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
-    signal.signal(signal.SIGUSR1, lambda *_: say("Thread 0x1 (most recent call first): in fake all_reduce"))
+    signal.signal(
+        signal.SIGUSR1, lambda *_: say("Thread 0x1 (most recent call first): in fake all_reduce")
+    )
     stop_file = Path(os.environ["IISFT_STOP_FILE"])
 
     def asked() -> bool:
@@ -70,7 +78,9 @@ def main() -> None:
     if config.get("overwrite_output_dir"):
         (output / "trainer_log.jsonl").unlink(missing_ok=True)
     if "resume_from_checkpoint" in config:
-        begin = json.loads(Path(config["resume_from_checkpoint"], "trainer_state.json").read_text())["global_step"]
+        begin = json.loads(
+            Path(config["resume_from_checkpoint"], "trainer_state.json").read_text()
+        )["global_step"]
     if MODE == "crash":
         say("Traceback (most recent call last):")
         say("ValueError: Cannot find valid samples, check `data/README.md` for the data format.")
@@ -81,7 +91,9 @@ def main() -> None:
     say("[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running training *****")
     for name, value in {
         "Num examples": rows,
-        "Total train batch size (w. parallel, distributed & accumulation)": expected["global_batch"],
+        "Total train batch size (w. parallel, distributed & accumulation)": expected[
+            "global_batch"
+        ],
         "Total optimization steps": STEPS,
         "Number of trainable parameters": 131072,
     }.items():
@@ -113,19 +125,38 @@ def main() -> None:
         sys.exit(1)
     if MODE == "orphan":
         # A rank of its own session, as torchrun makes them, that outlives its parent.
-        subprocess.Popen(["sleep", "600"], start_new_session=True, env=os.environ | {"LOCAL_RANK": "0"})
+        subprocess.Popen(
+            ["sleep", "600"], start_new_session=True, env=os.environ | {"LOCAL_RANK": "0"}
+        )
     step = begin
     for step in range(begin + 1, STEPS + 1):
         loss = float("nan") if MODE == "nan" and step > 1 else 2.0 / step
-        entry = {"current_steps": step, "total_steps": STEPS, "loss": loss, "lr": 1e-05, "epoch": step / STEPS}
-        say(str({"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05", "epoch": f"{step / STEPS}"}))
+        entry = {
+            "current_steps": step,
+            "total_steps": STEPS,
+            "loss": loss,
+            "lr": 1e-05,
+            "epoch": step / STEPS,
+        }
+        say(
+            str(
+                {
+                    "loss": f"{loss:.4g}",
+                    "grad_norm": "2.102",
+                    "learning_rate": "1e-05",
+                    "epoch": f"{step / STEPS}",
+                }
+            )
+        )
         with (output / "trainer_log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
         if step % 2 == 0:
             save_checkpoint(output, step)
         if MODE == "early-end" and step == 2:
             break
-        if MODE in ("hang", "ignore-stop", "orphan") or (MODE == "hang-once" and step == 3 and once("hung")):
+        if MODE in ("hang", "ignore-stop", "orphan") or (
+            MODE == "hang-once" and step == 3 and once("hung")
+        ):
             while not asked():
                 time.sleep(0.01)
         elif STEP_S:
@@ -140,7 +171,9 @@ def main() -> None:
         if asked():
             save_checkpoint(output, step)
             break
-    (output / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": STEPS}))
+    (output / "trainer_state.json").write_text(
+        json.dumps({"global_step": step, "max_steps": STEPS})
+    )
     write_adapter_config(output)
 
 

@@ -1,7 +1,8 @@
 """A stand-in for the scripts of iisft/child that load a model: the same messages, no torch.
 
-argv[1] is the script's path. FAKE_CHILD: ok | other-precision | die-after:N (batches) | slow (does as many batches
-as the file FAKE_GATE says) | log:FILE (prints FILE to its log and ends with 1) | failed-rows | differs | disk-full
+argv[1] is the script's path. FAKE_CHILD: ok | other-precision | die-after:N (batches) | slow (does
+as many batches as the file FAKE_GATE says) | log:FILE (prints FILE to its log and ends with 1) |
+failed-rows | differs | disk-full
 """
 
 import json
@@ -34,7 +35,9 @@ def prove() -> None:
         proof={
             "weights": {expected["weights_dtype"]: 100},
             "linear_dtype": "bfloat16" if MODE == "other-precision" else expected["compute_dtype"],
-            "attention_dtype": "bfloat16" if MODE == "other-precision" else expected["compute_dtype"],
+            "attention_dtype": "bfloat16"
+            if MODE == "other-precision"
+            else expected["compute_dtype"],
             "autocast": expected["autocast"],
             "attention": expected["attention"],
             "arithmetic": expected["arithmetic"],
@@ -47,16 +50,26 @@ def prove() -> None:
 
 def predict(spec: dict) -> None:
     prove()
-    data = [json.loads(line) for line in Path(spec["data"]["file"]).read_text(encoding="utf-8").splitlines()]
+    data = [
+        json.loads(line)
+        for line in Path(spec["data"]["file"]).read_text(encoding="utf-8").splitlines()
+    ]
     for job in spec["jobs"]:
         send(kind="job", which=job["which"])
         rest = [number for number in range(spec["count"], 0, -1) if number not in job["done"]]
-        batches = [rest[start : start + spec["batch_size"]] for start in range(0, len(rest), spec["batch_size"])]
+        batches = [
+            rest[start : start + spec["batch_size"]]
+            for start in range(0, len(rest), spec["batch_size"])
+        ]
         for number, batch in enumerate(batches, 1):
             while MODE == "slow" and not allowed(number):
                 if select.select([0], [], [], 0.01)[0]:  # the end of it: nobody listens any more
                     os._exit(0)
-            send(kind="rows", rows=[row(at, data[at - 1], job) for at in batch], share=number / len(batches))
+            send(
+                kind="rows",
+                rows=[row(at, data[at - 1], job) for at in batch],
+                share=number / len(batches),
+            )
             if f"die-after:{number}" == MODE:
                 os._exit(1)
 
@@ -94,7 +107,12 @@ def chat() -> None:
                     send(kind="text", text="and on ")
                 send(kind="answered")
                 continue
-            for text in ("asked ", str(len(asked["messages"])), " of ", asked["messages"][-1]["content"]):
+            for text in (
+                "asked ",
+                str(len(asked["messages"])),
+                " of ",
+                asked["messages"][-1]["content"],
+            ):
                 send(kind="text", text=text)
             send(kind="answered")
 
@@ -112,7 +130,13 @@ def merge(spec: dict) -> None:
 
 def compare() -> None:
     divergence = 0.5 if MODE == "differs" else 0.001
-    send(kind="compared", tokens=100, agreement=0.75 if MODE == "differs" else 1.0, divergence=divergence, effect=1.0)
+    send(
+        kind="compared",
+        tokens=100,
+        agreement=0.75 if MODE == "differs" else 1.0,
+        divergence=divergence,
+        effect=1.0,
+    )
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Real LLaMA-Factory runs for the tests: arguments, views, child processes, and what the runs left behind."""
+"""Real LLaMA-Factory runs for the tests: arguments, views, child processes, and what the runs left
+behind.
+"""
 
 import json
 import os
@@ -11,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
@@ -57,7 +59,9 @@ def run_python(
 
 
 def make_view(model: Path, folder: Path, precision: str, weights: str) -> Path:
-    plan = plan_view(inspect_checkpoint(model), precision=precision, weights=weights, trust_remote_code=False)
+    plan = plan_view(
+        inspect_checkpoint(model), precision=precision, weights=weights, trust_remote_code=False
+    )
     build_view(plan, folder)
     return folder
 
@@ -135,9 +139,13 @@ class Batch:
 
 
 def run_command_line(folder: Path, arguments: dict[str, Any], **more: str) -> str:
-    """`llamafactory-cli train`, with the file name relative because it splits its command line at spaces."""
+    """`llamafactory-cli train`, with the file name relative because it splits its command line at
+    spaces.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.yaml").write_text(yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8")
+    (folder / "train.yaml").write_text(
+        yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8"
+    )
     cli = Path(PYTHON).parent / "llamafactory-cli"
     done = subprocess.run(
         [str(cli), "train", "train.yaml"],
@@ -153,7 +161,9 @@ def run_command_line(folder: Path, arguments: dict[str, Any], **more: str) -> st
 
 
 def proof_lines(log: str) -> list[dict[str, Any]]:
-    return [json.loads(line.removeprefix(MARK)) for line in log.splitlines() if line.startswith(MARK)]
+    return [
+        json.loads(line.removeprefix(MARK)) for line in log.splitlines() if line.startswith(MARK)
+    ]
 
 
 def result_of(output: Path) -> dict[str, Any]:

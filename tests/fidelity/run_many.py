@@ -1,6 +1,8 @@
-"""Runs LLaMA-Factory trainings in one process, in the training interpreter: python run_many.py CASES.json
+"""Runs LLaMA-Factory trainings in one process, in the training interpreter: python run_many.py
+CASES.json
 
-CASES.json is a list of [name, arguments]. Each case is announced on stdout; one that fails leaves NAME.error.
+CASES.json is a list of [name, arguments]. Each case is announced on stdout; one that fails leaves
+NAME.error.
 """
 
 import json
@@ -18,7 +20,9 @@ def main(cases):
             run_exp(arguments)
         except Exception:
             traceback.print_exc()
-            Path(arguments["output_dir"] + ".error").write_text(traceback.format_exc(), encoding="utf-8")
+            Path(arguments["output_dir"] + ".error").write_text(
+                traceback.format_exc(), encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

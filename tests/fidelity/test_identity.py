@@ -1,4 +1,6 @@
-"""Through LLaMA-Factory: float32 arithmetic over stored weights equals float32 weights, bit for bit."""
+"""Through LLaMA-Factory: float32 arithmetic over stored weights equals float32 weights, bit for
+bit.
+"""
 
 import json
 import shutil
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from harness import WAYS, Batch, make_view
 
-from iisft.models.view import restore_base_model_name
+from iisft.models.view.build import restore_base_model_name
 
 ARCHITECTURES = {
     "qwen2-tied": "Qwen2ForCausalLM",
@@ -28,7 +30,9 @@ RESUMED = "qwen3"
 FRESH = "fresh adapter"
 
 
-def add_case(batch: Batch, models: Path, name: str, way: tuple[str, str] | None, case: str = "", **more: Any) -> None:
+def add_case(
+    batch: Batch, models: Path, name: str, way: tuple[str, str] | None, case: str = "", **more: Any
+) -> None:
     """All views are folders named `model`, and so share one slot in transformers' module cache."""
     model = models / name / "model"
     case = case or name
@@ -59,8 +63,12 @@ def names_of_base(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def resumed(ways: dict[str, Batch], models: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    """The run with a fresh adapter again, from step 3, after the base model's name was restored there."""
+def resumed(
+    ways: dict[str, Batch], models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Batch:
+    """The run with a fresh adapter again, from step 3, after the base model's name was restored
+    there.
+    """
     batch = Batch(tmp_path_factory.mktemp("resumed"))
     checkpoint = batch.folder / "from" / "checkpoint-3"
     view = ways["exact"].folder / "视 图" / FRESH / "model"
@@ -78,7 +86,9 @@ def resumed(ways: dict[str, Batch], models: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_stored_weights_in_float32_arithmetic_equal_float32_weights(ways: dict[str, Batch], name: str) -> None:
+def test_stored_weights_in_float32_arithmetic_equal_float32_weights(
+    ways: dict[str, Batch], name: str
+) -> None:
     exact, float32, plain = (ways[way].result(name) for way in WAYS)
     assert len(exact["logged"]) == 6
     assert exact["logged"] == float32["logged"]
@@ -115,7 +125,8 @@ def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
 
 def test_resumed_equals_uninterrupted(ways: dict[str, Batch], resumed: Batch) -> None:
     whole, rest = ways["exact"].result(FRESH), resumed.result(FRESH)
-    assert rest["logged"] == whole["logged"]  # the trainer's state brings the first three steps along
+    # the trainer's state brings the first three steps along
+    assert rest["logged"] == whole["logged"]
     assert rest["adapter"] == whole["adapter"]
     steps = (resumed.folder / FRESH / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["current_steps"] for line in steps if "loss" in line] == [4, 5, 6]
@@ -146,7 +157,9 @@ def test_full_matrix(models: Path, tmp_path: Path, way: str) -> None:
 
 @pytest.mark.matrix
 def test_the_optimizer_must_be_named_on_both_sides(models: Path, tmp_path: Path) -> None:
-    """Why presets name `adamw_torch`: transformers' default is the fused one, whose last bits differ."""
+    """Why presets name `adamw_torch`: transformers' default is the fused one, whose last bits
+    differ.
+    """
     batch = Batch(tmp_path)
     add_case(batch, models, "qwen3", WAYS["exact"], "named")
     add_case(batch, models, "qwen3", WAYS["exact"], "fused", optim="adamw_torch_fused")

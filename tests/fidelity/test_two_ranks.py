@@ -15,7 +15,9 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def run(models: Path, folder: Path, name: str, way: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(
+    models: Path, folder: Path, name: str, way: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The adapter and losses of one two-rank run, and its proof lines by rank."""
     view = make_view(models / name / "model", folder / "model", *(WAYS[way] or ("", "")))
     arguments = train_arguments(
@@ -26,17 +28,27 @@ def run(models: Path, folder: Path, name: str, way: str) -> tuple[dict[str, Any]
         ddp_backend="gloo",
         ddp_timeout=120,
     )
-    log = run_command_line(folder, arguments, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", MASTER_PORT=free_port())
-    return result_of(folder / "output"), sorted(proof_lines(log), key=lambda line: int(line["rank"]))
+    log = run_command_line(
+        folder, arguments, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", MASTER_PORT=free_port()
+    )
+    return result_of(folder / "output"), sorted(
+        proof_lines(log), key=lambda line: int(line["rank"])
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "gemma3"])
 def test_two_ranks_are_identical_and_both_prove_it(models: Path, tmp_path: Path, name: str) -> None:
     with ThreadPoolExecutor(2) as pool:  # most of the time goes into imports, on one core each
-        jobs = [pool.submit(run, models, tmp_path / f"{way} 两", name, way) for way in ("exact", "float32")]
+        jobs = [
+            pool.submit(run, models, tmp_path / f"{way} 两", name, way)
+            for way in ("exact", "float32")
+        ]
     (exact, exact_lines), (float32, float32_lines) = (job.result() for job in jobs)
     assert len(exact["logged"]) == 6 and exact == float32
     for lines, arithmetic in ((exact_lines, "float32"), (float32_lines, "native")):
-        assert [(e["rank"], e["local_rank"], e["world_size"]) for e in lines] == [(0, 0, 2), (1, 1, 2)]
+        assert [(e["rank"], e["local_rank"], e["world_size"]) for e in lines] == [
+            (0, 0, 2),
+            (1, 1, 2),
+        ]
         assert {e["arithmetic"] for e in lines} == {arithmetic}
         assert {**lines[0], "rank": 1, "local_rank": 1} == lines[1]

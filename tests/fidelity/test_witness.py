@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 from harness import Batch, make_view
 
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
 
 TOUCH = "open({place!r}, 'w').close()\n"
 
 
 def poisoned_copy(models: Path, folder: Path, witness: Path) -> Path:
-    """The qwen3 model with JSON files that name a Python file; running that would touch `witness`."""
+    """The qwen3 model with JSON files that name a Python file.
+
+    Running that would touch `witness`.
+    """
     folder.mkdir(parents=True)
     for path in (models / "qwen3" / "model").iterdir():
         (folder / path.name).symlink_to(path)
@@ -44,11 +47,15 @@ def trusted_copy(models: Path, folder: Path) -> Path:
     config |= {
         "architectures": ["ToyForCausalLM"],
         "model_type": "toy_of_iisft",
-        "auto_map": {"AutoConfig": "toy_config.ToyConfig", "AutoModelForCausalLM": "toy.ToyForCausalLM"},
+        "auto_map": {
+            "AutoConfig": "toy_config.ToyConfig",
+            "AutoModelForCausalLM": "toy.ToyForCausalLM",
+        },
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "toy_config.py").write_text(
-        "from transformers import Qwen3Config\n\nclass ToyConfig(Qwen3Config):\n    model_type = 'toy_of_iisft'\n"
+        "from transformers import Qwen3Config\n\nclass ToyConfig(Qwen3Config):\n    model_type = "
+        "'toy_of_iisft'\n"
     )
     (folder / "toy.py").write_text(
         "from transformers import Qwen3ForCausalLM\nfrom .toy_config import ToyConfig\n\n"
@@ -59,7 +66,9 @@ def trusted_copy(models: Path, folder: Path) -> Path:
 
 def planned_view(model: Path, folder: Path, precision: str, weights: str, trust: bool) -> Path:
     checkpoint = inspect_checkpoint(model)
-    build_view(plan_view(checkpoint, precision=precision, weights=weights, trust_remote_code=trust), folder)
+    build_view(
+        plan_view(checkpoint, precision=precision, weights=weights, trust_remote_code=trust), folder
+    )
     return folder
 
 
@@ -70,7 +79,9 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     data, start = models / "data", {"adapter_name_or_path": str(models / "qwen3" / "start")}
 
     def view(name: str, precision: str, weights: str, model: str = "qwen3") -> Path:
-        return make_view(models / model / "model", batch.folder / name / "model", precision, weights)
+        return make_view(
+            models / model / "model", batch.folder / name / "model", precision, weights
+        )
 
     def add(name: str, model: Path, **more: Any) -> None:
         batch.add(name, model, data, **{"max_steps": 2, **start, **more})
@@ -90,7 +101,9 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     )
     forced = view("v8", "fp32", "fp32", "qwen3-moe")
     config = json.loads((forced / "config.json").read_text(encoding="utf-8"))
-    (forced / "config.json").write_text(json.dumps(config | {"iisft_arithmetic": "float32"}), encoding="utf-8")
+    (forced / "config.json").write_text(
+        json.dumps(config | {"iisft_arithmetic": "float32"}), encoding="utf-8"
+    )
     add("experts forced", forced, adapter_name_or_path=None, lora_target="q_proj,v_proj")
     poisoned = poisoned_copy(models, batch.folder / "source a", batch.folder / "a ran")
     add("poisoned", planned_view(poisoned, batch.folder / "v9" / "model", "fp32", "stored", False))
@@ -115,7 +128,9 @@ def only_line(runs: Batch, name: str) -> dict[str, Any]:
 
 def test_an_untrusted_view_trains_the_stock_class_and_proves_nothing(runs: Batch) -> None:
     assert runs.lines["untrusted"] == []
-    assert runs.result("untrusted") == runs.result("plain"), "the stock class trains without a warning"
+    assert runs.result("untrusted") == runs.result("plain"), (
+        "the stock class trains without a warning"
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +146,11 @@ def test_precision_is_told_by_value(
     runs: Batch, name: str, arithmetic: str, weights: str, autocast: str | None, computed: str
 ) -> None:
     line = only_line(runs, name)
-    assert (line["arithmetic"], list(line["weights"]), line["autocast"]) == (arithmetic, [weights], autocast)
+    assert (line["arithmetic"], list(line["weights"]), line["autocast"]) == (
+        arithmetic,
+        [weights],
+        autocast,
+    )
     assert (line["linear_dtype"], line["attention_dtype"]) == (computed, computed)
 
 

@@ -1,9 +1,10 @@
-"""Makes tiny random models, one starting adapter each and a data set. Runs in the training interpreter:
+"""Makes tiny random models, one starting adapter each and a data set. Runs in the training
+interpreter:
 
 python tiny_models.py FOLDER NAME...
 
-FOLDER/NAME/model is the model (bf16, or fp16 where its name says so), FOLDER/NAME/start its LoRA adapter (A
-and B not zero), FOLDER/data the rows.
+FOLDER/NAME/model is the model (bf16, or fp16 where its name says so), FOLDER/NAME/start its LoRA
+adapter (A and B not zero), FOLDER/data the rows.
 """
 
 import json
@@ -58,7 +59,9 @@ RECIPES = {
 
 def make_tokenizer():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
@@ -85,7 +88,9 @@ def make_model(name, folder):
 
 def make_adapter(folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     torch.manual_seed(11)
     adapted = peft.get_peft_model(model, config)
     with torch.no_grad():
@@ -98,7 +103,11 @@ def make_adapter(folder):
 def make_data(folder):
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"instruction": f"第{i}条: {i * 37 % 101}", "input": "情报 " * (i % 5), "output": f'{{"k": {i * i}}}'}
+        {
+            "instruction": f"第{i}条: {i * 37 % 101}",
+            "input": "情报 " * (i % 5),
+            "output": f'{{"k": {i * i}}}',
+        }
         for i in range(32)
     ]
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")

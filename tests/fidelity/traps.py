@@ -50,7 +50,9 @@ def exact(name, arithmetic="float32", module=None):
 
 def stock(name):
     folder = MODELS / name / "model"
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
 
 
 def ids():
@@ -91,13 +93,21 @@ def check_layer_norm_takes_float32_activations():
 def check_trainable_layers_get_their_gradients():
     mine, theirs = freeze(exact("qwen2-untied")), freeze(stock("qwen2-untied"))
     for model in (mine, theirs):
-        trained = (model.lm_head.weight, model.model.layers[0].self_attn.q_proj.bias, model.model.norm.weight)
+        trained = (
+            model.lm_head.weight,
+            model.model.layers[0].self_attn.q_proj.bias,
+            model.model.norm.weight,
+        )
         for parameter in trained:
             parameter.requires_grad_(True)
         model.train()
         model(input_ids=ids(), labels=ids()).loss.backward()
     found = [n for n, p in mine.named_parameters() if p.grad is not None]
-    assert found == ["model.layers.0.self_attn.q_proj.bias", "model.norm.weight", "lm_head.weight"], found
+    assert found == [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.norm.weight",
+        "lm_head.weight",
+    ], found
     for name in found:
         gradient = mine.get_parameter(name).grad
         assert gradient.abs().max() > 0
@@ -107,7 +117,9 @@ def check_trainable_layers_get_their_gradients():
 def check_gradients_into_frozen_layers_are_those_of_float32_weights():
     grads = []
     for model in (exact("qwen2-untied"), stock("qwen2-untied")):
-        embeds = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
+        embeds = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(3)).requires_grad_(
+            True
+        )
         freeze(model)(inputs_embeds=embeds).logits.square().sum().backward()
         grads.append(embeds.grad)
     assert torch.equal(*grads) and grads[0].abs().max() > 0
@@ -119,7 +131,10 @@ def check_the_float32_cast_is_not_kept_for_backward():
     kept = []
 
     def pack(tensor):
-        if tensor.dtype == torch.float32 and {tuple(tensor.shape), tuple(tensor.shape[::-1])} & shapes:
+        if (
+            tensor.dtype == torch.float32
+            and {tuple(tensor.shape), tuple(tensor.shape[::-1])} & shapes
+        ):
             kept.append(tuple(tensor.shape))
         return tensor
 
@@ -140,7 +155,9 @@ def check_experts_are_refused():
 
 def check_experts_keep_their_kernels_under_the_native_class():
     mine, theirs = exact("qwen3-moe", "native"), stock("qwen3-moe")
-    assert theirs.config._experts_implementation == "grouped_mm", "the stock class would not show the trap"
+    assert theirs.config._experts_implementation == "grouped_mm", (
+        "the stock class would not show the trap"
+    )
     assert mine.config._experts_implementation == "grouped_mm"
 
 
@@ -172,7 +189,9 @@ def check_one_line_from_the_first_training_forward_only():
     assert len(WRITTEN) == 1 and hooks == 2 and count_hooks(model) == 0
     descriptor, line = WRITTEN[0]
     assert descriptor == 1 and len(line) < 4096
-    assert line.startswith(b"\niisft-observed {") and line.endswith(b"}\n") and line.count(b"\n") == 2
+    assert (
+        line.startswith(b"\niisft-observed {") and line.endswith(b"}\n") and line.count(b"\n") == 2
+    )
 
 
 def count_hooks(model):
@@ -277,7 +296,9 @@ def check_forward_keeps_its_signature():
 
 def check_generation_is_that_of_float32_weights():
     for name in ("qwen2-tied", "gemma3"):
-        made = [m.generate(ids(), max_new_tokens=8, do_sample=False) for m in (exact(name), stock(name))]
+        made = [
+            m.generate(ids(), max_new_tokens=8, do_sample=False) for m in (exact(name), stock(name))
+        ]
         assert torch.equal(*made)
 
 

@@ -1,4 +1,6 @@
-"""Runs in the training interpreter: greedy answers of an exported folder, by stock transformers alone."""
+"""Runs in the training interpreter: greedy answers of an exported folder, by stock transformers
+alone.
+"""
 
 import json
 import sys
@@ -14,7 +16,10 @@ def main(folder, rows_file):
     answers = []
     for row in map(json.loads, Path(rows_file).read_text(encoding="utf-8").splitlines()):
         messages = [
-            {"role": "system", "content": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
+            {
+                "role": "system",
+                "content": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+            },
             {"role": "user", "content": f"{row['instruction']}\n{row['input']}"},
         ]
         ids = tokenizer.apply_chat_template(
@@ -23,7 +28,11 @@ def main(folder, rows_file):
         with torch.no_grad():
             out = model.generate(ids, max_new_tokens=64, do_sample=False)
         answers.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-    facts = {"class": type(model).__name__, "module": type(model).__module__, "dtype": str(model.dtype)}
+    facts = {
+        "class": type(model).__name__,
+        "module": type(model).__module__,
+        "dtype": str(model.dtype),
+    }
     print(json.dumps(facts | {"answers": answers}))
 
 

@@ -1,4 +1,6 @@
-"""A finished run without torch: the files that it leaves, and a child that speaks like the real ones."""
+"""A finished run without torch: the files that it leaves, and a child that speaks like the real
+ones.
+"""
 
 import json
 import os
@@ -10,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.checkpoints import Saved, seal
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.checkpoints import Saved, seal
+from iisft.runs.record.folder import RunFolder
 
 FAKE = Path(__file__).parents[1] / "fakes" / "model_child.py"
 
@@ -51,8 +53,12 @@ def write_model(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").write_text('{"temperature": 0.7}')
-    header = json.dumps({"model.w": {"dtype": "BF16", "shape": [64, 64], "data_offsets": [0, 8192]}}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(range(256)) * 32)
+    header = json.dumps(
+        {"model.w": {"dtype": "BF16", "shape": [64, 64], "data_offsets": [0, 8192]}}
+    ).encode()
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + bytes(range(256)) * 32
+    )
     return folder
 
 
@@ -80,9 +86,13 @@ def make_run(workspace: Path, tmp_path: Path) -> Callable[..., RunFolder]:
     python.chmod(0o755)
 
     def make(
-        name: str = "run", *, state: str = "finished", checkpoints: tuple[int, ...] = (20, 40), **preset: Any
+        name: str = "run",
+        *,
+        state: str = "finished",
+        checkpoints: tuple[int, ...] = (20, 40),
+        **preset: Any,
     ) -> RunFolder:
-        from iisft.models import identity
+        from iisft.models.folder import identity
 
         model = workspace / "models" / "测试" / "tiny"
         if not model.exists():
@@ -102,7 +112,11 @@ def make_run(workspace: Path, tmp_path: Path) -> Callable[..., RunFolder]:
 
 
 def _record(
-    folder: RunFolder, model: Path, python: Path, stamp: Callable[[Path], dict[str, Any]], changes: dict[str, Any]
+    folder: RunFolder,
+    model: Path,
+    python: Path,
+    stamp: Callable[[Path], dict[str, Any]],
+    changes: dict[str, Any],
 ) -> dict[str, Any]:
     import hashlib
 

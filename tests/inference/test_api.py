@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from iisft.inference import api
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]
@@ -43,7 +43,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = body["messages"][-1]["content"]
         with self.server.lock:
-            number = sum(before["messages"][-1]["content"] == question for before in self.server.asked)
+            number = sum(
+                before["messages"][-1]["content"] == question for before in self.server.asked
+            )
             self.server.asked.append(body)
             self.server.headers.append(dict(self.headers))
         status, headers, value = self.server.plan(question, number)
@@ -59,7 +61,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def answer(question: str, finish: str = "stop") -> dict[str, Any]:
-    choice = {"message": {"role": "assistant", "content": f"to {question}"}, "finish_reason": finish}
+    choice = {
+        "message": {"role": "assistant", "content": f"to {question}"},
+        "finish_reason": finish,
+    }
     return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
@@ -151,7 +156,11 @@ def test_what_passes_is_tried_again_and_what_does_not_is_the_rows_error(
         6: "the answer is no JSON object: no JSON",
         7: "the server ended the answer by 'content_filter'",
     }
-    assert (rows[3]["prediction"], rows[4]["prediction"], rows[8]["stop"]) == ("to 问 3", "to 问 4", "length")
+    assert (rows[3]["prediction"], rows[4]["prediction"], rows[8]["stop"]) == (
+        "to 问 3",
+        "to 问 4",
+        "length",
+    )
     assert len(server.asked) == 10 + 2 + 1
     server.plan = lambda question, number: (200, {}, answer(question))
     again = ask("--json")
@@ -166,7 +175,9 @@ def test_what_passes_is_tried_again_and_what_does_not_is_the_rows_error(
     }
 
 
-@pytest.mark.parametrize(("status", "headers"), [(401, {}), (404, {}), (307, {"Location": "http://example.org/"})])
+@pytest.mark.parametrize(
+    ("status", "headers"), [(401, {}), (404, {}), (307, {"Location": "http://example.org/"})]
+)
 def test_a_server_that_refuses_everything_is_asked_no_further(
     ask: Any, server: Server, workspace: Any, status: int, headers: dict[str, str]
 ) -> None:
@@ -207,7 +218,8 @@ def test_no_more_requests_at_once_than_asked(ask: Any, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "sentence"), [("ftp://x/v1", "--url is no http address: ftp://x/v1"), ("x", "--url is no http address: x")]
+    ("url", "sentence"),
+    [("ftp://x/v1", "--url is no http address: ftp://x/v1"), ("x", "--url is no http address: x")],
 )
 def test_wrong_addresses(ask: Any, url: str, sentence: str) -> None:
     result = ask(url=url)

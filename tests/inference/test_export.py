@@ -11,7 +11,7 @@ import pytest
 
 from iisft import files
 from iisft.inference import export as exporting
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]
@@ -21,7 +21,9 @@ def left_in(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
 
 
-def test_the_folder_is_complete_and_says_what_it_is(iisft: CLI, make_run: MakeRun, tmp_path: Path) -> None:
+def test_the_folder_is_complete_and_says_what_it_is(
+    iisft: CLI, make_run: MakeRun, tmp_path: Path
+) -> None:
     make_run()
     target = tmp_path / "out 导出" / "merged"
     result = iisft("export", "run", "-o", str(target), "--json")
@@ -59,7 +61,12 @@ def test_the_folder_is_complete_and_says_what_it_is(iisft: CLI, make_run: MakeRu
     ("mode", "code", "sentence"),
     [
         ("disk-full", 4, "No space left on device"),
-        ("differs", 1, "the merged bfloat16 model does not answer as the adapter does: 75.00% of 100 answer tokens"),
+        (
+            "differs",
+            1,
+            "the merged bfloat16 model does not answer as the adapter does: 75.00% of 100 answer "
+            "tokens",
+        ),
     ],
 )
 def test_nothing_half_merged_is_left(
@@ -87,7 +94,10 @@ def test_a_disk_that_is_full_at_the_last_file_leaves_nothing(
     result = iisft("export", "run", "-o", str(place / "merged"), "--json")
     error = json.loads(result.out)["error"]
     assert (result.code, error["code"], left_in(place)) == (4, "export-unwritable", [])
-    assert error["message"] == "the merged model can't be written: No space left on device; nothing was left there"
+    assert (
+        error["message"]
+        == "the merged model can't be written: No space left on device; nothing was left there"
+    )
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_merged(
@@ -97,11 +107,16 @@ def test_too_small_a_disk_is_refused_before_anything_is_merged(
     usage = exporting.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage)
     result = iisft("export", "run", "-o", str(tmp_path / "merged"))
-    assert (result.code, "the merged model needs 0.1 GiB, 0.0 GiB are free" in result.err) == (4, True)
+    assert (result.code, "the merged model needs 0.1 GiB, 0.0 GiB are free" in result.err) == (
+        4,
+        True,
+    )
     assert not folder.log_of("export").exists()
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(iisft: CLI, make_run: MakeRun, tmp_path: Path) -> None:
+def test_what_a_killed_export_left_is_removed_by_the_next(
+    iisft: CLI, make_run: MakeRun, tmp_path: Path
+) -> None:
     make_run()
     place = tmp_path / "place"
     old = place / ".merged.iisft-export" / "merged"
@@ -130,7 +145,12 @@ def test_two_exports_to_one_place(iisft: CLI, make_run: MakeRun, tmp_path: Path)
     ],
 )
 def test_wrong_usage(
-    options: tuple[str, ...], code: int, sentence: str, iisft: CLI, make_run: MakeRun, tmp_path: Path
+    options: tuple[str, ...],
+    code: int,
+    sentence: str,
+    iisft: CLI,
+    make_run: MakeRun,
+    tmp_path: Path,
 ) -> None:
     make_run()
     (tmp_path / "merged").mkdir()

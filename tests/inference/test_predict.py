@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from iisft import files
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]
 
 
 def rows_of(folder: RunFolder, which: str = "final") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in folder.predictions_of("情报", which).read_text().splitlines()]
+    return [
+        json.loads(line) for line in folder.predictions_of("情报", which).read_text().splitlines()
+    ]
 
 
 def numbers(folder: RunFolder, which: str = "final") -> list[int]:
@@ -35,7 +37,9 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_every_row_is_answered_once_and_in_order(iisft: CLI, make_run: MakeRun, staged: str) -> None:
+def test_every_row_is_answered_once_and_in_order(
+    iisft: CLI, make_run: MakeRun, staged: str
+) -> None:
     folder = make_run()
     result = iisft("predict", "run", "--data", staged, "--batch-size", "3", "--json")
     file = folder.predictions / "情报@final.jsonl"
@@ -78,17 +82,25 @@ def test_every_row_is_answered_once_and_in_order(iisft: CLI, make_run: MakeRun, 
     assert about["generation"] == {"do_sample": False, "max_new_tokens": 64}
 
 
-def test_what_a_person_should_know_is_said(iisft: CLI, make_run: MakeRun, staged: str, child: Any) -> None:
+def test_what_a_person_should_know_is_said(
+    iisft: CLI, make_run: MakeRun, staged: str, child: Any
+) -> None:
     make_run()
     child("failed-rows")
     result = iisft("predict", "--data", staged, "--batch-size", "10")
-    assert "5 rows have no answer (see their `error`); the same command tries them again" in result.err
+    assert (
+        "5 rows have no answer (see their `error`); the same command tries them again" in result.err
+    )
     assert "4 prompts are longer than the training's cutoff_len 64" in result.err
     child("ok")
-    assert "情报@final: 5 rows answered, 5 were there before" in iisft("predict", "--data", staged).err
+    assert (
+        "情报@final: 5 rows answered, 5 were there before" in iisft("predict", "--data", staged).err
+    )
 
 
-def test_a_complete_file_loads_no_model(iisft: CLI, make_run: MakeRun, staged: str, child: Any) -> None:
+def test_a_complete_file_loads_no_model(
+    iisft: CLI, make_run: MakeRun, staged: str, child: Any
+) -> None:
     make_run()
     assert iisft("predict", "--data", staged).code == 0
     child("die-after:0")
@@ -97,7 +109,8 @@ def test_a_complete_file_loads_no_model(iisft: CLI, make_run: MakeRun, staged: s
         0,
         "情报@final: 0 rows answered, 10 were there before\n"
         "  1 answers were cut off at the limit (--max-tokens)\n"
-        "  4 prompts are longer than the training's cutoff_len 64: it saw none so long. They were answered whole\n"
+        "  4 prompts are longer than the training's cutoff_len 64: it saw none so long. They were "
+        "answered whole\n"
         "  next: iisft evaluate run\n",
     )
 
@@ -116,7 +129,9 @@ def test_a_dead_child_costs_a_batch_and_the_same_command_goes_on(
     assert numbers(folder) == list(range(1, 11))
 
 
-def test_a_half_written_last_line_is_cut_off(iisft: CLI, make_run: MakeRun, staged: str, child: Any) -> None:
+def test_a_half_written_last_line_is_cut_off(
+    iisft: CLI, make_run: MakeRun, staged: str, child: Any
+) -> None:
     folder = make_run()
     child("die-after:2")
     iisft("predict", "--data", staged, "--batch-size", "2")
@@ -133,7 +148,18 @@ def predicting(tmp_path: Path, child: Any) -> Callable[..., subprocess.Popen[str
     child("slow", GATE=str(tmp_path / "gate"))
 
     def start(*more: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "iisft", "predict", "run", "--data", "情报", "--batch-size", "2", *more]
+        argv = [
+            sys.executable,
+            "-m",
+            "iisft",
+            "predict",
+            "run",
+            "--data",
+            "情报",
+            "--batch-size",
+            "2",
+            *more,
+        ]
         return subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
     return start
@@ -153,9 +179,18 @@ def children_of(folder: RunFolder) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)]
+)
 def test_no_kill_loses_or_repeats_a_row_or_leaves_a_child(
-    number: int, code: int, make_run: MakeRun, staged: str, predicting: Any, iisft: CLI, tmp_path: Path, child: Any
+    number: int,
+    code: int,
+    make_run: MakeRun,
+    staged: str,
+    predicting: Any,
+    iisft: CLI,
+    tmp_path: Path,
+    child: Any,
 ) -> None:
     folder = make_run()
     running = predicting()
@@ -203,12 +238,17 @@ def test_a_full_disk_ends_with_4_and_keeps_what_was_written(
     monkeypatch.undo()
 
 
-def test_answers_made_in_another_way_are_not_mixed(iisft: CLI, make_run: MakeRun, staged: str) -> None:
+def test_answers_made_in_another_way_are_not_mixed(
+    iisft: CLI, make_run: MakeRun, staged: str
+) -> None:
     folder = make_run()
     assert iisft("predict", "--data", staged, "--limit", "4").code == 0
     other = iisft("predict", "--data", staged, "--max-tokens", "5")
     assert other.code == 6
-    assert "made in another way (generation: {'do_sample': False, 'max_new_tokens': 64} there" in other.err
+    assert (
+        "made in another way (generation: {'do_sample': False, 'max_new_tokens': 64} there"
+        in other.err
+    )
     assert numbers(folder) == [1, 2, 3, 4]
     assert iisft("predict", "--data", staged, "--max-tokens", "5", "--from-start").code == 0
     assert numbers(folder) == list(range(1, 11))
@@ -221,7 +261,9 @@ def test_a_limit_can_be_raised_later(iisft: CLI, make_run: MakeRun, staged: str)
     assert numbers(folder) == list(range(1, 11))
 
 
-def test_all_checkpoints_are_answered_by_one_child(iisft: CLI, make_run: MakeRun, staged: str) -> None:
+def test_all_checkpoints_are_answered_by_one_child(
+    iisft: CLI, make_run: MakeRun, staged: str
+) -> None:
     folder = make_run()
     result = iisft("predict", "--data", staged, "--checkpoint", "all", "--json")
     assert [one["checkpoint"] for one in json.loads(result.out)] == ["20", "40"]
@@ -259,13 +301,17 @@ def test_a_known_failure_of_the_child_is_named(
         (("--data", "情报", "--backend", "api"), 2, "--backend api needs --url and --api-model"),
     ],
 )
-def test_wrong_usage(iisft: CLI, make_run: MakeRun, staged: str, options: Any, code: int, message: str) -> None:
+def test_wrong_usage(
+    iisft: CLI, make_run: MakeRun, staged: str, options: Any, code: int, message: str
+) -> None:
     make_run()
     result = iisft("predict", "run", *options)
     assert (result.code, message in result.err) == (code, True), result.err
 
 
-def test_the_runs_own_evaluation_data_is_meant_when_none_is_named(iisft: CLI, make_run: MakeRun, staged: str) -> None:
+def test_the_runs_own_evaluation_data_is_meant_when_none_is_named(
+    iisft: CLI, make_run: MakeRun, staged: str
+) -> None:
     folder = make_run(data={"name": "情报", "eval": "情报"})
     assert iisft("predict").code == 0
     assert len(numbers(folder)) == 10

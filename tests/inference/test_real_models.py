@@ -1,4 +1,6 @@
-"""A demo run of the real LLaMA-Factory, used: its answers, its precision, its API, its merged weights."""
+"""A demo run of the real LLaMA-Factory, used: its answers, its precision, its API, its merged
+weights.
+"""
 
 import json
 import os
@@ -15,11 +17,11 @@ import pytest
 import yaml
 
 from iisft import demo
-from iisft.data import staging
+from iisft.data.stage import staging
 from iisft.llamafactory.loading import loading_arguments
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
-from iisft.runs.folder import RunFolder
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
+from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -30,9 +32,16 @@ DATA = "评测"
 
 
 def run(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    inherited = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     done = subprocess.run(
-        list(map(str, argv)), env=inherited | env, capture_output=True, text=True, timeout=400, check=False
+        list(map(str, argv)),
+        env=inherited | env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -40,14 +49,32 @@ def run(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a demo run: checkpoints 120 and 240, its last step, each with an evaluation loss."""
+    """A workspace with a demo run: checkpoints 120 and 240, its last step, each with an evaluation
+    loss.
+    """
     home = tmp_path_factory.mktemp("trained") / "训练 home"
     home.mkdir()
     env = {"IISFT_HOME": str(home)}
     run(sys.executable, "-m", "iisft", "data", "stage", demo.EVAL_ROWS, "--name", DATA, **env)
-    size = ("train.max_steps=240", "save.every_steps=120", "save.eval_every_steps=120", f"data.eval={DATA}")
+    size = (
+        "train.max_steps=240",
+        "save.every_steps=120",
+        "save.eval_every_steps=120",
+        f"data.eval={DATA}",
+    )
     options = [part for value in size for part in ("--set", value)]
-    run(sys.executable, "-m", "iisft", "train", "--preset", "demo", "--name", "demo", *options, **env)
+    run(
+        sys.executable,
+        "-m",
+        "iisft",
+        "train",
+        "--preset",
+        "demo",
+        "--name",
+        "demo",
+        *options,
+        **env,
+    )
     return home
 
 
@@ -61,10 +88,14 @@ def folder(trained: Path) -> RunFolder:
 
 
 def view_of(folder: RunFolder, place: Path, weights: str) -> Path:
-    """The run's base model in float32 arithmetic, over its stored bf16 weights or over float32 ones."""
+    """The run's base model in float32 arithmetic, over its stored bf16 weights or over float32
+    ones.
+    """
     checkpoint = inspect_checkpoint(Path(json.loads(folder.record.read_text())["model"]["folder"]))
     view = place / f"view-{weights}"
-    build_view(plan_view(checkpoint, precision="fp32", weights=weights, trust_remote_code=False), view)
+    build_view(
+        plan_view(checkpoint, precision="fp32", weights=weights, trust_remote_code=False), view
+    )
     return view
 
 
@@ -81,14 +112,26 @@ def question(number: int) -> str:
 def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
     iisft: CLI, folder: RunFolder, tmp_path: Path
 ) -> None:
-    """Over float32 weights, where merging the adapter, as LLaMA-Factory does, rounds nothing that matters.
+    """Over float32 weights, where merging the adapter, as LLaMA-Factory does, rounds nothing that
+    matters.
 
     Also of an adapter that was swapped in after another one, and whatever the batches are.
     """
-    result = iisft("predict", "demo", "--checkpoint", "all", "--batch-size", "5", "--max-tokens", "64")
+    result = iisft(
+        "predict", "demo", "--checkpoint", "all", "--batch-size", "5", "--max-tokens", "64"
+    )
     assert result.code == 0, result.err
     train_yaml = json.loads(folder.record.read_text())["train_yaml"]
-    kept = ("template", "bf16", "fp16", "flash_attn", "cutoff_len", "stage", "finetuning_type", "trust_remote_code")
+    kept = (
+        "template",
+        "bf16",
+        "fp16",
+        "flash_attn",
+        "cutoff_len",
+        "stage",
+        "finetuning_type",
+        "trust_remote_code",
+    )
     arguments = {name: train_yaml[name] for name in kept} | {
         "model_name_or_path": str(view_of(folder, tmp_path, "fp32")),
         "adapter_name_or_path": str(folder.output),
@@ -102,12 +145,25 @@ def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
         "use_cpu": True,
         "report_to": "none",
     }
-    (tmp_path / "predict.yaml").write_text(yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8")
+    (tmp_path / "predict.yaml").write_text(
+        yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8"
+    )
     caches = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "hf")}
-    run(PYTHON.parent / "llamafactory-cli", "train", tmp_path / "predict.yaml", OMP_NUM_THREADS="1", **caches)
-    lines = (tmp_path / "out" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    run(
+        PYTHON.parent / "llamafactory-cli",
+        "train",
+        tmp_path / "predict.yaml",
+        OMP_NUM_THREADS="1",
+        **caches,
+    )
+    lines = (
+        (tmp_path / "out" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     theirs = [json.loads(line) for line in lines]
-    ours = [json.loads(line) for line in folder.predictions_of(DATA, "240").read_text(encoding="utf-8").splitlines()]
+    ours = [
+        json.loads(line)
+        for line in folder.predictions_of(DATA, "240").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["prompt"] for row in ours] == [row["prompt"] for row in theirs]
     assert [row["prediction"] for row in ours] == [row["predict"] for row in theirs]
     assert [row["reference"] for row in ours] == [row["label"].strip() for row in theirs]
@@ -115,8 +171,13 @@ def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
     assert answers_of(folder, "120") != answers_of(folder, "240")
 
 
-def test_the_arithmetic_of_training_is_that_of_the_answers(folder: RunFolder, tmp_path: Path) -> None:
-    """Over stored bf16 weights bit for bit what float32 weights give; merged into bf16, as LLaMA-Factory does, not."""
+def test_the_arithmetic_of_training_is_that_of_the_answers(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    """Over stored bf16 weights bit for bit what float32 weights give.
+
+    Merged into bf16, as LLaMA-Factory does, not.
+    """
     record = json.loads(folder.record.read_text())
     data = staging.load(DATA, Workspace.current())
     specs = []
@@ -132,7 +193,11 @@ def test_the_arithmetic_of_training_is_that_of_the_answers(folder: RunFolder, tm
             }
         )
     merged = specs[0]["arguments"] | {"adapter_name_or_path": str(folder.output)}
-    env = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     texts = [json.dumps(value) for value in (*specs, merged)]
     done = run(PYTHON, HERE / "exactness.py", CHILD, *texts, **env)
     assert json.loads(done.stdout.splitlines()[-1]) == {
@@ -155,7 +220,9 @@ def test_chat_answers_through_a_pipe_as_predict_does(iisft: CLI, folder: RunFold
     best = min(losses, key=lambda event: float(event["eval_loss"]))
     questions = f'"""{question(1)}"""\n/clear\n"""{question(2)}"""\n'
     argv = [sys.executable, "-m", "iisft", "chat", "--checkpoint", "best"]
-    done = subprocess.run(argv, input=questions, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        argv, input=questions, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == answers_of(folder, str(best["step"]))
 
@@ -163,7 +230,18 @@ def test_chat_answers_through_a_pipe_as_predict_does(iisft: CLI, folder: RunFold
 @pytest.fixture
 def served(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """`iisft serve` for other machines, so that it asks for its key."""
-    argv = [sys.executable, "-m", "iisft", "serve", "demo", "--host", "0.0.0.0", "--port", "0", "--json"]
+    argv = [
+        sys.executable,
+        "-m",
+        "iisft",
+        "serve",
+        "demo",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--json",
+    ]
     server = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -179,7 +257,9 @@ def served(folder: RunFolder) -> Iterator[dict[str, Any]]:
         server.wait(30)
 
 
-def test_the_official_openai_client_is_answered(iisft: CLI, folder: RunFolder, served: dict[str, Any]) -> None:
+def test_the_official_openai_client_is_answered(
+    iisft: CLI, folder: RunFolder, served: dict[str, Any]
+) -> None:
     client = openai.OpenAI(base_url=served["url"], api_key=served["api_key"], max_retries=0)
     assert [model.id for model in client.models.list()] == ["demo"]
     turns: list[Any] = [{"role": "user", "content": question(1)}]
@@ -187,7 +267,10 @@ def test_the_official_openai_client_is_answered(iisft: CLI, folder: RunFolder, s
     assert whole.usage is not None
     assert (whole.choices[0].finish_reason, whole.usage.prompt_tokens > 50) == ("stop", True)
     stream = client.chat.completions.create(model="demo", messages=turns, stream=True)
-    assert "".join(part.choices[0].delta.content or "" for part in stream) == whole.choices[0].message.content
+    assert (
+        "".join(part.choices[0].delta.content or "" for part in stream)
+        == whole.choices[0].message.content
+    )
     short = client.chat.completions.create(model="demo", messages=turns, max_tokens=2)
     assert short.choices[0].finish_reason == "length"
     long: list[Any] = [{"role": "user", "content": question(1) * 60}]
@@ -196,7 +279,10 @@ def test_the_official_openai_client_is_answered(iisft: CLI, folder: RunFolder, s
     with pytest.raises(openai.APIError):
         list(client.chat.completions.create(model="demo", messages=long, stream=True))
     picture: list[Any] = [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}],
+        }
     ]
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="demo", messages=picture)
@@ -204,25 +290,45 @@ def test_the_official_openai_client_is_answered(iisft: CLI, folder: RunFolder, s
         openai.OpenAI(base_url=served["url"], api_key="another", max_retries=0).models.list()
     os.environ["OPENAI_API_KEY"] = served["api_key"]
     try:
-        asked = iisft("predict", "--backend", "api", "--url", served["url"], "--api-model", "demo", "--limit", "8")
+        asked = iisft(
+            "predict",
+            "--backend",
+            "api",
+            "--url",
+            served["url"],
+            "--api-model",
+            "demo",
+            "--limit",
+            "8",
+        )
     finally:
         del os.environ["OPENAI_API_KEY"]
     assert asked.code == 0, asked.err
     assert answers_of(folder, "api-demo")[0] == whole.choices[0].message.content
 
 
-def test_the_merged_model_answers_alike_in_stock_transformers(iisft: CLI, folder: RunFolder, tmp_path: Path) -> None:
+def test_the_merged_model_answers_alike_in_stock_transformers(
+    iisft: CLI, folder: RunFolder, tmp_path: Path
+) -> None:
     assert iisft("predict", "--limit", "12").code == 0
     target = tmp_path / "合并"
     result = iisft("export", "-o", str(target), "--dtype", "fp32", "--json")
     assert result.code == 0, result.err
     check = json.loads(result.out)["check"]
-    assert (check["agreement"], check["divergence"] < 1e-6, check["effect"] > 0.1) == (1.0, True, True)
+    assert (check["agreement"], check["divergence"] < 1e-6, check["effect"] > 0.1) == (
+        1.0,
+        True,
+        True,
+    )
     assert not list(target.glob("*.py"))
     (tmp_path / "rows.jsonl").write_text(
         "".join(demo.EVAL_ROWS.open(encoding="utf-8").readlines()[:12]), encoding="utf-8"
     )
-    asked = json.loads(run(PYTHON, HERE / "ask_exported.py", target, tmp_path / "rows.jsonl").stdout.splitlines()[-1])
+    asked = json.loads(
+        run(PYTHON, HERE / "ask_exported.py", target, tmp_path / "rows.jsonl").stdout.splitlines()[
+            -1
+        ]
+    )
     assert asked == {
         "class": "Qwen2ForCausalLM",
         "module": "transformers.models.qwen2.modeling_qwen2",

@@ -8,7 +8,7 @@ import pytest
 
 from iisft.errors import IisftError, RunStateError, UsageError
 from iisft.inference.selection import choose, choose_one
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
 
@@ -25,17 +25,26 @@ def record_eval_losses(folder: RunFolder, losses: dict[int, float]) -> None:
 def test_a_finished_run_means_its_final_adapter(make_run: MakeRun) -> None:
     folder = make_run()
     assert choose_one(folder, None).adapter == folder.output
-    assert (names(folder, None), names(folder, "final"), names(folder, "20")) == (["final"], ["final"], ["20"])
+    assert (names(folder, None), names(folder, "final"), names(folder, "20")) == (
+        ["final"],
+        ["final"],
+        ["20"],
+    )
     assert choose_one(folder, "20").adapter == folder.output / "checkpoint-20"
     assert choose_one(folder, "base").adapter is None
 
 
 @pytest.mark.parametrize("state", ["stopped", "failed", "lost"])
-def test_an_unfinished_run_means_its_newest_complete_checkpoint_and_says_so(make_run: MakeRun, state: str) -> None:
+def test_an_unfinished_run_means_its_newest_complete_checkpoint_and_says_so(
+    make_run: MakeRun, state: str
+) -> None:
     folder = make_run(state=state, checkpoints=(20, 40, 60))
     (folder.output / "checkpoint-60" / "optimizer.pt").write_text("torn")
     chosen = choose_one(folder, None)
-    assert (chosen.which, chosen.reason) == ("40", f"run is {state}: its newest complete checkpoint-40 is taken")
+    assert (chosen.which, chosen.reason) == (
+        "40",
+        f"run is {state}: its newest complete checkpoint-40 is taken",
+    )
     with pytest.raises(RunStateError, match="it has no final adapter yet"):
         choose_one(folder, "final")
 
@@ -77,7 +86,10 @@ def test_a_torn_adapter_is_never_loaded(make_run: MakeRun) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(RunStateError) as caught:
         choose_one(folder, None)
-    assert (caught.value.code, caught.value.fix) == ("adapter-torn", "another checkpoint: iisft status run")
+    assert (caught.value.code, caught.value.fix) == (
+        "adapter-torn",
+        "another checkpoint: iisft status run",
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,14 +103,21 @@ def test_a_torn_adapter_is_never_loaded(make_run: MakeRun) -> None:
     ],
 )
 def test_what_is_not_there(
-    make_run: MakeRun, wanted: str, state: str, checkpoints: tuple[int, ...], kind: type[IisftError], code: str
+    make_run: MakeRun,
+    wanted: str,
+    state: str,
+    checkpoints: tuple[int, ...],
+    kind: type[IisftError],
+    code: str,
 ) -> None:
     with pytest.raises(kind) as caught:
         choose(make_run(state=state, checkpoints=checkpoints), wanted)
     assert caught.value.code == code
 
 
-def test_the_message_names_what_is_kept(iisft: Callable[..., Any], make_run: MakeRun, staged: str) -> None:
+def test_the_message_names_what_is_kept(
+    iisft: Callable[..., Any], make_run: MakeRun, staged: str
+) -> None:
     make_run()
     result = iisft("predict", "run", "--data", staged, "--checkpoint", "30", "--json")
     assert result.code == 6

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from iisft.hardware import gpus
-from iisft.inference import memory
-from iisft.runs.folder import RunFolder
+from iisft.inference import headroom
+from iisft.machine.facts import gpus
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]
@@ -66,7 +66,9 @@ def test_other_weights_of_the_same_size_are_refused(
     assert not folder.predictions.exists()
 
 
-def test_a_torn_or_changed_model_is_refused(iisft: CLI, make_run: MakeRun, staged: str, model: Path) -> None:
+def test_a_torn_or_changed_model_is_refused(
+    iisft: CLI, make_run: MakeRun, staged: str, model: Path
+) -> None:
     make_run()
     config = (model / "config.json").read_text()
     (model / "config.json").write_text(config.replace('"qwen2"', '"qwen2", "rope_theta": 5'))
@@ -85,12 +87,17 @@ def test_a_run_folder_that_was_copied_still_answers(
     assert iisft("predict", "copy", "--data", staged).code == 0
 
 
-def test_a_run_of_a_gpu_needs_one_or_the_word_cpu(iisft: CLI, make_run: MakeRun, staged: str) -> None:
+def test_a_run_of_a_gpu_needs_one_or_the_word_cpu(
+    iisft: CLI, make_run: MakeRun, staged: str
+) -> None:
     folder = make_run()
     record = json.loads(folder.record.read_text())
     folder.record.write_text(json.dumps(record | {"gpus": ["gfx906"]}))
     refused = iisft("predict", "--data", staged)
-    assert (refused.code, "run was trained on gfx906, and no GPU can be seen here" in refused.err) == (4, True)
+    assert (
+        refused.code,
+        "run was trained on gfx906, and no GPU can be seen here" in refused.err,
+    ) == (4, True)
     assert iisft("predict", "--data", staged, "--cpu").code == 0
     record["preset"]["precision"] = "fp16"
     folder.record.write_text(json.dumps(record))
@@ -102,26 +109,29 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(
     iisft: CLI, make_run: MakeRun, staged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run()
-    monkeypatch.setattr(memory, "free_memory", lambda: GIB // 2)
+    monkeypatch.setattr(headroom, "free_memory", lambda: GIB // 2)
     result = iisft("chat", "run")
-    assert (result.code, "needs about 1.0 GiB of memory; 0.5 GiB are free" in result.err) == (4, True)
+    assert (result.code, "needs about 1.0 GiB of memory; 0.5 GiB are free" in result.err) == (
+        4,
+        True,
+    )
 
 
 def test_free_memory_is_the_smaller_of_the_machine_and_the_control_group(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
-    assert memory.free_memory(tmp_path) == 2048 * 1024
+    assert headroom.free_memory(tmp_path) == 2048 * 1024
     group = tmp_path / "sys/fs/cgroup"
     group.mkdir(parents=True)
     (group / "memory.max").write_text("1000000\n")
     (group / "memory.current").write_text("400000\n")
-    assert memory.free_memory(tmp_path) == 600000
+    assert headroom.free_memory(tmp_path) == 600000
     (group / "memory.max").write_text("max\n")
-    assert memory.free_memory(tmp_path) == 2048 * 1024
-    assert memory.free_memory(tmp_path / "nothing") is None
+    assert headroom.free_memory(tmp_path) == 2048 * 1024
+    assert headroom.free_memory(tmp_path / "nothing") is None
 
 
 def test_no_gpu_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.telemetry, "sample", list)
-    assert memory.free_gpu_memory(together=False) is None
+    monkeypatch.setattr(headroom.sensors, "sample", list)
+    assert headroom.free_gpu_memory(together=False) is None
     assert gpus.visible_gpus() == []

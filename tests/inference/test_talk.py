@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from iisft.inference import talk
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]
@@ -27,20 +27,29 @@ def chat(text: str, *options: str) -> subprocess.CompletedProcess[str]:
 def test_questions_from_a_pipe_are_answered_line_by_line(make_run: MakeRun) -> None:
     make_run()
     done = chat('你好\nsecond\n/clear\n"""one\ntwo"""\n\n/exit\nnever asked\n')
-    assert (done.returncode, done.stdout) == (0, "asked 1 of 你好\nasked 3 of second\nasked 1 of one\ntwo\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "asked 1 of 你好\nasked 3 of second\nasked 1 of one\ntwo\n",
+    )
     assert "run needs about 1.0 GiB of memory" in done.stderr
 
 
 def test_the_end_of_the_pipe_ends_the_conversation(make_run: MakeRun) -> None:
     make_run()
     done = chat("hello", "--json")
-    assert (done.returncode, json.loads(done.stdout)) == (0, [{"question": "hello", "answer": "asked 1 of hello"}])
+    assert (done.returncode, json.loads(done.stdout)) == (
+        0,
+        [{"question": "hello", "answer": "asked 1 of hello"}],
+    )
 
 
 def test_a_question_that_can_not_be_answered_ends_a_pipe_with_1(make_run: MakeRun) -> None:
     make_run()
     done = chat("too long\n")
-    assert (done.returncode, "the conversation has 9 tokens, the context ends at 8" in done.stderr) == (1, True)
+    assert (
+        done.returncode,
+        "the conversation has 9 tokens, the context ends at 8" in done.stderr,
+    ) == (1, True)
 
 
 def test_chat_takes_one_adapter(make_run: MakeRun) -> None:
@@ -99,7 +108,10 @@ def test_a_key_is_made_when_others_can_reach_it_and_stands_in_no_file(
 ) -> None:
     folder = make_run()
     first, second = (
-        json.loads(iisft("serve", "run", "--host", "0.0.0.0", "--port", "0", "--json").out)["api_key"] for _ in (1, 2)
+        json.loads(iisft("serve", "run", "--host", "0.0.0.0", "--port", "0", "--json").out)[
+            "api_key"
+        ]
+        for _ in (1, 2)
     )
     assert len(first) >= 32
     assert first != second
@@ -111,7 +123,9 @@ def test_a_key_is_made_when_others_can_reach_it_and_stands_in_no_file(
     assert "Authorization: Bearer my own" in shown.err
 
 
-def test_a_taken_port_is_refused_before_anything_is_loaded(iisft: CLI, make_run: MakeRun, child: Any) -> None:
+def test_a_taken_port_is_refused_before_anything_is_loaded(
+    iisft: CLI, make_run: MakeRun, child: Any
+) -> None:
     folder = make_run()
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

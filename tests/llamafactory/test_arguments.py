@@ -11,7 +11,11 @@ from iisft.presets import checking, documents
 from iisft.presets.schema import Preset
 from iisft.workspace import Workspace
 
-PLACES: dict[str, Any] = {"model": Path("/r/model"), "dataset_dir": Path("/r/data"), "output_dir": Path("/r/out")}
+PLACES: dict[str, Any] = {
+    "model": Path("/r/model"),
+    "dataset_dir": Path("/r/data"),
+    "output_dir": Path("/r/out"),
+}
 
 
 def load(name: str, *overrides: str) -> Preset:
@@ -124,12 +128,16 @@ KNOWN = {
         ({"max_steps": 3}, "llamafactory.max_steps is decided by train.max_steps"),
         (
             {"neat_packing": True},
-            "llamafactory.neat_packing multiplies by the stored weights past the float32 products of precision fp32",
+            "llamafactory.neat_packing multiplies by the stored weights past the float32 products "
+            "of precision fp32",
         ),
         ({"finetuning_type": "full"}, "llamafactory.finetuning_type is decided by iisft itself"),
         ({"logging_strategy": "no"}, "llamafactory.logging_strategy is decided by iisft itself"),
         ({"output_dir": "x"}, "llamafactory.output_dir is decided by iisft itself"),
-        ({"hf_hub_token": "hf_x"}, "llamafactory.hf_hub_token is a secret: it would be written to files"),
+        (
+            {"hf_hub_token": "hf_x"},
+            "llamafactory.hf_hub_token is a secret: it would be written to files",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
@@ -138,7 +146,12 @@ def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
 
 
 def test_right_arguments_pass() -> None:
-    extra = {"packing": None, "additional_target": "lm_head", "neat_packing": False, "rope_scaling": "linear"}
+    extra = {
+        "packing": None,
+        "additional_target": "lm_head",
+        "neat_packing": False,
+        "rope_scaling": "linear",
+    }
     assert arguments.check_extra(extra, load("mi50"), KNOWN) == []
     assert arguments.check_extra({"neat_packing": True}, load("mi50-fp16"), KNOWN) == []
     assert arguments.check_extra({"neat_packing": True}, load("mi50", "weights=fp32"), KNOWN) == []
@@ -161,14 +174,20 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
-def test_the_installed_llamafactory_knows_every_argument_and_its_type(name: str, overrides: tuple[str, ...]) -> None:
+def test_the_installed_llamafactory_knows_every_argument_and_its_type(
+    name: str, overrides: tuple[str, ...]
+) -> None:
     known = interpreter.arguments(interpreter.inspect(interpreter.training_interpreter()))
     document = documents.read_document(name, Workspace.current())
     for text in overrides:
         document.override(*documents.parse_override(text), "--set")
     preset = checking.check(document, ranks=2).preset
     compiled = arguments.compile_arguments(preset, **PLACES, on_cpu=True)
-    unfit = {key: value for key, value in compiled.items() if key not in known or not arguments.fits(value, known[key])}
+    unfit = {
+        key: value
+        for key, value in compiled.items()
+        if key not in known or not arguments.fits(value, known[key])
+    }
     assert unfit == {}
 
 

@@ -46,12 +46,17 @@ def environment(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> dict[s
         ),
     ],
 )  # fmt: skip
-def test_the_whole_environment(placement: Placement, more: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_environment(
+    placement: Placement, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert environment(placement, monkeypatch) == COMMON | more
 
 
 def test_nothing_of_the_callers_shell_changes_what_runs() -> None:
-    shell = {name: "1" for name in (*CLEARED, "ACCELERATE_MIXED_PRECISION")} | {"HOME": "/h", "HF_TOKEN": "t"}
+    shell = {name: "1" for name in (*CLEARED, "ACCELERATE_MIXED_PRECISION")} | {
+        "HOME": "/h",
+        "HF_TOKEN": "t",
+    }
     assert inherited(shell) == {"HOME": "/h", "HF_TOKEN": "t"}
 
 

@@ -1,4 +1,6 @@
-"""Template names that really are LLaMA-Factory's, and families told apart by what their chat templates write."""
+"""Template names that really are LLaMA-Factory's, and families told apart by what their chat
+templates write.
+"""
 
 import re
 from importlib.util import find_spec

@@ -1,12 +1,15 @@
-"""What keeps an interpreter from training, each with the command that mends it; and what it says about itself."""
+"""What keeps an interpreter from training, each with the command that mends it.
+
+And what it says about itself.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from iisft.hardware import examination
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.interpreter import Interpreter
+from iisft.machine.doctor import inspect
 
 SOUND = {"llamafactory": "0.9.5", "torch": "2.11.0"}
 
@@ -18,11 +21,11 @@ def make(tmp_path: Path, packages: dict[str, str], *, cli: bool = True) -> Inter
 
 
 def test_a_sound_interpreter_has_no_errors(tmp_path: Path) -> None:
-    assert examination.interpreter_errors(make(tmp_path, SOUND)) == []
+    assert inspect.interpreter_errors(make(tmp_path, SOUND)) == []
 
 
 def test_an_empty_interpreter_is_told_what_to_install(tmp_path: Path) -> None:
-    [finding] = examination.interpreter_errors(make(tmp_path, {}))
+    [finding] = inspect.interpreter_errors(make(tmp_path, {}))
     assert (finding.id, finding.message) == (
         "llamafactory-missing",
         f"llamafactory and torch not installed for {tmp_path}/python",
@@ -31,8 +34,11 @@ def test_an_empty_interpreter_is_told_what_to_install(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_missing_beside_the_interpreter(tmp_path: Path) -> None:
-    [finding] = examination.interpreter_errors(make(tmp_path, SOUND, cli=False))
-    assert (finding.id, finding.where) == ("llamafactory-cli-missing", str(tmp_path / "llamafactory-cli"))
+    [finding] = inspect.interpreter_errors(make(tmp_path, SOUND, cli=False))
+    assert (finding.id, finding.where) == (
+        "llamafactory-cli-missing",
+        str(tmp_path / "llamafactory-cli"),
+    )
 
 
 def test_the_interpreter_of_the_tests_reports_itself_alike_from_inside_and_outside(

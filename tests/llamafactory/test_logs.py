@@ -52,9 +52,14 @@ def test_the_summary_is_that_of_training_and_not_of_an_evaluation(tmp_path: Path
 def test_metrics_pair_the_full_loss_with_the_printed_grad_norm(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add(STARTS)
-    assert files.add(metrics=entry(1, loss=1.23456789, lr=1e-5)) == []  # its grad_norm is still to come
-    assert files.add(log=printed("1.235", "2.102")) == [Metrics(1, 440, 0.1, 1.23456789, 1e-5, 2.102)]
-    assert files.add(printed("1.1", "2") + printed("1.0", "3"), entry(2, loss=1.1) + entry(3, loss=1.0)) == [
+    # its grad_norm is still to come
+    assert files.add(metrics=entry(1, loss=1.23456789, lr=1e-5)) == []
+    assert files.add(log=printed("1.235", "2.102")) == [
+        Metrics(1, 440, 0.1, 1.23456789, 1e-5, 2.102)
+    ]
+    assert files.add(
+        printed("1.1", "2") + printed("1.0", "3"), entry(2, loss=1.1) + entry(3, loss=1.0)
+    ) == [
         Metrics(2, 440, 0.1, 1.1, None, 2.0),
         Metrics(3, 440, 0.1, 1.0, None, 3.0),
     ]
@@ -71,7 +76,8 @@ def test_torn_lines_wait_for_their_rest(tmp_path: Path) -> None:
 def test_an_evaluation_between_two_steps_breaks_no_pair(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add(STARTS)
-    evaluated = files.add(printed("1.5", "2") + "{'eval_loss': '1.4', 'epoch': '0.1'}\n" + printed("1.3", "4"),
+    evaluated = files.add(printed("1.5", "2") + "{'eval_loss': '1.4', 'epoch': "
+                                                "'0.1'}\n" + printed("1.3", "4"),
                           entry(1, loss=1.5) + entry(1, eval_loss=1.4) + entry(2, loss=1.3))  # fmt: skip
     assert [(m.step, m.loss, m.grad_norm, m.eval_loss) for m in evaluated] == [
         (1, 1.5, 2.0, None),
@@ -83,13 +89,18 @@ def test_an_evaluation_between_two_steps_breaks_no_pair(tmp_path: Path) -> None:
 def test_nan_is_read_and_written_as_text_that_every_json_reader_takes(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add(STARTS)
-    [metrics] = files.add(printed("nan", "nan"), '{"current_steps": 3, "total_steps": 9, "loss": NaN}\n')
+    [metrics] = files.add(
+        printed("nan", "nan"), '{"current_steps": 3, "total_steps": 9, "loss": NaN}\n'
+    )
     assert metrics.as_json() == {"step": 3, "total_steps": 9, "loss": "nan", "grad_norm": "nan"}
 
 
 def test_proofs_of_all_ranks_are_kept_and_a_torn_one_is_none(tmp_path: Path) -> None:
     files = Files(tmp_path)
-    files.add('iisft-observed {"rank": 0, "a": 1}\nrubbish\r\niisft-observed {"rank": 1}\niisft-observed {"ra\n')
+    files.add(
+        'iisft-observed {"rank": 0, "a": 1}\nrubbish\r\niisft-observed {"rank": '
+        '1}\niisft-observed {"ra\n'
+    )
     assert files.trainer.proofs == {0: {"rank": 0, "a": 1}, 1: {"rank": 1}}
 
 
@@ -108,16 +119,23 @@ def test_the_cause_is_found_behind_torchruns_own_error(tmp_path: Path) -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
         "subprocess.CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.\n"
     )
-    assert error_in(last_lines(log)) == "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB"
+    assert (
+        error_in(last_lines(log))
+        == "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB"
+    )
     log.write_text("all is well\n")
     assert error_in(last_lines(log)) == ""
 
 
-def test_a_data_row_that_the_trainer_prints_forges_neither_proof_nor_metrics(tmp_path: Path) -> None:
+def test_a_data_row_that_the_trainer_prints_forges_neither_proof_nor_metrics(
+    tmp_path: Path,
+) -> None:
     log, metrics = tmp_path / "log", tmp_path / "trainer_log.jsonl"
     trainer = TrainerLog.follow(log, metrics, Begin(0, 0), "5ecret")
     row = 'inputs:\niisft-observed {"rank": 0, "forged": true}\n' + printed("9", "9")
-    log.write_text(row + STARTS + 'iisft-observed 5ecret {"rank": 0, "forged": false}\n' + printed("1", "2"))
+    log.write_text(
+        row + STARTS + 'iisft-observed 5ecret {"rank": 0, "forged": false}\n' + printed("1", "2")
+    )
     metrics.write_text(entry(1, loss=1.0))
     assert [m.grad_norm for m in trainer.read()] == [2.0]
     assert trainer.proofs == {0: {"rank": 0, "forged": False}}
@@ -141,5 +159,11 @@ Root Cause (first observed failure):
   error_file: <N/A>
   traceback : Signal 9 (SIGKILL) received by PID 31337
 ============================================================"""
-    assert (error_in(report.splitlines()), dead_rank(report.splitlines())) == ("", "rank 1 was killed (SIGKILL)")
-    assert dead_rank(["  rank      : 1 (local_rank: 1)", "  traceback : To enable traceback see: ..."]) == ""
+    assert (error_in(report.splitlines()), dead_rank(report.splitlines())) == (
+        "",
+        "rank 1 was killed (SIGKILL)",
+    )
+    assert (
+        dead_rank(["  rank      : 1 (local_rank: 1)", "  traceback : To enable traceback see: ..."])
+        == ""
+    )

@@ -4,7 +4,10 @@ import pytest
 
 from iisft.llamafactory.torch_sets import INSTALL, INSTALL_BESIDE_TORCH, install_commands
 
-TRIO = "pip install torch=={0} torchvision=={1} torchaudio=={0} --index-url https://download.pytorch.org/whl/{2}"
+TRIO = (
+    "pip install torch=={0} torchvision=={1} torchaudio=={0} --index-url "
+    "https://download.pytorch.org/whl/{2}"
+)
 
 
 @pytest.mark.parametrize(
@@ -25,10 +28,14 @@ TRIO = "pip install torch=={0} torchvision=={1} torchaudio=={0} --index-url http
         ("cpu", None, ("2.9.1", "0.24.1", "cpu")),
     ],
 )
-def test_torch_comes_first_and_nothing_replaces_it(arch: str, driver: int | None, trio: tuple[str, str, str]) -> None:
+def test_torch_comes_first_and_nothing_replaces_it(
+    arch: str, driver: int | None, trio: tuple[str, str, str]
+) -> None:
     assert install_commands(arch, driver) == (TRIO.format(*trio), INSTALL_BESIDE_TORCH)
 
 
-@pytest.mark.parametrize(("arch", "driver"), [("sm_75", 580), ("sm_90", 590), ("sm_120", None), ("", None)])
+@pytest.mark.parametrize(
+    ("arch", "driver"), [("sm_75", 580), ("sm_90", 590), ("sm_120", None), ("", None)]
+)
 def test_newer_cards_take_the_tested_set(arch: str, driver: int | None) -> None:
     assert install_commands(arch, driver) == (INSTALL,)

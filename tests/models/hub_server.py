@@ -1,4 +1,5 @@
-"""A model hub on 127.0.0.1 that speaks Hugging Face's and ModelScope's protocols, with faults on demand.
+"""A model hub on 127.0.0.1 that speaks Hugging Face's and ModelScope's protocols, with faults on
+demand.
 
 Enough of both for the official clients, `hf download` and modelscope-hub's. Large files are
 LFS files: on the Hugging Face side they are redirected to another host name, as the real hub does.
@@ -35,7 +36,8 @@ class Fault:
     status: int | None = None  # answer this instead
     headers: dict[str, str] = field(default_factory=dict)
     drop_after: int | None = None  # close the connection after so many bytes of the body
-    stall_after: int | None = None  # send nothing more, but keep the connection, until the server closes
+    # send nothing more, but keep the connection, until the server closes
+    stall_after: int | None = None
     corrupt: bool = False  # one bit is wrong, the length is right
     short: int = 0  # the body is so many bytes shorter, and says so
     ignore_range: bool = False
@@ -44,7 +46,11 @@ class Fault:
     source: str | None = None  # only this hub's side: "huggingface" or "modelscope"
 
     def hits(self, path: str, source: str) -> bool:
-        return self.times != 0 and self.source in (None, source) and fnmatch.fnmatchcase(path, self.glob)
+        return (
+            self.times != 0
+            and self.source in (None, source)
+            and fnmatch.fnmatchcase(path, self.glob)
+        )
 
 
 @dataclass
@@ -61,7 +67,10 @@ class Seen:
 
 @dataclass
 class Repo:
-    """Files by path, at one commit. `gated`: 403 without the right token. `extra` goes into the listings as it is."""
+    """Files by path, at one commit. `gated`: 403 without the right token.
+
+    `extra` goes into the listings as it is.
+    """
 
     files: dict[str, bytes]
     commit: str = "c" * 40
@@ -112,7 +121,11 @@ class HubServer:
     def bodies(self, path: str = "") -> list[Seen]:
         """The requests that asked for the bytes of files."""
         marks = ("/resolve/", "FilePath=", "/cdn/")
-        bodies = [one for one in self.seen if one.method == "GET" and any(mark in one.path for mark in marks)]
+        bodies = [
+            one
+            for one in self.seen
+            if one.method == "GET" and any(mark in one.path for mark in marks)
+        ]
         return [one for one in bodies if quote(path, safe="") in one.path.replace("/", "%2F")]
 
     @property
@@ -122,12 +135,16 @@ class HubServer:
 
     def wait_until_sent(self, count: int, timeout_s: float = 60.0) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self.sent >= count, timeout_s), f"{self.sent} of {count} bytes"
+            assert self._changed.wait_for(lambda: self.sent >= count, timeout_s), (
+                f"{self.sent} of {count} bytes"
+            )
 
     def wait_until_asked(self, mark: str, timeout_s: float = 60.0) -> None:
         """Until a request came whose path has `mark`."""
         with self._changed:
-            assert self._changed.wait_for(lambda: any(mark in one.path for one in self.seen), timeout_s), mark
+            assert self._changed.wait_for(
+                lambda: any(mark in one.path for one in self.seen), timeout_s
+            ), mark
 
     def asked(self, one: Seen) -> None:
         with self._changed:
@@ -179,11 +196,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         hub = self.server.hub
         self.one = Seen(
-            self.command, self.path, self.headers.get("Host", ""), dict(self.headers.items()), time.monotonic()
+            self.command,
+            self.path,
+            self.headers.get("Host", ""),
+            dict(self.headers.items()),
+            time.monotonic(),
         )
         hub.asked(self.one)
         url = urlsplit(self.path)
-        path, query = unquote(url.path), {name: values[0] for name, values in parse_qs(url.query).items()}
+        path, query = (
+            unquote(url.path),
+            {name: values[0] for name, values in parse_qs(url.query).items()},
+        )
         routes = (
             (r"/api/models/(?P<repo>.+?)/revision/(?P<rev>[^/]+)", self._hf_revision),
             (r"/api/models/(?P<repo>.+?)/tree/(?P<rev>[^/]+)", self._hf_tree),
@@ -216,7 +240,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _hf_revision(self, repo: str, rev: str, query: dict[str, str]) -> None:
         if self._api_fault("huggingface") or (found := self._hf_repo(repo, rev)) is None:
             return
-        self._json({"id": repo, "modelId": repo, "sha": found.commit, "siblings": [], "tags": [], "private": False})
+        self._json(
+            {
+                "id": repo,
+                "modelId": repo,
+                "sha": found.commit,
+                "siblings": [],
+                "tags": [],
+                "private": False,
+            }
+        )
 
     def _hf_tree(self, repo: str, rev: str, query: dict[str, str]) -> None:
         if self._api_fault("huggingface") or (found := self._hf_repo(repo, rev)) is None:
@@ -241,8 +274,14 @@ class _Handler(BaseHTTPRequestHandler):
         if len(content) < LFS_FROM:
             self._body(content, file, "huggingface", headers)
             return
-        place = f"{self.server.hub.elsewhere}/cdn/{repo}/{rev}/{quote(file)}?Signature=secret-signature"
-        headers |= {"X-Linked-ETag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content)), "Location": place}
+        place = (
+            f"{self.server.hub.elsewhere}/cdn/{repo}/{rev}/{quote(file)}?Signature=secret-signature"
+        )
+        headers |= {
+            "X-Linked-ETag": f'"{sha256(content)}"',
+            "X-Linked-Size": str(len(content)),
+            "Location": place,
+        }
         self._plain(302, headers)
 
     def _cdn(self, repo: str, rev: str, file: str, query: dict[str, str]) -> None:
@@ -254,17 +293,24 @@ class _Handler(BaseHTTPRequestHandler):
     def _ms_repo(self, repo: str, rev: str) -> Repo | None:
         found = self.server.hub.repos.get(repo)
         if found is None:
-            self._json({"Code": 10010205001, "Message": f"{repo} not exists", "Success": False}, 404)
+            self._json(
+                {"Code": 10010205001, "Message": f"{repo} not exists", "Success": False}, 404
+            )
         elif found.gated and f"Bearer {self.server.hub.token}" != self.headers.get("Authorization"):
             self._json({"Code": 403, "Message": "no access", "Success": False}, 403)
         elif rev not in ("master", found.commit):
-            self._json({"Code": 10010205001, "Message": f"revision {rev} not found", "Success": False}, 404)
+            self._json(
+                {"Code": 10010205001, "Message": f"revision {rev} not found", "Success": False}, 404
+            )
         else:
             return found
         return None
 
     def _ms_files(self, repo: str, query: dict[str, str]) -> None:
-        if self._api_fault("modelscope") or (found := self._ms_repo(repo, query.get("Revision", "master"))) is None:
+        if (
+            self._api_fault("modelscope")
+            or (found := self._ms_repo(repo, query.get("Revision", "master"))) is None
+        ):
             return
         entries = [
             {
@@ -323,16 +369,27 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 self._plain(416, {"Content-Range": f"bytes */{len(content)}"})
                 return
-            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+            status, headers = (
+                206,
+                {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"},
+            )
         self.send_response(status)
-        for name, value in {**headers, "Accept-Ranges": "bytes", "Content-Length": str(end - start)}.items():
+        for name, value in {
+            **headers,
+            "Accept-Ranges": "bytes",
+            "Content-Length": str(end - start),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             self._send(memoryview(content)[start:end], fault)
 
     def _send(self, body: memoryview, fault: Fault) -> None:
-        limit = min(len(body), *(cut for cut in (fault.drop_after, fault.stall_after) if cut is not None), len(body))
+        limit = min(
+            len(body),
+            *(cut for cut in (fault.drop_after, fault.stall_after) if cut is not None),
+            len(body),
+        )
         for piece in _paced(body[:limit], self.server.hub.bytes_per_s):
             self.wfile.write(piece)
             self.server.hub.took(self.one, len(piece))

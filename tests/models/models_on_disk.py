@@ -44,7 +44,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def repository(shard_bytes: int = 400_000) -> dict[str, bytes]:
-    """What a hub has of a small model: two shards of random bytes, duplicates that nobody needs, papers."""
+    """What a hub has of a small model: two shards of random bytes, duplicates that nobody needs,
+    papers.
+    """
     shards = {f"model-0000{i}-of-00002.safetensors": f"model.layers.{i}.weight" for i in (1, 2)}
     index = {"metadata": {}, "weight_map": {tensor: file for file, tensor in shards.items()}}
     texts = {
@@ -59,14 +61,21 @@ def repository(shard_bytes: int = 400_000) -> dict[str, bytes]:
     }
     files = {name: text.encode() for name, text in texts.items()}
     files |= {name: shard(tensor, shard_bytes, seed=name) for name, tensor in shards.items()}
-    for duplicate in ("pytorch_model.bin", "original/consolidated.00.pth", "tiny-q4.gguf", "model.fp16.safetensors"):
+    for duplicate in (
+        "pytorch_model.bin",
+        "original/consolidated.00.pth",
+        "tiny-q4.gguf",
+        "model.fp16.safetensors",
+    ):
         files[duplicate] = b"\x80" * 2000
     return files
 
 
 def shard(tensor: str, size: int, *, seed: str) -> bytes:
     """A safetensors file of `size` random bytes after its header."""
-    header = json.dumps({tensor: {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
+    header = json.dumps(
+        {tensor: {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}
+    ).encode()
     return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size)
 
 
@@ -74,12 +83,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder that is not hidden."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     named = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in sorted(named.items()) if not name.startswith(".")}
+    return {
+        name: path.read_bytes() for name, path in sorted(named.items()) if not name.startswith(".")
+    }
 
 
 NEEDED = sorted(
     {*repository()}
-    - {".gitattributes", "pytorch_model.bin", "original/consolidated.00.pth", "tiny-q4.gguf", "model.fp16.safetensors"}
+    - {
+        ".gitattributes",
+        "pytorch_model.bin",
+        "original/consolidated.00.pth",
+        "tiny-q4.gguf",
+        "model.fp16.safetensors",
+    }
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 from models_on_disk import write_json, write_raw, write_safetensors
 
 from iisft.errors import InputError
-from iisft.models.checkpoint import Tensor, checkpoint_findings, inspect_checkpoint
+from iisft.models.folder.checkpoint import Tensor, checkpoint_findings, inspect_checkpoint
 
 
 def codes(folder: Path) -> list[str]:
@@ -37,7 +37,10 @@ def test_dtypes_are_counted_by_parameters_and_computed_buffers_are_not(model_fol
             "scalar": ("F32", []),
         },
     )
-    assert list(inspect_checkpoint(model_folder).dtypes.items()) == [("float16", 25), ("float32", 4)]
+    assert list(inspect_checkpoint(model_folder).dtypes.items()) == [
+        ("float16", 25),
+        ("float32", 4),
+    ]
 
 
 def test_shards_are_read_through_the_index(sharded_folder: Path) -> None:
@@ -60,7 +63,9 @@ def test_a_missing_folder_is_one_finding_with_its_fix(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.exit_code) == ("model-missing", 3)
 
 
-def test_several_faults_are_reported_together_and_inspect_raises_the_first(sharded_folder: Path) -> None:
+def test_several_faults_are_reported_together_and_inspect_raises_the_first(
+    sharded_folder: Path,
+) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model-1.safetensors"):
         (sharded_folder / name).unlink()
     (sharded_folder / "model-2.safetensors").write_bytes(b"\0" * 5)
@@ -152,7 +157,9 @@ def one(**changes: Any) -> dict[str, Any]:
         ("x", 0, 2),  # a header cut in its middle
     ],
 )
-def test_a_header_that_lies_is_refused(model_folder: Path, header: Any, body: int, claimed: int | None) -> None:
+def test_a_header_that_lies_is_refused(
+    model_folder: Path, header: Any, body: int, claimed: int | None
+) -> None:
     write_raw(model_folder / "model.safetensors", header, b"\0" * body, claimed)
     assert codes(model_folder) == ["model-shard-torn"]
 
@@ -171,13 +178,19 @@ def test_deeply_nested_json_is_a_finding_and_no_crash(model_folder: Path) -> Non
     assert codes(model_folder) == ["model-shard-torn"]
 
 
-def test_code_files_come_from_every_auto_map(model_folder: Path, change_config: Callable[..., None]) -> None:
-    change_config(auto_map={"AutoConfig": "configuration_x.XConfig", "AutoModel": "modeling_x.XModel"})
+def test_code_files_come_from_every_auto_map(
+    model_folder: Path, change_config: Callable[..., None]
+) -> None:
+    change_config(
+        auto_map={"AutoConfig": "configuration_x.XConfig", "AutoModel": "modeling_x.XModel"}
+    )
     write_json(
         model_folder / "tokenizer_config.json",
         {"auto_map": {"AutoTokenizer": ["tokenization_x.XTokenizer", None]}},
     )
-    write_json(model_folder / "processor_config.json", {"a": [{"auto_map": {"AutoProcessor": "o/r--p.P"}}]})
+    write_json(
+        model_folder / "processor_config.json", {"a": [{"auto_map": {"AutoProcessor": "o/r--p.P"}}]}
+    )
     assert inspect_checkpoint(model_folder).code_files == (
         "configuration_x.py",
         "modeling_x.py",

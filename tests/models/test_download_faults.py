@@ -1,4 +1,6 @@
-"""Everything that goes wrong between a hub and a disk: what mends itself, and what a person reads when it does not."""
+"""Everything that goes wrong between a hub and a disk: what mends itself, and what a person reads
+when it does not.
+"""
 
 import json
 import resource
@@ -11,7 +13,7 @@ import pytest
 from hub_server import Fault, HubServer, Repo, running
 from models_on_disk import OTHER_SHARD, REPO, SHARD, contents, needed, repository
 
-from iisft.models import hubs, transfer
+from iisft.models.hub import metadata, transfer
 
 CLI = Callable[..., Any]
 
@@ -22,7 +24,7 @@ def source(request: pytest.FixtureRequest) -> str:
 
 
 def name_of(source: str, hub: HubServer) -> str:
-    return f"{hubs.NAMES[source]} ({hub.url})"
+    return f"{metadata.NAMES[source]} ({hub.url})"
 
 
 def assert_whole(target: Path) -> None:
@@ -38,14 +40,18 @@ def assert_nothing_published(target: Path, *paths: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["missing", "not empty"])
-def test_a_model_that_does_not_exist(hub: HubServer, iisft: CLI, source: str, folder: str, tmp_path: Path) -> None:
+def test_a_model_that_does_not_exist(
+    hub: HubServer, iisft: CLI, source: str, folder: str, tmp_path: Path
+) -> None:
     to = tmp_path / "there"
     if folder == "not empty":
         to.mkdir()
         (to / "config.json").write_text("{}")
     result = iisft("download", "Qwen/Nothing", "--source", source, "--to", str(to))
     assert (result.code, result.out) == (5, "")
-    assert sorted(path.name for path in to.glob("*")) == (["config.json"] if folder == "not empty" else [])
+    assert sorted(path.name for path in to.glob("*")) == (
+        ["config.json"] if folder == "not empty" else []
+    )
     assert to.exists() == (folder == "not empty")
     assert result.err.startswith(
         f"error: {name_of(source, hub)} has no model Qwen/Nothing, or it is private\n"
@@ -64,7 +70,9 @@ def test_a_model_that_neither_hub_has_names_both(hub: HubServer, iisft: CLI) -> 
     }
 
 
-def test_a_model_that_one_hub_has_comes_from_there(hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_one_hub_has_comes_from_there(
+    hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running() as other:
         other.repos["only/here"] = Repo(repository())
         monkeypatch.setenv("HF_ENDPOINT", other.url)
@@ -75,7 +83,9 @@ def test_a_model_that_one_hub_has_comes_from_there(hub: HubServer, iisft: CLI, m
 def test_a_revision_that_does_not_exist(hub: HubServer, iisft: CLI, source: str) -> None:
     result = iisft("download", REPO, "--source", source, "--revision", "nope")
     assert result.code == 5
-    assert result.err.startswith(f"error: {REPO} has no revision 'nope' on {name_of(source, hub)}\n")
+    assert result.err.startswith(
+        f"error: {REPO} has no revision 'nope' on {name_of(source, hub)}\n"
+    )
 
 
 def test_a_gated_model_without_and_with_a_token(
@@ -88,21 +98,26 @@ def test_a_gated_model_without_and_with_a_token(
         result = iisft("download", REPO, "--source", "huggingface")
         assert result.code == 5
         assert result.err.startswith(
-            f"error: {REPO} is gated on {name_of('huggingface', hub)}: its licence has to be accepted first\n"
+            f"error: {REPO} is gated on {name_of('huggingface', hub)}: its licence has to be "
+            "accepted first\n"
             f"  where: {hub.url}/{REPO}\n"
-            "  fix:   accept it on that page in a browser, then hf auth login, or export HF_TOKEN=...; or --source m"
+            "  fix:   accept it on that page in a browser, then hf auth login, or export "
+            "HF_TOKEN=...; or --source m"
         )
     monkeypatch.setenv("HF_TOKEN", "right-token")
     assert iisft("download", REPO, "--source", "huggingface").code == 0
     assert_whole(target)
 
 
-def test_modelscope_refuses_a_token(hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modelscope_refuses_a_token(
+    hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.repos[REPO].gated, hub.token = True, "right-token"
     result = iisft("download", REPO, "--source", "modelscope")
     assert result.code == 5
     assert result.err.startswith(
-        f"error: {REPO}: {name_of('modelscope', hub)} does not let this token's owner read it (403)\n"
+        f"error: {REPO}: {name_of('modelscope', hub)} does not let this token's owner read it "
+        "(403)\n"
     )
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "right-token")
     assert iisft("download", REPO, "--source", "modelscope").code == 0
@@ -110,7 +125,12 @@ def test_modelscope_refuses_a_token(hub: HubServer, iisft: CLI, monkeypatch: pyt
 
 @pytest.mark.parametrize("folder", ["missing", "not empty"])
 def test_connection_refused(
-    hub: HubServer, iisft: CLI, source: str, folder: str, target: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer,
+    iisft: CLI,
+    source: str,
+    folder: str,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if folder == "not empty":
         assert iisft("download", REPO).code == 0
@@ -119,44 +139,59 @@ def test_connection_refused(
     result = iisft("download", REPO, "--source", source)
     assert (result.code, result.out) == (5, "")
     assert result.err.startswith(
-        f"error: {hubs.NAMES[source]} (http://127.0.0.1:1) can't be reached: connection refused\n"
+        f"error: {metadata.NAMES[source]} (http://127.0.0.1:1) can't be reached: connection "
+        "refused\n"
     )
     assert "export HF_ENDPOINT=https://hf-mirror.com" in result.err
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(429, "wants fewer requests (429)"), (500, "has a fault of its own (5"), (503, "has a fault of its own (503)")],
+    [
+        (429, "wants fewer requests (429)"),
+        (500, "has a fault of its own (5"),
+        (503, "has a fault of its own (503)"),
+    ],
 )
-def test_a_hub_with_a_fault(hub: HubServer, iisft: CLI, source: str, status: int, message: str) -> None:
+def test_a_hub_with_a_fault(
+    hub: HubServer, iisft: CLI, source: str, status: int, message: str
+) -> None:
     hub.faults.append(Fault("@api", status=status))
     result = iisft("download", REPO, "--source", source)
     assert (result.code, message in result.err) == (5, True), result.err
     assert result.err.startswith(f"error: {name_of(source, hub)} ")
 
 
-def test_a_fault_that_passes_is_waited_for(hub: HubServer, iisft: CLI, source: str, target: Path) -> None:
+def test_a_fault_that_passes_is_waited_for(
+    hub: HubServer, iisft: CLI, source: str, target: Path
+) -> None:
     hub.faults.append(Fault("@api", status=503, times=2))
     assert iisft("download", REPO, "--source", source).code == 0
     assert_whole(target)
 
 
-def test_an_api_that_does_not_answer(hub: HubServer, iisft: CLI, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "DEADLINE_S", 0.5)
+def test_an_api_that_does_not_answer(
+    hub: HubServer, iisft: CLI, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "DEADLINE_S", 0.5)
     hub.faults.append(Fault("@api", slow_s=60))
     result = iisft("download", REPO, "--source", source)
     assert result.code == 5
     assert result.err.startswith(f"error: no listing from {name_of(source, hub)} within 0.5 s\n")
 
 
-def test_a_hub_that_does_not_answer_gives_way_to_the_other(hub: HubServer, iisft: CLI, target: Path) -> None:
+def test_a_hub_that_does_not_answer_gives_way_to_the_other(
+    hub: HubServer, iisft: CLI, target: Path
+) -> None:
     hub.faults.append(Fault("@api", slow_s=60, source="modelscope"))
     result = iisft("download", REPO)
     assert (result.code, "from     Hugging Face" in result.out) == (0, True)
     assert_whole(target)
 
 
-def test_a_login_page_instead_of_a_hub(hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_page_instead_of_a_hub(
+    hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.repos[REPO].extra.append({"type": "file", "path": "x"})  # no size, no oid
     result = iisft("download", REPO, "--source", "huggingface")
     assert result.code == 5
@@ -166,7 +201,10 @@ def test_a_login_page_instead_of_a_hub(hub: HubServer, iisft: CLI, monkeypatch: 
 def test_offline_mode_is_named(hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = iisft("download", REPO, "--source", "huggingface")
-    assert (result.code, result.err.splitlines()[0]) == (5, "error: HF_HUB_OFFLINE forbids asking Hugging Face")
+    assert (result.code, result.err.splitlines()[0]) == (
+        5,
+        "error: HF_HUB_OFFLINE forbids asking Hugging Face",
+    )
 
 
 def test_a_socks_proxy_without_its_packages(
@@ -174,7 +212,9 @@ def test_a_socks_proxy_without_its_packages(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@127.0.0.1:1")
     result = iisft("download", REPO, "--source", source)
-    assert (result.code, "the environment names a SOCKS proxy" in result.err) == (5, True), result.err
+    assert (result.code, "the environment names a SOCKS proxy" in result.err) == (5, True), (
+        result.err
+    )
     assert "secret" not in result.err
 
 
@@ -199,9 +239,20 @@ def test_not_a_model_id(iisft: CLI) -> None:
         Fault(SHARD, slow_s=0.2, times=1),
         Fault("config.json", drop_after=5, times=2),
     ],
-    ids=["drops", "drops-at-once", "503", "429", "500", "corrupt-once", "slow-first-byte", "small-file"],
+    ids=[
+        "drops",
+        "drops-at-once",
+        "503",
+        "429",
+        "500",
+        "corrupt-once",
+        "slow-first-byte",
+        "small-file",
+    ],
 )
-def test_what_mends_itself(hub: HubServer, iisft: CLI, source: str, target: Path, fault: Fault) -> None:
+def test_what_mends_itself(
+    hub: HubServer, iisft: CLI, source: str, target: Path, fault: Fault
+) -> None:
     hub.faults.append(fault)
     result = iisft("download", REPO, "--source", source)
     assert result.code == 0, result.err
@@ -214,8 +265,8 @@ def test_a_drop_is_continued_at_its_byte(hub: HubServer, iisft: CLI, target: Pat
     assert result.code == 0
     size = len(needed()[SHARD])
     assert (
-        f"  {SHARD}: 127.0.0.1:{hub.port} ended the connection {size - 150_000} bytes early; again in 0 s\n"
-        in result.err
+        f"  {SHARD}: 127.0.0.1:{hub.port} ended the connection {size - 150_000} bytes early; "
+        "again in 0 s\n" in result.err
     )
     assert [one.headers.get("Range") for one in hub.bodies(SHARD)] == [None, "bytes=150000-"]
     assert sum(one.sent for one in hub.bodies(SHARD)) == size
@@ -236,7 +287,11 @@ def test_a_stalled_body_is_dropped_and_continued(
     result = iisft("download", REPO, "--source", "modelscope")
     assert result.code == 0
     assert f"{SHARD}: no answer from 127.0.0.1:{hub.port} in time; again in" in result.err
-    assert [one.headers.get("Range") for one in hub.bodies(SHARD)] == [None, "bytes=100000-", "bytes=200000-"]
+    assert [one.headers.get("Range") for one in hub.bodies(SHARD)] == [
+        None,
+        "bytes=100000-",
+        "bytes=200000-",
+    ]
 
 
 def test_a_body_that_never_comes_is_given_up(
@@ -257,16 +312,24 @@ def test_wrong_bytes_of_the_right_length_are_never_published(
     hub.faults.append(Fault(SHARD, corrupt=True))
     result = iisft("download", REPO, "--source", source)
     assert result.code == 5
-    assert f"error: {SHARD}: the bytes that came are not those that the hub's listing promises, twice\n" in result.err
+    assert (
+        f"error: {SHARD}: the bytes that came are not those that the hub's listing promises, "
+        "twice\n" in result.err
+    )
     assert_nothing_published(target, SHARD)
     assert OTHER_SHARD in contents(target), "the others were finished"
 
 
-def test_wrong_bytes_are_noticed_when_the_hubs_own_client_does_not(hub: HubServer, iisft: CLI, target: Path) -> None:
+def test_wrong_bytes_are_noticed_when_the_hubs_own_client_does_not(
+    hub: HubServer, iisft: CLI, target: Path
+) -> None:
     hub.faults.append(Fault(SHARD, corrupt=True))
     result = iisft("download", REPO, "--source", "huggingface", "--transfer", "hub")
     assert result.code == 5
-    assert f"error: {SHARD}: the hub's client brought other bytes than the listing promises" in result.err
+    assert (
+        f"error: {SHARD}: the hub's client brought other bytes than the listing promises"
+        in result.err
+    )
     assert_nothing_published(target, SHARD)
 
 
@@ -298,7 +361,9 @@ def test_a_file_that_is_refused(
     assert_nothing_published(target, SHARD)
 
 
-def test_a_signature_that_ran_out_is_asked_for_again(hub: HubServer, iisft: CLI, target: Path) -> None:
+def test_a_signature_that_ran_out_is_asked_for_again(
+    hub: HubServer, iisft: CLI, target: Path
+) -> None:
     hub.faults.append(Fault(SHARD, status=403, times=1))
     assert iisft("download", REPO, "--source", "huggingface").code == 0
     assert_whole(target)
@@ -315,7 +380,9 @@ def test_several_faults_are_told_together(hub: HubServer, iisft: CLI) -> None:
 # the other hub
 
 
-@pytest.mark.parametrize(("first", "second"), [("huggingface", "modelscope"), ("modelscope", "huggingface")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("huggingface", "modelscope"), ("modelscope", "huggingface")]
+)
 def test_a_hub_that_fails_in_mid_download_is_left_and_its_parts_are_continued(
     hub: HubServer, iisft: CLI, target: Path, first: str, second: str
 ) -> None:
@@ -327,8 +394,8 @@ def test_a_hub_that_fails_in_mid_download_is_left_and_its_parts_are_continued(
     result = iisft("download", REPO)
     assert result.code == 0, result.err
     assert_whole(target)
-    assert f"warning: {hubs.NAMES[first]} could not finish it" in result.err
-    assert f"from     {hubs.NAMES[second]}" in result.out
+    assert f"warning: {metadata.NAMES[first]} could not finish it" in result.err
+    assert f"from     {metadata.NAMES[second]}" in result.out
     assert sum(one.sent for one in hub.bodies(SHARD)) == len(needed()[SHARD])
 
 
@@ -336,7 +403,11 @@ def test_other_bytes_at_the_other_hub_are_not_mixed_in(
     hub: HubServer, iisft: CLI, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running() as other:
-        files = {**repository(), "config.json": repository()["config.json"] + b" ", "configuration.json": b"{}"}
+        files = {
+            **repository(),
+            "config.json": repository()["config.json"] + b" ",
+            "configuration.json": b"{}",
+        }
         other.repos[REPO] = Repo(files)
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", other.url)
         other.faults.append(Fault("@api", slow_s=0.5))
@@ -359,7 +430,9 @@ def test_a_disk_too_small_is_noticed_before_the_first_byte(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     result = iisft("download", REPO)
     assert result.code == 5
-    assert result.err.startswith(f"error: 801 kB are to come, 64.5 MB are free\n  where: {target}\n  fix:   make room")
+    assert result.err.startswith(
+        f"error: 801 kB are to come, 64.5 MB are free\n  where: {target}\n  fix:   make room"
+    )
     assert hub.bodies() == []
 
 
@@ -382,14 +455,22 @@ def test_a_disk_that_fills_up_keeps_what_came(hub: HubServer, iisft: CLI, target
 def test_a_folder_that_can_not_be_written(hub: HubServer, iisft: CLI, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = iisft("download", REPO, "--to", str(tmp_path / "file" / "model"))
-    assert (result.code, result.err.splitlines()[0]) == (5, "error: can't be written: Not a directory")
+    assert (result.code, result.err.splitlines()[0]) == (
+        5,
+        "error: can't be written: Not a directory",
+    )
 
 
-def test_a_second_download_into_the_same_folder_is_refused(hub: HubServer, iisft: CLI, target: Path) -> None:
+def test_a_second_download_into_the_same_folder_is_refused(
+    hub: HubServer, iisft: CLI, target: Path
+) -> None:
     from iisft.files import exclusive_lock
 
     (target / ".iisft").mkdir(parents=True)
     with exclusive_lock(target / ".iisft" / "lock"):
         result = iisft("download", REPO)
-    assert (result.code, result.err.splitlines()[0]) == (5, "error: another iisft is downloading into this folder")
+    assert (result.code, result.err.splitlines()[0]) == (
+        5,
+        "error: another iisft is downloading into this folder",
+    )
     assert [path.name for path in (target / ".iisft").iterdir()] == ["lock"]

@@ -15,7 +15,7 @@ import pytest
 from hub_server import Fault, HubServer, git_sha1, running
 from models_on_disk import REPO, SHARD
 
-from iisft.models.hubs import NAMES
+from iisft.models.hub.metadata import NAMES
 
 CLI = Callable[..., Any]
 
@@ -67,7 +67,9 @@ def test_a_path_that_leaves_the_folder_is_refused(
          "lfs": {"oid": "../" * 8, "size": 9, "pointerSize": 1}},
     ],
 )  # fmt: skip
-def test_a_listing_that_lies_otherwise_is_refused(hub: HubServer, iisft: CLI, entry: dict[str, Any]) -> None:
+def test_a_listing_that_lies_otherwise_is_refused(
+    hub: HubServer, iisft: CLI, entry: dict[str, Any]
+) -> None:
     hub.repos[REPO].extra.append(entry)
     result = iisft("download", REPO, "--source", "huggingface", "--json")
     assert (result.code, json.loads(result.out)["error"]["code"]) == (5, "listing-unsafe")
@@ -81,7 +83,9 @@ def test_a_token_goes_to_its_own_host_alone(
     assert result.code == 0
     own = {one.path: one for one in hub.seen if one.host == f"127.0.0.1:{hub.port}"}
     foreign = [one for one in hub.seen if one.host == f"localhost:{hub.port}"]
-    assert own and all(one.headers.get("authorization", one.headers.get("Authorization")) for one in own.values())
+    assert own and all(
+        one.headers.get("authorization", one.headers.get("Authorization")) for one in own.values()
+    )
     assert foreign and not any("hf_secret" in str(one.headers) for one in foreign)
     everywhere = result.out + result.err + (target / ".iisft" / "manifest.json").read_text()
     assert "hf_secret" not in everywhere and "secret-signature" not in everywhere
@@ -106,7 +110,10 @@ def test_a_password_in_an_endpoint_is_never_shown(
     monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("//", "//me:pass-word@"))
     result = iisft("download", REPO, "--source", "huggingface")
     assert result.code == 0, result.err
-    assert "pass-word" not in result.out + result.err + (target / ".iisft" / "manifest.json").read_text()
+    assert (
+        "pass-word"
+        not in result.out + result.err + (target / ".iisft" / "manifest.json").read_text()
+    )
     monkeypatch.setenv("HF_ENDPOINT", "http://me:pass-word@127.0.0.1:1")
     result = iisft("download", REPO, "--source", "huggingface")
     assert (result.code, "pass-word" in result.err) == (5, False)
@@ -137,7 +144,9 @@ def certificate(tmp_path: Path) -> Path:
     now = datetime.now(UTC)
     hosts = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
     signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        x509.CertificateBuilder(
+            name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1)
+        )
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -160,16 +169,35 @@ def test_the_environments_certificates_are_trusted_by_all_parts(
     with running(tls=context) as secure:
         secure.repos = hub.repos
         env = {**os.environ, "HF_ENDPOINT": secure.url, "MODELSCOPE_ENDPOINT": secure.url}
-        env["MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS"] = "1"  # its client waits even for certificates
+        # its client waits even for certificates
+        env["MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS"] = "1"
         results = {}
         for variable in ("NOTHING", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
-            argv = [sys.executable, "-m", "iisft", "download", REPO, "--source", source, "--to", str(target / variable)]
+            argv = [
+                sys.executable,
+                "-m",
+                "iisft",
+                "download",
+                REPO,
+                "--source",
+                source,
+                "--to",
+                str(target / variable),
+            ]
             done = subprocess.run(
-                argv, env={**env, variable: str(certificate)}, capture_output=True, text=True, check=False, timeout=60
+                argv,
+                env={**env, variable: str(certificate)},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
             )
             results[variable] = done.returncode, done.stderr.splitlines()[0]
     assert results == {
-        "NOTHING": (5, f"error: the certificate of {NAMES[source]} ({secure.url}) can't be verified"),
+        "NOTHING": (
+            5,
+            f"error: the certificate of {NAMES[source]} ({secure.url}) can't be verified",
+        ),
         "SSL_CERT_FILE": (0, "downloading 9 files, 801 kB"),
         "REQUESTS_CA_BUNDLE": (0, "downloading 9 files, 801 kB"),
     }
@@ -180,7 +208,9 @@ def test_an_http_proxy_is_used_and_the_hub_can_be_left_out(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     monkeypatch.setenv("http_proxy", hub.url)
-    hub.repos[REPO].files = {name: text for name, text in hub.repos[REPO].files.items() if len(text) < 1000}
+    hub.repos[REPO].files = {
+        name: text for name, text in hub.repos[REPO].files.items() if len(text) < 1000
+    }
     result = iisft("download", REPO, "--source", "huggingface")
     assert result.code == 0, result.err
     assert {one.host for one in hub.seen} == {"hub.invalid"}

@@ -1,4 +1,6 @@
-"""Real processes that are killed and interrupted: what they had is kept, and nothing half is taken for whole."""
+"""Real processes that are killed and interrupted: what they had is kept, and nothing half is taken
+for whole.
+"""
 
 import contextlib
 import os
@@ -48,9 +50,14 @@ def test_ten_kills_lose_only_what_was_on_its_way(
         process.kill()
         process.wait()
         assert not [
-            name for name in contents(target) if name.endswith(".safetensors") and contents(target)[name] != files[name]
+            name
+            for name in contents(target)
+            if name.endswith(".safetensors") and contents(target)[name] != files[name]
         ]
-        assert not target.joinpath(".iisft", "manifest.json").exists() or "incomplete" in iisft("models").out
+        assert (
+            not target.joinpath(".iisft", "manifest.json").exists()
+            or "incomplete" in iisft("models").out
+        )
     process = start("--source", "modelscope", "--quiet")
     assert process.communicate(timeout=60)[0] == f"{target}\n"
     assert process.returncode == 0
@@ -80,7 +87,9 @@ def test_ctrl_c_ends_it_at_once_and_keeps_the_parts(
 
 
 @pytest.mark.parametrize("source", ["auto", "huggingface", "modelscope"])
-def test_ctrl_c_while_a_hub_is_silent(hub: HubServer, start: Callable[..., subprocess.Popen[str]], source: str) -> None:
+def test_ctrl_c_while_a_hub_is_silent(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]], source: str
+) -> None:
     hub.faults.append(Fault("@api", slow_s=60))
     process = start("--source", source)
     hub.wait_until_asked("/api/")
@@ -89,7 +98,9 @@ def test_ctrl_c_while_a_hub_is_silent(hub: HubServer, start: Callable[..., subpr
     assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_ctrl_c_while_a_body_stalls(hub: HubServer, start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_ctrl_c_while_a_body_stalls(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     hub.faults.append(Fault("*.safetensors", stall_after=1000))
     process = start("--source", "modelscope")
     hub.wait_until_sent(2000)
@@ -118,7 +129,9 @@ def test_a_terminal_gets_a_bar(hub: HubServer, target: Path) -> None:
     assert "2 MB of 2 MB  9/9 files" in plain
 
 
-def test_ctrl_c_ends_the_hubs_own_client_too(hub: HubServer, start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_ctrl_c_ends_the_hubs_own_client_too(
+    hub: HubServer, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     hub.repos[REPO] = Repo(needed(SHARD_BYTES))
     hub.bytes_per_s = 200_000
     process = start("--source", "huggingface", "--transfer", "hub")
@@ -154,7 +167,9 @@ def test_a_part_that_was_torn_is_fetched_again(hub: HubServer, iisft: CLI, targe
     assert contents(target) == dict(sorted(needed().items()))
 
 
-def test_a_part_longer_than_the_file_is_begun_anew(hub: HubServer, iisft: CLI, target: Path) -> None:
+def test_a_part_longer_than_the_file_is_begun_anew(
+    hub: HubServer, iisft: CLI, target: Path
+) -> None:
     name = "model-00001-of-00002.safetensors"
     part = target / ".iisft" / "parts" / f"{name}.{sha256(repository()[name])[:16]}"
     part.parent.mkdir(parents=True)
@@ -175,5 +190,8 @@ def test_an_unfinished_download_is_no_model(
     result = iisft("model", "show", REPO)
     assert result.code == 3
     assert f"error: the download of {REPO} has not finished: " in result.err
-    assert f"  fix:   iisft download {REPO} --source huggingface --revision {'c' * 40} --to '{target}'\n" in result.err
+    assert (
+        f"  fix:   iisft download {REPO} --source huggingface --revision {'c' * 40} --to "
+        f"'{target}'\n" in result.err
+    )
     assert iisft("download", "--verify", str(target)).code == 5

@@ -1,4 +1,6 @@
-"""Verifying and adopting folders, what `model show` and `models` tell, and what training makes of a manifest."""
+"""Verifying and adopting folders, what `model show` and `models` tell, and what training makes of a
+manifest.
+"""
 
 import json
 import os
@@ -9,7 +11,17 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer, sha256
-from models_on_disk import CONFIG, OTHER_SHARD, REPO, SHARD, contents, flip_a_bit, needed, write_json, write_safetensors
+from models_on_disk import (
+    CONFIG,
+    OTHER_SHARD,
+    REPO,
+    SHARD,
+    contents,
+    flip_a_bit,
+    needed,
+    write_json,
+    write_safetensors,
+)
 
 CLI = Callable[..., Any]
 
@@ -42,7 +54,9 @@ def test_verify_tells_every_fault_at_once(downloaded: Path, iisft: CLI) -> None:
     result = iisft("download", "--verify", str(downloaded), "--json")
     document = json.loads(result.out)
     assert (result.code, document["ok"]) == (5, False)
-    assert [(Path(f["where"]).name, f["message"].partition(" (")[0]) for f in document["findings"]] == [
+    assert [
+        (Path(f["where"]).name, f["message"].partition(" (")[0]) for f in document["findings"]
+    ] == [
         (SHARD, f"{SHARD} has other bytes than were downloaded"),
         (OTHER_SHARD, f"{OTHER_SHARD} has other bytes than were downloaded"),
         ("tokenizer.json", "tokenizer.json is missing"),
@@ -59,7 +73,9 @@ def test_verify_without_a_manifest_names_adopt(iisft: CLI, model_folder: Path) -
     )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', '{"files": [{"path": "../x", "size": 1}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"files": 3}', '{"files": [{"path": "../x", "size": 1}]}']
+)
 def test_a_torn_manifest_is_none(downloaded: Path, iisft: CLI, text: str) -> None:
     (downloaded / ".iisft" / "manifest.json").write_text(text)
     assert iisft("download", "--verify", str(downloaded)).code == 5
@@ -82,9 +98,13 @@ def copied(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
-def test_a_folder_is_adopted_when_its_bytes_are_the_hubs(hub: HubServer, iisft: CLI, copied: Path, source: str) -> None:
+def test_a_folder_is_adopted_when_its_bytes_are_the_hubs(
+    hub: HubServer, iisft: CLI, copied: Path, source: str
+) -> None:
     result = iisft("download", REPO, "--adopt", str(copied), "--source", source)
-    assert (result.code, result.out) == (0, f"{copied}: 9 files, 801 kB, every byte adopted\n"), result.err
+    assert (result.code, result.out) == (0, f"{copied}: 9 files, 801 kB, every byte adopted\n"), (
+        result.err
+    )
     assert hub.bodies() == []
     shown = json.loads(iisft("model", "show", str(copied), "--json").out)
     assert (shown["source"], shown["repo"], shown["commit"]) == (source, REPO, "c" * 40)
@@ -95,7 +115,9 @@ def test_a_folder_with_other_bytes_is_not_adopted(hub: HubServer, iisft: CLI, co
     (copied / "config.json").write_text("{}")
     result = iisft("download", REPO, "--adopt", str(copied), "--source", "huggingface")
     assert (result.code, result.out) == (5, "")
-    assert f"error: {SHARD} is not that of {REPO} at main\n  where: {copied / SHARD}\n" in result.err
+    assert (
+        f"error: {SHARD} is not that of {REPO} at main\n  where: {copied / SHARD}\n" in result.err
+    )
     assert "error: config.json is not that of" in result.err
     assert "--source local adopts the folder as it is" in result.err
     assert not (copied / ".iisft").exists()
@@ -103,13 +125,21 @@ def test_a_folder_with_other_bytes_is_not_adopted(hub: HubServer, iisft: CLI, co
     assert iisft("download", "--verify", str(copied)).code == 0
 
 
-def test_what_is_missing_from_an_adopted_folder_is_told(hub: HubServer, iisft: CLI, copied: Path) -> None:
+def test_what_is_missing_from_an_adopted_folder_is_told(
+    hub: HubServer, iisft: CLI, copied: Path
+) -> None:
     (copied / OTHER_SHARD).unlink()
     (copied / "README.md").unlink()
     result = iisft("download", REPO, "--adopt", str(copied), "--source", "huggingface")
-    command = f"iisft download {REPO} --source huggingface --to '{copied}' fetches it, and makes the manifest too"
+    command = (
+        f"iisft download {REPO} --source huggingface --to '{copied}' fetches it, and makes "
+        "the manifest too"
+    )
     assert result.code == 5
-    assert f"error: {OTHER_SHARD} is missing\n  where: {copied / OTHER_SHARD}\n  fix:   {command}\n" in result.err
+    assert (
+        f"error: {OTHER_SHARD} is missing\n  where: {copied / OTHER_SHARD}\n  fix:   {command}\n"
+        in result.err
+    )
     assert "README" not in result.err
 
 
@@ -127,7 +157,8 @@ def test_without_a_hub_the_digests_are_recorded_and_the_lack_is_told(
     result = iisft("download", REPO, "--adopt", str(copied))
     assert result.code == 0
     assert (
-        result.err.startswith("checking 10 files") and "warning: adopted as it is, compared with no hub: " in result.err
+        result.err.startswith("checking 10 files")
+        and "warning: adopted as it is, compared with no hub: " in result.err
     )
     flip_a_bit(copied / SHARD)
     assert iisft("download", "--verify", str(copied)).code == 5
@@ -176,7 +207,10 @@ def test_model_show_as_json(downloaded: Path, iisft: CLI) -> None:
     result = iisft("model", "show", str(downloaded), "--json")
     document = json.loads(result.out)
     assert result.code == 0
-    assert {key: document[key] for key in ("dir", "source", "revision", "architecture", "parameters", "dtypes")} == {
+    assert {
+        key: document[key]
+        for key in ("dir", "source", "revision", "architecture", "parameters", "dtypes")
+    } == {
         "dir": str(downloaded),
         "source": "huggingface",
         "revision": "main",
@@ -184,7 +218,11 @@ def test_model_show_as_json(downloaded: Path, iisft: CLI) -> None:
         "parameters": 400_000,
         "dtypes": {"bfloat16": 400_000},
     }
-    assert document["files"][0] == {"path": "README.md", "size": 45, "sha256": sha256(needed()["README.md"])}
+    assert document["files"][0] == {
+        "path": "README.md",
+        "size": 45,
+        "sha256": sha256(needed()["README.md"]),
+    }
     assert (document["state"], document["findings"], document["chat_template"]) == ("ok", [], True)
 
 
@@ -207,7 +245,11 @@ def test_model_show_of_a_folder_without_a_manifest(model_folder: Path, iisft: CL
         {"model.embed_tokens.weight": ("F32", [4, 8]), "lm_head.weight": ("F32", [4, 8])},
     )
     document = json.loads(iisft("model", "show", str(model_folder), "--json").out)
-    assert (document["source"], document["tied_embeddings"], document["dtypes"]) == ("", False, {"float32": 64})
+    assert (document["source"], document["tied_embeddings"], document["dtypes"]) == (
+        "",
+        False,
+        {"float32": 64},
+    )
     assert [file["path"] for file in document["files"]] == [
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
@@ -222,7 +264,14 @@ def test_models_lists_what_is_there(downloaded: Path, iisft: CLI) -> None:
     (downloaded.parents[1] / "empty").mkdir()
     result = iisft("models")
     assert result.code == 0
-    assert re.split(r"\s{2,}", result.out.splitlines()[1]) == [REPO, "400 k", "bfloat16", "801 kB", "huggingface", "ok"]
+    assert re.split(r"\s{2,}", result.out.splitlines()[1]) == [
+        REPO,
+        "400 k",
+        "bfloat16",
+        "801 kB",
+        "huggingface",
+        "ok",
+    ]
     assert iisft("models", "--quiet").out == f"{REPO}\n"
     assert [one["id"] for one in json.loads(iisft("models", "--json").out)] == [REPO]
 
@@ -238,7 +287,9 @@ def test_training_refuses_what_the_manifest_speaks_against(downloaded: Path, iis
     with (downloaded / SHARD).open("r+b") as stream:
         stream.truncate(1000)
     result = iisft("train", "--preset", "mi50", "--model", str(downloaded), "--dry-run", "--json")
-    command = f"iisft download {REPO} --source huggingface --revision {'c' * 40} --to '{downloaded}'"
+    command = (
+        f"iisft download {REPO} --source huggingface --revision {'c' * 40} --to '{downloaded}'"
+    )
     found = {
         f["where"]: (f["id"], f["severity"], f["fix"])
         for f in json.loads(result.out)["findings"]

@@ -10,14 +10,18 @@ import pytest
 from models_on_disk import CONFIG, write_json, write_safetensors
 
 from iisft.errors import InputError
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import ViewPlan, build_view, plan_view, restore_base_model_name
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import ViewPlan, build_view, plan_view, restore_base_model_name
 
 CODE = resources.files("iisft").joinpath("child", "modeling_iisft.py").read_text(encoding="utf-8")
 
 
-def plan(folder: Path, precision: str = "fp32", weights: str = "stored", trust: bool = False) -> ViewPlan:
-    return plan_view(inspect_checkpoint(folder), precision=precision, weights=weights, trust_remote_code=trust)
+def plan(
+    folder: Path, precision: str = "fp32", weights: str = "stored", trust: bool = False
+) -> ViewPlan:
+    return plan_view(
+        inspect_checkpoint(folder), precision=precision, weights=weights, trust_remote_code=trust
+    )
 
 
 def refusal(folder: Path, **choice: Any) -> InputError:
@@ -39,7 +43,8 @@ def test_the_whole_plan_of_exact_float32(model_folder: Path) -> None:
         "iisft_arithmetic": "float32",
     }
     assert made.links == {
-        name: model_folder / name for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        name: model_folder / name
+        for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
     assert sorted(made.texts) == ["config.json", "modeling_iisft.py", "stopping_iisft.py"]
     assert json.loads(made.texts["config.json"]) == made.config
@@ -85,10 +90,15 @@ def test_stored_means_what_the_headers_show_whatever_the_config_claims(
     assert plan(model_folder).config["torch_dtype"] == "float16"
 
 
-def test_float32_checkpoints_need_no_retyping(model_folder: Path, change_config: Callable[..., None]) -> None:
+def test_float32_checkpoints_need_no_retyping(
+    model_folder: Path, change_config: Callable[..., None]
+) -> None:
     change_config(num_experts=8)
     write_safetensors(model_folder / "model.safetensors", {"a.weight": ("F32", [3])})
-    assert (plan(model_folder).arithmetic, plan(model_folder).config["dtype"]) == ("native", "float32")
+    assert (plan(model_folder).arithmetic, plan(model_folder).config["dtype"]) == (
+        "native",
+        "float32",
+    )
 
 
 def test_shards_and_their_index_are_linked(sharded_folder: Path) -> None:
@@ -132,9 +142,15 @@ def test_a_model_that_needs_its_own_code_is_refused_with_the_files(
     model_folder: Path, change_config: Callable[..., None], place: str
 ) -> None:
     if place == "config":
-        change_config(architectures=["ToyForCausalLM"], auto_map={"AutoModelForCausalLM": "toy.ToyForCausalLM"})
+        change_config(
+            architectures=["ToyForCausalLM"],
+            auto_map={"AutoModelForCausalLM": "toy.ToyForCausalLM"},
+        )
     else:
-        write_json(model_folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["toy.Toy", None]}})
+        write_json(
+            model_folder / "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["toy.Toy", None]}},
+        )
         (model_folder / "tokenizer.json").unlink()
     error = refusal(model_folder)
     assert (error.code, error.exit_code) == ("model-needs-code", 3)
@@ -152,7 +168,10 @@ def test_a_stock_architecture_leaves_untrusted_code_behind(
         model_folder / "tokenizer_config.json",
         {"a": 1, "auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "b": [{"auto_map": None}]},
     )
-    write_json(model_folder / "processor_config.json", {"inner": [{"auto_map": {"x": "evil.P"}, "kept": 1}]})
+    write_json(
+        model_folder / "processor_config.json",
+        {"inner": [{"auto_map": {"x": "evil.P"}, "kept": 1}]},
+    )
     (model_folder / "evil.py").write_text("raise SystemExit")
     made = plan(model_folder)
     assert made.config["auto_map"] == {"AutoModelForCausalLM": "modeling_iisft.Qwen2ForCausalLM"}
@@ -164,7 +183,9 @@ def test_a_stock_architecture_leaves_untrusted_code_behind(
 
 
 def test_a_trusted_tokenizer_on_a_stock_model(model_folder: Path) -> None:
-    write_json(model_folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["toy.Toy", None]}})
+    write_json(
+        model_folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["toy.Toy", None]}}
+    )
     (model_folder / "toy.py").write_text("")
     made = plan(model_folder, trust=True)
     assert made.arithmetic == "float32" and made.texts["modeling_iisft.py"] == CODE
@@ -174,32 +195,51 @@ def test_a_trusted_tokenizer_on_a_stock_model(model_folder: Path) -> None:
 def trusted_folder(folder: Path, change_config: Callable[..., None]) -> Path:
     change_config(
         architectures=["ToyLMForCausalLM"],
-        auto_map={"AutoConfig": "toy_config.ToyConfig", "AutoModelForCausalLM": "toy.ToyForCausalLM"},
+        auto_map={
+            "AutoConfig": "toy_config.ToyConfig",
+            "AutoModelForCausalLM": "toy.ToyForCausalLM",
+        },
     )
-    write_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["toy_tok.Toy", None]}})
+    write_json(
+        folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["toy_tok.Toy", None]}}
+    )
     for name in ("toy_config.py", "toy.py", "toy_tok.py", "toy_helper.py"):
         (folder / name).write_text("")
     return folder
 
 
-def test_trusted_code_becomes_the_base_of_our_class(model_folder: Path, change_config: Callable[..., None]) -> None:
+def test_trusted_code_becomes_the_base_of_our_class(
+    model_folder: Path, change_config: Callable[..., None]
+) -> None:
     made = plan(trusted_folder(model_folder, change_config), "bf16", trust=True)
     assert made.config["auto_map"] == {
         "AutoConfig": "toy_config.ToyConfig",
         "AutoModelForCausalLM": "modeling_iisft.ToyForCausalLM",
     }
-    assert {"toy_config.py", "toy.py", "toy_tok.py", "toy_helper.py", "tokenizer_config.json"} <= set(made.links)
+    assert {
+        "toy_config.py",
+        "toy.py",
+        "toy_tok.py",
+        "toy_helper.py",
+        "tokenizer_config.json",
+    } <= set(made.links)
     changed = set(made.texts["modeling_iisft.py"].splitlines()) - set(CODE.splitlines())
-    assert [line.partition("  #")[0] for line in changed] == ["from .toy import ToyForCausalLM as TRUSTED"]
+    assert [line.partition("  #")[0] for line in changed] == [
+        "from .toy import ToyForCausalLM as TRUSTED"
+    ]
 
 
-def test_trusted_code_is_not_promised_exact(model_folder: Path, change_config: Callable[..., None]) -> None:
+def test_trusted_code_is_not_promised_exact(
+    model_folder: Path, change_config: Callable[..., None]
+) -> None:
     error = refusal(trusted_folder(model_folder, change_config), trust=True)
     assert error.code == "exact-unsupported" and "weights=fp32" in error.fix
 
 
 @pytest.mark.parametrize("damage", ["missing", "elsewhere", "no model", "injection"])
-def test_trusted_code_that_cant_be_used(model_folder: Path, change_config: Callable[..., None], damage: str) -> None:
+def test_trusted_code_that_cant_be_used(
+    model_folder: Path, change_config: Callable[..., None], damage: str
+) -> None:
     trusted_folder(model_folder, change_config)
     if damage == "missing":
         (model_folder / "toy.py").unlink()
@@ -208,14 +248,21 @@ def test_trusted_code_that_cant_be_used(model_folder: Path, change_config: Calla
     if damage == "no model":
         change_config(auto_map={"AutoModel": "toy.ToyForCausalLM"})
     if damage == "injection":
-        change_config(auto_map={"AutoModelForCausalLM": "toy.A as B\nimport os\nfrom os import path"})
+        change_config(
+            auto_map={"AutoModelForCausalLM": "toy.A as B\nimport os\nfrom os import path"}
+        )
     assert refusal(model_folder, precision="bf16", trust=True).code == "model-code-incomplete"
 
 
 @pytest.mark.parametrize(
     ("keys", "choice", "code", "reason"),
     [
-        ({"num_experts": 8, "architectures": ["Qwen3MoeForCausalLM"]}, {}, "exact-unsupported", "experts"),
+        (
+            {"num_experts": 8, "architectures": ["Qwen3MoeForCausalLM"]},
+            {},
+            "exact-unsupported",
+            "experts",
+        ),
         (
             {"num_local_experts": 8, "architectures": ["MixtralForCausalLM"]},
             {},
@@ -223,7 +270,12 @@ def test_trusted_code_that_cant_be_used(model_folder: Path, change_config: Calla
             "experts",
         ),
         ({"architectures": ["OPTForCausalLM"]}, {}, "exact-unsupported", "OPTForCausalLM"),
-        ({"architectures": ["OPTForCausalLM"]}, {"weights": "nf4"}, "exact-unsupported", "OPTForCausalLM"),
+        (
+            {"architectures": ["OPTForCausalLM"]},
+            {"weights": "nf4"},
+            "exact-unsupported",
+            "OPTForCausalLM",
+        ),
         ({"vision_config": {}}, {"precision": "bf16"}, "model-not-text", "text"),
         (
             {"architectures": ["Gemma3ForConditionalGeneration"]},
@@ -253,15 +305,21 @@ def test_what_cant_be_held_is_refused_with_the_reason(
     assert error.where == str(model_folder / "config.json")
 
 
-def test_the_way_out_of_a_refusal_works(model_folder: Path, change_config: Callable[..., None]) -> None:
+def test_the_way_out_of_a_refusal_works(
+    model_folder: Path, change_config: Callable[..., None]
+) -> None:
     change_config(num_experts=8, architectures=["Qwen3MoeForCausalLM"])
     assert "weights=fp32" in refusal(model_folder).fix
     assert plan(model_folder, weights="fp32").arithmetic == "native"
 
 
 @pytest.mark.parametrize("odd", ["F32", "F16"])
-def test_mixed_checkpoints_that_loading_would_round_are_not_exact(model_folder: Path, odd: str) -> None:
-    write_safetensors(model_folder / "model.safetensors", {"a.weight": ("BF16", [9]), "norm.weight": (odd, [3])})
+def test_mixed_checkpoints_that_loading_would_round_are_not_exact(
+    model_folder: Path, odd: str
+) -> None:
+    write_safetensors(
+        model_folder / "model.safetensors", {"a.weight": ("BF16", [9]), "norm.weight": (odd, [3])}
+    )
     assert "mixes" in refusal(model_folder).message
     assert plan(model_folder, "bf16").arithmetic == "native"
 
@@ -281,14 +339,20 @@ def test_building_writes_texts_and_absolute_links_and_leaves_the_model_alone(
     build_view(made, view)
     assert {p.name for p in view.iterdir()} == made.links.keys() | made.texts.keys()
     for name, target in made.links.items():
-        assert (view / name).is_symlink() and (view / name).readlink() == target == model_folder / name
+        assert (view / name).is_symlink() and (
+            view / name
+        ).readlink() == target == model_folder / name
     for name, text in made.texts.items():
         assert not (view / name).is_symlink() and (view / name).read_text(encoding="utf-8") == text
-    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in model_folder.iterdir()} == before
+    assert {
+        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in model_folder.iterdir()
+    } == before
     assert [p.name for p in view.parent.iterdir()] == ["model"]
 
 
-def test_rebuilding_replaces_the_view_and_never_the_weights(model_folder: Path, tmp_path: Path) -> None:
+def test_rebuilding_replaces_the_view_and_never_the_weights(
+    model_folder: Path, tmp_path: Path
+) -> None:
     view = tmp_path / "view"
     build_view(plan(model_folder), view)
     (view / "left over").touch()
@@ -316,7 +380,9 @@ def test_a_failed_build_leaves_the_old_view(
 
 
 @pytest.mark.parametrize("kind", ["folder", "the model", "link", "file"])
-def test_something_that_is_no_view_is_never_replaced(model_folder: Path, tmp_path: Path, kind: str) -> None:
+def test_something_that_is_no_view_is_never_replaced(
+    model_folder: Path, tmp_path: Path, kind: str
+) -> None:
     place = tmp_path / "place"
     if kind == "folder":
         place.mkdir()
@@ -338,7 +404,9 @@ def test_adapters_name_the_real_model_after_the_run(tmp_path: Path) -> None:
     for folder in (output, output / "checkpoint-4"):
         folder.mkdir(parents=True)
         write_json(folder / "adapter_config.json", {"base_model_name_or_path": str(view), "r": 8})
-        (folder / "README.md").write_text(f"---\nbase_model: {view}\ntags:\n- base_model:adapter:{view}\n---\n情报\n")
+        (folder / "README.md").write_text(
+            f"---\nbase_model: {view}\ntags:\n- base_model:adapter:{view}\n---\n情报\n"
+        )
     other = {"base_model_name_or_path": "someone/else"}
     (output / "checkpoint-8").mkdir()
     write_json(output / "checkpoint-8" / "adapter_config.json", other)

@@ -1,4 +1,6 @@
-"""The set-up behind demo.sh and test.sh, against fake Pythons in a checkout whose folder has a space."""
+"""The set-up behind demo.sh and test.sh, against fake Pythons in a checkout whose folder has a
+space.
+"""
 
 import os
 import shutil
@@ -19,7 +21,9 @@ FOREIGN = {"torch": "2.7.1+rocm6.3", "torchvision": "0.22.1+rocm6.3", "torchaudi
 
 @dataclass
 class Machine:
-    """A checkout, and a PATH that holds the tools the scripts may use, no Python, and what the test adds."""
+    """A checkout, and a PATH that holds the tools the scripts may use, no Python, and what the test
+    adds.
+    """
 
     checkout: Path
     bin: Path
@@ -28,7 +32,9 @@ class Machine:
 
     def add_python(self, name: str, version: str) -> None:
         program = self.bin / name
-        program.write_text(f'#!/bin/sh\nFAKE_VERSION={version} exec "{self.bin}/fakes/{name}" "$@"\n')
+        program.write_text(
+            f'#!/bin/sh\nFAKE_VERSION={version} exec "{self.bin}/fakes/{name}" "$@"\n'
+        )
         program.chmod(0o755)
         (self.bin / "fakes").mkdir(exist_ok=True)
         shutil.copy(FAKES / "python.sh", self.bin / "fakes" / name)
@@ -38,7 +44,9 @@ class Machine:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
 
-    def run(self, script: str, *arguments: str, cwd: Path | None = None, **settings: str) -> tuple[int, str]:
+    def run(
+        self, script: str, *arguments: str, cwd: Path | None = None, **settings: str
+    ) -> tuple[int, str]:
         environment = {
             "PATH": str(self.bin),
             "CALLS": str(self.calls_file),
@@ -72,7 +80,9 @@ class Machine:
         for name, version in versions.items():
             info = self.venv / "lib/python3.12/site-packages" / f"{name}-{version}.dist-info"
             info.mkdir(parents=True)
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            )
 
     def change_pyproject(self) -> None:
         with (self.checkout / "pyproject.toml").open("a") as file:
@@ -104,12 +114,20 @@ def ready(machine: Machine) -> Machine:
 
 
 UV_WAY = "uv python install 3.11"
-CONDA_WAY = "conda create -y -n iisft -c conda-forge --override-channels python=3.11 && conda activate iisft"
-APT_WAY = "sudo add-apt-repository -y ppa:deadsnakes/ppa && sudo apt-get install -y python3.11 python3.11-venv"
+CONDA_WAY = (
+    "conda create -y -n iisft -c conda-forge --override-channels python=3.11 && conda "
+    "activate iisft"
+)
+APT_WAY = (
+    "sudo add-apt-repository -y ppa:deadsnakes/ppa && sudo apt-get install -y python3.11 "
+    "python3.11-venv"
+)
 
 
 @pytest.mark.parametrize(
-    ("tools", "way"), [((), APT_WAY), (("conda",), CONDA_WAY), (("conda", "uv"), UV_WAY)], ids=["apt", "conda", "uv"]
+    ("tools", "way"),
+    [((), APT_WAY), (("conda",), CONDA_WAY), (("conda", "uv"), UV_WAY)],
+    ids=["apt", "conda", "uv"],
 )
 @pytest.mark.parametrize("version", ["3.10", "3.14"])
 def test_unsupported_python_is_told_the_command(
@@ -177,7 +195,8 @@ def test_first_call_installs_with_every_constraint(machine: Machine) -> None:
         "python -m pip --version",
         "python -m pip install --quiet uv",
         "python -m pip config get global.index-url",
-        f"uv pip install --python {machine.venv}/bin/python -e .[train] -c constraints.txt -c constraints-torch.txt",
+        f"uv pip install --python {machine.venv}/bin/python -e .[train] -c constraints.txt -c "
+        "constraints-torch.txt",
     ]
 
 
@@ -194,7 +213,9 @@ def test_a_venv_for_the_tests_serves_the_demo_but_not_the_reverse(ready: Machine
     assert ready.calls == []
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "constraints-torch.txt", ".venv/pyvenv.cfg"])
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "constraints.txt", "constraints-torch.txt", ".venv/pyvenv.cfg"]
+)
 def test_a_change_installs_again(ready: Machine, name: str) -> None:
     file = ready.checkout / name
     file.write_text(file.read_text().replace("3.12.0", "3.12.1") + "# changed\n")
@@ -213,7 +234,10 @@ def test_pip_stands_in_for_uv(machine: Machine) -> None:
     code, output = machine.run("setup.sh", "train", FAKE_NO_UV="1")
 
     assert code == 0, output
-    assert machine.calls[-1] == "python -m pip install -e .[train] -c constraints.txt -c constraints-torch.txt"
+    assert (
+        machine.calls[-1]
+        == "python -m pip install -e .[train] -c constraints.txt -c constraints-torch.txt"
+    )
 
 
 def test_pip_is_tried_when_uv_fails(machine: Machine) -> None:
@@ -306,7 +330,11 @@ def test_an_interrupted_set_up_around_a_kept_torch_copies_the_rest_again(ready: 
     code, output = ready.run("setup.sh", "train")
 
     assert code == 0, output
-    again = {word.split("=")[1] for word in ready.calls[-1].split() if word.startswith("--reinstall-package=")}
+    again = {
+        word.split("=")[1]
+        for word in ready.calls[-1].split()
+        if word.startswith("--reinstall-package=")
+    }
     assert {"transformers", "numpy", "llamafactory"} <= again
     assert not again & {"torch", "torchvision", "torchaudio", "sympy"}
 
@@ -330,7 +358,9 @@ def test_the_torch_that_was_installed_here_follows_its_constraints(ready: Machin
     assert ready.calls[-1].endswith("-c constraints-torch.txt")
 
 
-def test_demo_trains_in_the_checkout_and_keeps_the_current_folder(ready: Machine, tmp_path: Path) -> None:
+def test_demo_trains_in_the_checkout_and_keeps_the_current_folder(
+    ready: Machine, tmp_path: Path
+) -> None:
     program = ready.venv / "bin/iisft"
     program.write_text('#!/bin/sh\necho "$IISFT_HOME|$PWD|$*"\n')
     program.chmod(0o755)
@@ -353,7 +383,13 @@ def test_every_check_runs_and_any_failure_counts(ready: Machine) -> None:
         program.chmod(0o755)
     done = [
         f"{ready.checkout} {command} offline=1"
-        for command in ("ruff check", "ruff format --check", "mypy ", "lint-imports ", "pytest tests/runs -k plan")
+        for command in (
+            "ruff check",
+            "ruff format --check",
+            "mypy ",
+            "lint-imports ",
+            "pytest tests/runs -k plan",
+        )
     ]
 
     code, output = ready.run("test.sh", "tests/runs", "-k", "plan")
@@ -361,7 +397,10 @@ def test_every_check_runs_and_any_failure_counts(ready: Machine) -> None:
 
     code, output = ready.run("test.sh", "tests/runs", "-k", "plan", MYPY_EXIT="1")
     assert code == 1
-    assert [line for line in output.splitlines() if not line.startswith("==")] == [*done, "failed: 'mypy'"]
+    assert [line for line in output.splitlines() if not line.startswith("==")] == [
+        *done,
+        "failed: 'mypy'",
+    ]
 
 
 def test_scripts_can_be_run() -> None:

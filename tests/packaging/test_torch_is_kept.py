@@ -9,14 +9,20 @@ import pytest
 
 # The set that the README gives for an MI50, with what torch itself brings from the same place.
 ROCM = {
-    "torch": ("2.7.1+rocm6.3", ("sympy>=1.13.3", "networkx", "jinja2", "fsspec", "pytorch-triton-rocm==3.3.1")),
+    "torch": (
+        "2.7.1+rocm6.3",
+        ("sympy>=1.13.3", "networkx", "jinja2", "fsspec", "pytorch-triton-rocm==3.3.1"),
+    ),
     "torchvision": ("0.22.1+rocm6.3", ("numpy", "torch==2.7.1", "pillow>=5.3.0,!=8.3.*")),
     "torchaudio": ("2.7.1+rocm6.3", ("torch==2.7.1",)),
     "pytorch-triton-rocm": ("3.3.1", ()),
 }
 # torch 2.6 demands one exact sympy, older than what torch 2.11 wants.
 ROCM_2_6 = {
-    "torch": ("2.6.0+rocm6.2.4", ("sympy==1.13.1", "networkx", "jinja2", "fsspec", "pytorch-triton-rocm==3.2.0")),
+    "torch": (
+        "2.6.0+rocm6.2.4",
+        ("sympy==1.13.1", "networkx", "jinja2", "fsspec", "pytorch-triton-rocm==3.2.0"),
+    ),
     "torchvision": ("0.21.0+rocm6.2.4", ("numpy", "torch==2.6.0", "pillow>=5.3.0,!=8.3.*")),
     "torchaudio": ("2.6.0+rocm6.2.4", ("torch==2.6.0",)),
     "pytorch-triton-rocm": ("3.2.0", ()),
@@ -34,8 +40,12 @@ def stub_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...])
     needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
     with zipfile.ZipFile(file, "w") as wheel:
         wheel.writestr(f"{module}/__init__.py", f'__version__ = "{version}"\n')
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", "")
     return file
 
@@ -60,11 +70,15 @@ def dry_run(uv: Callable[..., str], empty_venv: Path, tmp_path: Path) -> Callabl
 
 
 @pytest.mark.parametrize("installed", [ROCM, ROCM_2_6], ids=["torch 2.7.1", "torch 2.6.0"])
-def test_constraints_leave_a_rocm_torch_alone(dry_run: Callable[..., str], installed: Distributions) -> None:
+def test_constraints_leave_a_rocm_torch_alone(
+    dry_run: Callable[..., str], installed: Distributions
+) -> None:
     would = changes(dry_run(installed, "constraints.txt"))
 
     names = {what.split("==")[0] for what in would["+"]}
-    assert {"iisft", "llamafactory", "transformers", "peft"} <= names, "the resolution did not happen"
+    assert {"iisft", "llamafactory", "transformers", "peft"} <= names, (
+        "the resolution did not happen"
+    )
     assert not would["-"]
     assert not names & {*installed, "triton"}
     assert not [name for name in names if name.startswith(("nvidia-", "cuda-"))]

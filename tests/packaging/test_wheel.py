@@ -13,7 +13,9 @@ from iisft import __version__
 
 
 @pytest.fixture(scope="module")
-def wheel(checkout: Path, machine_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(
+    checkout: Path, machine_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Built by way of the sdist, so that this has what the wheel needs, too."""
     folder = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
@@ -33,7 +35,9 @@ def test_wheel_ships_every_preset_as_it_is(wheel: Path, checkout: Path) -> None:
     prefix = "iisft/configs/"
     with zipfile.ZipFile(wheel) as archive:
         shipped = {
-            name.removeprefix(prefix): archive.read(name) for name in archive.namelist() if name.startswith(prefix)
+            name.removeprefix(prefix): archive.read(name)
+            for name in archive.namelist()
+            if name.startswith(prefix)
         }
 
     assert shipped == {file.name: file.read_bytes() for file in (checkout / "configs").iterdir()}
@@ -41,9 +45,17 @@ def test_wheel_ships_every_preset_as_it_is(wheel: Path, checkout: Path) -> None:
 
 def test_wheel_ships_the_package_and_nothing_beside_it(wheel: Path, checkout: Path) -> None:
     source = checkout / "src"
-    code = {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    code = {
+        str(file.relative_to(source))
+        for file in source.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name and "/configs/" not in name}
+        names = {
+            name
+            for name in archive.namelist()
+            if ".dist-info/" not in name and "/configs/" not in name
+        }
 
     assert names == code
 
@@ -75,6 +87,8 @@ def test_wheel_works_in_an_empty_environment(
 
     assert __version__ in run("--version")
     presets = json.loads(run("preset", "list", "--json"))
-    assert {preset["name"] for preset in presets} == {file.stem for file in (checkout / "configs").glob("*.yaml")}
+    assert {preset["name"] for preset in presets} == {
+        file.stem for file in (checkout / "configs").glob("*.yaml")
+    }
     assert "torch==" not in uv("pip", "freeze", "--python", str(empty_venv))
     assert not list(elsewhere.iterdir()), "listing presets wrote into the workspace"

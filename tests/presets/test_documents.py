@@ -43,12 +43,16 @@ def test_extends_merges_sections_and_replaces_values(workspace: Workspace) -> No
 def test_extends_can_name_a_file_beside_it(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "a b.yaml").write_text("summary: beside\n")
     (tmp_path / "c.yaml").write_text("extends: a b.yaml\n")
-    assert documents.read_document(str(tmp_path / "c.yaml"), workspace).values == {"summary": "beside"}
+    assert documents.read_document(str(tmp_path / "c.yaml"), workspace).values == {
+        "summary": "beside"
+    }
 
 
 def test_a_missing_base_is_told_at_the_line_that_names_it(workspace: Workspace) -> None:
     file = write(workspace, "x", "summary: x\nextends: mi51\n")
-    with pytest.raises(InputError, match="extends: no preset named 'mi51'; did you mean mi50") as caught:
+    with pytest.raises(
+        InputError, match="extends: no preset named 'mi51'; did you mean mi50"
+    ) as caught:
         documents.read_document("x", workspace)
     assert caught.value.where == f"{file}:2"
 
@@ -88,7 +92,9 @@ def test_an_override_without_key_or_value(text: str) -> None:
         documents.parse_override(text)
 
 
-def test_an_override_of_a_section_that_does_not_exist_is_the_place_of_its_error(workspace: Workspace) -> None:
+def test_an_override_of_a_section_that_does_not_exist_is_the_place_of_its_error(
+    workspace: Workspace,
+) -> None:
     document = documents.read_document("mi50", workspace)
     document.override(*documents.parse_override("trian.epochs=3"), "--set trian.epochs=3")
     with pytest.raises(CheckFailed, match="unknown key trian: did you mean train") as caught:
@@ -96,7 +102,9 @@ def test_an_override_of_a_section_that_does_not_exist_is_the_place_of_its_error(
     assert caught.value.where == "--set trian.epochs=3"
 
 
-@pytest.mark.parametrize("text", ["lora.target=[]", "data.name=../elsewhere", "data.name=a,b", "data.name="])
+@pytest.mark.parametrize(
+    "text", ["lora.target=[]", "data.name=../elsewhere", "data.name=a,b", "data.name="]
+)
 def test_a_value_that_names_nothing_that_can_be(text: str, workspace: Workspace) -> None:
     document = documents.read_document("mi50", workspace)
     document.override(*documents.parse_override(text), "--set")

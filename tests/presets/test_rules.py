@@ -1,4 +1,6 @@
-"""Each rule has a preset where it fires and one where it is silent, found by the same discovery as the rules."""
+"""Each rule has a preset where it fires and one where it is silent, found by the same discovery as
+the rules.
+"""
 
 from typing import Any
 
@@ -22,11 +24,17 @@ CASES: dict[str, tuple[tuple[list[str], int], tuple[list[str], int]]] = {
         (["attention=flash2", "precision=fp32", "hardware.arch=sm_80"], 1),
         (["attention=flash2", "hardware.arch=sm_80"], 1),
     ),
-    "rule_flash_hardware": ((["attention=flash2"], 1), (["attention=flash2", "hardware.arch=sm_80"], 1)),
+    "rule_flash_hardware": (
+        (["attention=flash2"], 1),
+        (["attention=flash2", "hardware.arch=sm_80"], 1),
+    ),
     "rule_emulated_bf16": ((["precision=bf16"], 1), (["precision=bf16", "hardware.arch=sm_86"], 1)),
     "rule_unproven_sharding": ((["sharding=zero2"], 2), ([], 2)),
     "rule_precision_of_the_checkpoint": ((["precision=weights"], 1), ([], 1)),
-    "rule_cpu_only_without_gpus": ((["hardware.gpus=0"], 1), (["hardware.gpus=0", "hardware.vendor=cpu"], 1)),
+    "rule_cpu_only_without_gpus": (
+        (["hardware.gpus=0"], 1),
+        (["hardware.gpus=0", "hardware.vendor=cpu"], 1),
+    ),
     "rule_evaluation": ((["data.eval=x"], 1), (["save.eval_every_steps=5", "data.eval=x"], 1)),
 }
 

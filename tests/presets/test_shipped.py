@@ -1,4 +1,6 @@
-"""Every shipped preset, by the glob that the product uses: sound, explained, and compiled to a train.yaml."""
+"""Every shipped preset, by the glob that the product uses: sound, explained, and compiled to a
+train.yaml.
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,17 @@ def load(name: str) -> checking.LoadedPreset:
 
 
 def test_the_presets_of_the_readme_are_shipped() -> None:
-    assert NAMES == ["ampere", "demo", "mi50", "mi50-fp16", "mi50-recorded", "p40", "qlora-24g", "t4", "v100"]
+    assert NAMES == [
+        "ampere",
+        "demo",
+        "mi50",
+        "mi50-fp16",
+        "mi50-recorded",
+        "p40",
+        "qlora-24g",
+        "t4",
+        "v100",
+    ]
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert [name for name in NAMES if f"`{name}`" not in readme] == []
 

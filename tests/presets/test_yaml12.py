@@ -33,7 +33,11 @@ def test_every_key_has_its_line() -> None:
     [
         ("a: 1\na: 2\n", "a stands twice", "x:2"),
         ("a: [1\nb: 2\n", "no valid YAML: ", "x:2"),
-        ("a: !!python/object:os.system 1\n", "the tag tag:yaml.org,2002:python/object:os.system is not allowed", "x:1"),
+        (
+            "a: !!python/object:os.system 1\n",
+            "the tag tag:yaml.org,2002:python/object:os.system is not allowed",
+            "x:1",
+        ),
         ("a: 2026-01-01\nb: !x 1\n", "the tag !x is not allowed", "x:2"),
         ("? [1]\n: 2\n", "a key must be text", "x:1"),
         ("a: &r 1\nb: *r\n", "aliases are not allowed", "x:2"),

@@ -1,4 +1,6 @@
-"""A headless Chromium, spoken to over its DevTools pipe (file descriptors 3 and 4): no client library needed."""
+"""A headless Chromium, spoken to over its DevTools pipe (file descriptors 3 and 4): no client
+library needed.
+"""
 
 import base64
 import contextlib
@@ -12,13 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROGRAM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 INSTALL = "apt-get install -y chromium"
 _ANSWER_TIMEOUT_S = 60.0
 
 
 class Page:
-    """One tab. `requests`: every address that it asked for; `problems`: what the console and the engine say."""
+    """One tab.
+
+    `requests`: every address that it asked for; `problems`: what the console and the engine say.
+    """
 
     def __init__(self, write_to: int, read_from: int) -> None:
         self._write_to, self._read_from = write_to, read_from
@@ -30,13 +37,21 @@ class Page:
 
     def attach(self) -> None:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
     def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Load a file and wait until the page has drawn itself."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=scheme)
         self.send("Page.navigate", url=file.resolve().as_uri())
@@ -44,7 +59,9 @@ class Page:
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
@@ -78,7 +95,15 @@ class Page:
             ("mouseMoved", end),
             ("mouseReleased", end),
         ):
-            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+            self.send(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="left",
+                buttons=1,
+                clickCount=1,
+            )
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
         answer = self.send("Page.captureScreenshot", captureBeyondViewport=whole)

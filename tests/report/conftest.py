@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
-EVIL = '</script><script>window.owned = 1</script><img src=x onerror="window.owned = 2">\'"`${1}\u2028'
+EVIL = (
+    '</script><script>window.owned = 1</script><img src=x onerror="window.owned = 2">\'"`${1}\u2028'
+)
 
 
 def events() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"time": 1000.0, "kind": "state", "state": "running", "from_step": 0}]
+    found: list[dict[str, Any]] = [
+        {"time": 1000.0, "kind": "state", "state": "running", "from_step": 0}
+    ]
     for step in range(1, 41):
         loss: Any = "nan" if step == 30 else round(3 / step + 0.2, 4)
         found.append(
@@ -30,15 +34,32 @@ def events() -> list[dict[str, Any]]:
             }
         )
         if step == 20:
-            found.append({"time": 1101.0, "kind": "metrics", "step": 20, "total_steps": 40, "eval_loss": 0.61})
+            found.append(
+                {
+                    "time": 1101.0,
+                    "kind": "metrics",
+                    "step": 20,
+                    "total_steps": 40,
+                    "eval_loss": 0.61,
+                }
+            )
             found.append({"time": 1101.5, "kind": "checkpoint", "step": 20})
         if step == 25:
             message = "rank 1 was killed (SIGKILL); again in 5 s"
-            found.append({"time": 1130.0, "kind": "state", "state": "restarting", "message": message})
+            found.append(
+                {"time": 1130.0, "kind": "state", "state": "restarting", "message": message}
+            )
             found.append({"time": 1170.0, "kind": "state", "state": "running", "from_step": 20})
-            found.append({"time": 1175.0, "kind": "redone", "step": 21, "total_steps": 40, "loss": 9.0})
+            found.append(
+                {"time": 1175.0, "kind": "redone", "step": 21, "total_steps": 40, "loss": 9.0}
+            )
         if step == 33:
-            text = {"id": "gpu-throttled", "severity": "warn", "message": f"GPU 1 throttles {EVIL}", "fix": "cool it"}
+            text = {
+                "id": "gpu-throttled",
+                "severity": "warn",
+                "message": f"GPU 1 throttles {EVIL}",
+                "fix": "cool it",
+            }
             found.append({"time": 1250.0, "kind": "finding", **text})
     return found
 
@@ -74,14 +95,22 @@ def make_run(name: str, wrong: dict[str, int]) -> RunFolder:
         "preset": {"summary": f"a preset {EVIL}", "train": {"learning_rate": 1e-5, "epochs": 3}},
         "expected": {"world_size": 2, "arithmetic": "float32"},
         "observed": {"world_size": 2, "arithmetic": "float32", "global_batch": 64, "rows": 1000},
-        "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "architecture": "Qwen2ForCausalLM", "parameters": 7615616512},
+        "model": {
+            "id": "Qwen/Qwen2.5-7B-Instruct",
+            "architecture": "Qwen2ForCausalLM",
+            "parameters": 7615616512,
+        },
         "data": [{"name": "情报", "rows": 1000, "sha256": "ab" * 32}],
         "gpus": ["gfx906", "gfx906"],
         "packages": {"torch": "2.7.1+rocm6.3"},
     }
     folder.record.write_text(json.dumps(record))
-    folder.exit.write_text(json.dumps({"state": "finished", "reason": "all 40 steps", "ended": 1300.0}))
-    folder.events.write_text("".join(json.dumps(event) + "\n" for event in events()) + '{"time": 1, "kin')
+    folder.exit.write_text(
+        json.dumps({"state": "finished", "reason": "all 40 steps", "ended": 1300.0})
+    )
+    folder.events.write_text(
+        "".join(json.dumps(event) + "\n" for event in events()) + '{"time": 1, "kin'
+    )
     for checkpoint, count in wrong.items():
         file = folder.path / "predictions" / f"情报 val@{checkpoint}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions(count))

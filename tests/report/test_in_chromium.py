@@ -1,4 +1,6 @@
-"""The report in a real browser: it draws, filters, keeps verdicts, asks for nothing, and runs no foreign script."""
+"""The report in a real browser: it draws, filters, keeps verdicts, asks for nothing, and runs no
+foreign script.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 from . import chromium
 from .chromium import Page
@@ -15,7 +17,10 @@ from .conftest import make_run
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason=f"no Chromium: {chromium.INSTALL}")
 CLI = Callable[..., Any]
-ROWS = "[...document.querySelectorAll('#rowlist .item')].map((item) => +item.querySelector('b').textContent)"
+ROWS = (
+    "[...document.querySelectorAll('#rowlist .item')].map((item) => "
+    "+item.querySelector('b').textContent)"
+)
 CHOSEN = "+document.querySelector('#rowlist .chosen b').textContent"
 
 
@@ -51,7 +56,9 @@ def text(page: Page, selector: str) -> str:
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    found: list[str] = page.evaluate(f"[...document.querySelectorAll('{selector}')].map((each) => each.innerText)")
+    found: list[str] = page.evaluate(
+        f"[...document.querySelectorAll('{selector}')].map((each) => each.innerText)"
+    )
     return found
 
 
@@ -60,12 +67,17 @@ def test_it_shows_what_ran_and_what_came_of_it(report: Page, run: RunFolder) -> 
     assert text(report, "h1").startswith(run.id)
     assert "Balanced accuracy" in text(report, "#evaluation .sentences")
     assert "rank 1 was killed (SIGKILL)" in text(report, "#eventlist")
-    assert "window.owned = 1" in text(report, "#eventlist"), "what tries to be script is shown as text"
+    assert "window.owned = 1" in text(report, "#eventlist"), (
+        "what tries to be script is shown as text"
+    )
     report.evaluate("document.querySelector('#setup details').open = true")
     assert "Preset mi50: every value" in text(report, "#setup")
     assert "train.learning_rate" in text(report, "#setup")
     assert "2.7.1+rocm6.3" in text(report, "#setup")
-    drawn = "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((value) => value)"
+    drawn = (
+        "(c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((value) => "
+        "value)"
+    )
     assert report.evaluate(f"[...document.querySelectorAll('.chart canvas')].every({drawn})")
 
 
@@ -118,14 +130,18 @@ def test_verdicts_are_kept_and_exported(report: Page) -> None:
     click(report, "[data-filter=judged]")
     assert report.evaluate(ROWS) == [1, 2]
     report.send("Page.reload")
-    report.wait_for("document.querySelector('header') !== null && Object.keys(verdicts).length === 2")
+    report.wait_for(
+        "document.querySelector('header') !== null && Object.keys(verdicts).length === 2"
+    )
 
 
 def test_zoom_smoothing_and_time_move_all_curves(report: Page) -> None:
     report.wait_for("document.querySelectorAll('.chart canvas').length === 5")
     report.evaluate("document.getElementById('curves').scrollIntoView()")
     box = "document.querySelector('.u-over').getBoundingClientRect()"
-    x, y, width, height = report.evaluate(f"(({{x, y, width, height}}) => [x, y, width, height])({box})")
+    x, y, width, height = report.evaluate(
+        f"(({{x, y, width, height}}) => [x, y, width, height])({box})"
+    )
     report.drag((x + width * 0.25, y + height / 2), (x + width * 0.75, y + height / 2))
     report.wait_for("plots.every((plot) => plot.scales.x.min > 5 && plot.scales.x.max < 35)")
     slider = "document.getElementById('smoothing')"
@@ -134,7 +150,9 @@ def test_zoom_smoothing_and_time_move_all_curves(report: Page) -> None:
     click(report, "#whole")
     report.wait_for("plots.every((plot) => plot.scales.x.min <= 1 && plot.scales.x.max >= 40)")
     click(report, "#axis")
-    report.wait_for("plots.length === 5 && plots.every((plot) => plot.byTime && plot.scales.x.max < 0.1)")
+    report.wait_for(
+        "plots.length === 5 && plots.every((plot) => plot.byTime && plot.scales.x.max < 0.1)"
+    )
     smoothed = report.evaluate("smooth([1, null, 1, 1], 0.9)")
     assert smoothed[1] is None and smoothed[3] == pytest.approx(1)
 
@@ -146,19 +164,34 @@ def test_it_speaks_chinese_and_is_dark(report: Page) -> None:
     light = report.evaluate("getComputedStyle(document.body).backgroundColor")
     click(report, "#theme")
     assert report.evaluate("getComputedStyle(document.body).backgroundColor") != light
-    assert report.evaluate("Object.values(WORDS).every((words) => words.length === 2 && words.every(Boolean))")
+    assert report.evaluate(
+        "Object.values(WORDS).every((words) => words.length === 2 && words.every(Boolean))"
+    )
 
 
-def test_two_runs_are_drawn_together(iisft: CLI, report: Page, run: RunFolder, tmp_path: Path) -> None:
+def test_two_runs_are_drawn_together(
+    iisft: CLI, report: Page, run: RunFolder, tmp_path: Path
+) -> None:
     make_run("other", {"final": 12})
     file = tmp_path / "both.html"
     assert iisft("report", "--compare", run.id, "other", "-o", str(file)).code == 0
     report.open(file)
     report.wait_for("document.querySelectorAll('.chart canvas').length === 5")
-    assert report.evaluate("plots[0].series.length") == 7, "step; of each run the loss, its mean, the evaluation loss"
+    assert report.evaluate("plots[0].series.length") == 7, (
+        "step; of each run the loss, its mean, the evaluation loss"
+    )
     assert "other@final" in text(report, "#evaluation")
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(report: Page, run: RunFolder) -> None:
-    report.send("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=False)
-    report.wait_for("document.documentElement.scrollWidth <= innerWidth && plots.every((plot) => plot.width <= 400)")
+    report.send(
+        "Emulation.setDeviceMetricsOverride",
+        width=400,
+        height=800,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    report.wait_for(
+        "document.documentElement.scrollWidth <= innerWidth && plots.every((plot) => plot.width "
+        "<= 400)"
+    )

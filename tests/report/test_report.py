@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft.report.series import series_of
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 from .conftest import EVIL, make_run
 
@@ -18,22 +18,40 @@ CLI = Callable[..., Any]
 
 def content(file: Path) -> dict[str, Any]:
     """The data that lie compressed in a report."""
-    packed = re.search(rb'<script type="application/gzip" id="data">([A-Za-z0-9+/=]*)</script>', file.read_bytes())
+    packed = re.search(
+        rb'<script type="application/gzip" id="data">([A-Za-z0-9+/=]*)</script>', file.read_bytes()
+    )
     assert packed is not None
     found: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed[1])))
     return found
 
 
-def test_a_report_holds_the_run_its_evaluation_and_its_predictions(iisft: CLI, run: RunFolder, tmp_path: Path) -> None:
+def test_a_report_holds_the_run_its_evaluation_and_its_predictions(
+    iisft: CLI, run: RunFolder, tmp_path: Path
+) -> None:
     file = tmp_path / "报告 1.html"
     result = iisft("report", run.id, "-o", str(file), "--json")
     assert result.code == 0, result.err
     document = json.loads(result.out)
-    assert (document["file"], document["bytes"], document["rows_shown"]) == (str(file), file.stat().st_size, 24)
+    assert (document["file"], document["bytes"], document["rows_shown"]) == (
+        str(file),
+        file.stat().st_size,
+        24,
+    )
     found = content(file)
     [facts] = [each["facts"] for each in found["runs"]]
-    assert (facts["id"], facts["state"], facts["restarts"], facts["gpus"]) == (run.id, "finished", 1, ["gfx906"] * 2)
-    assert {"name": "arithmetic", "expected": "float32", "observed": "float32", "differs": False} in facts["proof"]
+    assert (facts["id"], facts["state"], facts["restarts"], facts["gpus"]) == (
+        run.id,
+        "finished",
+        1,
+        ["gfx906"] * 2,
+    )
+    assert {
+        "name": "arithmetic",
+        "expected": "float32",
+        "observed": "float32",
+        "differs": False,
+    } in facts["proof"]
     values = {each["key"]: each for each in facts["preset"]}
     assert (values["train.epochs"]["value"], values["train.epochs"]["changed"]) == (3, True)
     assert values["train.learning_rate"]["changed"] is False
@@ -57,7 +75,13 @@ def test_curves_are_one_line_and_what_happened_stands_on_their_axis(run: RunFold
     assert (found["eval"]["step"], found["eval"]["loss"]) == ([20], [0.61])
     assert "tokens_per_s" not in found and found["vram_allocated_gib"] == [19.5] * 40
     marks = [(mark["kind"], mark["step"]) for mark in found["marks"]]
-    assert marks == [("checkpoint", 20), ("restarting", 25), ("resumed", 20), ("nan", 30), ("finding", 33)]
+    assert marks == [
+        ("checkpoint", 20),
+        ("restarting", 25),
+        ("resumed", 20),
+        ("nan", 30),
+        ("finding", 33),
+    ]
 
 
 def test_nothing_of_the_data_is_markup(iisft: CLI, run: RunFolder, tmp_path: Path) -> None:
@@ -77,13 +101,18 @@ def test_runs_are_set_side_by_side(iisft: CLI, run: RunFolder, tmp_path: Path) -
     assert result.code == 0, result.err
     found = content(file)
     assert [each["facts"]["id"] for each in found["runs"]] == [run.id, "other"]
-    assert [each["name"] for each in found["answers"][0]["sets"]] == [f"{run.id}@final", "other@final"]
+    assert [each["name"] for each in found["answers"][0]["sets"]] == [
+        f"{run.id}@final",
+        "other@final",
+    ]
     assert found["comparisons"][0]["best"] == f"{run.id}@final"
     assert iisft("report", run.id, "other").code == 2
     assert iisft("report", "--compare", run.id).code == 2
 
 
-def test_a_run_that_has_not_predicted_and_one_that_is_broken_are_reported_too(iisft: CLI, tmp_path: Path) -> None:
+def test_a_run_that_has_not_predicted_and_one_that_is_broken_are_reported_too(
+    iisft: CLI, tmp_path: Path
+) -> None:
     bare = make_run("bare", {})
     file = tmp_path / "bare.html"
     result = iisft("report", "bare", "-o", str(file))
@@ -95,7 +124,9 @@ def test_a_run_that_has_not_predicted_and_one_that_is_broken_are_reported_too(ii
     assert content(file)["runs"][0]["series"]["step"] == []
 
 
-def test_broken_predictions_are_a_finding_and_not_the_end(iisft: CLI, run: RunFolder, tmp_path: Path) -> None:
+def test_broken_predictions_are_a_finding_and_not_the_end(
+    iisft: CLI, run: RunFolder, tmp_path: Path
+) -> None:
     (run.path / "predictions" / "情报 val@20.jsonl").write_text("{broken\n{}\n")
     file = tmp_path / "r.html"
     result = iisft("report", run.id, "-o", str(file))
@@ -104,18 +135,24 @@ def test_broken_predictions_are_a_finding_and_not_the_end(iisft: CLI, run: RunFo
     assert [each["name"] for each in content(file)["answers"][0]["sets"]] == [f"{run.id}@final"]
 
 
-def test_a_report_that_can_not_be_written_says_so(iisft: CLI, run: RunFolder, tmp_path: Path) -> None:
+def test_a_report_that_can_not_be_written_says_so(
+    iisft: CLI, run: RunFolder, tmp_path: Path
+) -> None:
     result = iisft("report", run.id, "-o", str(tmp_path / "nowhere" / "r.html"), "--json")
     assert (result.code, json.loads(result.out)["error"]["code"]) == (4, "output-unwritable")
 
 
-def test_of_many_long_predictions_as_many_are_shown_as_fit(iisft: CLI, run: RunFolder, tmp_path: Path) -> None:
+def test_of_many_long_predictions_as_many_are_shown_as_fit(
+    iisft: CLI, run: RunFolder, tmp_path: Path
+) -> None:
     file = run.path / "predictions" / "long@final.jsonl"
     noise = __import__("random").Random(1)
     with file.open("w", encoding="utf-8") as stream:
         for row in range(1500):
             text = noise.randbytes(6000).hex()
-            stream.write(json.dumps({"row": row, "prompt": text, "reference": "a", "prediction": "a"}) + "\n")
+            stream.write(
+                json.dumps({"row": row, "prompt": text, "reference": "a", "prediction": "a"}) + "\n"
+            )
     report = tmp_path / "r.html"
     result = iisft("report", run.id, "--data", "long", "-o", str(report), "--json")
     assert report.stat().st_size < 10_000_000

@@ -1,4 +1,6 @@
-"""A tiny checkpoint without torch, a staged dataset, and a training interpreter whose llamafactory-cli is a fake."""
+"""A tiny checkpoint without torch, a staged dataset, and a training interpreter whose
+llamafactory-cli is a fake.
+"""
 
 import json
 import os
@@ -17,7 +19,9 @@ FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
 def bytes_as_tokens() -> Tokenizer:
     """A tokenizer in which each byte is a token, and so are ChatML's special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return tokenizer
@@ -37,7 +41,10 @@ def write_checkpoint(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     bytes_as_tokens().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    tensors = {"model.embed_tokens.weight": [16, 8], "model.layers.0.self_attn.q_proj.weight": [8, 8]}
+    tensors = {
+        "model.embed_tokens.weight": [16, 8],
+        "model.layers.0.self_attn.q_proj.weight": [8, 8],
+    }
     header, offset = {}, 0
     for name, shape in tensors.items():
         size = shape[0] * shape[1] * 2
@@ -68,11 +75,15 @@ def rows(workspace: Path) -> Path:
 
 @pytest.fixture
 def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """IISFT_PYTHON = an interpreter that reports LLaMA-Factory as installed and has the fake beside it."""
+    """IISFT_PYTHON = an interpreter that reports LLaMA-Factory as installed and has the fake beside
+    it.
+    """
     binaries = tmp_path / "fake env" / "bin"
     binaries.mkdir(parents=True)
     packages = {"llamafactory": "0.9.5", "torch": "2.11.0", "transformers": "5.5.4"}
-    report = json.dumps({"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")})
+    report = json.dumps(
+        {"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")}
+    )
     _script(binaries / "python", f"#!/bin/sh\nprintf '%s' '{report}'\n")
     _script(binaries / "llamafactory-cli", f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
     monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))

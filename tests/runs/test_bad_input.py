@@ -17,7 +17,18 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
 
     def run(*more: str, preset: str = "mi50") -> Any:
-        return iisft("train", "--preset", preset, "--model", str(model), "--data", "rows", "--gpus", "1", *more)
+        return iisft(
+            "train",
+            "--preset",
+            preset,
+            "--model",
+            str(model),
+            "--data",
+            "rows",
+            "--gpus",
+            "1",
+            *more,
+        )
 
     return run
 
@@ -25,7 +36,11 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(workspace: Path, request: pytest.FixtureRequest) -> Any:
     yield
-    left = [path.name for path in (workspace / "runs").glob("*")] if (workspace / "runs").exists() else []
+    left = (
+        [path.name for path in (workspace / "runs").glob("*")]
+        if (workspace / "runs").exists()
+        else []
+    )
     assert left == ([] if "taken" not in request.node.name else ["taken"])
 
 
@@ -38,7 +53,9 @@ def write_preset(workspace: Path, text: str) -> str:
 def test_unknown_preset(train: CLI) -> None:
     result = train(preset="mi5")
     assert (result.code, result.out) == (3, "")
-    assert result.err == ("error: no preset named 'mi5'; did you mean mi50?\n  fix:   iisft preset list\n")
+    assert result.err == (
+        "error: no preset named 'mi5'; did you mean mi50?\n  fix:   iisft preset list\n"
+    )
 
 
 def test_broken_yaml_has_its_line(train: CLI, workspace: Path) -> None:
@@ -48,10 +65,13 @@ def test_broken_yaml_has_its_line(train: CLI, workspace: Path) -> None:
     assert f"where: {file}:3" in result.err or f"where: {file}:4" in result.err
 
 
-def test_all_errors_of_a_preset_come_together_with_file_and_line(train: CLI, workspace: Path) -> None:
+def test_all_errors_of_a_preset_come_together_with_file_and_line(
+    train: CLI, workspace: Path
+) -> None:
     file = write_preset(
         workspace,
-        'extends: mi50\nlora:\n  rnak: 8\n  alpha: "16"\ntrain:\n  epochs: three\n  save_steps: 5\nprecision: fp64\n',
+        'extends: mi50\nlora:\n  rnak: 8\n  alpha: "16"\ntrain:\n  epochs: three\n  save_steps: '
+        "5\nprecision: fp64\n",
     )
     result = train(preset=file)
     assert result.code == 3
@@ -76,7 +96,10 @@ def test_an_extends_cycle(train: CLI, workspace: Path) -> None:
 def test_model_folder_missing(train: CLI, workspace: Path) -> None:
     result = train("--model", "Qwen/Nothing")
     assert result.code == 3
-    assert f"the model Qwen/Nothing is not there\n  where: {workspace}/models/Qwen/Nothing" in result.err
+    assert (
+        f"the model Qwen/Nothing is not there\n  where: {workspace}/models/Qwen/Nothing"
+        in result.err
+    )
 
 
 def test_model_without_config(train: CLI, model: Path) -> None:
@@ -85,9 +108,16 @@ def test_model_without_config(train: CLI, model: Path) -> None:
     assert (result.code, "config.json" in result.err) == (3, True)
 
 
-def test_model_with_a_missing_shard_and_missing_data_are_told_together(train: CLI, model: Path) -> None:
+def test_model_with_a_missing_shard_and_missing_data_are_told_together(
+    train: CLI, model: Path
+) -> None:
     (model / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     result = train("--data", "row")
     assert result.code == 3
@@ -100,7 +130,9 @@ def test_a_bare_machine_gets_the_whole_to_do_list_at_once(
     iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nprintf \'%s\' \'{"python": "3.11.7", "packages": {}, "launcher": null}\'\n')
+    python.write_text(
+        '#!/bin/sh\nprintf \'%s\' \'{"python": "3.11.7", "packages": {}, "launcher": null}\'\n'
+    )
     python.chmod(0o755)
     monkeypatch.setenv("IISFT_PYTHON", str(python))
     result = iisft("train", "--preset", "mi50", "--json")
@@ -135,12 +167,20 @@ def test_rows_that_were_changed_after_staging(train: CLI, workspace: Path) -> No
     assert (result.code, "the rows were changed after they were checked" in result.err) == (3, True)
 
 
-def test_rows_that_are_cut_are_a_warning_where_the_preset_allows_it(train: CLI, iisft: CLI, workspace: Path) -> None:
+def test_rows_that_are_cut_are_a_warning_where_the_preset_allows_it(
+    train: CLI, iisft: CLI, workspace: Path
+) -> None:
     (workspace / "long.json").write_text(json.dumps([{"instruction": "中" * 1000, "output": "x"}]))
     assert iisft("data", "stage", str(workspace / "long.json"), "--name", "long").code == 0
     told = train("--data", "long", "--set", "data.overlong=allow", "--dry-run")
-    assert (told.code, "warning: 1 of 1 rows of long are longer than cutoff_len 2048" in told.err) == (0, True)
-    assert "longer than" not in train("--data", "long", "--set", "train.cutoff_len=4096", "--dry-run").err
+    assert (
+        told.code,
+        "warning: 1 of 1 rows of long are longer than cutoff_len 2048" in told.err,
+    ) == (0, True)
+    assert (
+        "longer than"
+        not in train("--data", "long", "--set", "train.cutoff_len=4096", "--dry-run").err
+    )
 
 
 def test_an_output_that_can_not_be_written(train: CLI, workspace: Path) -> None:
@@ -170,14 +210,21 @@ def test_a_later_node_joins_no_run_whose_name_is_taken(train: CLI, workspace: Pa
     taken = workspace / "runs" / "taken"
     taken.mkdir(parents=True)
     (taken / "exit.json").write_text("{}")
-    result = train("--name", "taken", "--nodes", "2", "--node-rank", "1", "--rendezvous", "127.0.0.1:1")
+    result = train(
+        "--name", "taken", "--nodes", "2", "--node-rank", "1", "--rendezvous", "127.0.0.1:1"
+    )
     assert (result.code, "a run named taken exists" in result.err) == (6, True)
 
 
-def test_too_few_gpus(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> None:
+def test_too_few_gpus(
+    iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
+) -> None:
     iisft("data", "stage", str(rows), "--name", "rows")
     result = iisft("train", "--preset", "v100", "--model", str(model), "--data", "rows")
-    assert (result.code, "1 GPUs are needed (nvidia sm_70), 0 can be seen" in result.err) == (4, True)
+    assert (result.code, "1 GPUs are needed (nvidia sm_70), 0 can be seen" in result.err) == (
+        4,
+        True,
+    )
 
 
 def test_ranks_that_can_not_keep_the_global_batch(train: CLI) -> None:
@@ -238,11 +285,16 @@ def test_one_misspelled_target_of_two_is_named(train: CLI) -> None:
 
 def test_rows_that_would_be_cut_are_an_error_where_the_preset_says_fail(train: CLI) -> None:
     result = train("--set", "data.overlong=fail", "--set", "train.cutoff_len=16")
-    assert (result.code, "8 of 8 rows of rows are longer than cutoff_len 16" in result.err) == (3, True)
+    assert (result.code, "8 of 8 rows of rows are longer than cutoff_len 16" in result.err) == (
+        3,
+        True,
+    )
 
 
 @pytest.mark.parametrize("name", ["", "..", "/somewhere/else/run"])
-def test_a_run_argument_that_names_no_run_of_this_workspace(iisft: CLI, name: str, workspace: Path) -> None:
+def test_a_run_argument_that_names_no_run_of_this_workspace(
+    iisft: CLI, name: str, workspace: Path
+) -> None:
     (workspace / "run").mkdir()
     assert iisft("status", name).code == 6
 
@@ -252,27 +304,42 @@ def test_a_secret_override_is_hidden_even_in_its_own_error(train: CLI) -> None:
     assert "verysecret" not in result.out + result.err
 
 
-@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "MAX_RESTARTS"])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA_TF32_OVERRIDE", "ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "MAX_RESTARTS"]
+)
 def test_a_variable_that_would_change_the_run_behind_the_presets_back(
     name: str, train: CLI, iisft: CLI, workspace: Path
 ) -> None:
     file = write_preset(workspace, f'extends: mi50\nenv:\n  {name}: "1"\n  MASTER_PORT: "29500"\n')
-    expected = f"error: env.{name} would change what runs behind the preset's back\n  where: {file}:3\n"
+    expected = (
+        f"error: env.{name} would change what runs behind the preset's back\n  where: {file}:3\n"
+    )
     for result in (train(preset=file), iisft("preset", "validate", file)):
-        assert (result.code, expected in result.err, "MASTER_PORT" in result.err) == (3, True, False)
+        assert (result.code, expected in result.err, "MASTER_PORT" in result.err) == (
+            3,
+            True,
+            False,
+        )
 
 
 def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
     train: CLI, iisft: CLI, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iisft.llamafactory.interpreter.arguments", lambda _: {})  # the fake can't be asked
+    # the fake can't be asked
+    monkeypatch.setattr("iisft.llamafactory.interpreter.arguments", lambda _: {})
     file = write_preset(
         workspace,
-        "extends: mi50\nattention: flash2\nllamafactory:\n  output_dir: x\nenv:\n  WORLD_SIZE: '2'\n",
+        "extends: mi50\nattention: flash2\nllamafactory:\n  output_dir: x\nenv:\n  WORLD_SIZE: "
+        "'2'\n",
     )
     in_preset = ["flash2-fp32", "flash2-hardware", "env-decided", "llamafactory-owned"]
     [result] = json.loads(iisft("preset", "validate", file, "--json").out)
     assert (result["ok"], [finding["id"] for finding in result["findings"]]) == (False, in_preset)
     refused = train("--model", "Qwen/Nothing", "--data", "row", "--json", preset=file)
-    errors = [f["id"] for f in json.loads(refused.out)["error"]["findings"] if f["severity"] == "error"]
-    assert (refused.code, sorted(errors)) == (3, sorted([*in_preset, "model-missing", "data-missing"]))
+    errors = [
+        f["id"] for f in json.loads(refused.out)["error"]["findings"] if f["severity"] == "error"
+    ]
+    assert (refused.code, sorted(errors)) == (
+        3,
+        sorted([*in_preset, "model-missing", "data-missing"]),
+    )

@@ -10,8 +10,8 @@ import pytest
 
 from iisft import process
 from iisft.llamafactory.failures import KNOWN, Failure
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 Fake = Callable[..., None]
@@ -25,7 +25,9 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Fake) -> CLI:
     size = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
 
     def run(*more: str) -> Any:
-        return iisft("train", "--preset", "mi50", "--model", str(model), "--data", "数据", *size, *more)
+        return iisft(
+            "train", "--preset", "mi50", "--model", str(model), "--data", "数据", *size, *more
+        )
 
     return run
 
@@ -71,7 +73,9 @@ def test_a_crash_in_the_first_forward_ends_with_its_cause_and_its_fix(
     assert "not what its preset says" not in result.err + status
 
 
-def test_the_end_is_told_in_four_lines(train: CLI, folder: RunFolder, fake_trainer: Fake, tmp_path: Path) -> None:
+def test_the_end_is_told_in_four_lines(
+    train: CLI, folder: RunFolder, fake_trainer: Fake, tmp_path: Path
+) -> None:
     (tmp_path / "token.log").write_text("IndexError: index out of range in self\n")
     fake_trainer(f"forward:{tmp_path / 'token.log'}")
     end = train().err.splitlines()[-4:]
@@ -89,21 +93,29 @@ def test_a_rank_that_reported_does_not_make_the_crash_of_another_a_verdict(
     fake_trainer(in_forward("gpu-out-of-memory"), REPORTED="1")
     assert train("--gpus", "2").code == 1
     assert found(folder) == ["gpu-out-of-memory"]
-    assert outcome(folder)["reason"].startswith("while training at step 0: torch.OutOfMemoryError: ")
+    assert outcome(folder)["reason"].startswith(
+        "while training at step 0: torch.OutOfMemoryError: "
+    )
 
 
 def test_a_rank_that_reported_something_else_is_a_verdict_at_once(
     train: CLI, folder: RunFolder, fake_trainer: Fake
 ) -> None:
-    fake_trainer(in_forward("gpu-out-of-memory"), REPORTED="1", WRONG_ATTENTION="1", WAIT_FOR="never")
+    fake_trainer(
+        in_forward("gpu-out-of-memory"), REPORTED="1", WRONG_ATTENTION="1", WAIT_FOR="never"
+    )
     result = train("--gpus", "2", "--set", "attention=sdpa")
     assert (result.code, found(folder)) == (1, ["not-as-preset"])
-    sentence = "this run is not what its preset says: rank 0: attention eager, but the preset says sdpa"
+    sentence = (
+        "this run is not what its preset says: rank 0: attention eager, but the preset says sdpa"
+    )
     assert outcome(folder)["reason"] == sentence
     assert result.err.endswith(f"run: failed - {sentence}\n  log: {folder.train_log}\n")
 
 
-def test_an_evaluation_before_the_first_step_is_no_step(train: CLI, folder: RunFolder, fake_trainer: Fake) -> None:
+def test_an_evaluation_before_the_first_step_is_no_step(
+    train: CLI, folder: RunFolder, fake_trainer: Fake
+) -> None:
     fake_trainer(in_forward("no-kernel-image"), EVAL_FIRST="1")
     assert train().code == 1
     assert found(folder) == ["no-kernel-image"]
@@ -114,7 +126,11 @@ def test_a_trainer_that_ends_well_without_a_report_is_a_verdict(
 ) -> None:
     fake_trainer("stock-class", STEPS="0")
     result = train()
-    assert (result.code, found(folder), "iisft resume" in result.err) == (1, ["not-as-preset"], False)
+    assert (result.code, found(folder), "iisft resume" in result.err) == (
+        1,
+        ["not-as-preset"],
+        False,
+    )
 
 
 def test_the_crash_of_an_adopted_trainer_in_its_first_forward_has_its_cause(
@@ -133,11 +149,16 @@ def test_the_crash_of_an_adopted_trainer_in_its_first_forward_has_its_cause(
     assert "(unsupervised at its end)" in outcome(folder)["reason"] and GO_ON not in ended.err
 
 
-def test_a_stop_before_the_first_step_is_a_stop(iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Fake) -> None:
+def test_a_stop_before_the_first_step_is_a_stop(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Fake
+) -> None:
     fake_trainer(in_forward("gpu-out-of-memory"), WAIT_FOR="never")
     train("--detach")
     until(lambda: "Number of trainable" in folder.train_log.read_text())
-    assert iisft("stop", "run").out == "run: stopped - stopped on request at step 0; no checkpoint is kept\n"
+    assert (
+        iisft("stop", "run").out
+        == "run: stopped - stopped on request at step 0; no checkpoint is kept\n"
+    )
     assert found(folder) == []
     assert iisft("wait", "run").err.endswith(GO_ON)
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from iisft.runs import checkpoints
-from iisft.runs.checkpoints import Saved, newest_complete, put_torn_aside, seal
+from iisft.runs.record import checkpoints
+from iisft.runs.record.checkpoints import Saved, newest_complete, put_torn_aside, seal
 
 
 def save(output: Path, step: int, ranks: int = 1) -> Path:
     folder = output / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    (folder / "adapter_model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + bytes(16)
+    )
     states = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
     for name in ("optimizer.pt", "scheduler.pt", *states):
         with zipfile.ZipFile(folder / name, "w") as archive:
@@ -41,12 +43,22 @@ def output(tmp_path: Path) -> Path:
 
 
 def faults(output: Path, ranks: int = 1, *, thorough: bool = False) -> dict[int, str]:
-    return {saved.step: saved.fault for saved in checkpoints.checkpoints(output, ranks, thorough=thorough)}
+    return {
+        saved.step: saved.fault
+        for saved in checkpoints.checkpoints(output, ranks, thorough=thorough)
+    }
 
 
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize(
-    "name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    "name",
+    [
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    ],
 )
 @pytest.mark.parametrize("damage", [cut, Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_file_that_is_cut_empty_or_missing_is_seen_at_once(
@@ -93,7 +105,9 @@ def test_deepspeeds_shards_are_needed_too(output: Path) -> None:
     assert faults(output)[5].startswith("global_step5/zero_pp_rank_0_optim_states.pt ")
 
 
-def test_the_newest_whole_one_is_taken_and_the_torn_ones_after_it_are_put_aside(output: Path) -> None:
+def test_the_newest_whole_one_is_taken_and_the_torn_ones_after_it_are_put_aside(
+    output: Path,
+) -> None:
     for step in (2, 10, 9, 12):
         save(output, step)
     for step in (12, 10):

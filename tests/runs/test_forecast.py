@@ -1,4 +1,6 @@
-"""The plan in a run's life: preflight, record, an out-of-memory end, and what a finished run tells the next plan."""
+"""The plan in a run's life: preflight, record, an out-of-memory end, and what a finished run tells
+the next plan.
+"""
 
 import json
 import platform
@@ -9,9 +11,9 @@ from typing import Any
 import pytest
 
 from iisft.cli.follow import describe_forecast
-from iisft.hardware.gpus import Gpu
-from iisft.runs import measured
-from iisft.runs.folder import RunFolder
+from iisft.machine.facts.gpus import Gpu
+from iisft.runs.record import measurements
+from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 SIZES = {
@@ -31,7 +33,7 @@ def staged(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, memory_gib: float, count: int = 2) -> None:
     gpus = [Gpu("amd", "gfx906", memory_gib, "MI50")] * count
-    monkeypatch.setattr("iisft.hardware.machine.Machine.visible", property(lambda _: gpus))
+    monkeypatch.setattr("iisft.machine.facts.machine.Machine.visible", property(lambda _: gpus))
 
 
 def by_id(result: Any) -> dict[str, dict[str, Any]]:
@@ -57,7 +59,10 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(
     assert finding["severity"] == "error"
     assert "weights 132.1" in finding["message"] and finding["message"].endswith("there are 32.0")
     refused = iisft("train", *staged, "--name", "r")
-    assert (refused.code, "does-not-fit" in refused.err or "the plan needs" in refused.err) == (4, True)
+    assert (refused.code, "does-not-fit" in refused.err or "the plan needs" in refused.err) == (
+        4,
+        True,
+    )
 
 
 def test_with_cpu_ranks_it_is_only_a_warning(iisft: CLI, staged: list[str], model: Path) -> None:
@@ -66,7 +71,9 @@ def test_with_cpu_ranks_it_is_only_a_warning(iisft: CLI, staged: list[str], mode
     assert (result.code, by_id(result)["does-not-fit"]["severity"]) == (0, "warn")
 
 
-def test_the_finding_names_the_cheapest_change(iisft: CLI, staged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_finding_names_the_cheapest_change(
+    iisft: CLI, staged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     see_gpus(monkeypatch, 31.98)
     more = ("--set", "model.id=Qwen/Qwen2.5-7B-Instruct", "--set", "weights=fp32")
     result = iisft("train", "--preset", "mi50", *more, "--dry-run", "--json")
@@ -86,7 +93,9 @@ def test_without_the_sizes_in_config_json_nothing_is_said(
 ) -> None:
     see_gpus(monkeypatch, 15.98)
     (model / "config.json").write_text(
-        json.dumps({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16"})
+        json.dumps(
+            {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16"}
+        )
     )
     found = by_id(iisft("train", *staged, "--dry-run", "--json"))
     assert "does-not-fit" not in found
@@ -100,12 +109,16 @@ def test_the_record_and_status_have_the_plan_beside_what_was_measured(
     assert iisft("train", *staged, "--gpus", "1", "--name", "lauf 1".replace(" ", "-")).code == 0
     status = json.loads(iisft("status", "lauf-1", "--json").out)
     assert status["forecast"]["fits"] == "yes"
-    assert status["forecast"]["peak_gib"] == pytest.approx(0.112, abs=0.001)  # scores of 2048 x 2048, mostly
+    # scores of 2048 x 2048, mostly
+    assert status["forecast"]["peak_gib"] == pytest.approx(0.112, abs=0.001)
     assert status["measured"]["step_s"] == pytest.approx(1.2, rel=0.5)
     text = iisft("status", "lauf-1").out
     [line] = [line for line in text.splitlines() if line.startswith("plan ")]
     assert line.startswith("plan         peak 0.1 GiB; measured ") and line.endswith(" s/step")
-    [kept] = [json.loads(line) for line in (workspace / "runs" / measured.FILE).read_text().splitlines()]
+    [kept] = [
+        json.loads(line)
+        for line in (workspace / "runs" / measurements.FILE).read_text().splitlines()
+    ]
     assert (kept["run"], kept["measured"]) == ("lauf-1", status["measured"])
     # mi50's preset on CPU ranks: its speed must never be taken for a GPU's
     assert (kept["kin"]["arch"], status["forecast"]["step_s"]) == ("cpu", None)
@@ -120,7 +133,9 @@ def test_a_prediction_stands_beside_its_measurement() -> None:
     assert describe_forecast(None, None) == ""
 
 
-def test_the_next_plan_uses_what_this_machine_reached(iisft: CLI, staged: list[str], workspace: Path) -> None:
+def test_the_next_plan_uses_what_this_machine_reached(
+    iisft: CLI, staged: list[str], workspace: Path
+) -> None:
     before = json.loads(iisft("plan", *staged, "--json").out)
     kin = {
         "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager", "checkpointing": True,
@@ -131,9 +146,14 @@ def test_the_next_plan_uses_what_this_machine_reached(iisft: CLI, staged: list[s
         "predicted": {"peak_gib": 10.0, "step_s": 100.0}, "measured": {"tokens_per_s": 500.0, "step_s": 80.0,
         "peak_gib": 11.0},
     }  # fmt: skip
-    file = workspace / "runs" / measured.FILE
+    file = workspace / "runs" / measurements.FILE
     file.parent.mkdir(exist_ok=True)
-    lines = [json.dumps(entry | {"machine": "another"}), "{torn", json.dumps(entry), json.dumps(entry | {"kin": {}})]
+    lines = [
+        json.dumps(entry | {"machine": "another"}),
+        "{torn",
+        json.dumps(entry),
+        json.dumps(entry | {"kin": {}}),
+    ]
     file.write_text("\n".join(lines) + "\n")
     after = json.loads(iisft("plan", *staged, "--json").out)
     assert after["measured"] == {
@@ -148,7 +168,10 @@ def test_an_out_of_memory_end_shows_the_plans_figures(
     iisft: CLI, staged: list[str], tmp_path: Path, fake_trainer: Callable[..., None]
 ) -> None:
     log = tmp_path / "oom.log"
-    log.write_text("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total capacity")
+    log.write_text(
+        "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total "
+        "capacity"
+    )
     fake_trainer(f"log:{log}")
     assert iisft("train", *staged, "--gpus", "1", "--name", "r").code == 1
     assert "the plan said 0.1 GiB of tensors, fits: yes (iisft plan)" in iisft("status", "r").out
@@ -158,20 +181,32 @@ def test_the_median_leaves_the_first_step_out_and_bad_events_are_passed_over() -
     events: list[dict[str, Any] | None] = [
         None,
         {"kind": "state", "state": "finished"},
-        {"kind": "metrics", "step": 1, "step_s": 90.0, "tokens_per_s": 10.0, "vram_allocated_gib": 19.0},
-        {"kind": "metrics", "step": 2, "step_s": 10.0, "tokens_per_s": 90.0, "vram_allocated_gib": 20.5},
+        {
+            "kind": "metrics",
+            "step": 1,
+            "step_s": 90.0,
+            "tokens_per_s": 10.0,
+            "vram_allocated_gib": 19.0,
+        },
+        {
+            "kind": "metrics",
+            "step": 2,
+            "step_s": 10.0,
+            "tokens_per_s": 90.0,
+            "vram_allocated_gib": 20.5,
+        },
         {"kind": "redone", "step": 2, "step_s": 12.0, "tokens_per_s": "nan"},
         {"kind": "metrics", "step": 3, "step_s": None},
     ]
-    assert measured.measure(events) == {"step_s": 11.0, "tokens_per_s": 90.0, "peak_gib": 20.5}
-    assert measured.measure([]) == {}
+    assert measurements.measure(events) == {"step_s": 11.0, "tokens_per_s": 90.0, "peak_gib": 20.5}
+    assert measurements.measure([]) == {}
 
 
 def test_a_run_without_a_forecast_keeps_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "r")
     folder.path.mkdir(parents=True)
-    measured.keep(folder, {"forecast": None}, {"step_s": 1.0})
-    assert not (tmp_path / "runs" / measured.FILE).exists()
+    measurements.keep(folder, {"forecast": None}, {"step_s": 1.0})
+    assert not (tmp_path / "runs" / measurements.FILE).exists()
 
 
 def test_a_probe_runs_real_steps_and_keeps_only_what_it_measured(
@@ -183,12 +218,14 @@ def test_a_probe_runs_real_steps_and_keeps_only_what_it_measured(
     found = json.loads(result.out)
     assert found["probe"]["steps"] == 4
     assert found["probe"]["step_s"] == pytest.approx(1.2, rel=0.5)
-    assert [path.name for path in (workspace / "runs").iterdir()] == [measured.FILE]
-    [kept] = (workspace / "runs" / measured.FILE).read_text().splitlines()
+    assert [path.name for path in (workspace / "runs").iterdir()] == [measurements.FILE]
+    [kept] = (workspace / "runs" / measurements.FILE).read_text().splitlines()
     assert json.loads(kept)["run"].startswith("probe-")
 
 
-def test_a_probe_that_can_not_run_says_why_and_the_plan_stands(iisft: CLI, staged: list[str], workspace: Path) -> None:
+def test_a_probe_that_can_not_run_says_why_and_the_plan_stands(
+    iisft: CLI, staged: list[str], workspace: Path
+) -> None:
     result = iisft("plan", *staged, "--probe", "--json")
     found = json.loads(result.out)
     assert (result.code, found["fits"]) == (0, "yes")
@@ -207,7 +244,11 @@ def test_a_probe_whose_trainer_fails_leaves_nothing_behind(
 
 @pytest.mark.parametrize(("memory_gib", "severity"), [(24.0, "warn"), (15.98, "error")])
 def test_the_doctor_judges_a_smaller_card_by_the_plan(
-    iisft: CLI, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, memory_gib: float, severity: str
+    iisft: CLI,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    memory_gib: float,
+    severity: str,
 ) -> None:
     see_gpus(monkeypatch, memory_gib)
     found = json.loads(iisft("env-check", "--preset", "mi50", "--json").out)["findings"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from iisft import process
-from iisft.hardware.cards import Card
-from iisft.hardware.gpus import Gpu
-from iisft.hardware.host import Host
-from iisft.hardware.machine import Machine
-from iisft.hardware.telemetry import GpuSample
-from iisft.runs import hang
-from iisft.runs.folder import RunFolder
+from iisft.machine.facts.gpus import Gpu
+from iisft.machine.facts.host import Host
+from iisft.machine.facts.machine import Machine
+from iisft.machine.facts.pci import Card
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.supervise import hang
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_py_spy_is_asked_for_every_rank(folder: RunFolder, py_spy: Callable[[str
     assert file.read_text() == "dump --pid 41: all_reduce\n\ndump --pid 42: all_reduce\n"
 
 
-def test_a_py_spy_that_may_not_look_is_quoted(folder: RunFolder, py_spy: Callable[[str], None]) -> None:
+def test_a_py_spy_that_may_not_look_is_quoted(
+    folder: RunFolder, py_spy: Callable[[str], None]
+) -> None:
     py_spy("echo Permission denied >&2; exit 1")
     hang.collect_stacks(folder)
     (file,) = folder.logs.iterdir()
@@ -53,9 +55,9 @@ def test_a_py_spy_that_may_not_look_is_quoted(folder: RunFolder, py_spy: Callabl
 def test_how_busy_each_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = GpuSample("nvidia", "", None, None, None, None, None, throttled=None)
     busy = GpuSample("amd", "MI50", 100.0, 20.0, 32.0, 60.0, 225.0, throttled=False)
-    monkeypatch.setattr(hang.telemetry, "sample", lambda: [busy, unknown])
+    monkeypatch.setattr(hang.sensors, "sample", lambda: [busy, unknown])
     assert hang.gpu_use() == "; GPUs busy 100 %, ?"
-    monkeypatch.setattr(hang.telemetry, "sample", lambda: [])
+    monkeypatch.setattr(hang.sensors, "sample", lambda: [])
     assert hang.gpu_use() == ""
 
 
@@ -65,12 +67,16 @@ RECORD = {"preset": {"hardware": {"vendor": "amd"}}, "expected": {"world_size": 
 def two_mi50(iommu: str) -> Machine:
     gpus = tuple(Gpu("amd", "gfx906", 32.0, bus=f"0000:{bus}:00.0") for bus in ("03", "83"))
     cards = tuple(Card("amd", gpu.bus, iommu=iommu, iommu_group="17") for gpu in gpus)
-    return Machine(gpus, cards, Host(cpu_vendor="GenuineIntel", cmdline=("intel_iommu=on",), amdgpu="6.10.5"))
+    return Machine(
+        gpus, cards, Host(cpu_vendor="GenuineIntel", cmdline=("intel_iommu=on",), amdgpu="6.10.5")
+    )
 
 
 def test_a_hang_is_explained_by_the_rules_that_fire_on_this_machine() -> None:
     told = hang.likely_causes(RECORD, two_mi50("DMA-FQ"))
-    assert told.startswith("R08 the IOMMU translates the GPUs' DMA: several GPUs can hang at their first all-reduce")
+    assert told.startswith(
+        "R08 the IOMMU translates the GPUs' DMA: several GPUs can hang at their first all-reduce"
+    )
     assert "add iommu=pt to GRUB_CMDLINE_LINUX_DEFAULT" in told
 
 

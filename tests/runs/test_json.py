@@ -47,9 +47,18 @@ def test_one_document(iisft: CLI, finished: list[str], argv: list[str], code: in
 
 def test_status_has_the_promised_keys(iisft: CLI, finished: list[str]) -> None:
     status = json.loads(iisft("status", "done", "--json").out)
-    assert {"id", "state", "reason", "preset", "started", "ended", "step", "total_steps", "loss", "eta_s"} <= set(
-        status
-    )
+    assert {
+        "id",
+        "state",
+        "reason",
+        "preset",
+        "started",
+        "ended",
+        "step",
+        "total_steps",
+        "loss",
+        "eta_s",
+    } <= set(status)
     assert status["checkpoints"] == [{"step": 2, "complete": True}, {"step": 4, "complete": True}]
     assert (status["restarts"], status["findings"], status["loss"]) == (0, [], 0.5)
 

@@ -1,4 +1,6 @@
-"""`train` asks the doctor before it starts: its errors stop the run, and what took long to find out is remembered."""
+"""`train` asks the doctor before it starts: its errors stop the run, and what took long to find out
+is remembered.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from iisft.hardware import examination
-from iisft.hardware.answers import Answers
-from iisft.hardware.cards import Card
-from iisft.hardware.gpus import Gpu
-from iisft.hardware.host import Host
-from iisft.hardware.machine import Machine
+from iisft.machine.doctor import inspect
+from iisft.machine.facts.gpus import Gpu
+from iisft.machine.facts.host import Host
+from iisft.machine.facts.live import Answers
+from iisft.machine.facts.machine import Machine
+from iisft.machine.facts.pci import Card
 
 CLI = Callable[..., Any]
 STEPS = (
     '{"step": "packages", "versions": {"pip": "25.0"}}',
-    '{"step": "torch", "version": "2.7.1+rocm6.3", "hip": "6.3.42131", "cuda": null, "arch_list": ["gfx906"]}',
+    '{"step": "torch", "version": "2.7.1+rocm6.3", "hip": "6.3.42131", "cuda": null, "arch_list": '
+    '["gfx906"]}',
     '{"end": true}',
 )
 
@@ -25,14 +28,18 @@ STEPS = (
 def two_mi50(iommu: str = "identity", **environment: str) -> Machine:
     gpus = tuple(Gpu("amd", "gfx906", 32.0, bus=f"0000:{bus}:00.0") for bus in ("03", "83"))
     cards = tuple(Card("amd", gpu.bus, iommu=iommu, iommu_group="17") for gpu in gpus)
-    return Machine(gpus, cards, Host(cpu_vendor="GenuineIntel", amdgpu="6.10.5"), Answers(environment))
+    return Machine(
+        gpus, cards, Host(cpu_vendor="GenuineIntel", amdgpu="6.10.5"), Answers(environment)
+    )
 
 
 @pytest.fixture
 def train(
     iisft: CLI, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
-    """A dry run on a given machine, with a training interpreter for ROCm that counts how often it is examined."""
+    """A dry run on a given machine, with a training interpreter for ROCm that counts how often it
+    is examined.
+    """
     binaries = tmp_path / "fake env" / "bin"
     binaries.mkdir(parents=True)
     (binaries / "llamafactory-cli").touch()
@@ -42,7 +49,8 @@ def train(
     python = binaries / "python"
     python.write_text(
         "#!/bin/sh\n"
-        f'case "$1" in *trainer_report.py) echo x >> "{tmp_path}/examined"; printf "%s\\n" {lines};;\n'
+        f'case "$1" in *trainer_report.py) echo x >> "{tmp_path}/examined"; printf "%s\\n" '
+        f"{lines};;\n"
         f"*) printf '%s' '{told}';; esac\n"
     )
     python.chmod(0o755)
@@ -51,15 +59,26 @@ def train(
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
 
     def run(machine: Machine, *more: str, preset: str = "mi50") -> dict[str, Any]:
-        monkeypatch.setattr(examination, "this_machine", lambda *_: machine)
+        monkeypatch.setattr(inspect, "this_machine", lambda *_: machine)
         result = iisft(
-            "train", "--preset", preset, "--model", str(model), "--data", "rows", "--dry-run", "--json", *more
+            "train",
+            "--preset",
+            preset,
+            "--model",
+            str(model),
+            "--data",
+            "rows",
+            "--dry-run",
+            "--json",
+            *more,
         )
         examined = tmp_path / "examined"
         return {
             "code": result.code,
             "said": result.err,
-            "findings": [(one["id"], one["severity"]) for one in json.loads(result.out)["findings"]],
+            "findings": [
+                (one["id"], one["severity"]) for one in json.loads(result.out)["findings"]
+            ],
             "examined": len(examined.read_text().splitlines()) if examined.exists() else 0,
         }
 
@@ -97,15 +116,18 @@ def test_a_preset_that_goes_around_the_hang_is_warned_of_its_speed(train: CLI) -
 
 
 def test_a_rule_that_knows_the_machine_replaces_the_presets_own_objection(train: CLI) -> None:
-    assert train(two_mi50(), preset="mi50-recorded")["findings"] == [("R06", "warn"), ("R10", "warn")]
+    assert train(two_mi50(), preset="mi50-recorded")["findings"] == [
+        ("R06", "warn"),
+        ("R10", "warn"),
+    ]
 
 
 def test_a_deep_check_of_this_boot_is_remembered(train: CLI) -> None:
     machine = two_mi50("DMA-FQ")
     assert train(machine)["code"] == 4
-    examined, _ = examination.inspected(machine, lambda _: None)
+    examined, _ = inspect.inspected(machine, lambda _: None)
     results = [{"check": "all-reduce", "backend": "nccl", "world": 2, "gbps": 5.0, "gpus": True}]
-    examination.remember_deep(examined, {"results": results})
+    inspect.remember_deep(examined, {"results": results})
     assert (train(machine)["code"], train(machine)["findings"]) == (0, [])
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from iisft import files
 from iisft.llamafactory.logs import Metrics
-from iisft.runs.folder import RunFolder
-from iisft.runs.recorder import Events, Recorder
+from iisft.runs.record.events import Events, Recorder
+from iisft.runs.record.folder import RunFolder
 
 
 @pytest.fixture
@@ -22,28 +22,46 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def step(number: int, *, evaluated: bool = False) -> Metrics:
-    return Metrics(number, 9, None, None if evaluated else 1.0, None, None, 2.0 if evaluated else None)
+    return Metrics(
+        number, 9, None, None if evaluated else 1.0, None, None, 2.0 if evaluated else None
+    )
 
 
 def written(folder: RunFolder) -> list[tuple[str, int]]:
     return [(event["kind"], event["step"]) for event in folder.read_events()]
 
 
-def test_what_an_earlier_life_recorded_is_redone_and_what_it_did_not_is_new(folder: RunFolder) -> None:
-    Recorder(Events(folder), adopted=False).take([step(1), step(2), step(3), step(3, evaluated=True)])
+def test_what_an_earlier_life_recorded_is_redone_and_what_it_did_not_is_new(
+    folder: RunFolder,
+) -> None:
+    Recorder(Events(folder), adopted=False).take(
+        [step(1), step(2), step(3), step(3, evaluated=True)]
+    )
     Recorder(Events(folder), adopted=False).take([step(3), step(3, evaluated=True), step(4)])
     once, again = "metrics", "redone"
-    assert written(folder) == [(once, 1), (once, 2), (once, 3), (once, 3), (again, 3), (again, 3), (once, 4)]
+    assert written(folder) == [
+        (once, 1),
+        (once, 2),
+        (once, 3),
+        (once, 3),
+        (again, 3),
+        (again, 3),
+        (once, 4),
+    ]
 
 
 def test_of_an_adopted_trainer_only_what_is_missing_is_written(folder: RunFolder) -> None:
     Recorder(Events(folder), adopted=False).take([step(1), step(2), step(3)])
     Recorder(Events(folder), adopted=False).take([step(2)])
-    Recorder(Events(folder), adopted=True).take([step(2), step(3), step(3, evaluated=True), step(4)])
+    Recorder(Events(folder), adopted=True).take(
+        [step(2), step(3), step(3, evaluated=True), step(4)]
+    )
     assert written(folder)[3:] == [("redone", 2), ("redone", 3), ("metrics", 3), ("metrics", 4)]
 
 
-def test_events_wait_for_room_and_keep_their_order(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_wait_for_room_and_keep_their_order(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, full = files.append_line, [False]
 
     def append_line(path: Path, line: str) -> None:
@@ -62,7 +80,9 @@ def test_events_wait_for_room_and_keep_their_order(folder: RunFolder, monkeypatc
     assert times == sorted(times)
 
 
-def test_a_line_that_found_half_the_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_found_half_the_room_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "events.jsonl"
     files.append_line(file, json.dumps({"step": 1}))
     real = os.write

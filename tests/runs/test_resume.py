@@ -1,4 +1,6 @@
-"""A run comes back: after a crash, after its supervisor's death, after everything died, and never twice at once."""
+"""A run comes back: after a crash, after its supervisor's death, after everything died, and never
+twice at once.
+"""
 
 import json
 import os
@@ -14,9 +16,9 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.checkpoints import SEAL
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.checkpoints import SEAL
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
@@ -27,7 +29,9 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
     assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
 
     def run(*more: str) -> Any:
-        return iisft("train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more)
+        return iisft(
+            "train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more
+        )
 
     return run
 
@@ -72,7 +76,11 @@ def test_a_crashed_trainer_comes_back_from_its_last_checkpoint_and_the_curve_is_
     assert train().code == 0
     assert ended(folder) == ("finished", "all 4 steps")
     assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [3])
-    states = [(event["state"], event.get("from_step")) for event in folder.read_events() if event["kind"] == "state"]
+    states = [
+        (event["state"], event.get("from_step"))
+        for event in folder.read_events()
+        if event["kind"] == "state"
+    ]
     assert states == [("running", 0), ("restarting", None), ("running", 2), ("finished", None)]
     status = json.loads(iisft("status", "run", "--json").out)
     assert (status["restarts"], status["checkpoints"]) == (
@@ -95,9 +103,16 @@ def test_a_stop_in_the_pause_before_a_restart_is_obeyed(
 ) -> None:
     fake_trainer("crash-at-3")
     train("--detach")
-    until(lambda: status_of(folder).reason.startswith("restarting after: the trainer was killed (SIGKILL)"))
+    until(
+        lambda: status_of(folder).reason.startswith(
+            "restarting after: the trainer was killed (SIGKILL)"
+        )
+    )
     assert iisft("stop", "run").code == 0
-    assert ended(folder) == ("stopped", "stopped on request after: the trainer was killed (SIGKILL)")
+    assert ended(folder) == (
+        "stopped",
+        "stopped on request after: the trainer was killed (SIGKILL)",
+    )
     assert status_of(folder).restarts == 1
 
 
@@ -116,7 +131,10 @@ def test_a_hang_is_seen_its_stacks_are_kept_and_the_run_goes_on(
     assert train("--set", "watch.hang_min_s=0.6").code == 0
     (finding,) = [event for event in folder.read_events() if event["kind"] == "finding"]
     assert (finding["id"], finding["severity"]) == ("hang", "error")
-    assert "no sign of life for" in finding["message"] and f"stacks are in {folder.train_log}" in finding["message"]
+    assert (
+        "no sign of life for" in finding["message"]
+        and f"stacks are in {folder.train_log}" in finding["message"]
+    )
     assert "in fake all_reduce" in folder.train_log.read_text()
     assert steps(folder) == [1, 2, 3, 4]
 
@@ -131,7 +149,10 @@ def test_a_new_supervisor_adopts_the_trainer_that_lost_its_own(
     process.kill([supervisor_of(folder)])
     until(lambda: not status_of(folder).supervised)
     listed = json.loads(iisft("status", "run", "--json").out)
-    assert (listed["state"], [finding["id"] for finding in listed["findings"]]) == ("running", ["unsupervised"])
+    assert (listed["state"], [finding["id"] for finding in listed["findings"]]) == (
+        "running",
+        ["unsupervised"],
+    )
     resumed = iisft("resume", "run", "--detach", "--json")
     assert (resumed.code, json.loads(resumed.out)["attached"]) == (0, True)
     assert json.loads(folder.processes.read_text())["trainer"] == trainer
@@ -159,20 +180,31 @@ def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
 
 
 def test_a_frozen_supervisor_can_not_keep_a_run_from_being_stopped(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("iisft.runs.control._ANSWER_S", 1.0)
+    monkeypatch.setattr("iisft.runs.supervise.control._ANSWER_S", 1.0)
     fake_trainer("hang")
     train("--detach")
     until(lambda: 1 in steps(folder))
     os.kill(supervisor_of(folder), signal.SIGSTOP)
     assert iisft("stop", "run", "--now").code == 0
-    assert ended(folder) == ("stopped", "stopped on request without a supervisor; checkpoint-1 is kept")
+    assert ended(folder) == (
+        "stopped",
+        "stopped on request without a supervisor; checkpoint-1 is kept",
+    )
     assert process.processes_of_run(folder.marker) == []
 
 
 def test_the_shell_of_the_start_is_there_again_after_a_reboot(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     fake_trainer("hang")
@@ -199,14 +231,20 @@ def test_a_trainer_that_can_not_be_started_again_is_told_at_once(
     folder.resume_yaml.mkdir()
     resumed = iisft("resume", "run", "--detach")
     assert (resumed.code, resumed.out) == (1, "")
-    assert resumed.err.startswith("error: run: the trainer can't be started: [Errno 21] Is a directory")
+    assert resumed.err.startswith(
+        "error: run: the trainer can't be started: [Errno 21] Is a directory"
+    )
     folder.resume_yaml.rmdir()
     assert iisft("resume", "run").code == 0
     assert steps(folder) == [1, 2, 3, 4]
 
 
 def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake_trainer("hang-once")
     train("--detach")
@@ -214,7 +252,7 @@ def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
     lose(folder)
     hours = iter(range(0, 10**9, 3600))
     clock = SimpleNamespace(monotonic=lambda: float(next(hours)), sleep=time.sleep)
-    monkeypatch.setattr("iisft.runs.spawn.time", clock)
+    monkeypatch.setattr("iisft.runs.supervise.spawn.time", clock)
     assert iisft("resume", "run", "--detach").code == 0
     assert iisft("wait", "run").code == 0
 
@@ -241,11 +279,15 @@ def test_steps_that_nobody_saw_but_that_stand_in_the_checkpoint_are_recorded(
     until(lambda: 3 in steps(folder))
     process.kill([supervisor_of(folder)])
     seen = max(steps(folder))
-    until(lambda: any(int(path.name[11:]) > seen + 4 for path in folder.output.glob("checkpoint-*")))
+    until(
+        lambda: any(int(path.name[11:]) > seen + 4 for path in folder.output.glob("checkpoint-*"))
+    )
     lose(folder)
     assert iisft("resume", "run").code == 0
     assert steps(folder) == list(range(1, 61))
-    assert {event["grad_norm"] for event in folder.read_events() if event["kind"] == "metrics"} == {2.102}
+    assert {event["grad_norm"] for event in folder.read_events() if event["kind"] == "metrics"} == {
+        2.102
+    }
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(
@@ -254,7 +296,10 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     fake_trainer("hang-once")
     train("--detach")
     until(lambda: 3 in steps(folder))
-    assert iisft("stop", "run").out == "run: stopped - stopped on request at step 3; checkpoint-3 is kept\n"
+    assert (
+        iisft("stop", "run").out
+        == "run: stopped - stopped on request at step 3; checkpoint-3 is kept\n"
+    )
     assert iisft("resume", "run").code == 0
     assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [])
 
@@ -268,7 +313,10 @@ def test_without_a_whole_checkpoint_it_begins_anew(
     lose(folder)
     fake_trainer("ok")
     resumed = iisft("resume", "run")
-    assert (resumed.code, "run: no complete checkpoint, so it begins anew" in resumed.err) == (0, True)
+    assert (resumed.code, "run: no complete checkpoint, so it begins anew" in resumed.err) == (
+        0,
+        True,
+    )
     assert folder.resume_yaml.read_text().endswith("\noverwrite_output_dir: true\n")
     assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [1])
 
@@ -276,8 +324,14 @@ def test_without_a_whole_checkpoint_it_begins_anew(
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        pytest.param(lambda f: f.write_bytes(f.read_bytes()[:-3]), "has 112 bytes instead of 115", id="cut"),
-        pytest.param(lambda f: f.write_bytes(b"y" * len(f.read_bytes())), "is not what was recorded", id="flipped"),
+        pytest.param(
+            lambda f: f.write_bytes(f.read_bytes()[:-3]), "has 112 bytes instead of 115", id="cut"
+        ),
+        pytest.param(
+            lambda f: f.write_bytes(b"y" * len(f.read_bytes())),
+            "is not what was recorded",
+            id="flipped",
+        ),
         pytest.param(lambda f: f.unlink(), "is missing", id="missing"),
     ],
 )
@@ -317,13 +371,18 @@ def test_a_run_that_lost_every_whole_checkpoint_does_not_begin_anew_by_itself(
         (checkpoint / "optimizer.pt").unlink()
     refused = iisft("resume", "run", "--json")
     assert (refused.code, json.loads(refused.out)["error"]["code"]) == (6, "no-whole-checkpoint")
-    assert sorted(path.name for path in folder.output.glob("*checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in folder.output.glob("*checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
     assert iisft("resume", "run", "--from-start").code == 0
     assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [1, 2, 3])
     assert len(folder.trainer_log.read_text().splitlines()) == 4
 
 
-def test_of_two_resumes_one_wins(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI) -> None:
+def test_of_two_resumes_one_wins(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI
+) -> None:
     fake_trainer("hang-once")
     train("--detach")
     until(lambda: 3 in steps(folder))
@@ -358,7 +417,12 @@ def test_what_can_not_be_resumed(
 
 
 def test_drift_is_refused_with_the_list_and_accepted_on_request(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path, workspace: Path
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    model: Path,
+    workspace: Path,
 ) -> None:
     fake_trainer("hang-once")
     train("--detach")
@@ -367,19 +431,31 @@ def test_drift_is_refused_with_the_list_and_accepted_on_request(
     os.utime(model / "model.safetensors")
     (rows,) = (workspace / "data" / "数据").glob("*.jsonl")
     rows.write_text(rows.read_text() + '{"instruction": "more", "output": "x"}\n')
-    folder.train_yaml.write_text(folder.train_yaml.read_text().replace("learning_rate: 1.0e-05", "learning_rate: 0.1"))
+    folder.train_yaml.write_text(
+        folder.train_yaml.read_text().replace("learning_rate: 1.0e-05", "learning_rate: 0.1")
+    )
     refused = iisft("resume", "run", "--json")
     assert (refused.code, json.loads(refused.out)["error"]["code"]) == (6, "drift")
-    for part in ("train.yaml learning_rate 1e-05 -> 0.1", "model.safetensors was replaced", "the rows of 数据 have"):
+    for part in (
+        "train.yaml learning_rate 1e-05 -> 0.1",
+        "model.safetensors was replaced",
+        "the rows of 数据 have",
+    ):
         assert part in refused.err
     assert folder.exit.exists()
     assert iisft("resume", "run", "--accept-drift").code == 0
     assert "learning_rate: 0.1" in folder.resume_yaml.read_text()
-    assert [event["id"] for event in folder.read_events() if event["kind"] == "finding"] == ["drift"]
+    assert [event["id"] for event in folder.read_events() if event["kind"] == "finding"] == [
+        "drift"
+    ]
 
 
 def test_a_secret_of_the_run_must_be_given_again(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake_trainer("hang-once")
     train("--detach", "--set", "env.MY_TOKEN=verysecret")
@@ -401,7 +477,10 @@ def test_all_lost_brings_back_what_was_lost_and_nothing_else(
     fake_trainer("ok")
     assert train("--name", "done").code == 0
     back = iisft("resume", "--all-lost", "--json")
-    assert (back.code, json.loads(back.out)) == (0, [{"id": "run", "attached": False, "from_step": 2}])
+    assert (back.code, json.loads(back.out)) == (
+        0,
+        [{"id": "run", "attached": False, "from_step": 2}],
+    )
     assert iisft("wait", "run").code == 0
     assert "no run is lost" in iisft("resume", "--all-lost").err
 
@@ -414,7 +493,10 @@ def test_a_supervisor_told_to_end_saves_and_leaves_the_run_to_all_lost(
     until(lambda: 3 in steps(folder))
     process.terminate([supervisor_of(folder)])
     until(folder.exit.exists)
-    assert ended(folder) == ("lost", "told to end, as at a shutdown, at step 3; checkpoint-3 is kept")
+    assert ended(folder) == (
+        "lost",
+        "told to end, as at a shutdown, at step 3; checkpoint-3 is kept",
+    )
     assert iisft("resume", "--all-lost").code == 0
     assert iisft("wait", "run").code == 0
     assert steps(folder) == [1, 2, 3, 4]
@@ -428,7 +510,10 @@ def test_a_shutdown_in_the_pause_before_a_restart_leaves_the_run_lost(
     until(lambda: status_of(folder).reason.startswith("restarting"))
     process.terminate([supervisor_of(folder)])
     until(folder.exit.exists)
-    assert ended(folder) == ("lost", "told to end, as at a shutdown, after: the trainer was killed (SIGKILL)")
+    assert ended(folder) == (
+        "lost",
+        "told to end, as at a shutdown, after: the trainer was killed (SIGKILL)",
+    )
 
 
 def test_ranks_that_outlived_everything_are_told_and_ended(
@@ -456,7 +541,10 @@ def test_rm_deletes_what_has_ended_and_refuses_what_runs(
     assert iisft("stop", "run", "--now").code == 0
     unasked = iisft("runs", "rm", "run")
     assert (unasked.code, folder.path.exists()) == (2, True)
-    assert (iisft("runs", "rm", "run", "run", "--yes").out, list((workspace / "runs").iterdir())) == ("run\n", [])
+    assert (
+        iisft("runs", "rm", "run", "run", "--yes").out,
+        list((workspace / "runs").iterdir()),
+    ) == ("run\n", [])
 
 
 def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
@@ -473,9 +561,16 @@ def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
 EXCERPTS = Path(__file__).parents[1] / "llamafactory" / "failures"
 
 
-@pytest.mark.parametrize(("excerpt", "code", "restarts"), [("gpu-out-of-memory", 1, 0), ("gpu-lost", 0, 1)])
+@pytest.mark.parametrize(
+    ("excerpt", "code", "restarts"), [("gpu-out-of-memory", 1, 0), ("gpu-lost", 0, 1)]
+)
 def test_only_what_may_pass_is_tried_again(
-    excerpt: str, code: int, restarts: int, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    excerpt: str,
+    code: int,
+    restarts: int,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
 ) -> None:
     fake_trainer(f"log:{EXCERPTS / excerpt}.log")
     assert train().code == code
@@ -491,4 +586,6 @@ def test_out_of_memory_is_told_with_its_phase_and_its_fix(
     outcome = json.loads(folder.exit.read_text())
     assert said.endswith(f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n")
     assert outcome["reason"].startswith("while training at step 2: torch.OutOfMemoryError: ")
-    assert f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]
+    assert (
+        f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]
+    )

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import all_runs, brief_of, status_of
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import all_runs, brief_of, status_of
 from iisft.workspace import Workspace
 
 CLI = Callable[..., Any]
@@ -22,7 +22,13 @@ CLI = Callable[..., Any]
 def folder(workspace: Path) -> RunFolder:
     made = RunFolder(workspace / "runs" / "run")
     made.path.mkdir(parents=True)
-    record = {"id": "run", "preset_name": "mi50", "created": 1000.0, "expected": {"world_size": 2}, "observed": None}
+    record = {
+        "id": "run",
+        "preset_name": "mi50",
+        "created": 1000.0,
+        "expected": {"world_size": 2},
+        "observed": None,
+    }
     made.record.write_text(json.dumps(record))
     return made
 
@@ -60,7 +66,9 @@ def test_a_process_is_known_by_more_than_its_pid(
 def test_a_copy_of_a_running_run_does_not_run(folder: RunFolder) -> None:
     record = json.loads(folder.record.read_text())
     folder.record.write_text(json.dumps(record | {"launcher": me()}))
-    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": me(), "trainer": me()}))
+    folder.processes.write_text(
+        json.dumps({"run": folder.marker, "supervisor": me(), "trainer": me()})
+    )
     copy = RunFolder(folder.path.with_name("copy"))
     shutil.copytree(folder.path, copy.path)
     assert (state(folder), state(copy)) == (("running", ""), ("lost", GONE))
@@ -70,7 +78,9 @@ def test_pending_lasts_as_long_as_the_command_that_starts_it(folder: RunFolder) 
     record = json.loads(folder.record.read_text())
     folder.record.write_text(json.dumps(record | {"launcher": me(), "created": time.time()}))
     assert state(folder) == ("pending", "")
-    folder.record.write_text(json.dumps(record | {"launcher": me() | {"start_ticks": 1}, "created": time.time()}))
+    folder.record.write_text(
+        json.dumps(record | {"launcher": me() | {"start_ticks": 1}, "created": time.time()})
+    )
     assert state(folder) == ("lost", GONE)
 
 
@@ -79,7 +89,14 @@ def test_a_clock_that_was_set_back_changes_no_state(folder: RunFolder) -> None:
     folder.record.write_text(json.dumps(record | {"created": time.time() + 10**6}))
     folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": me()}))
     for step, when in ((1, 5000.0), (2, 10.0)):
-        event = {"time": when, "kind": "metrics", "step": step, "total_steps": 10, "loss": 1.0, "step_s": 3.0}
+        event = {
+            "time": when,
+            "kind": "metrics",
+            "step": step,
+            "total_steps": 10,
+            "loss": 1.0,
+            "step_s": 3.0,
+        }
         with folder.events.open("a") as stream:
             stream.write(json.dumps(event) + "\n")
     status = status_of(folder)
@@ -87,14 +104,17 @@ def test_a_clock_that_was_set_back_changes_no_state(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b'{"id": "ru', "run.json is broken"), (b"\xff\xfe", "run.json is broken")]
+    ("content", "reason"),
+    [(b'{"id": "ru', "run.json is broken"), (b"\xff\xfe", "run.json is broken")],
 )
 def test_a_broken_record_is_told_and_hides_no_other_run(
     content: bytes, reason: str, folder: RunFolder, iisft: CLI
 ) -> None:
     other = RunFolder(folder.path.with_name("other"))
     other.path.mkdir()
-    other.exit.write_text(json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50", "started": 1.0}))
+    other.exit.write_text(
+        json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50", "started": 1.0})
+    )
     folder.record.write_bytes(content)
     assert state(folder) == ("lost", reason)
     listed = {run["id"]: run["state"] for run in json.loads(iisft("runs", "--json").out)}
@@ -102,7 +122,12 @@ def test_a_broken_record_is_told_and_hides_no_other_run(
     for command in (("resume", "run"), ("runs", "diff", "run", "other")):
         refused = iisft(*command)
         assert (refused.code, reason in refused.err) == (6, True), refused.err
-    for command in (("status", "run"), ("logs", "run"), ("watch", "run", "--once"), ("runs", "rm", "run", "-y")):
+    for command in (
+        ("status", "run"),
+        ("logs", "run"),
+        ("watch", "run", "--once"),
+        ("runs", "rm", "run", "-y"),
+    ):
         assert iisft(*command).code == 0, command
 
 
@@ -111,7 +136,18 @@ def test_a_broken_record_is_told_and_hides_no_other_run(
     [
         ("run.json", {"created": "yesterday"}),
         ("run.json", {"created": 1e30, "expected": {"world_size": "two"}}),
-        ("exit.json", {"preset": 1, "state": [], "started": "x", "ended": {}, "step": "x", "loss": "abc", "ranks": []}),
+        (
+            "exit.json",
+            {
+                "preset": 1,
+                "state": [],
+                "started": "x",
+                "ended": {},
+                "step": "x",
+                "loss": "abc",
+                "ranks": [],
+            },
+        ),
         ("events.jsonl", {"kind": "metrics", "step": "x", "total_steps": None, "loss": "zz"}),
         ("events.jsonl", {"kind": "metrics", "step": 3, "step_s": "fast"}),
         ("events.jsonl", {"kind": "metrics", "step": 3, "total_steps": "many", "loss": {}}),
@@ -122,10 +158,17 @@ def test_valid_json_with_nonsense_in_it_hides_no_run_either(
 ) -> None:
     other = RunFolder(folder.path.with_name("other"))
     other.path.mkdir()
-    other.exit.write_text(json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50", "started": 1.0}))
+    other.exit.write_text(
+        json.dumps({"state": "finished", "reason": "all 4 steps", "preset": "mi50", "started": 1.0})
+    )
     (folder.path / name).write_text(json.dumps(content) + "\n")
     assert {run["id"] for run in json.loads(iisft("runs", "--json").out)} == {"run", "other"}
-    for command in (("runs",), ("status", "run"), ("status", "run", "--json"), ("watch", "run", "--once")):
+    for command in (
+        ("runs",),
+        ("status", "run"),
+        ("status", "run", "--json"),
+        ("watch", "run", "--once"),
+    ):
         assert iisft(*command).code == 0, command
     refused = iisft("resume", "run")
     assert (refused.code, "bug" in refused.err) == (6, False), refused.err
@@ -133,7 +176,9 @@ def test_valid_json_with_nonsense_in_it_hides_no_run_either(
 
 def test_a_broken_record_is_named_though_the_run_has_ended(folder: RunFolder, iisft: CLI) -> None:
     folder.record.write_text("{")
-    folder.exit.write_text(json.dumps({"state": "stopped", "reason": "stopped on request", "preset": "mi50"}))
+    folder.exit.write_text(
+        json.dumps({"state": "stopped", "reason": "stopped on request", "preset": "mi50"})
+    )
     refused = iisft("resume", "run")
     assert (refused.code, "run: run.json is broken" in refused.err) == (6, True), refused.err
 
@@ -148,7 +193,9 @@ def test_a_record_without_read_permission_is_told(folder: RunFolder) -> None:
         assert state(folder) == ("lost", "run.json can't be read: Permission denied")
 
 
-def test_the_list_is_the_newest_first_and_holds_what_ended(folder: RunFolder, workspace: Path) -> None:
+def test_the_list_is_the_newest_first_and_holds_what_ended(
+    folder: RunFolder, workspace: Path
+) -> None:
     for number in range(3):
         run = RunFolder(workspace / "runs" / f"r{number}")
         run.path.mkdir()

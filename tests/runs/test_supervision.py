@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from iisft import process
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run 1".replace(" ", "-"))
@@ -24,7 +24,9 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
     assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
 
     def run(*more: str) -> Any:
-        return iisft("train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more)
+        return iisft(
+            "train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more
+        )
 
     return run
 
@@ -47,11 +49,19 @@ def outcome(folder: RunFolder) -> dict[str, Any]:
     return {key: record[key] for key in ("state", "reason", "step", "total_steps", "checkpoint")}
 
 
-def test_a_run_that_holds_its_preset_is_finished_and_proven(train: CLI, folder: RunFolder, model: Path) -> None:
+def test_a_run_that_holds_its_preset_is_finished_and_proven(
+    train: CLI, folder: RunFolder, model: Path
+) -> None:
     result = train()
     assert (result.code, outcome(folder)) == (
         0,
-        {"state": "finished", "reason": "all 4 steps", "step": 4, "total_steps": 4, "checkpoint": 4},
+        {
+            "state": "finished",
+            "reason": "all 4 steps",
+            "step": 4,
+            "total_steps": 4,
+            "checkpoint": 4,
+        },
     )
     observed = json.loads(folder.record.read_text())["observed"]
     assert observed == {
@@ -77,10 +87,14 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(train: CLI, folder: 
     assert "loss       2.0000 -> 1.0417" in result.out
 
 
-def test_adapters_name_the_real_base_model_and_not_the_view(train: CLI, folder: RunFolder, model: Path) -> None:
+def test_adapters_name_the_real_base_model_and_not_the_view(
+    train: CLI, folder: RunFolder, model: Path
+) -> None:
     assert train().code == 0
     for place in (folder.output, folder.output / "checkpoint-4"):
-        assert json.loads((place / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
+        assert json.loads((place / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ] == str(model)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +114,9 @@ def test_a_run_that_is_not_its_preset_ends_with_1_and_one_sentence(
     assert (result.code, ended["state"]) == (1, "failed")
     assert sentence in ended["reason"]
     assert ended["reason"].startswith("this run is not what its preset says: ")
-    assert [event["id"] for event in folder.read_events() if event["kind"] == "finding"] == ["not-as-preset"]
+    assert [event["id"] for event in folder.read_events() if event["kind"] == "finding"] == [
+        "not-as-preset"
+    ]
 
 
 def test_a_crash_is_failed_with_the_trainers_own_sentence(
@@ -110,7 +126,8 @@ def test_a_crash_is_failed_with_the_trainers_own_sentence(
     assert train().code == 1
     assert outcome(folder) == {
         "state": "failed",
-        "reason": "ValueError: Cannot find valid samples, check `data/README.md` for the data format. (exit code 1)",
+        "reason": "ValueError: Cannot find valid samples, check `data/README.md` for the data "
+        "format. (exit code 1)",
         "step": 0,
         "total_steps": 0,
         "checkpoint": None,
@@ -130,7 +147,10 @@ def test_nan_twice_stops_the_run_before_more_time_is_lost(
 ) -> None:
     fake_trainer("nan")
     assert train().code == 1
-    assert outcome(folder)["reason"] == "loss nan, grad_norm 2.102 at step 3: nothing is learnt from here on"
+    assert (
+        outcome(folder)["reason"]
+        == "loss nan, grad_norm 2.102 at step 3: nothing is learnt from here on"
+    )
     logged = [event["loss"] for event in folder.read_events() if event["kind"] == "metrics"]
     assert logged == [2.0, "nan", "nan"]
     (finding,) = [event for event in folder.read_events() if event["kind"] == "finding"]
@@ -152,7 +172,10 @@ def test_stop_asks_for_a_checkpoint_and_says_what_was_kept(
     assert (started.code, started.out) == (0, "run-1\n")
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     stopped = iisft("stop", "run-1")
-    assert (stopped.code, stopped.out) == (0, "run-1: stopped - stopped on request at step 1; checkpoint-1 is kept\n")
+    assert (stopped.code, stopped.out) == (
+        0,
+        "run-1: stopped - stopped on request at step 1; checkpoint-1 is kept\n",
+    )
     assert process.processes_of_run(folder.marker) == []
     assert iisft("wait", "run-1").code == 130
 
@@ -207,11 +230,18 @@ def test_everything_killed_at_once_is_lost_and_wait_says_so(
 
 
 def test_a_closed_terminal_ends_nothing(
-    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], workspace: Path, model: Path, iisft: CLI
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    workspace: Path,
+    model: Path,
+    iisft: CLI,
 ) -> None:
     fake_trainer("hang")
     argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
-    following = subprocess.Popen([sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True
+    )
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     os.killpg(following.pid, 1)  # SIGHUP to the whole session of the terminal
     following.wait(10)
@@ -224,17 +254,23 @@ def test_ctrl_c_in_the_foreground_stops_with_a_checkpoint(
 ) -> None:
     fake_trainer("hang")
     argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
-    following = subprocess.Popen([sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True
+    )
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     os.killpg(following.pid, 2)
     assert following.wait(20) == 130
     assert outcome(folder)["reason"] == "stopped on request at step 1; checkpoint-1 is kept"
 
 
-def test_a_second_ctrl_c_kills(train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path) -> None:
+def test_a_second_ctrl_c_kills(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path
+) -> None:
     fake_trainer("ignore-stop")
     argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
-    following = subprocess.Popen([sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True
+    )
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
     os.killpg(following.pid, 2)
     until(lambda: any(event.get("state") == "stopping" for event in folder.read_events()))
@@ -243,9 +279,19 @@ def test_a_second_ctrl_c_kills(train: CLI, folder: RunFolder, fake_trainer: Call
     assert process.processes_of_run(folder.marker) == []
 
 
-def test_secrets_reach_the_trainer_but_no_file(train: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_reach_the_trainer_but_no_file(
+    train: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
-    assert train("--set", "env.WANDB_API_KEY=alsoverysecret", "--set", "env.PROXY=http://me:hunter22@host:1").code == 0
+    assert (
+        train(
+            "--set",
+            "env.WANDB_API_KEY=alsoverysecret",
+            "--set",
+            "env.PROXY=http://me:hunter22@host:1",
+        ).code
+        == 0
+    )
     for path in folder.path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

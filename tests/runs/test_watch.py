@@ -20,10 +20,10 @@ import pytest
 from rich.cells import cell_len
 
 from iisft import process
-from iisft.hardware import telemetry
-from iisft.hardware.telemetry import GpuSample
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import status_of
+from iisft.machine.facts import sensors
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
 Event = dict[str, Any]
@@ -37,7 +37,12 @@ def folder(workspace: Path) -> RunFolder:
     folder.logs.mkdir(parents=True)
     myself = process.identity_of(os.getpid())
     assert myself is not None
-    record = {"id": "run-1", "preset_name": "mi50", "created": time.time(), "launcher": myself.as_json()}
+    record = {
+        "id": "run-1",
+        "preset_name": "mi50",
+        "created": time.time(),
+        "launcher": myself.as_json(),
+    }
     folder.record.write_text(json.dumps(record))
     folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": myself.as_json()}))
     return folder
@@ -49,11 +54,17 @@ def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         GpuSample("amd", "AMD INSTINCT MI50 32GB", 97.0, 24.0, 32.0, 83.0, 223.5, False),
         GpuSample("amd", "", None, None, 31.98, 104.0, None, True),
     ]
-    monkeypatch.setattr(telemetry, "sample", lambda: gpus)
+    monkeypatch.setattr(sensors, "sample", lambda: gpus)
 
 
 def step(number: int, **values: Any) -> Event:
-    figures = {"epoch": number / 4, "loss": 2 / number, "learning_rate": 1e-5, "grad_norm": 2.0, "step_s": 5.0}
+    figures = {
+        "epoch": number / 4,
+        "loss": 2 / number,
+        "learning_rate": 1e-5,
+        "grad_norm": 2.0,
+        "step_s": 5.0,
+    }
     return {"kind": "metrics", "step": number, "total_steps": 8} | figures | values
 
 
@@ -63,7 +74,9 @@ def happened(folder: RunFolder, *events: Event | str) -> None:
 
 
 def ended(folder: RunFolder, state: str, reason: str) -> None:
-    folder.exit.write_text(json.dumps({"state": state, "reason": reason, "returncode": 0, "ended": time.time()}))
+    folder.exit.write_text(
+        json.dumps({"state": state, "reason": reason, "returncode": 0, "ended": time.time()})
+    )
 
 
 def test_the_whole_picture_of_a_running_run(iisft: CLI, folder: RunFolder) -> None:
@@ -80,22 +93,32 @@ def test_the_whole_picture_of_a_running_run(iisft: CLI, folder: RunFolder) -> No
         step(3, loss=1.0) | {"kind": "redone"},
         step(4, loss="nan", tokens_per_s=812.4, eval_loss=0.75),
         {"kind": "checkpoint", "step": 4},
-        {"kind": "finding", "id": "slow", "severity": "warn", "message": "GPU 1 is too hot", "fix": "more air"},
+        {
+            "kind": "finding",
+            "id": "slow",
+            "severity": "warn",
+            "message": "GPU 1 is too hot",
+            "fix": "more air",
+        },
     )
-    folder.train_log.write_text("loading [bold]\x1b[31m模型\x1b[0m\n 10%|#    | 1/8\r 20%|##   | 2/8\r\n\nsaved\n")
+    folder.train_log.write_text(
+        "loading [bold]\x1b[31m模型\x1b[0m\n 10%|#    | 1/8\r 20%|##   | 2/8\r\n\nsaved\n"
+    )
     result = iisft("watch", "--once")
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines() == [
         "run-1  running  preset mi50",
         "",
         f"step 4/8  {'█' * 42}{'░' * 42}  50 %",
-        "ETA 20s  5 s/step  loss nan  grad_norm 2  lr 1.00e-05  epoch 1.00  812 tokens/s  eval_loss 0.7500",
+        "ETA 20s  5 s/step  loss nan  grad_norm 2  lr 1.00e-05  epoch 1.00  812 tokens/s  "
+        "eval_loss 0.7500",
         "",
         "loss, steps 1 to 4, 1 not finite                   grad_norm, steps 1 to 4",
         "       2 ⠑⢄                                               2",
         "           ⠉⠢⡀",
         "             ⠈⠢⡀",
-        "               ⠈⠑⢄                                          ⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉",
+        "               ⠈⠑⢄                                          "
+        "⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉⠉",
         "                  ⠑⢄⡀",
         "       1            ⠈⠢⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀",
         "",
@@ -138,7 +161,12 @@ def test_a_lost_run(iisft: CLI, folder: RunFolder) -> None:
 
 def test_an_unsupervised_run(iisft: CLI, folder: RunFolder) -> None:
     folder.processes.write_text(
-        json.dumps({"run": folder.marker, "trainer": json.loads(folder.processes.read_text())["supervisor"]})
+        json.dumps(
+            {
+                "run": folder.marker,
+                "trainer": json.loads(folder.processes.read_text())["supervisor"],
+            }
+        )
     )
     out = iisft("watch", "--once").out.splitlines()
     assert out[:2] == [
@@ -157,7 +185,9 @@ def test_a_corrupt_record(iisft: CLI, folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "code"), [("finished", 0), ("failed", 1), ("stopped", 130)], ids=["finished", "failed", "stopped"]
+    ("state", "code"),
+    [("finished", 0), ("failed", 1), ("stopped", 130)],
+    ids=["finished", "failed", "stopped"],
 )
 def test_an_ended_run_shows_its_last_picture_and_ends_as_it_did(
     iisft: CLI, folder: RunFolder, state: str, code: int
@@ -190,10 +220,20 @@ def test_garbage_in_events_and_log_is_passed_over(iisft: CLI, folder: RunFolder)
         '{"kind": ["metrics"]}',
         {"kind": "metrics"},
         {"kind": "metrics", "step": 10**400, "loss": 1.0},
-        {"kind": "metrics", "step": 1, "total_steps": "8", "loss": "high", "grad_norm": [1], "epoch": 10**400},
+        {
+            "kind": "metrics",
+            "step": 1,
+            "total_steps": "8",
+            "loss": "high",
+            "grad_norm": [1],
+            "epoch": 10**400,
+        },
         step(2, loss="Infinity", total_steps=None, tokens_per_s="nan", epoch="\udcff"),
         {"kind": "checkpoint", "step": "two"},
-        {"kind": "finding", "message": "esc\x1b]0;title\x07aped\x9b2J\u202e [red]\ud800\nnext line"},
+        {
+            "kind": "finding",
+            "message": "esc\x1b]0;title\x07aped\x9b2J\u202e [red]\ud800\nnext line",
+        },
     )
     folder.train_log.write_bytes(b"\xff\xfe\x00[/red] :smile: \x1b[2J\x1b(B\x07\x08\tend\n\x1b[1")
     result = iisft("watch", "--once")
@@ -213,16 +253,27 @@ def test_garbage_in_events_and_log_is_passed_over(iisft: CLI, folder: RunFolder)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", result.out)
 
 
-def test_a_resume_from_an_earlier_step_replaces_what_is_trained_again(iisft: CLI, folder: RunFolder) -> None:
-    happened(folder, *(step(n, loss=9.0) for n in range(1, 7)), *(step(n, loss=1.0) for n in (3, 4)))
+def test_a_resume_from_an_earlier_step_replaces_what_is_trained_again(
+    iisft: CLI, folder: RunFolder
+) -> None:
+    happened(
+        folder, *(step(n, loss=9.0) for n in range(1, 7)), *(step(n, loss=1.0) for n in (3, 4))
+    )
     out = iisft("watch", "--once").out
     assert "loss, steps 1 to 4 " in out
     assert [line.split()[0] for line in out.splitlines()[6:12] if line[:8].strip()] == ["9", "1"]
 
 
 def test_only_the_last_findings_and_checkpoints_are_shown(iisft: CLI, folder: RunFolder) -> None:
-    findings = [{"kind": "finding", "severity": "info", "message": f"message {n}"} for n in range(8)]
-    happened(folder, step(1), *findings, *({"kind": "checkpoint", "step": 1000 * n} for n in range(1, 60)))
+    findings = [
+        {"kind": "finding", "severity": "info", "message": f"message {n}"} for n in range(8)
+    ]
+    happened(
+        folder,
+        step(1),
+        *findings,
+        *({"kind": "checkpoint", "step": 1000 * n} for n in range(1, 60)),
+    )
     out = iisft("watch", "--once").out.splitlines()
     kept = " ".join(str(1000 * n) for n in range(46, 60))
     assert f"saved at     … {kept}" in out
@@ -235,7 +286,10 @@ def test_a_huge_log_is_not_read(iisft: CLI, folder: RunFolder) -> None:
         log.truncate(2**40)  # a hole: nothing lies on the disk
         log.seek(0, os.SEEK_END)
         log.write(b"\n" + b"".join(b"line %d\n" % n for n in range(100)))
-    assert iisft("watch", "--once").out.splitlines()[-9:] == ["log", *(f"line {n}" for n in range(92, 100))]
+    assert iisft("watch", "--once").out.splitlines()[-9:] == [
+        "log",
+        *(f"line {n}" for n in range(92, 100)),
+    ]
 
 
 def test_thousands_of_steps_fit(iisft: CLI, folder: RunFolder) -> None:
@@ -252,7 +306,9 @@ class Terminal:
     def __init__(self, *argv: str, columns: int = 100, rows: int = 40) -> None:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        env = {
+            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
+        }
         self._master, self.text = master, ""
         self.command = subprocess.Popen(
             [sys.executable, "-m", "iisft", *argv],
@@ -306,12 +362,18 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 def test_a_narrow_terminal(folder: RunFolder, terminal: Callable[..., Terminal]) -> None:
-    happened(folder, *(step(n) for n in range(1, 5)), {"kind": "finding", "severity": "error", "message": "字 " * 90})
+    happened(
+        folder,
+        *(step(n) for n in range(1, 5)),
+        {"kind": "finding", "severity": "error", "message": "字 " * 90},
+    )
     folder.train_log.write_text("a long line " * 30 + "\n")
     code, text = terminal("watch", "--once", columns=60).rest()
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in text.splitlines()]
     assert (code, max(map(cell_len, lines))) == (0, 60)
-    assert [line for line in lines if line.startswith(("step", "ETA", "epoch", "loss,", "grad_norm,"))] == [
+    assert [
+        line for line in lines if line.startswith(("step", "ETA", "epoch", "loss,", "grad_norm,"))
+    ] == [
         f"step 4/8  {'█' * 22}{'░' * 22}  50 %",
         "ETA 20s  5 s/step  loss 0.5000  grad_norm 2  lr 1.00e-05",
         "epoch 1.00",
@@ -330,7 +392,19 @@ def test_leaving_a_live_view_leaves_the_run_alone(
 ) -> None:
     fake_trainer("hang")
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
-    argv = ("train", "--preset", "mi50", "--model", str(model), "--data", "rows", "--gpus", "1", "--name", "long")
+    argv = (
+        "train",
+        "--preset",
+        "mi50",
+        "--model",
+        str(model),
+        "--data",
+        "rows",
+        "--gpus",
+        "1",
+        "--name",
+        "long",
+    )
     assert iisft(*argv, "--detach").code == 0
     watching = terminal("watch", "long")
     watching.until("step 1/4")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from iisft.hardware.telemetry import GpuSample
 from iisft.llamafactory.logs import Metrics
-from iisft.runs import watchdogs
-from iisft.runs.attempt import stop_grace_s
-from iisft.runs.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.supervise import watchdogs
+from iisft.runs.supervise.attempt import stop_grace_s
+from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
 NAN, INF = float("nan"), float("inf")
 
@@ -59,12 +59,19 @@ def test_two_steps_without_a_number_are_the_end(
 
 def test_the_scaler_may_skip_sixteen_steps_while_the_loss_is_a_number() -> None:
     overflow = (1.0, INF)
-    assert first_objection(NanWatch("stop", with_scaler=True), [overflow] * 16 + [(1.0, 1.0)] + [overflow] * 16) is None
+    assert (
+        first_objection(
+            NanWatch("stop", with_scaler=True), [overflow] * 16 + [(1.0, 1.0)] + [overflow] * 16
+        )
+        is None
+    )
     assert first_objection(NanWatch("stop", with_scaler=True), [overflow] * 17) == 17
     assert first_objection(NanWatch("stop", with_scaler=True), [(NAN, NAN)] * 2) == 2
 
 
-def looks(watch: HangWatch, clock: Clock, seconds: int, phase: str, median: float | None = 2.0) -> str:
+def looks(
+    watch: HangWatch, clock: Clock, seconds: int, phase: str, median: float | None = 2.0
+) -> str:
     said = ""
     for _ in range(seconds):
         clock.now += 1
@@ -77,7 +84,10 @@ def test_a_step_that_takes_ten_times_as_long_is_a_hang(clock: Clock) -> None:
     watch.look("training", moved=True, median_step_s=None)
     assert looks(watch, clock, 20, "training") == ""
     assert watch.look("training", moved=True, median_step_s=2.0) == ""
-    assert looks(watch, clock, 21, "training") == "no sign of life for 21 s while training (limit 20 s)"
+    assert (
+        looks(watch, clock, 21, "training")
+        == "no sign of life for 21 s while training (limit 20 s)"
+    )
 
 
 def test_the_least_limit_holds_for_quick_steps(clock: Clock) -> None:
@@ -93,7 +103,9 @@ def test_loading_saving_and_evaluating_do_not_count(phase: str, clock: Clock) ->
     watch.look("training", moved=True, median_step_s=0.1)
     assert watch.look(phase, moved=False, median_step_s=0.1) == ""
     assert looks(watch, clock, 60, phase, 0.1) == ""
-    assert looks(watch, clock, 1, phase, 0.1) == f"no sign of life for 61 s while {phase} (limit 60 s)"
+    assert (
+        looks(watch, clock, 1, phase, 0.1) == f"no sign of life for 61 s while {phase} (limit 60 s)"
+    )
 
 
 def test_an_evaluation_may_take_as_long_as_many_slow_steps(clock: Clock) -> None:
@@ -121,7 +133,10 @@ def test_steps_between_two_logged_ones_are_no_hang(clock: Clock) -> None:
     assert looks(watch, clock, 3000, "loading", None) == ""
     assert watch.look("training", moved=True, median_step_s=2.0) == ""
     assert looks(watch, clock, 118, "training", 2.0) == ""
-    assert looks(watch, clock, 1, "training", 2.0) == "no sign of life for 119 s while training (limit 118 s)"
+    assert (
+        looks(watch, clock, 1, "training", 2.0)
+        == "no sign of life for 119 s while training (limit 118 s)"
+    )
 
 
 def test_logging_steps_below_one_is_a_share_of_all_steps(clock: Clock) -> None:
@@ -169,7 +184,7 @@ def test_a_checkpoint_that_will_not_fit_is_told_once_and_again_after_there_was_r
 def test_throttling_is_noted_once_an_hour(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     hot = GpuSample("amd", "MI50", 100.0, 20.0, 32.0, 105.0, 225.0, throttled=True)
     nameless = GpuSample("nvidia", "", None, None, None, None, None, throttled=True)
-    monkeypatch.setattr(watchdogs.telemetry, "sample", lambda: [hot, nameless])
+    monkeypatch.setattr(watchdogs.sensors, "sample", lambda: [hot, nameless])
     watch = ThermalWatch()
     found = watch.look()
     assert found is not None and found["message"] == "throttled by temperature: MI50 105 C, nvidia"

@@ -1,1 +1,4 @@
-"""Runs in the training interpreter. The command line never imports these modules: it passes their paths."""
+"""Runs in the training interpreter.
+
+The command line never imports these modules: it passes their paths.
+"""

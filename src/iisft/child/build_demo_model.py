@@ -1,10 +1,12 @@
-"""Build the demo's base model: a tiny Qwen2 in bf16 with a byte-level BPE tokenizer, the same every time.
+"""Build the demo's base model: a tiny Qwen2 in bf16 with a byte-level BPE tokenizer, the same every
+time.
 
 Runs in the training interpreter: python build_demo_model.py ROWS.jsonl TARGET_FOLDER
 
-The model reads for half a minute, as any base model has read before it is fine-tuned: bulletins with the section and
-the place they are filed under, and lines of JSON. It never sees a chat, nor a bulletin answered with JSON. Without this
-the frozen head of an untrained model would bound its logits, and no adapter could bring the loss down.
+The model reads for half a minute, as any base model has read before it is fine-tuned: bulletins
+with the section and the place they are filed under, and lines of JSON. It never sees a chat, nor a
+bulletin answered with JSON. Without this the frozen head of an untrained model would bound its
+logits, and no adapter could bring the loss down.
 """
 
 import json
@@ -27,7 +29,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 1200
 STEPS, BATCH, LENGTH = 400, 12, 96
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+    "}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -70,7 +73,9 @@ def build_model(tokenizer, texts):
         bos_token_id=None,
     )
     model = Qwen2ForCausalLM(config)
-    stream = torch.tensor(tokenizer("<|endoftext|>".join(texts), add_special_tokens=False)["input_ids"])
+    stream = torch.tensor(
+        tokenizer("<|endoftext|>".join(texts), add_special_tokens=False)["input_ids"]
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, foreach=False, fused=False)
     generator = torch.Generator().manual_seed(42)
     for _ in range(STEPS):
@@ -93,7 +98,9 @@ def main(rows_file, target):
         f"{row['input']} ({answer.get('topic', 'other')}, {answer.get('place', 'nowhere')})"
         for row, answer in zip(rows, answers, strict=True)
     ]
-    texts += [f"{row['instruction']}\n{row['input']}" for row in rows[::3]] + [row["output"] for row in rows]
+    texts += [f"{row['instruction']}\n{row['input']}" for row in rows[::3]] + [
+        row["output"] for row in rows
+    ]
     random.Random(42).shuffle(texts)
     model, loss = build_model(tokenizer, texts)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -104,7 +111,10 @@ def main(rows_file, target):
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, text loss {loss:.3f}")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, "
+        f"text loss {loss:.3f}"
+    )
 
 
 if __name__ == "__main__":

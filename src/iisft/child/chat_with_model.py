@@ -1,7 +1,7 @@
 """Answers to one conversation after the other, word by word.
 
-Runs in the training interpreter (see run_model.py). Each message that arrives is {"messages", "system", "temperature"};
-any other one while an answer comes takes that back.
+Runs in the training interpreter (see run_model.py). Each message that arrives is {"messages",
+"system", "temperature"}; any other one while an answer comes takes that back.
 """
 
 import traceback
@@ -20,7 +20,9 @@ def main():
         asked = link.receive()
         if "messages" in asked:
             try:
-                for text in chat.stream_chat(asked["messages"], asked["system"], temperature=asked["temperature"]):
+                for text in chat.stream_chat(
+                    asked["messages"], asked["system"], temperature=asked["temperature"]
+                ):
                     link.send(kind="text", text=text)
                 link.send(kind="answered")
             except (TooLong, RuntimeError) as error:

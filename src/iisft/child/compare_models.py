@@ -1,9 +1,11 @@
-"""How far a merged model is from the adapter that it was made of, on rows that the run was trained on.
+"""How far a merged model is from the adapter that it was made of, on rows that the run was trained
+on.
 
-Runs in the training interpreter (see run_model.py). The specification: {"models": [with the adapter, merged] as load
-takes them, "data": {"folder", "name", "file"}, "count": rows}. The answer: {"kind": "compared", "tokens": answer tokens
-that were looked at, "agreement": share of them with the same likeliest token, "divergence": mean KL divergence of the
-merged model's next-token distribution from the adapter's in nats, "effect": the same of the bare base model's}.
+Runs in the training interpreter (see run_model.py). The specification: {"models": [with the
+adapter, merged] as load takes them, "data": {"folder", "name", "file"}, "count": rows}. The answer:
+{"kind": "compared", "tokens": answer tokens that were looked at, "agreement": share of them with
+the same likeliest token, "divergence": mean KL divergence of the merged model's next-token
+distribution from the adapter's in nats, "effect": the same of the bare base model's}.
 """
 
 import gc
@@ -21,7 +23,9 @@ def distributions(engine, rows, longest, *, adapter=True):
     with nullcontext() if adapter else engine.model.disable_adapter():
         for row in rows:
             ids = (row.ids + row.reference_ids)[:longest]
-            logits = engine.model(input_ids=torch.tensor([ids], device=engine.model.device), use_cache=False).logits
+            logits = engine.model(
+                input_ids=torch.tensor([ids], device=engine.model.device), use_cache=False
+            ).logits
             found.append(logits[0, len(row.ids) - 1 : -1].float().log_softmax(-1).cpu())
     return torch.cat(found)
 
@@ -35,7 +39,11 @@ def main():
     spec = link.receive()
     with_adapter, merged = spec["models"]
     engine = load(with_adapter).engine
-    rows = [row for row in read_rows(engine, spec["data"], spec["count"]) if len(row.ids) < spec["longest"]]
+    rows = [
+        row
+        for row in read_rows(engine, spec["data"], spec["count"])
+        if len(row.ids) < spec["longest"]
+    ]
     adapted = distributions(engine, rows, spec["longest"])
     base = distributions(engine, rows, spec["longest"], adapter=False)
     del engine

@@ -1,8 +1,9 @@
 """Small computations that tell whether a GPU (or the CPU) does what training asks of it.
 
-Runs in the training interpreter: python deep_checks.py '[{"check": "matmul", "device": "cuda:0", ...}, ...]'
-One JSON object per line: {"begin": INDEX} before a check, {"done": INDEX, ...facts} after it. A check that aborts the
-process, or outlives its limit (faulthandler then ends it), leaves an index begun and not done.
+Runs in the training interpreter: python deep_checks.py '[{"check": "matmul", "device": "cuda:0",
+...}, ...]' One JSON object per line: {"begin": INDEX} before a check, {"done": INDEX, ...facts}
+after it. A check that aborts the process, or outlives its limit (faulthandler then ends it), leaves
+an index begun and not done.
 """
 
 import faulthandler
@@ -125,7 +126,9 @@ def sdpa(spec):
 
 
 def all_reduce(spec):
-    """Start the ranks, give them 60 s, and tell the bandwidth, or that they hang and what they said."""
+    """Start the ranks, give them 60 s, and tell the bandwidth, or that they hang and what they
+    said.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ranks.log"
         env = {**os.environ, "NCCL_DEBUG": "INFO"}
@@ -193,7 +196,9 @@ def _rank(rank, spec, folder):
         raise SystemExit(f"Error: the sum is {data[0].item()}, not {float(world) ** 4}")
     if rank == 0:
         gbps = data.numel() * 4 / spent / 1e9 * 2 * (world - 1) / world
-        (Path(folder) / "answer.json").write_text(json.dumps({"gbps": float(f"{gbps:.4g}"), "gpus": on_gpu}))
+        (Path(folder) / "answer.json").write_text(
+            json.dumps({"gbps": float(f"{gbps:.4g}"), "gpus": on_gpu})
+        )
     dist.barrier()
     os._exit(0)
 

@@ -1,4 +1,6 @@
-"""Runs a hub's own client with one JSON argument, in a process of its own: it can't be interrupted otherwise."""
+"""Runs a hub's own client with one JSON argument, in a process of its own: it can't be interrupted
+otherwise.
+"""
 
 import glob
 import json

@@ -11,7 +11,8 @@ _resize = torch.UntypedStorage.resize_
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows every storage from the operator that makes it to its end, and through FSDP's resizing in between.
+    """Follows every storage from the operator that makes it to its end, and through FSDP's resizing
+    in between.
 
     Attributes:
         live: bytes at this moment.
@@ -26,7 +27,8 @@ class LiveBytes(TorchDispatchMode):
         self.peaks, self.at_peak = {}, (None, {})
 
     def __enter__(self):
-        torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)  # FSDP gathers and frees so
+        # FSDP gathers and frees so
+        torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
         return super().__enter__()
 
     def __exit__(self, *error):

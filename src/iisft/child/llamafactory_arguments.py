@@ -1,7 +1,7 @@
 """Print every training argument of the installed LLaMA-Factory with its type, as one JSON object.
 
-Runs in the training interpreter: python llamafactory_arguments.py
-{"learning_rate": {"types": ["float"], "choices": null}, ...}; "types" are null, bool, int, float, str, list, dict.
+Runs in the training interpreter: python llamafactory_arguments.py {"learning_rate": {"types":
+["float"], "choices": null}, ...}; "types" are null, bool, int, float, str, list, dict.
 """
 
 import contextlib

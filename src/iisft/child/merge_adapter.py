@@ -1,8 +1,10 @@
-"""Write a model with an adapter merged into its weights, and the tokenizer and chat template that the run trained with.
+"""Write a model with an adapter merged into its weights, and the tokenizer and chat template that
+the run trained with.
 
-Runs in the training interpreter (see run_model.py). The specification: {"arguments": LLaMA-Factory's, for the
-tokenizer, "model": the base model's folder, "adapter", "stored": the dtype of its weights, "dtype": the one to write,
-"trusted": whether its own code may run, "target": an empty folder}.
+Runs in the training interpreter (see run_model.py). The specification: {"arguments":
+LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter", "stored": the dtype
+of its weights, "dtype": the one to write, "trusted": whether its own code may run, "target": an
+empty folder}.
 
 Each weight is rounded once: the sum is made in float32 and stored as `dtype`.
 """
@@ -17,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 def merge(spec):
     dtype = getattr(torch, spec["dtype"])
-    # Adding float32 to a narrower weight in its place sums in float32 and rounds once; a change of dtype after that
-    # would round again.
+    # Adding float32 to a narrower weight in its place sums in float32 and rounds once; a change of
+    # dtype after that would round again.
     loaded = dtype if spec["dtype"] == spec["stored"] else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
@@ -37,7 +39,9 @@ def save_tokenizer(spec):
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     tokenizer.padding_side = "left"
     tokenizer.save_pretrained(spec["target"])
-    (Path(spec["target"]) / "Modelfile").write_text(template.get_ollama_modelfile(tokenizer), encoding="utf-8")
+    (Path(spec["target"]) / "Modelfile").write_text(
+        template.get_ollama_modelfile(tokenizer), encoding="utf-8"
+    )
 
 
 def main():

@@ -1,17 +1,19 @@
-"""The modelling file that iisft puts into every view: the stock architecture and a proof of what it computes.
+"""The modelling file that iisft puts into every view: the stock architecture and a proof of what it
+computes.
 
-One file serves every architecture. The view's config.json names `modeling_iisft.<Architecture>`, transformers
-asks this module for that name, and `__getattr__` below answers with a subclass of the stock class. The
-config's key `iisft_arithmetic` chooses the arithmetic:
+One file serves every architecture. The view's config.json names `modeling_iisft.<Architecture>`,
+transformers asks this module for that name, and `__getattr__` below answers with a subclass of the
+stock class. The config's key `iisft_arithmetic` chooses the arithmetic:
 
 native
     The stock computation, untouched.
 float32
-    Weights stay as they are stored (bfloat16, float16); each product casts its weight to float32, in forward
-    and again in backward. Casting up is exact, so the results are bit for bit those of float32 weights.
+    Weights stay as they are stored (bfloat16, float16); each product casts its weight to float32,
+    in forward and again in backward. Casting up is exact, so the results are bit for bit those of
+    float32 weights.
 
-Either way each rank writes one line about its first training forward to stdout: `iisft-observed {json}`,
-with the value of IISFT_PROOF before the JSON where that variable is set.
+Either way each rank writes one line about its first training forward to stdout: `iisft-observed
+{json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
 import contextlib
@@ -26,7 +28,8 @@ from torch.nn import functional
 
 from .stopping_iisft import install
 
-TRUSTED = None  # a view of a model with its own, trusted code imports that code's class under this name
+# a view of a model with its own, trusted code imports that code's class under this name
+TRUSTED = None
 ARITHMETICS = ("float32", "native")
 MARK = "iisft-observed"
 LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
@@ -37,7 +40,10 @@ def _float32(tensor):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x @ w.T + b with the frozen w cast for the moment of a product. Autograd itself would keep the cast."""
+    """x @ w.T + b with the frozen w cast for the moment of a product.
+
+    Autograd itself would keep the cast.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -65,13 +71,20 @@ class ExactLinear(nn.Linear):
 class ExactEmbedding(nn.Embedding):
     def forward(self, ids):
         rows = _float32(nn.Embedding.forward(self, ids))
-        scale = getattr(self, "scalar_embed_scale", None)  # Gemma's own forward rounds it to the weight's dtype
-        return rows if scale is None else rows * torch.tensor(scale, dtype=torch.float32, device=rows.device)
+        # Gemma's own forward rounds it to the weight's dtype
+        scale = getattr(self, "scalar_embed_scale", None)
+        return (
+            rows
+            if scale is None
+            else rows * torch.tensor(scale, dtype=torch.float32, device=rows.device)
+        )
 
 
 class ExactLayerNorm(nn.LayerNorm):
     def forward(self, x):
-        return functional.layer_norm(x, self.normalized_shape, _float32(self.weight), _float32(self.bias), self.eps)
+        return functional.layer_norm(
+            x, self.normalized_shape, _float32(self.weight), _float32(self.bias), self.eps
+        )
 
 
 EXACT = {nn.Linear: ExactLinear, nn.Embedding: ExactEmbedding, nn.LayerNorm: ExactLayerNorm}
@@ -81,12 +94,14 @@ def make_exact(model):
     """Let every module of a stock model compute in float32 over its stored weights.
 
     Raises:
-        NotImplementedError: a module multiplies by weights in a way of its own (experts, convolutions), so
-            that float32 arithmetic can't be promised.
+        NotImplementedError: a module multiplies by weights in a way of its own (experts,
+            convolutions), so that float32 arithmetic can't be promised.
     """
     for module in model.modules():
         stock = next((known for known in EXACT if isinstance(module, known)), None)
-        if stock is not None and (type(module).forward is stock.forward or _is_scaled_embedding(module)):
+        if stock is not None and (
+            type(module).forward is stock.forward or _is_scaled_embedding(module)
+        ):
             module.__class__ = _exact_class(EXACT[stock], type(module))
         elif stock is not None or any(p.dim() > 1 for p in module.parameters(recurse=False)):
             raise NotImplementedError(
@@ -96,7 +111,9 @@ def make_exact(model):
 
 
 def _is_scaled_embedding(module):
-    return type(module).__name__.endswith("TextScaledWordEmbedding") and hasattr(module, "scalar_embed_scale")
+    return type(module).__name__.endswith("TextScaledWordEmbedding") and hasattr(
+        module, "scalar_embed_scale"
+    )
 
 
 def _exact_class(exact, stock):
@@ -105,10 +122,12 @@ def _exact_class(exact, stock):
 
 
 class Witness:
-    """Looks at one training forward of the backbone and writes what it saw; its hooks are gone afterwards.
+    """Looks at one training forward of the backbone and writes what it saw; its hooks are gone
+    afterwards.
 
-    The hooks sit on the backbone because peft calls the top module's `forward` directly, past any hook. The
-    inner layers are looked up only then, because quantizers and peft replace modules after `__init__`.
+    The hooks sit on the backbone because peft calls the top module's `forward` directly, past any
+    hook. The inner layers are looked up only then, because quantizers and peft replace modules
+    after `__init__`.
     """
 
     def __init__(self, model, arithmetic):
@@ -134,7 +153,8 @@ class Witness:
     def _note(self, key):
         def hook(module, args, output):
             tensor = output[0] if isinstance(output, tuple) else output
-            # bitsandbytes casts its result back to the input's dtype, but multiplies in compute_dtype
+            # bitsandbytes casts its result back to the input's dtype, but multiplies in
+            # compute_dtype
             self.seen[key] = plain(getattr(module, "compute_dtype", None) or tensor.dtype)
 
         return hook
@@ -155,7 +175,10 @@ class Witness:
 
 
 def first_attention(backbone):
-    """The first attention module that holds a frozen linear layer, and that layer; or nothing twice."""
+    """The first attention module that holds a frozen linear layer, and that layer.
+
+    Or nothing twice.
+    """
     for attention in backbone.modules():
         if "Attention" in type(attention).__name__:
             for module in attention.modules():
@@ -184,7 +207,10 @@ def describe(model, arithmetic, device):
 
 
 def count_weights(model):
-    """Frozen base parameters by dtype. 4-bit weights count as nf4, with the number they stand for."""
+    """Frozen base parameters by dtype.
+
+    4-bit weights count as nf4, with the number they stand for.
+    """
     counts = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and "lora_" not in name:
@@ -200,11 +226,15 @@ def _size(parameter):
         state = getattr(parameter, "quant_state", None)
         packed = parameter.numel() * parameter.element_size() * 2
         return packed if state is None else int(state.shape.numel())
-    return getattr(parameter, "ds_numel", None) or parameter.numel()  # ZeRO-3 leaves an empty tensor behind
+    # ZeRO-3 leaves an empty tensor behind
+    return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
 def _matmul_precision():
-    """The legacy getter's word. It raises once anyone has used the newer setting, which then decides."""
+    """The legacy getter's word.
+
+    It raises once anyone has used the newer setting, which then decides.
+    """
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -216,7 +246,8 @@ def plain(dtype):
 
 
 def _write_line(observed):
-    # A word that only the starter of this process knows: text of a data row, which the trainer prints, can't forge it.
+    # A word that only the starter of this process knows: text of a data row, which the trainer
+    # prints, can't forge it.
     words = filter(None, (MARK, os.environ.get("IISFT_PROOF"), json.dumps(observed)))
     line = f"\n{' '.join(words)}\n".encode()
     if len(line) >= LONGEST_LINE:
@@ -238,9 +269,13 @@ def __getattr__(name):
         def __init__(self, config, *inputs, **kwargs):
             arithmetic = getattr(config, "iisft_arithmetic", None)
             if arithmetic not in ARITHMETICS:
-                raise ValueError(f"config.json: iisft_arithmetic is {arithmetic!r}, not one of {ARITHMETICS}")
+                raise ValueError(
+                    f"config.json: iisft_arithmetic is {arithmetic!r}, not one of {ARITHMETICS}"
+                )
             if not isinstance(config, base.config_class):
-                raise ValueError(f"config.json: model_type {config.model_type} does not belong to {name}")
+                raise ValueError(
+                    f"config.json: model_type {config.model_type} does not belong to {name}"
+                )
             super().__init__(config, *inputs, **kwargs)
             if arithmetic == "float32":
                 make_exact(self)
@@ -248,6 +283,7 @@ def __getattr__(name):
             install()
 
     Observed.__name__ = Observed.__qualname__ = name
-    # transformers reads the source of a class's module to learn which attention and expert kernels it may use
+    # transformers reads the source of a class's module to learn which attention and expert kernels
+    # it may use
     Observed.__module__ = base.__module__
     return Observed

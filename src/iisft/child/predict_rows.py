@@ -1,11 +1,13 @@
 """Greedy answers of a run's model to staged rows, in batches, one message per finished batch.
 
-Runs in the training interpreter (see run_model.py for the way it talks). The specification has besides:
-{"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size", "max_new_tokens",
-"jobs": [{"which", "adapter", "done": [row numbers]}]}; every job after the first swaps in another adapter.
+Runs in the training interpreter (see run_model.py for the way it talks). The specification has
+besides: {"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size",
+"max_new_tokens", "jobs": [{"which", "adapter", "done": [row numbers]}]}; every job after the first
+swaps in another adapter.
 
-Rows whose answers will be about equally long go together, so that few wait for one, the longest first, so that memory
-runs out at once or never. The batches depend on the rows alone: a run that was killed goes on with the same ones.
+Rows whose answers will be about equally long go together, so that few wait for one, the longest
+first, so that memory runs out at once or never. The batches depend on the rows alone: a run that
+was killed goes on with the same ones.
 """
 
 import math
@@ -17,7 +19,8 @@ import torch
 from run_model import Link, agreed, load, stop_ids, swap_adapter
 from transformers import GenerationConfig
 
-PROMPT_TOKENS_PER_STEP = 64  # reading so much of a prompt takes about as long as one step of an answer
+# reading so much of a prompt takes about as long as one step of an answer
+PROMPT_TOKENS_PER_STEP = 64
 
 
 @dataclass
@@ -52,7 +55,9 @@ def read_rows(engine, data, count):
             example = convert(json.loads(line))
             answer = example["_response"][:1] or [{"role": "assistant", "content": ""}]
             messages = example["_prompt"] + answer
-            ids, reference_ids = template.encode_oneturn(tokenizer, messages, example["_system"], example["_tools"])
+            ids, reference_ids = template.encode_oneturn(
+                tokenizer, messages, example["_system"], example["_tools"]
+            )
             reference = answer[0]["content"] if example["_response"] else None
             text = tokenizer.decode(ids, skip_special_tokens=False)
             rows.append(Row(number, ids, text, reference, reference_ids))
@@ -83,20 +88,31 @@ def generate(engine, batch, limit):
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in batch])
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in batch])
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=limit, eos_token_id=stop_ids(engine), pad_token_id=pad, use_cache=True
+        do_sample=False,
+        max_new_tokens=limit,
+        eos_token_id=stop_ids(engine),
+        pad_token_id=pad,
+        use_cache=True,
     )
     device = engine.model.device
-    out = engine.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    out = engine.model.generate(
+        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+    )
     return out[:, width:].tolist()
 
 
 def answers(engine, batch, max_new_tokens):
-    """Finished rows of a batch. One that does not fit into memory is halved; a single row that does not is an error."""
+    """Finished rows of a batch.
+
+    One that does not fit into memory is halved; a single row that does not is an error.
+    """
     context = getattr(engine.model.config, "max_position_embeddings", None) or sys.maxsize
     fitting = [row for row in batch if len(row.ids) < context]
     for row in batch:
         if len(row.ids) >= context:
-            yield failed(row, f"the prompt has {len(row.ids)} tokens, the model's context ends at {context}")
+            yield failed(
+                row, f"the prompt has {len(row.ids)} tokens, the model's context ends at {context}"
+            )
     if not fitting:
         return
     limit = min(max_new_tokens, context - max(len(row.ids) for row in fitting))
@@ -115,7 +131,11 @@ def answers(engine, batch, max_new_tokens):
     if len(fitting) == 1:
         yield failed(fitting[0], f"out of memory with a prompt of {len(fitting[0].ids)} tokens")
         return
-    print(f"out of memory with {len(fitting)} rows at once: half of them at a time", file=sys.stderr, flush=True)
+    print(
+        f"out of memory with {len(fitting)} rows at once: half of them at a time",
+        file=sys.stderr,
+        flush=True,
+    )
     half = len(fitting) // 2
     yield from answers(engine, fitting[:half], max_new_tokens)
     yield from answers(engine, fitting[half:], max_new_tokens)
@@ -123,7 +143,11 @@ def answers(engine, batch, max_new_tokens):
 
 def is_out_of_memory(error):
     text = str(error)
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
 
 
 def finished(engine, row, ids):
@@ -157,7 +181,10 @@ def line(row, *, prediction, tokens, stop, error=None):
 
 def do_job(link, engine, spec, job, rows):
     done = set(job["done"])
-    batches = [[row for row in batch if row.number not in done] for batch in in_batches(rows, spec["batch_size"])]
+    batches = [
+        [row for row in batch if row.number not in done]
+        for batch in in_batches(rows, spec["batch_size"])
+    ]
     batches = [batch for batch in batches if batch]
     total, finished_work = sum(map(work, batches)), 0.0
     link.send(kind="job", which=job["which"])

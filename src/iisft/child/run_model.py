@@ -1,12 +1,14 @@
-"""A run's model as it was trained, loaded through LLaMA-Factory's own loader; the other scripts here ask it.
+"""A run's model as it was trained, loaded through LLaMA-Factory's own loader; the other scripts
+here ask it.
 
-Runs in the training interpreter. The script's first line of standard input is the specification (JSON):
-{"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16" or null,
-"one_device": whether it fits on one GPU}.
-Standard output carries one JSON object per line and nothing else; everything that is printed goes to stderr.
+Runs in the training interpreter. The script's first line of standard input is the specification
+(JSON): {"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16"
+or null, "one_device": whether it fits on one GPU}. Standard output carries one JSON object per line
+and nothing else; everything that is printed goes to stderr.
 
-LLaMA-Factory merges an adapter into the weights in their own dtype, which rounds it. Here it stays beside them, as in
-training, and the arithmetic is the view's. The end of standard input ends the process.
+LLaMA-Factory merges an adapter into the weights in their own dtype, which rounds it. Here it stays
+beside them, as in training, and the arithmetic is the view's. The end of standard input ends the
+process.
 """
 
 import contextlib
@@ -35,7 +37,8 @@ class Link:
 
     def _listen(self):
         rest = b""
-        while chunk := os.read(0, 65536):  # sys.stdin's lock would be held at the end of the interpreter
+        # sys.stdin's lock would be held at the end of the interpreter
+        while chunk := os.read(0, 65536):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._arrived.put(json.loads(line))
@@ -85,7 +88,8 @@ def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwar
         raise MemoryError("the GPUs' memory is too small for the model")
     if spec["autocast"]:
         _autocast(model, getattr(torch, spec["autocast"]))
-    model.generation_config = GenerationConfig()  # the published one samples and penalises; only what is asked counts
+    # the published one samples and penalises; only what is asked counts
+    model.generation_config = GenerationConfig()
     if spec["adapter"]:
         from peft import PeftModel
 
@@ -94,7 +98,9 @@ def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwar
 
 
 def _autocast(model, dtype):
-    """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward, float32 outside."""
+    """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward,
+    float32 outside.
+    """
     from accelerate.utils import convert_outputs_to_fp32
 
     inside = torch.autocast(model.device.type, dtype=dtype)(model.forward.__func__)
@@ -129,7 +135,9 @@ def observe(model, tokenizer):
         return hook
 
     def describe(module, args, output):
-        seen.update(view.describe(base, getattr(base.config, "iisft_arithmetic", None), output[0].device))
+        seen.update(
+            view.describe(base, getattr(base.config, "iisft_arithmetic", None), output[0].device)
+        )
 
     attention, linear = view.first_attention(backbone)
     hooks = [backbone.register_forward_hook(describe)]

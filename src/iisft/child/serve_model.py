@@ -1,6 +1,8 @@
-"""LLaMA-Factory's OpenAI-style API over a run's model, on a socket that was bound before the model was loaded.
+"""LLaMA-Factory's OpenAI-style API over a run's model, on a socket that was bound before the model
+was loaded.
 
-Runs in the training interpreter (see run_model.py). The specification has besides: {"socket": descriptor}.
+Runs in the training interpreter (see run_model.py). The specification has besides: {"socket":
+descriptor}.
 """
 
 import socket
@@ -45,7 +47,9 @@ def main():
 
     @app.exception_handler(TooLong)
     async def too_long(request, error):
-        return JSONResponse({"error": {"message": str(error), "code": "context_length_exceeded"}}, status_code=400)
+        return JSONResponse(
+            {"error": {"message": str(error), "code": "context_length_exceeded"}}, status_code=400
+        )
 
     Server(uvicorn.Config(app), link).run(sockets=[socket.socket(fileno=spec["socket"])])
     link.send(kind="end")

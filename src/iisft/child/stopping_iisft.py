@@ -1,8 +1,10 @@
-"""What iisft adds to the training loop: every rank stops after the same step, with an ordinary checkpoint.
+"""What iisft adds to the training loop: every rank stops after the same step, with an ordinary
+checkpoint.
 
-transformers' enable_jit_checkpoint gives each rank a timer of its own. Ranks whose timers end in different steps wait
-for each other for ever, and it saves before the optimizer's step but after the dropout of that step was drawn, so that
-a resumed run differs. Here the ranks agree at the end of each step, and the trainer saves as it always does.
+transformers' enable_jit_checkpoint gives each rank a timer of its own. Ranks whose timers end in
+different steps wait for each other for ever, and it saves before the optimizer's step but after the
+dropout of that step was drawn, so that a resumed run differs. Here the ranks agree at the end of
+each step, and the trainer saves as it always does.
 """
 
 import contextlib
@@ -20,7 +22,10 @@ STOP_FILE = "IISFT_STOP_FILE"
 
 
 class StopTogether(TrainerCallback):
-    """Asked by SIGTERM to any rank, or by the file that IISFT_STOP_FILE names. SIGUSR1 writes every thread's stack."""
+    """Asked by SIGTERM to any rank, or by the file that IISFT_STOP_FILE names.
+
+    SIGUSR1 writes every thread's stack.
+    """
 
     def __init__(self):
         self.asked = False
@@ -40,8 +45,11 @@ class StopTogether(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Logging comes before saving: a step that broke the weights must not become the newest checkpoint."""
-        # With fp16 the scaler skips the optimizer's step when a gradient overflows: the weights stay good.
+        """Logging comes before saving: a step that broke the weights must not become the newest
+        checkpoint.
+        """
+        # With fp16 the scaler skips the optimizer's step when a gradient overflows: the weights
+        # stay good.
         names = ("loss",) if args.fp16 else ("loss", "grad_norm")
         if any(not math.isfinite((logs or {}).get(name, 0.0)) for name in names):
             control.should_save = False
@@ -58,5 +66,7 @@ def _any_rank(asked, device):
 def install():
     """Give every trainer of this process the callback, once."""
     # the same file is a module of another name in each view
-    if not any(callback.__name__ == StopTogether.__name__ for callback in trainer.DEFAULT_CALLBACKS):
+    if not any(
+        callback.__name__ == StopTogether.__name__ for callback in trainer.DEFAULT_CALLBACKS
+    ):
         trainer.DEFAULT_CALLBACKS.append(StopTogether)

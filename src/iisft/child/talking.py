@@ -1,5 +1,5 @@
-"""What chat and the API need beyond LLaMA-Factory's engine: an error ends a stream, a context has an end, and a request
-can be taken back. Runs in the training interpreter (see run_model.py).
+"""What chat and the API need beyond LLaMA-Factory's engine: an error ends a stream, a context has
+an end, and a request can be taken back. Runs in the training interpreter (see run_model.py).
 
 LLaMA-Factory generates in a thread; when that dies of an error its stream waits for ever.
 """
@@ -49,7 +49,10 @@ class Generate:
             if self._context is not None:
                 room = self._context - inputs.shape[1]
                 if room < 1:
-                    raise TooLong(f"the conversation has {inputs.shape[1]} tokens, the context ends at {self._context}")
+                    raise TooLong(
+                        f"the conversation has {inputs.shape[1]} tokens, the context ends at "
+                        f"{self._context}"
+                    )
                 generation_config.max_new_tokens = min(generation_config.max_new_tokens, room)
             return self._generate(
                 inputs=inputs,

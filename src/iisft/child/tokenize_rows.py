@@ -19,7 +19,14 @@ def main(arguments: Path) -> None:
     )
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
-    get_dataset(template, model_args, data_args, training_args, stage=finetuning_args.stage, **tokenizer_module)
+    get_dataset(
+        template,
+        model_args,
+        data_args,
+        training_args,
+        stage=finetuning_args.stage,
+        **tokenizer_module,
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on tensors without data.
+"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on
+tensors without data.
 
-Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`) is the argument or
-standard input, standard output has one JSON line per case. Every tensor is fake (torch's FakeTensorMode): shapes and
-dtypes are real, no number is computed, no weight is read, so that a 70B model is traced on a laptop.
+Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`)
+is the argument or standard input, standard output has one JSON line per case. Every tensor is fake
+(torch's FakeTensorMode): shapes and dtypes are real, no number is computed, no weight is read, so
+that a 70B model is traced on a laptop.
 
-Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA allocator does: what
-torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels, communication buffers, fragmentation, the
-CUDA or HIP context. The first AdamW step is done before the trace: its moments are there from the second step on.
+Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA
+allocator does: what torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels,
+communication buffers, fragmentation, the CUDA or HIP context. The first AdamW step is done before
+the trace: its moments are there from the second step on.
 """
 
 import contextlib
@@ -32,14 +35,19 @@ _real_dropout = functional.dropout
 
 
 def _cuda_dropout(input, p=0.5, training=True, inplace=False):
-    """The CPU composes dropout from a noise tensor of the input's dtype; CUDA keeps a mask of one byte per element."""
+    """The CPU composes dropout from a noise tensor of the input's dtype.
+
+    CUDA keeps a mask of one byte per element.
+    """
     if not training or p == 0.0:
         return input
     return torch.ops.aten.native_dropout(input, p, True)[0]
 
 
 def _kernel(name):
-    """An attention function for transformers that calls torch's kernel of that name, whatever device this is."""
+    """An attention function for transformers that calls torch's kernel of that name, whatever
+    device this is.
+    """
     from transformers.integrations.sdpa_attention import repeat_kv
 
     def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -48,9 +56,12 @@ def _kernel(name):
         if grouped and name == "efficient":
             key, value = (repeat_kv(states, module.num_key_value_groups) for states in (key, value))
         if torch.is_autocast_enabled("cpu"):
-            query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
+            query, key, value = (
+                states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value)
+            )
         if name == "math":
-            with torch.autocast("cpu", enabled=False):  # scaled_dot_product_attention casts once and ends autocast
+            # scaled_dot_product_attention casts once and ends autocast
+            with torch.autocast("cpu", enabled=False):
                 output = torch.ops.aten._scaled_dot_product_attention_math(
                     query, key, value, None, dropout, True, scale=scaling, enable_gqa=grouped
                 )[0]
@@ -77,22 +88,29 @@ def build(case):
 
     attention = case["attention"]
     if attention != "eager":
-        name = f"iisft_{KERNELS.index(attention)}"  # transformers looks for flash attention's package by its name
+        # transformers looks for flash attention's package by its name
+        name = f"iisft_{KERNELS.index(attention)}"
         AttentionInterface.register(name, _kernel(attention))
         attention = name
-    values = {k: v for k, v in case["config"].items() if k not in ("auto_map", "quantization_config")}
+    values = {
+        k: v for k, v in case["config"].items() if k not in ("auto_map", "quantization_config")
+    }
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     config.use_cache = False
     base = getattr(transformers, values["architectures"][0])
     with torch.device("meta"):
-        model = base._from_config(config, dtype=DTYPES[case["weights"]], attn_implementation=attention)
+        model = base._from_config(
+            config, dtype=DTYPES[case["weights"]], attn_implementation=attention
+        )
     model.tie_weights()
     if case["arithmetic"] == "float32":
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from child.modeling_iisft import make_exact
 
         make_exact(model)
-    model_args = ModelArguments(model_name_or_path="traced", disable_gradient_checkpointing=not case["checkpointing"])
+    model_args = ModelArguments(
+        model_name_or_path="traced", disable_gradient_checkpointing=not case["checkpointing"]
+    )
     finetuning = FinetuningArguments(
         finetuning_type="lora", lora_rank=case["rank"], lora_alpha=case["rank"], lora_dropout=case["dropout"],
         lora_target=case["target"],
@@ -104,7 +122,10 @@ def build(case):
 
 
 def shard(model, fake_mode, case):
-    """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root. The ranks are not there."""
+    """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root.
+
+    The ranks are not there.
+    """
     import torch.distributed as distributed
     import torch.distributed._tools.fake_collectives  # noqa: F401
     from torch.distributed.device_mesh import init_device_mesh
@@ -119,7 +140,9 @@ def shard(model, fake_mode, case):
     half = DTYPES.get(case["autocast"])
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half, output_dtype=half)
     with fake_mode:
-        groups = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+        groups = [
+            module for module in model.modules() if type(module).__name__ in model._no_split_modules
+        ]
         for module in (*groups, model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
@@ -138,7 +161,9 @@ def materialize(model, fake_mode):
     with fake_mode:
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
-                tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
+                tensors.update(
+                    {name: fake(tensor) for name, tensor in tensors.items() if tensor is not None}
+                )
 
 
 def inputs_for(model, case, dtype):
@@ -170,16 +195,18 @@ def optimizer_for(name, parameters):
 def trace(case):
     """Peak bytes of one step, by phase, and what they consist of at the worst moment.
 
-    `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native" or "float32" over
-    stored weights), autocast (torch dtype or null), attention ("eager", "math", "efficient", "flash"), batch, length
-    (tokens per row), checkpointing, rank, dropout, target (names separated by commas, or "all"), optimizer; sharding
-    ("none" or "fsdp") and ranks may be left out. DDP's buckets are in no trace.
+    `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native"
+    or "float32" over stored weights), autocast (torch dtype or null), attention ("eager", "math",
+    "efficient", "flash"), batch, length (tokens per row), checkpointing, rank, dropout, target
+    (names separated by commas, or "all"), optimizer; sharding ("none" or "fsdp") and ranks may be
+    left out. DDP's buckets are in no trace.
     """
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     started = time.perf_counter()
     sharded = case.get("sharding") == "fsdp"
-    os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})  # LLaMA-Factory looks at them
+    # LLaMA-Factory looks at them
+    os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})
     model = build(case)
     if sharded and case["autocast"]:
         model.to(torch.float32)  # accelerate does so after sharding; the shards are the same
@@ -213,7 +240,9 @@ def trace(case):
         inputs = inputs_for(model, case, dtype)
         memory.begin("forward")
         if autocast is not None:  # as accelerate does
-            model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
+            model.forward = convert_outputs_to_fp32(
+                torch.autocast("cpu", dtype=autocast)(model.forward)
+            )
         loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
         memory.enter("loss backward")
         loss.backward()

@@ -1,8 +1,10 @@
-"""What the training interpreter can do: it imports what training imports, step by step, and says how each went.
+"""What the training interpreter can do: it imports what training imports, step by step, and says
+how each went.
 
-Runs in the training interpreter: python trainer_report.py SECONDS_PER_STEP
-One JSON object per line: {"begin": STEP} before a step, {"step": STEP, ...facts} after it. An import that aborts the
-process or hangs leaves a step begun and never ended; faulthandler ends a step that takes longer than its limit.
+Runs in the training interpreter: python trainer_report.py SECONDS_PER_STEP One JSON object per
+line: {"begin": STEP} before a step, {"step": STEP, ...facts} after it. An import that aborts the
+process or hangs leaves a step begun and never ended; faulthandler ends a step that takes longer
+than its limit.
 """
 
 import contextlib
@@ -106,7 +108,10 @@ def _arch_list(torch):
 
 
 def _blas_archs(torch):
-    """Architectures that the rocBLAS beside torch has kernel files for; None where there is no such folder."""
+    """Architectures that the rocBLAS beside torch has kernel files for.
+
+    None where there is no such folder.
+    """
     package = Path(torch.__file__).parent
     folders = [
         package / "lib/rocblas/library",
@@ -126,9 +131,13 @@ def _devices():
     for index in range(count):
         about = torch.cuda.get_device_properties(index)
         arch = (
-            getattr(about, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{about.major}{about.minor}"
+            getattr(about, "gcnArchName", "").split(":")[0]
+            if torch.version.hip
+            else f"sm_{about.major}{about.minor}"
         )
-        devices.append({"name": about.name, "arch": arch, "memory_gib": round(about.total_memory / 2**30, 2)})
+        devices.append(
+            {"name": about.name, "arch": arch, "memory_gib": round(about.total_memory / 2**30, 2)}
+        )
     peers = [
         [one, other]
         for one in range(count)
@@ -144,7 +153,11 @@ def _bitsandbytes():
     libraries = list(folder.glob("libbitsandbytes_rocm*.so"))
     if not libraries:
         return {"rocm_archs": None}
-    found = {name.decode() for path in libraries for name in re.findall(rb"gfx[0-9a-f]{3,4}", path.read_bytes())}
+    found = {
+        name.decode()
+        for path in libraries
+        for name in re.findall(rb"gfx[0-9a-f]{3,4}", path.read_bytes())
+    }
     return {"rocm_archs": sorted(found)}
 
 

@@ -29,7 +29,8 @@ from iisft.errors import EnvironmentFault, ExitCode, IisftError
 
 app = typer.Typer(
     name="iisft",
-    help="Fine-tune language models on the GPUs you own: LLaMA-Factory runs that do exactly what their preset says.",
+    help="Fine-tune language models on the GPUs you own: LLaMA-Factory runs that do exactly what "
+    "their preset says.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -58,7 +59,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -80,9 +84,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
-    if isinstance(error, OSError) and error.strerror:  # a full or read-only disk, a folder that was taken away
+    # a full or read-only disk, a folder that was taken away
+    if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
-        error = EnvironmentFault("system", text, fix="look at that place; IISFT_DEBUG=1 shows what was tried")
+        error = EnvironmentFault(
+            "system", text, fix="look at that place; IISFT_DEBUG=1 shows what was tried"
+        )
     if not isinstance(error, IisftError):
         error = IisftError(
             "internal-error",

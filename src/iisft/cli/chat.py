@@ -14,16 +14,23 @@ from iisft.errors import RunFailed, UsageError
 if TYPE_CHECKING:
     from iisft.inference.talk import Conversation
 
-_HELP = 'a line is a question; """ begins and ends one of several lines; /clear forgets, /exit or Ctrl-D ends'
+_HELP = (
+    'a line is a question; """ begins and ends one of several lines; /clear forgets, /exit or '
+    "Ctrl-D ends"
+)
 _QUOTES = '"""'
 
 
 def chat(
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
-    system: Annotated[str | None, typer.Option(help="System prompt; left out = the template's own.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt; left out = the template's own.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 = greedy, as predict answers.")] = 0.0,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+    ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,
@@ -37,7 +44,11 @@ def chat(
     ready = prepare(run, checkpoint, model, cpu=cpu, max_tokens=max_tokens)
     console.say("loading the model")
     with talk.conversation(
-        ready.source, ready.chosen, system=system, temperature=temperature, max_new_tokens=ready.max_new_tokens
+        ready.source,
+        ready.chosen,
+        system=system,
+        temperature=temperature,
+        max_new_tokens=ready.max_new_tokens,
     ) as conversation:
         at_terminal = sys.stdin.isatty()
         if at_terminal:
@@ -47,7 +58,9 @@ def chat(
         console.out_json(turns)
 
 
-def _answer_all(conversation: "Conversation", *, quiet: bool, at_terminal: bool) -> list[dict[str, str]]:
+def _answer_all(
+    conversation: "Conversation", *, quiet: bool, at_terminal: bool
+) -> list[dict[str, str]]:
     turns = []
     for question in _questions(at_terminal=at_terminal):
         if question == "/clear":

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.evaluate import ClassesOption, ColumnsOption, DataOption, LabelOption, MarkerOption, TextOption, options
+from iisft.cli.evaluate import (
+    ClassesOption,
+    ColumnsOption,
+    DataOption,
+    LabelOption,
+    MarkerOption,
+    TextOption,
+    options,
+)
 from iisft.cli.options import JsonOption, complete_runs
 from iisft.workspace import Workspace
 
@@ -18,7 +26,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="PREDICTIONS",
-            help="Files of predictions, RUN@CHECKPOINT, or RUN for every checkpoint of it that has predicted.",
+            help="Files of predictions, RUN@CHECKPOINT, or RUN for every checkpoint of it that "
+            "has predicted.",
             autocompletion=complete_runs,
         ),
     ],
@@ -30,13 +39,15 @@ def compare(
     text_rows: TextOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare predictions of the same rows: paired differences, flipped rows, and which checkpoint is best."""
-    from iisft.evaluation import sources
+    """Compare predictions of the same rows: paired differences, flipped rows, and which checkpoint
+    is best.
+    """
+    from iisft.evaluation import locate
     from iisft.evaluation.compare import compare as judge
-    from iisft.evaluation.predictions import parse_columns
+    from iisft.evaluation.reading import parse_columns
 
     chosen = options(label, classes, None, error_marker, text_rows)
-    found = [source for name in what for source in sources.find(Workspace.current(), name, data)]
+    found = [source for name in what for source in locate.find(Workspace.current(), name, data)]
     comparison = judge(found, chosen, parse_columns(columns))
     if as_json:
         console.out_json(comparison.as_json())
@@ -49,15 +60,24 @@ def _print(found: "Comparison") -> None:
     from iisft.evaluation.verdict import verdict
 
     console.findings(found.findings)
-    figures = [key for key in NAMES if any(key in each.metrics for each in found.evaluations.values())]
+    figures = [
+        key for key in NAMES if any(key in each.metrics for each in found.evaluations.values())
+    ]
     rows = []
     for name in found.names:
-        metrics, losses, counts = found.evaluations[name].metrics, found.losses[name], found.evaluations[name].counts
+        metrics, losses, counts = (
+            found.evaluations[name].metrics,
+            found.losses[name],
+            found.evaluations[name].counts,
+        )
         rows.append(
             (
                 name + (" *" if name == found.best else ""),
                 str(losses["step"] or "-"),
-                *(f"{losses[key]:.4f}" if losses[key] is not None else "-" for key in ("train_loss", "eval_loss")),
+                *(
+                    f"{losses[key]:.4f}" if losses[key] is not None else "-"
+                    for key in ("train_loss", "eval_loss")
+                ),
                 str(counts["generation_errors"]),
                 *(f"{100 * metrics[key]:.1f}" if key in metrics else "-" for key in figures),
             )
@@ -66,7 +86,10 @@ def _print(found: "Comparison") -> None:
     console.table(rows, headers)
     console.out()
     for pair in found.pairs:
-        for winner, loser, flipped in ((pair.best, pair.other, pair.won), (pair.other, pair.best, pair.lost)):
+        for winner, loser, flipped in (
+            (pair.best, pair.other, pair.won),
+            (pair.other, pair.best, pair.lost),
+        ):
             if flipped:
                 shown = ", ".join(map(str, flipped[:15])) + (", ..." if len(flipped) > 15 else "")
                 console.out(f"right in {winner}, not in {loser}: {len(flipped)} rows ({shown})")

@@ -55,10 +55,13 @@ def rich_stdout() -> "Console":
     from rich.console import Console
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no Chinese or braille shows question marks
+        # a terminal that knows no Chinese or braille shows question marks
+        sys.stdout.reconfigure(errors="replace")
     if sys.stdout.isatty():
         return Console(highlight=False)
-    return Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL, force_terminal=False, color_system=None)
+    return Console(
+        highlight=False, width=_WIDTH_WITHOUT_TERMINAL, force_terminal=False, color_system=None
+    )
 
 
 def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
@@ -67,7 +70,9 @@ def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
     lines = []
     for row in cells:
-        padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded = [
+            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
+        ]
         lines.append("  ".join(padded).rstrip())
     out("\n".join(lines))
 
@@ -84,7 +89,9 @@ def findings(found: Iterable[Finding]) -> None:
 
 
 def finding(severity: str, message: str, evidence: str, fix: str) -> None:
-    """One finding of a command whose data findings are: on stdout, with what was seen and the fix, and a blank line."""
+    """One finding of a command whose data findings are: on stdout, with what was seen and the fix,
+    and a blank line.
+    """
     mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
     out(f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {message}")
     if evidence:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 _BLANK = 0x2800
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode's braille block, by row and column
+# Unicode's braille block, by row and column
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _LABEL_WIDTH = 8
 SMALLEST = (_LABEL_WIDTH + 2, 2)
 
@@ -15,8 +16,8 @@ Span = tuple[float, float]
 def curve(values: Sequence[float], width: int, height: int) -> list[str]:
     """Draw `values` from left to right, with their largest and smallest number as labels.
 
-    What isn't finite is a gap. A series longer than the room is drawn with the smallest and the largest value of
-    each dot column, so that no peak is averaged away.
+    What isn't finite is a gap. A series longer than the room is drawn with the smallest and the
+    largest value of each dot column, so that no peak is averaged away.
 
     Args:
         values: one number per point, in equal distances.
@@ -30,7 +31,9 @@ def curve(values: Sequence[float], width: int, height: int) -> list[str]:
         ValueError: less room than SMALLEST (width, height).
     """
     if width < SMALLEST[0] or height < SMALLEST[1]:
-        raise ValueError(f"a curve needs {SMALLEST[0]} x {SMALLEST[1]} characters, not {width} x {height}")
+        raise ValueError(
+            f"a curve needs {SMALLEST[0]} x {SMALLEST[1]} characters, not {width} x {height}"
+        )
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return [" " * width] * height
@@ -41,11 +44,16 @@ def curve(values: Sequence[float], width: int, height: int) -> list[str]:
         for y in range(top, bottom + 1):
             cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
     labels = [_label(high), *[""] * (height - 2), _label(low) if low < high else ""]
-    return [f"{label:>{_LABEL_WIDTH}} {_text(row)}" for label, row in zip(labels, cells, strict=True)]
+    return [
+        f"{label:>{_LABEL_WIDTH}} {_text(row)}" for label, row in zip(labels, cells, strict=True)
+    ]
 
 
 def downsample(values: Sequence[float], count: int) -> list[Span | None]:
-    """At most `count` spans (smallest, largest) of equal shares of the values; None where none of them is finite."""
+    """At most `count` spans (smallest, largest) of equal shares of the values.
+
+    None where none of them is finite.
+    """
     if len(values) > count:
         edges = [len(values) * i // count for i in range(count + 1)]
     else:
@@ -54,7 +62,9 @@ def downsample(values: Sequence[float], count: int) -> list[Span | None]:
     return [(min(share), max(share)) if share else None for share in shares]
 
 
-def _dots(spans: Sequence[Span | None], columns: int, rows: int, low: float, high: float) -> list[tuple[int, int, int]]:
+def _dots(
+    spans: Sequence[Span | None], columns: int, rows: int, low: float, high: float
+) -> list[tuple[int, int, int]]:
     """Column, first and last row of every vertical stroke; neighbours are joined by a line."""
 
     def x_of(index: int) -> int:

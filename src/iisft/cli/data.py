@@ -13,7 +13,9 @@ from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, Pres
 from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption
 from iisft.workspace import Workspace
 
-data_app = typer.Typer(help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None
+)
 data_app.command()(check)
 data_app.command()(show)
 data_app.command()(split)
@@ -21,7 +23,9 @@ data_app.command()(split)
 
 @data_app.command()
 def stage(
-    file: Annotated[Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")],
+    file: Annotated[
+        Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")
+    ],
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
@@ -31,29 +35,46 @@ def stage(
     overlong: OverlongOption = None,
     exact: ExactOption = False,
     drop_unfit: Annotated[
-        bool, typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough.")
+        bool,
+        typer.Option(
+            "--drop-unfit", help="With fit: leave out rows that can't be shortened enough."
+        ),
     ] = False,
     tokenize: Annotated[
         bool,
-        typer.Option("--tokenize", help="Tokenise too, so that the preset's runs start and resume without doing it."),
+        typer.Option(
+            "--tokenize",
+            help="Tokenise too, so that the preset's runs start and resume without doing it.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row and copy it to data/NAME, where presets find it.
 
-    With a preset or model the rows' tokens are counted, and overlong rows are refused, fitted, dropped or let be.
+    With a preset or model the rows' tokens are counted, and overlong rows are refused, fitted,
+    dropped or let be.
     """
     from iisft.cli.progress import bytes_bar
-    from iisft.data import staging
-    from iisft.data.stagepolicy import OverlongStep
+    from iisft.data.stage import staging
+    from iisft.data.stage.policy import OverlongStep
     from iisft.errors import UsageError
 
     target = data_tokens.target(preset, model, overrides, overlong)
     if tokenize and (target.preset is None or target.limit is None):
-        raise UsageError("tokenize-preset", "--tokenize needs --preset, and its model", fix="--preset NAME --model DIR")
+        raise UsageError(
+            "tokenize-preset",
+            "--tokenize needs --preset, and its model",
+            fix="--preset NAME --model DIR",
+        )
     with bytes_bar("staging") as progress:
         step = (
-            OverlongStep(target.limit, target.policy, batch_size=target.batch_size, drop_unfit=drop_unfit, exact=exact)
+            OverlongStep(
+                target.limit,
+                target.policy,
+                batch_size=target.batch_size,
+                drop_unfit=drop_unfit,
+                exact=exact,
+            )
             if target.limit
             else None
         )
@@ -88,8 +109,15 @@ def stage(
         )
     else:
         not_read = dataset.record["not_read"]
-        console.say(f"read as {dataset.record['format']}" + (f"; not read: {', '.join(not_read)}" if not_read else ""))
-        done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
+        console.say(
+            f"read as {dataset.record['format']}"
+            + (f"; not read: {', '.join(not_read)}" if not_read else "")
+        )
+        done = (
+            "were staged already, nothing is changed"
+            if staged.unchanged
+            else f"in {dataset.folder}"
+        )
         console.out(f"{name}: {dataset.rows} rows {done}")
         data_tokens.print_staged(dataset)
         if tokens:
@@ -99,7 +127,7 @@ def stage(
 @data_app.command("list")
 def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Staged datasets."""
-    from iisft.data import staging
+    from iisft.data.stage import staging
     from iisft.errors import InputError
 
     rows = []

@@ -11,11 +11,11 @@ from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, SetOption
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.data.account import Account
-    from iisft.data.checking import Report
-    from iisft.data.findings import Group
-    from iisft.data.source import Source
-    from iisft.data.target import Target
+    from iisft.data.check.checking import Report
+    from iisft.data.check.findings import Group
+    from iisft.data.read.source import Source
+    from iisft.data.tokens.account import Account
+    from iisft.data.tokens.target import Target
 
 _SHOWN_ROWS = 5
 _HTML_FIX = "--model DIR, or a --preset whose model is there"
@@ -23,7 +23,10 @@ _HTML_FIX = "--model DIR, or a --preset whose model is there"
 
 def check(
     file: Annotated[
-        list[Path], typer.Argument(help="A data file, or a staged dataset's name. Several: leaks between them too.")
+        list[Path],
+        typer.Argument(
+            help="A data file, or a staged dataset's name. Several: leaks between them too."
+        ),
     ],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
@@ -32,15 +35,18 @@ def check(
     overrides: SetOption = None,
     overlong: OverlongOption = None,
     exact: ExactOption = False,
-    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the account as a page.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the account as a page.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its tokens too.
+    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its
+    tokens too.
 
     Exit code 3 when a row can't be trained on, or would be cut and the policy is fail.
     """
     from iisft.cli.progress import bytes_bar
-    from iisft.data import checking
+    from iisft.data.check import checking
     from iisft.errors import ExitCode, InputError
 
     target = data_tokens.target(preset, model, overrides, overlong)
@@ -64,31 +70,42 @@ def check(
         raise typer.Exit(ExitCode.INPUT)
 
 
-def _count(sources: list["Source"], report: "Report", target: "Target", *, exact: bool) -> "Account | None":
+def _count(
+    sources: list["Source"], report: "Report", target: "Target", *, exact: bool
+) -> "Account | None":
     from iisft.cli.progress import bytes_bar
-    from iisft.data.counting import account_of
+    from iisft.data.tokens.counting import account_of
 
     if target.limit is None or not report.sound:
         return None
     with bytes_bar("counting tokens") as progress:
         return account_of(
-            sources, report.sound, target.limit, exact=exact, batch_size=target.batch_size, progress=progress
+            sources,
+            report.sound,
+            target.limit,
+            exact=exact,
+            batch_size=target.batch_size,
+            progress=progress,
         )
 
 
 def _write_page(page: Path, account: "Account | None", target: "Target", file: Path) -> None:
     from iisft import files
-    from iisft.data.accountpage import render
+    from iisft.data.tokens.html_account import render
     from iisft.errors import UsageError
 
     if account is None:
         reason = target.note or "neither --preset nor --model was given"
-        raise UsageError("html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX)
+        raise UsageError(
+            "html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX
+        )
     verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
     try:
         files.write_text_atomically(page.absolute(), render(account, str(file), verdict))
     except OSError as error:
-        raise UsageError("html-write", f"can't be written: {error.strerror}", where=str(page)) from error
+        raise UsageError(
+            "html-write", f"can't be written: {error.strerror}", where=str(page)
+        ) from error
     console.say(f"{page}: open it in a browser")
 
 
@@ -105,14 +122,16 @@ def _open_all(given: list[Path], formats: str | None, columns: list[str] | None)
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        raise CheckFailed([Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused])
+        raise CheckFailed(
+            [Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused]
+        )
     return sources
 
 
 def open_file_or_dataset(file: Path, formats: str | None, columns: list[str] | None) -> "Source":
     """The source that a person means: a file, else the staged dataset of that name."""
-    from iisft.data.source import open_source
-    from iisft.data.staged import load, staged_names
+    from iisft.data.read.source import open_source
+    from iisft.data.stage.staged import load, staged_names
 
     workspace = Workspace.current()
     if not file.exists() and str(file) in staged_names(workspace):
@@ -132,7 +151,9 @@ def _print(report: "Report") -> None:
     console.out()
     unsound = report.rows - report.sound
     verdict = (
-        f"all {report.rows:,} rows can be staged" if not unsound else f"{unsound:,} of {report.rows:,} rows can't be"
+        f"all {report.rows:,} rows can be staged"
+        if not unsound
+        else f"{unsound:,} of {report.rows:,} rows can't be"
     )
     console.out(verdict if not unsound else f"{verdict} staged")
 

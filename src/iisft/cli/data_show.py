@@ -11,31 +11,35 @@ from iisft.cli.options import JsonOption, SetOption, complete_datasets
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.data.fate import Limit
-    from iisft.data.rendering import Segment
-    from iisft.data.staged import StagedDataset
+    from iisft.data.stage.staged import StagedDataset
+    from iisft.data.tokens.fate import Limit
+    from iisft.data.tokens.rendering import Segment
 
 _STYLES = {"read": "dim", "trained": "bold green", "cut": "red strike"}
 _MARKS = {"read": ("", ""), "trained": ("⟦", "⟧"), "cut": ("⟨cut: ", "⟩")}
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)],
+    name: Annotated[
+        str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)
+    ],
     row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
     preset: PresetOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One row as the model will see it: template applied, trained tokens in green, what would be cut in red.
+    """One row as the model will see it: template applied, trained tokens in green, what would be
+    cut in red.
 
-    Rendered for the model that it was staged for, or for --preset or --model; without any, the turns as they are.
+    Rendered for the model that it was staged for, or for --preset or --model; without any, the
+    turns as they are.
     """
-    from iisft.data import staging
-    from iisft.data.conversation import from_row
-    from iisft.data.rendering import render
-    from iisft.data.staged import row_of
-    from iisft.data.tokenization import countable
+    from iisft.data.read.conversation import from_row
+    from iisft.data.stage import staging
+    from iisft.data.stage.staged import row_of
+    from iisft.data.tokens.rendering import render
+    from iisft.data.tokens.tokenization import countable
 
     staged = staging.load(name, Workspace.current())
     value = row_of(staged, row)
@@ -43,7 +47,11 @@ def show(
     conversation = from_row(value)
     segments = render(conversation, limit) if limit and countable(conversation) else None
     if as_json:
-        shown = [{"kind": s.kind, "tokens": s.tokens, "text": s.text} for s in segments] if segments else None
+        shown = (
+            [{"kind": s.kind, "tokens": s.tokens, "text": s.text} for s in segments]
+            if segments
+            else None
+        )
         console.out_json({**value, "rendered": shown})
     elif segments is None:
         _print_turns(value)
@@ -56,8 +64,8 @@ def _limit(
 ) -> "Limit | None":
     """What is asked for, else what the dataset was staged for, if that model is still there."""
     from iisft.cli.data_tokens import target
-    from iisft.data.fate import Limit
-    from iisft.data.tokenization import Tokenization
+    from iisft.data.tokens.fate import Limit
+    from iisft.data.tokens.tokenization import Tokenization
     from iisft.errors import InputError
 
     if preset or model or overrides:
@@ -66,7 +74,9 @@ def _limit(
     if before is None:
         return None
     try:
-        tokens = Tokenization(Workspace.current().root / before["model"], before["template"], before["llamafactory"])
+        tokens = Tokenization(
+            Workspace.current().root / before["model"], before["template"], before["llamafactory"]
+        )
         return Limit(tokens, before["cutoff_len"], before["llamafactory"])
     except InputError as error:
         console.say(f"not rendered for a model: {error.message}")
@@ -77,7 +87,8 @@ def _print_segments(segments: list["Segment"], limit: "Limit | None") -> None:
     counts = {kind: sum(s.tokens for s in segments if s.kind == kind) for kind in _STYLES}
     assert limit is not None
     console.say(
-        f"{sum(counts.values()):,} tokens: {counts['read']:,} read, {counts['trained']:,} trained on, "
+        f"{sum(counts.values()):,} tokens: {counts['read']:,} read, {counts['trained']:,} trained "
+        "on, "
         f"{counts['cut']:,} cut at cutoff_len {limit.cutoff_len}"
     )
     screen = console.rich_stdout()
@@ -91,7 +102,7 @@ def _print_segments(segments: list["Segment"], limit: "Limit | None") -> None:
 
 
 def _print_turns(value: dict[str, Any]) -> None:
-    from iisft.data.conversation import from_row
+    from iisft.data.read.conversation import from_row
 
     conversation = from_row(value)
     for title, text in (("system", conversation.system), ("tools", conversation.tools)):

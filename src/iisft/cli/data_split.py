@@ -10,34 +10,51 @@ from iisft.cli import console
 from iisft.cli.options import ColumnsOption, FormatOption, JsonOption
 
 if TYPE_CHECKING:
-    from iisft.data.splitting import Split
+    from iisft.data.split.splitting import Split
 
 _SHOWN_STRATA = 12
 _SHOWN_NAME = 60
 
 
 def split(
-    file: Annotated[Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")],
-    to: Annotated[Path | None, typer.Option(help="Folder for the files; left out = beside the file.")] = None,
-    parts: Annotated[str, typer.Option(metavar="A:B[:C]", help="Shares of train, val and test.")] = "8:1:1",
+    file: Annotated[
+        Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the files; left out = beside the file.")
+    ] = None,
+    parts: Annotated[
+        str, typer.Option(metavar="A:B[:C]", help="Shares of train, val and test.")
+    ] = "8:1:1",
     by: Annotated[
         str | None,
         typer.Option(
             metavar="FIELD",
-            help="The same mix on every side: a key of the row, answer.KEY of a JSON answer, FIELD.KEY of a text with "
+            help="The same mix on every side: a key of the row, answer.KEY of a JSON answer, "
+            "FIELD.KEY of a text with "
             "lines 'KEY: value', or answer-shape.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 42,
-    stable: Annotated[bool, typer.Option("--stable", help="By hash: a row keeps its side when others come.")] = False,
+    stable: Annotated[
+        bool, typer.Option("--stable", help="By hash: a row keeps its side when others come.")
+    ] = False,
     ratio: Annotated[
         list[str] | None,
-        typer.Option(metavar="VALUE=SHARE", help="Leave rows out until this value of --by has this share of the rows."),
+        typer.Option(
+            metavar="VALUE=SHARE",
+            help="Leave rows out until this value of --by has this share of the rows.",
+        ),
     ] = None,
-    rows: Annotated[int | None, typer.Option(metavar="N", help="Draw N rows and leave the others out.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(metavar="N", help="Draw N rows and leave the others out.")
+    ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FIELD", help="With --rows: draw each by one over how often its value here occurs."),
+        typer.Option(
+            metavar="FIELD",
+            help="With --rows: draw each by one over how often its value here occurs.",
+        ),
     ] = None,
     formats: FormatOption = None,
     columns: ColumnsOption = None,
@@ -45,8 +62,8 @@ def split(
 ) -> None:
     """Split a file into train, val and test. Rows with the same prompt stay on one side."""
     from iisft.cli.progress import bytes_bar
-    from iisft.data import splitting
-    from iisft.data.source import open_source
+    from iisft.data.read.source import open_source
+    from iisft.data.split import splitting
 
     shares = tuple(_number(part, "--parts") for part in parts.split(":"))
     ratios = dict(_pair(text) for text in ratio or ())
@@ -67,7 +84,10 @@ def _print(result: "Split") -> None:
     if result.strata:
         shown = list(result.strata.items())[:_SHOWN_STRATA]
         console.table(
-            ([_shortened(name), *(f"{count:,}" for count in sizes.values())] for name, sizes in shown),
+            (
+                [_shortened(name), *(f"{count:,}" for count in sizes.values())]
+                for name, sizes in shown
+            ),
             ("STRATUM", *(name.upper() for name in result.files)),
         )
         if len(result.strata) > _SHOWN_STRATA:

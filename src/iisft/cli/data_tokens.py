@@ -10,9 +10,9 @@ from iisft.cli import console
 from iisft.cli.options import complete_presets
 
 if TYPE_CHECKING:
-    from iisft.data.account import Account
-    from iisft.data.staged import StagedDataset
-    from iisft.data.target import Target
+    from iisft.data.stage.staged import StagedDataset
+    from iisft.data.tokens.account import Account
+    from iisft.data.tokens.target import Target
     from iisft.presets.schema import Overlong
 
 _BAR = 40
@@ -20,9 +20,13 @@ _POLICIES = ("fail", "fit", "drop", "allow")
 
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", help="Count tokens for this preset.", autocompletion=complete_presets),
+    typer.Option(
+        "--preset", "-p", help="Count tokens for this preset.", autocompletion=complete_presets
+    ),
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Model folder or hub id whose tokenizer counts.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Model folder or hub id whose tokenizer counts.")
+]
 OverlongOption = Annotated[
     str | None,
     typer.Option(
@@ -32,18 +36,24 @@ OverlongOption = Annotated[
         autocompletion=lambda: list(_POLICIES),
     ),
 ]
-ExactOption = Annotated[bool, typer.Option("--exact", help="Count every row of a file above 20,000 rows.")]
+ExactOption = Annotated[
+    bool, typer.Option("--exact", help="Count every row of a file above 20,000 rows.")
+]
 
 
-def target(preset: str | None, model: str | None, overrides: list[str] | None, overlong: str | None) -> "Target":
+def target(
+    preset: str | None, model: str | None, overrides: list[str] | None, overlong: str | None
+) -> "Target":
     """What tokens are counted for; what was assumed about it is said."""
-    from iisft.data.target import resolve
+    from iisft.data.tokens.target import resolve
     from iisft.errors import UsageError
     from iisft.workspace import Workspace
 
     if overlong not in (None, *_POLICIES):
         raise UsageError("overlong", f"--overlong is fail, fit, drop or allow, not {overlong!r}")
-    found = resolve(Workspace.current(), preset, model, overrides or (), cast("Overlong | None", overlong))
+    found = resolve(
+        Workspace.current(), preset, model, overrides or (), cast("Overlong | None", overlong)
+    )
     if found.note:
         console.say(found.note)
     return found
@@ -52,7 +62,11 @@ def target(preset: str | None, model: str | None, overrides: list[str] | None, o
 def account_json(account: "Account", target: "Target") -> dict[str, Any]:
     """The account for --json."""
     assert target.limit is not None
-    return {"template": target.limit.tokens.identity["template"], "policy": target.policy, **account.as_json()}
+    return {
+        "template": target.limit.tokens.identity["template"],
+        "policy": target.policy,
+        **account.as_json(),
+    }
 
 
 def print_account(account: "Account", target: "Target", file: Path) -> None:
@@ -72,7 +86,8 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
     console.out()
     epoch, padding = about["epoch"], about["padding"]
     console.out(
-        f"an epoch has {epoch['tokens']:,} tokens, {epoch['trained']:,} of them trained on; padding is "
+        f"an epoch has {epoch['tokens']:,} tokens, {epoch['trained']:,} of them trained on; "
+        "padding is "
         f"{padding['share']:.1%} of what is computed, with packing {padding['share_packed']:.1%}"
     )
     if account.uncounted:
@@ -80,8 +95,10 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
     if account.sampled:
         sample = about["sample"]
         console.out(
-            f"counted in a sample of {sample['rows']:,} of {sample['of']:,} rows: shares are exact to "
-            f"{100 * sample['error_bound']:.1f} points (95 %), the longest row may be longer; --exact counts all"
+            f"counted in a sample of {sample['rows']:,} of {sample['of']:,} rows: shares are "
+            "exact to "
+            f"{100 * sample['error_bound']:.1f} points (95 %), the longest row may be longer; "
+            "--exact counts all"
         )
     console.out()
     for line in verdict_lines(account, target, file):
@@ -96,7 +113,10 @@ def histogram_lines(account: "Account") -> Iterator[str]:
     for one in bins:
         bar = "█" * round(_BAR * one["rows"] / most) or ("▏" if one["rows"] else "")
         over = "  over cutoff_len" if one["from"] > account.cutoff_len and one["rows"] else ""
-        yield f"  {one['from']:>{width},} .. {one['to'] - 1:>{width},}  {one['rows']:>7,}  {bar}{over}"
+        yield (
+            f"  {one['from']:>{width},} .. {one['to'] - 1:>{width},}  {one['rows']:>7,}  "
+            f"{bar}{over}"
+        )
 
 
 def verdict_lines(account: "Account", target: "Target", file: Path) -> Iterator[str]:
@@ -110,64 +130,88 @@ def verdict_lines(account: "Account", target: "Target", file: Path) -> Iterator[
         return
     roughly = "about " if account.sampled else ""
     yield (
-        f"at cutoff_len {account.cutoff_len} LLaMA-Factory would damage {roughly}{about['damaged']:,} of {of:,} rows "
+        f"at cutoff_len {account.cutoff_len} LLaMA-Factory would damage "
+        f"{roughly}{about['damaged']:,} of {of:,} rows "
         f"({about['damaged'] / of:.1%}) without a word:"
     )
-    yield f"  {about['header_lost']:,} lose the end of their prompt and with it the assistant header"
+    yield (
+        f"  {about['header_lost']:,} lose the end of their prompt and with it the assistant header"
+    )
     if about["answer_cut"]:
         lost = about["answer_lost_share"]
         yield (
-            f"  {about['answer_cut']:,} lose a part of their answer (median {lost['median']:.0%} of it, "
+            f"  {about['answer_cut']:,} lose a part of their answer (median {lost['median']:.0%} "
+            "of it, "
             f"at most {lost['max']:.0%}), {about['eos_lost']:,} their end of turn"
         )
-    yield f"  worst: {', '.join(f'row {w.row} ({w.fate.total:,} tokens)' for w in account.worst[:5])}"
+    yield (
+        f"  worst: {', '.join(f'row {w.row} ({w.fate.total:,} tokens)' for w in account.worst[:5])}"
+    )
     stage = f"iisft data stage {shlex.quote(str(file))} --name NAME {target.options}".rstrip()
     says = {
         "fail": "the policy is fail: neither staging nor training takes such rows",
-        "fit": "the policy is fit: staging shortens the text of these rows so that all else stays whole",
+        "fit": "the policy is fit: staging shortens the text of these rows so that all else stays "
+        "whole",
         "drop": "the policy is drop: staging leaves these rows out",
         "allow": "the policy is allow: they are trained on as LLaMA-Factory cuts them",
     }
     yield says[target.policy]
     yield f"  fit:   {stage} --overlong fit"
-    yield f"  raise: --set train.cutoff_len={account.longest} cuts nothing, and costs memory and time"
+    yield (
+        f"  raise: --set train.cutoff_len={account.longest} cuts nothing, and costs memory and time"
+    )
 
 
 def print_staged(dataset: "StagedDataset") -> None:
     """What the policy did to a staged dataset, from its record."""
     tokens, overlong = dataset.record.get("tokens"), dataset.record.get("overlong")
     if tokens is None:
-        console.say("tokens were not counted; --preset NAME counts them, and train does before it starts")
+        console.say(
+            "tokens were not counted; --preset NAME counts them, and train does before it starts"
+        )
         return
     if tokens["uncounted"]:
         console.out(f"  {tokens['uncounted']:,} rows with tools were not counted")
     if overlong is None:
         longest = tokens["lossless_cutoff_len"]
-        console.out(f"  {tokens['damaged']:,} rows over cutoff_len {tokens['cutoff_len']}, the longest has {longest:,}")
+        console.out(
+            f"  {tokens['damaged']:,} rows over cutoff_len {tokens['cutoff_len']}, the longest "
+            f"has {longest:,}"
+        )
         return
-    parts = [f"{overlong['shortened']:,} shortened (median {overlong['tokens_taken_median']:,} tokens taken out)"]
+    parts = [
+        f"{overlong['shortened']:,} shortened (median {overlong['tokens_taken_median']:,} tokens "
+        "taken out)"
+    ]
     parts = parts if overlong["shortened"] else []
     parts += [f"{overlong['left_out']:,} left out"] if overlong["left_out"] else []
     verdict = f": {', '.join(parts)}" if parts else ""
-    console.out(f"  {tokens['damaged']:,} rows were over cutoff_len {tokens['cutoff_len']}{verdict}")
+    console.out(
+        f"  {tokens['damaged']:,} rows were over cutoff_len {tokens['cutoff_len']}{verdict}"
+    )
     console.out(f"  what was cut: {dataset.folder / overlong['report']}")
 
 
 def tokenize(target: "Target", name: str) -> Path:
-    """Let LLaMA-Factory tokenise a staged dataset for the target's preset; the folder with the tokens."""
+    """Let LLaMA-Factory tokenise a staged dataset for the target's preset.
+
+    The folder with the tokens.
+    """
     from iisft.errors import CheckFailed
-    from iisft.hardware.examination import interpreter_errors
     from iisft.llamafactory import interpreter as training
-    from iisft.runs import checks, tokencache
+    from iisft.machine.doctor.inspect import interpreter_errors
+    from iisft.runs.plan import preflight, token_cache
     from iisft.workspace import Workspace
 
     assert target.preset is not None and target.limit is not None
-    preset = target.preset.model_copy(update={"data": target.preset.data.model_copy(update={"name": name})})
+    preset = target.preset.model_copy(
+        update={"data": target.preset.data.model_copy(update={"name": name})}
+    )
     workspace, model = Workspace.current(), target.limit.tokens.model
     interpreter = training.inspect(training.training_interpreter())
     findings = interpreter_errors(interpreter)
-    datasets = checks.datasets_for(findings, preset, workspace, model)
+    datasets = preflight.datasets_for(findings, preset, workspace, model)
     if any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     console.say("LLaMA-Factory tokenises the rows (it takes half a minute to start)")
-    return tokencache.build(preset, datasets, model, interpreter, workspace)
+    return token_cache.build(preset, datasets, model, interpreter, workspace)

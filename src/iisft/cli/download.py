@@ -12,9 +12,9 @@ from iisft.errors import ExitCode, UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.models.download import Downloaded
-    from iisft.models.manifest import Manifest
-    from iisft.models.verify import Verified
+    from iisft.models.folder.manifest import Manifest
+    from iisft.models.hub.download import Downloaded
+    from iisft.models.hub.verify import Verified
 
 
 class Source(StrEnum):
@@ -31,33 +31,52 @@ class Transfer(StrEnum):
 
 def download(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's."),
     ] = None,
     preset: Annotated[
         str, typer.Option("--preset", "-p", help="Whose model.", autocompletion=complete_presets)
     ] = "mi50",
     source: Annotated[
-        Source, typer.Option(help="auto asks both hubs and takes the first answer; local only with --adopt.")
+        Source,
+        typer.Option(
+            help="auto asks both hubs and takes the first answer; local only with --adopt."
+        ),
     ] = Source.AUTO,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; left out = the newest.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; left out = the newest.")
+    ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder; left out = models/OWNER/NAME of the workspace.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The folder; left out = models/OWNER/NAME of the workspace."
+        ),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only these files, not what training needs. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only these files, not what training needs. Repeatable."),
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Without these files. Repeatable.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Without these files. Repeatable.")
+    ] = None,
     transfer: Annotated[
         Transfer, typer.Option(help="hub: the hub's own client (xet) fetches, iisft verifies.")
     ] = Transfer.IISFT,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Weights that can run code when they are loaded, too.")
+        bool,
+        typer.Option("--allow-pickle", help="Weights that can run code when they are loaded, too."),
     ] = False,
     verify: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Read every byte of a downloaded folder again; no network.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Read every byte of a downloaded folder again; no network."
+        ),
     ] = None,
     adopt: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take over a folder that came otherwise, compared with the hub.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Take over a folder that came otherwise, compared with the hub."
+        ),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -72,7 +91,7 @@ def download(
         _check(verify, adopt, model, revision, sources, as_json=as_json, quiet=quiet)
         return
     from iisft.cli.transfer_bar import transfer_bar
-    from iisft.models import download as downloads
+    from iisft.models.hub import download as downloads
 
     workspace = Workspace.current()
     repo = model or _preset_model(preset, workspace)
@@ -108,7 +127,7 @@ def _check(
     *, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from iisft.cli.transfer_bar import transfer_bar
-    from iisft.models import verify as verifying
+    from iisft.models.hub import verify as verifying
 
     with transfer_bar(quiet=quiet) as show:
         if verify is not None:
@@ -116,13 +135,15 @@ def _check(
         else:
             assert adopt is not None
             done = verifying.adopt(adopt.expanduser().absolute(), model, revision, sources, show)
-    _print_verified(done, "verified" if verify is not None else "adopted", as_json=as_json, quiet=quiet)
+    _print_verified(
+        done, "verified" if verify is not None else "adopted", as_json=as_json, quiet=quiet
+    )
     if any(finding.severity == "error" for finding in done.findings):
         raise typer.Exit(ExitCode.TRANSFER)
 
 
 def _print_verified(done: "Verified", what: str, *, as_json: bool, quiet: bool) -> None:
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
 
     errors = [finding for finding in done.findings if finding.severity == "error"]
     console.findings(done.findings)
@@ -132,30 +153,41 @@ def _print_verified(done: "Verified", what: str, *, as_json: bool, quiet: bool) 
         console.out(str(done.folder))
     elif errors:
         bad = len({finding.where for finding in errors})
-        console.out(f"{done.folder}: {bad} of {len(done.manifest.files)} files are not as downloaded")
+        console.out(
+            f"{done.folder}: {bad} of {len(done.manifest.files)} files are not as downloaded"
+        )
     else:
         manifest = done.manifest
-        console.out(f"{done.folder}: {len(manifest.files)} files, {gb(manifest.size)}, every byte {what}")
+        console.out(
+            f"{done.folder}: {len(manifest.files)} files, {gb(manifest.size)}, every byte {what}"
+        )
 
 
-def _print_downloaded(done: "Downloaded", preset: str | None, *, as_json: bool, quiet: bool) -> None:
-    from iisft.models.hubs import NAMES
-    from iisft.models.manifest import gb
+def _print_downloaded(
+    done: "Downloaded", preset: str | None, *, as_json: bool, quiet: bool
+) -> None:
+    from iisft.models.folder.manifest import gb
+    from iisft.models.hub.metadata import NAMES
 
     manifest = done.manifest
     console.findings(done.findings)
     if as_json:
-        console.out_json(_document(manifest, done.folder, done.findings) | {"fetched_bytes": done.fetched})
+        console.out_json(
+            _document(manifest, done.folder, done.findings) | {"fetched_bytes": done.fetched}
+        )
         return
     if quiet:
         console.out(str(done.folder))
         return
-    console.out(f"{manifest.repo}: {len(manifest.files)} files, {gb(manifest.size)}, every byte verified")
+    console.out(
+        f"{manifest.repo}: {len(manifest.files)} files, {gb(manifest.size)}, every byte verified"
+    )
     pinned = f" = {manifest.commit}" if manifest.commit not in ("", manifest.revision) else ""
     fetched = gb(done.fetched) if done.fetched else "nothing, all of it was there"
     for name, text in {
         "fetched": fetched,
-        "from": f"{NAMES[manifest.source]} ({manifest.endpoint}), revision {manifest.revision}{pinned}",
+        "from": f"{NAMES[manifest.source]} ({manifest.endpoint}), revision "
+        f"{manifest.revision}{pinned}",
         "licence": manifest.licence or "the README names none",
         "folder": str(done.folder),
     }.items():

@@ -11,57 +11,75 @@ from iisft.errors import ExitCode, Finding, InputError, UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.hardware.doctor import Case, Diagnosis
-    from iisft.hardware.machine import Machine
+    from iisft.machine.doctor.engine import Case, Diagnosis
+    from iisft.machine.facts.machine import Machine
 
 
 def env_check(
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-p", help="Also what this preset needs.", autocompletion=complete_presets),
+        typer.Option(
+            "--preset", "-p", help="Also what this preset needs.", autocompletion=complete_presets
+        ),
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Compute on every GPU, and let them exchange data.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compute on every GPU, and let them exchange data.")
+    ] = False,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere.")
+        Path | None,
+        typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere."),
     ] = None,
     machine_from: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead.")
+        Path | None,
+        typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead."),
     ] = None,
-    fix_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")] = None,
+    fix_plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
+    ] = None,
     explain: Annotated[
         str | None, typer.Option(metavar="ID", help="What a rule means and where it comes from.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine: GPUs, driver, links, permissions, packages. Exit 4 when something would fail."""
+    """Check this machine: GPUs, driver, links, permissions, packages.
+
+    Exit 4 when something would fail.
+    """
     if explain is not None:
         _explain(explain, as_json=as_json)
         return
     if machine_from is not None and (deep or collect):
-        raise UsageError("from-alone", "--from looks at another machine: it goes with neither --deep nor --collect")
-    from iisft.hardware import collecting, doctor, examination
-    from iisft.hardware.reading import Reader
+        raise UsageError(
+            "from-alone",
+            "--from looks at another machine: it goes with neither --deep nor --collect",
+        )
+    from iisft.machine.doctor import bundle, engine, inspect
+    from iisft.machine.facts.reader import Reader
 
     workspace = Workspace.current()
     reader, notes = Reader(), list[Finding]()
     if machine_from is not None:
-        machine = collecting.unpack(machine_from)
+        machine = bundle.unpack(machine_from)
     else:
-        machine = examination.this_machine(workspace.root, reader)
-        machine, notes = examination.inspected(machine, console.say, fresh=True)
+        machine = inspect.this_machine(workspace.root, reader)
+        machine, notes = inspect.inspected(machine, console.say, fresh=True)
     case, objections = _case(machine, preset, workspace)
     if deep:
         case = _deep(case)
         machine = case.machine
-    diagnoses = doctor.diagnose(case)
+    diagnoses = engine.diagnose(case)
     said = {name for one in diagnoses for name in one.rule.replaces}
     notes += [one for one in objections if one.id not in said]
     if collect is not None:
-        _write(collect, lambda: collecting.pack(machine, reader, collect.absolute()))
-        console.say(f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret")
+        _write(collect, lambda: bundle.pack(machine, reader, collect.absolute()))
+        console.say(
+            f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
+        )
     if fix_plan is not None:
         _write_fix_plan(fix_plan, diagnoses, machine)
-    ok = all(one.seen.severity != "error" for one in diagnoses) and all(note.severity != "error" for note in notes)
+    ok = all(one.seen.severity != "error" for one in diagnoses) and all(
+        note.severity != "error" for note in notes
+    )
     if as_json:
         console.out_json(_document(case, diagnoses, notes, ok=ok))
     else:
@@ -70,22 +88,26 @@ def env_check(
         raise typer.Exit(ExitCode.ENVIRONMENT)
 
 
-def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tuple[Case, list[Finding]]":
-    """What would run: the preset, its model's configuration where that is known, and whether the plan says it fits."""
+def _case(
+    machine: "Machine", preset: str | None, workspace: Workspace
+) -> "tuple[Case, list[Finding]]":
+    """What would run: the preset, its model's configuration where that is known, and whether the
+    plan says it fits.
+    """
     from dataclasses import replace
 
-    from iisft.hardware.doctor import Case
+    from iisft.machine.doctor.engine import Case
 
     if preset is None:
         return Case(machine), []
     from iisft.presets import checking, documents
-    from iisft.runs import outlook
+    from iisft.runs.plan import fit
 
     loaded = checking.check(documents.read_document(preset, workspace), judge=False)
     found, ranks = loaded.preset, max(loaded.preset.hardware.gpus, 1)
     case = Case(machine, found, ranks)
-    place = outlook.place_for(found, case.gpus, ranks)
-    seen = outlook.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
+    place = fit.place_for(found, case.gpus, ranks)
+    seen = fit.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
     config = seen.facts.config if seen.facts else {}
     need_gib = seen.forecast.peak_gib if seen.forecast else None
     return replace(case, model=config, fits=seen.fits, need_gib=need_gib), list(loaded.warnings)
@@ -94,20 +116,20 @@ def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "tupl
 def _deep(case: "Case") -> "Case":
     from dataclasses import replace
 
-    from iisft.hardware import deep, examination
+    from iisft.machine.doctor import deep, inspect
 
     machine = case.machine
     if machine.interpreter is None or not case.torch:
         console.say("--deep needs a torch that can be imported: nothing was computed")
         return case
     results = deep.run(machine.interpreter, deep.checks(case), console.say)
-    examination.remember_deep(machine, results)
+    inspect.remember_deep(machine, results)
     return replace(case, machine=replace(machine, deep=results))
 
 
 def _write_fix_plan(file: Path, diagnoses: "list[Diagnosis]", machine: "Machine") -> None:
     from iisft import files
-    from iisft.hardware import fix_plan
+    from iisft.machine.doctor import fix_plan
 
     text = fix_plan.render(diagnoses, machine)
     _write(file, lambda: files.write_text_atomically(file.absolute(), text))
@@ -118,14 +140,21 @@ def _write(file: Path, write: Any) -> None:
     try:
         write()
     except OSError as error:
-        raise InputError("file-write", f"can't be written: {error.strerror}", where=str(file)) from error
+        raise InputError(
+            "file-write", f"can't be written: {error.strerror}", where=str(file)
+        ) from error
 
 
-def _document(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], *, ok: bool) -> dict[str, Any]:
-    from iisft.hardware.summary import facts
+def _document(
+    case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], *, ok: bool
+) -> dict[str, Any]:
+    from iisft.machine.doctor.summary import facts
 
     found = [one.as_json() for one in diagnoses]
-    found += [{**note.as_json(), "name": note.id, "evidence": note.where, "basis": "observed"} for note in notes]
+    found += [
+        {**note.as_json(), "name": note.id, "evidence": note.where, "basis": "observed"}
+        for note in notes
+    ]
     return {
         "ok": ok,
         "findings": found,
@@ -135,7 +164,7 @@ def _document(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], 
 
 
 def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> None:
-    from iisft.hardware.summary import lines
+    from iisft.machine.doctor.summary import lines
 
     for name, text in lines(case.machine):
         console.out(f"{name:<8} {text}")
@@ -144,9 +173,16 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
     for severity in counts:
         for one in (one for one in diagnoses if one.seen.severity == severity):
             counts[severity] += 1
-            title = one.rule.id if one.rule.id == one.rule.name else f"{one.rule.id} {one.rule.name}"
+            title = (
+                one.rule.id if one.rule.id == one.rule.name else f"{one.rule.id} {one.rule.name}"
+            )
             inferred = " (inferred, not documented)" if one.rule.basis == "inferred" else ""
-            console.finding(severity, f"{title}: {one.seen.message}{inferred}", one.seen.evidence, one.seen.fix.text)
+            console.finding(
+                severity,
+                f"{title}: {one.seen.message}{inferred}",
+                one.seen.evidence,
+                one.seen.fix.text,
+            )
         for note in (note for note in notes if note.severity == severity):
             counts[severity] += 1
             console.finding(severity, f"{note.id}: {note.message}", note.where, note.fix)
@@ -163,7 +199,7 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
 
 def _print_deep(deep: Any) -> None:
     """A table of what was measured."""
-    from iisft.hardware.summary import measured
+    from iisft.machine.doctor.summary import measured
 
     console.out(f"measured {deep.get('date', '')}")
     console.table(measured(deep["results"]), ("CHECK", "WHERE", "RESULT"))
@@ -171,7 +207,7 @@ def _print_deep(deep: Any) -> None:
 
 
 def _explain(name: str, *, as_json: bool) -> None:
-    from iisft.hardware.doctor import rules
+    from iisft.machine.doctor.engine import rules
 
     by_name = {key.lower(): one for one in rules() for key in (one.id, one.name)}
     one = by_name.get(name.lower())

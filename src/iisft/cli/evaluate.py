@@ -19,12 +19,16 @@ LabelOption = Annotated[
     typer.Option(
         "--label",
         metavar="KEY",
-        help="What the class is: a key, a /json/pointer, answer-shape (its keys), answer (all of it), or none. "
+        help="What the class is: a key, a /json/pointer, answer-shape (its keys), answer (all of "
+        "it), or none. "
         "Without it classes are found where there are some.",
     ),
 ]
 ClassesOption = Annotated[
-    str | None, typer.Option("--classes", metavar="NAME=VALUE,...", help="Names for classes: drop=UUID,keep=*.")
+    str | None,
+    typer.Option(
+        "--classes", metavar="NAME=VALUE,...", help="Names for classes: drop=UUID,keep=*."
+    ),
 ]
 ColumnsOption = Annotated[
     str | None,
@@ -35,18 +39,25 @@ ColumnsOption = Annotated[
     ),
 ]
 MarkerOption = Annotated[
-    str, typer.Option("--error-marker", metavar="TEXT", help="A prediction that is this text is a generation error.")
+    str,
+    typer.Option(
+        "--error-marker",
+        metavar="TEXT",
+        help="A prediction that is this text is a generation error.",
+    ),
 ]
 TextOption = Annotated[
     str | None,
     typer.Option(
         "--text-rows",
         metavar="N|all|none",
-        help="Rows for BLEU, ROUGE, chrF. Without it: where the answers are text, a sample that takes 20 s at most.",
+        help="Rows for BLEU, ROUGE, chrF. Without it: where the answers are text, a sample that "
+        "takes 20 s at most.",
     ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", metavar="NAME", help="Of a run: predictions of this dataset.")
+    str | None,
+    typer.Option("--data", metavar="NAME", help="Of a run: predictions of this dataset."),
 ]
 
 
@@ -69,52 +80,72 @@ def evaluate(
     error_marker: MarkerOption = "ERROR_GENERATION",
     text_rows: TextOption = None,
     base: Annotated[
-        Path | None, typer.Option("--base", metavar="FILE", help="What the base model predicts: one more baseline.")
+        Path | None,
+        typer.Option(
+            "--base", metavar="FILE", help="What the base model predicts: one more baseline."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge predictions: figures with 95 % intervals, beside trivial answers, and what they mean in sentences."""
-    from iisft.evaluation import sources
+    """Judge predictions: figures with 95 % intervals, beside trivial answers, and what they mean in
+    sentences.
+    """
+    from iisft.evaluation import locate
     from iisft.evaluation.evaluate import evaluate as judge
-    from iisft.evaluation.predictions import PredictionFile, parse_columns
+    from iisft.evaluation.reading import PredictionFile, parse_columns
 
     named, chosen = parse_columns(columns), options(label, classes, schema, error_marker, text_rows)
-    found = sources.find(Workspace.current(), what, data)
-    source = sources.last(found)
+    found = locate.find(Workspace.current(), what, data)
+    source = locate.last(found)
     if len(found) > 1:
         others = " ".join(other.name for other in found if other is not source)
-        console.say(f"{source.name} (also predicted: {others}; iisft compare {source.run.id if source.run else ''})")
-    base_source = sources.base_of(source)
+        console.say(
+            f"{source.name} (also predicted: {others}; iisft compare "
+            f"{source.run.id if source.run else ''})"
+        )
+    base_source = locate.base_of(source)
     base_path = base or (base_source.path if base_source else None)
     if source.path.stat().st_size > _LARGE:
         console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
     evaluation = judge(
-        PredictionFile(source.path, named), chosen, PredictionFile(base_path, named) if base_path else None
+        PredictionFile(source.path, named),
+        chosen,
+        PredictionFile(base_path, named) if base_path else None,
     )
     evaluation.findings[:0] = source.findings
     if as_json:
-        about = {"run": source.run.id if source.run else None, "checkpoint": source.checkpoint, "data": source.data}
+        about = {
+            "run": source.run.id if source.run else None,
+            "checkpoint": source.checkpoint,
+            "data": source.data,
+        }
         console.out_json(evaluation.as_json() | about)
         return
     _print(evaluation)
 
 
 def options(
-    label: str | None, classes: str | None, schema: Path | None, error_marker: str, text_rows: str | None
+    label: str | None,
+    classes: str | None,
+    schema: Path | None,
+    error_marker: str,
+    text_rows: str | None,
 ) -> "Options":
     """What the options of evaluate and compare mean.
 
     Raises:
         UsageError: one of them makes no sense.
     """
+    from iisft.evaluation.classes import parse_classes
     from iisft.evaluation.evaluate import Options
-    from iisft.evaluation.labels import parse_classes
-    from iisft.evaluation.text import ALL_ROWS
+    from iisft.evaluation.similarity import ALL_ROWS
 
     rows = {"all": ALL_ROWS, "none": 0}.get(text_rows or "")
     if text_rows is not None and rows is None:
         if not text_rows.isdigit() or not int(text_rows):
-            raise UsageError("text-rows", f"--text-rows can't be {text_rows!r}", fix="a number, all, or none")
+            raise UsageError(
+                "text-rows", f"--text-rows can't be {text_rows!r}", fix="a number, all, or none"
+            )
         rows = int(text_rows)
     return Options(label, parse_classes(classes), schema, error_marker, rows)
 
@@ -124,7 +155,10 @@ def _print(found: "Evaluation") -> None:
 
     console.findings(found.findings)
     if found.task.found_labels:
-        console.say(f"classes found by --label {found.label_by}; --label names another key, --label none takes none")
+        console.say(
+            f"classes found by --label {found.label_by}; --label names another key, --label none "
+            "takes none"
+        )
     rows = [(name, *_cells(found, key)) for key, name in NAMES.items() if key in found.metrics]
     if rows:
         console.table(rows, ("", "MODEL", "95 %", *map(_heading, found.baselines)))
@@ -153,7 +187,7 @@ NAMES = {
 
 
 def _heading(baseline: str) -> str:
-    from iisft.evaluation.labels import shown
+    from iisft.evaluation.classes import shown
 
     constant = baseline.removeprefix("always ")
     return baseline.upper() if constant == baseline else f"ALWAYS {shown(constant)}"
@@ -161,15 +195,21 @@ def _heading(baseline: str) -> str:
 
 def _cells(found: "Evaluation", key: str) -> list[str]:
     low, high = found.metrics["intervals"][key]
-    others = [f"{100 * metrics[key]:.1f}" if key in metrics else "-" for metrics in found.baselines.values()]
+    others = [
+        f"{100 * metrics[key]:.1f}" if key in metrics else "-"
+        for metrics in found.baselines.values()
+    ]
     return [f"{100 * found.metrics[key]:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", *others]
 
 
 def _print_confusion(confusion: dict[str, dict[str, int]]) -> None:
-    from iisft.evaluation.labels import shown
+    from iisft.evaluation.classes import shown
 
     columns = sorted({column for row in confusion.values() for column in row} | confusion.keys())
-    rows = [(shown(name), *(str(row.get(column, 0)) for column in columns)) for name, row in confusion.items()]
+    rows = [
+        (shown(name), *(str(row.get(column, 0)) for column in columns))
+        for name, row in confusion.items()
+    ]
     console.table(rows, ("REFERENCE \\ ANSWER", *map(shown, columns)))
     console.out()
 
@@ -190,7 +230,9 @@ def _print_fields(fields: dict[str, dict[str, Any]]) -> None:
                 f"{distance:.2f}" if distance is not None else "-",
             )
         )
-    console.table(rows, ("FIELD", "ROWS", "MISSING", "EXACT", "IF THERE", "MAJORITY", "LIST F1", "ERROR"))
+    console.table(
+        rows, ("FIELD", "ROWS", "MISSING", "EXACT", "IF THERE", "MAJORITY", "LIST F1", "ERROR")
+    )
     console.out()
 
 

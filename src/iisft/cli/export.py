@@ -11,20 +11,25 @@ from iisft.errors import UsageError
 
 
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
+    ],
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="fp32|fp16|bf16", help="Of the weights; left out = the base model's.")
+        str | None,
+        typer.Option(metavar="fp32|fp16|bf16", help="Of the weights; left out = the base model's."),
     ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge a run's adapter into its base model, check that it answers the same, and write a folder for any tool."""
+    """Merge a run's adapter into its base model, check that it answers the same, and write a folder
+    for any tool.
+    """
     from iisft.cli.loading import prepare
     from iisft.inference import export as exporting
-    from iisft.models.view_rules import DTYPES
+    from iisft.models.view.support import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise UsageError("dtype", f"--dtype is {', '.join(DTYPES)}, not {dtype!r}")
@@ -34,7 +39,9 @@ def export(
     plan.need.require()
     check = exporting.run(plan)
     if as_json:
-        facts = {name: getattr(check, name) for name in ("tokens", "agreement", "divergence", "effect")}
+        facts = {
+            name: getattr(check, name) for name in ("tokens", "agreement", "divergence", "effect")
+        }
         console.out_json({"dir": str(plan.target), "dtype": plan.dtype, "check": facts})
     else:
         console.out(str(plan.target))

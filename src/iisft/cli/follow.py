@@ -1,4 +1,7 @@
-"""Following a run in the terminal: a progress bar, or the trainer's own lines. Leaving never disturbs the run."""
+"""Following a run in the terminal: a progress bar, or the trainer's own lines.
+
+Leaving never disturbs the run.
+"""
 
 import sys
 from collections.abc import Callable
@@ -6,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli import console
 from iisft.files import LineFollower
-from iisft.runs import control
-from iisft.runs.folder import RunFolder, parse_event
-from iisft.runs.state import RunStatus
+from iisft.runs.record.folder import RunFolder, parse_event
+from iisft.runs.record.state import RunStatus
+from iisft.runs.supervise import control
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -64,13 +67,15 @@ def say_end(ended: RunStatus) -> None:
 
 def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:
     from iisft.errors import RunStateError
-    from iisft.runs.state import status_of
+    from iisft.runs.record.state import status_of
 
     try:
         control.request_stop(folder, now=now)
     except RunStateError:
         return status_of(folder)  # it ended by itself meanwhile
-    console.say("killing the run" if now else "stopping with a checkpoint; Ctrl-C again kills it at once")
+    console.say(
+        "killing the run" if now else "stopping with a checkpoint; Ctrl-C again kills it at once"
+    )
     return None
 
 
@@ -102,11 +107,15 @@ class _Bar:
             if event["kind"] in ("metrics", "redone"):
                 self._metrics(event)
             elif event.get("state") == "restarting":
-                self._progress.console.print(f"restarting: {event.get('message', '')}", markup=False)
+                self._progress.console.print(
+                    f"restarting: {event.get('message', '')}", markup=False
+                )
             elif event["kind"] == "observed":
                 self._progress.update(self._task, description="training")
             elif event["kind"] == "finding":
-                self._progress.console.print(f"{event.get('severity', '')}: {event.get('message', '')}", markup=False)
+                self._progress.console.print(
+                    f"{event.get('severity', '')}: {event.get('message', '')}", markup=False
+                )
 
     def close(self) -> None:
         self._progress.stop()
@@ -124,7 +133,10 @@ class _Bar:
 
 
 def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
-    """One line of figures; the ETA is steps left x median seconds per step, right after a resume too."""
+    """One line of figures.
+
+    The ETA is steps left x median seconds per step, right after a resume too.
+    """
     parts = []
     if step_s:
         median = sorted(step_s)[len(step_s) // 2]
@@ -145,13 +157,19 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
 
 
 def describe_forecast(forecast: dict[str, Any] | None, measured: dict[str, float] | None) -> str:
-    """The plan's figures, each with what was measured and measured / predicted; "" when there is neither."""
+    """The plan's figures, each with what was measured and measured / predicted.
+
+    "" when there is neither.
+    """
     parts = []
     for name, text in (("peak_gib", "peak {:.1f} GiB"), ("step_s", "{:.3g} s/step")):
         predicted, real = (forecast or {}).get(name), (measured or {}).get(name)
         if predicted is not None and real is not None:
             ratio = f" (x {real / predicted:.2f})" if predicted else ""
-            parts.append(f"{text.format(predicted)}, measured {text.format(real).removeprefix('peak ')}{ratio}")
+            parts.append(
+                f"{text.format(predicted)}, measured "
+                f"{text.format(real).removeprefix('peak ')}{ratio}"
+            )
         elif predicted is not None:
             parts.append(text.format(predicted))
         elif real is not None:
@@ -183,4 +201,6 @@ def _new_bar() -> "tuple[Progress, TaskID]":
     if terminal.width >= _WIDTH_WITH_BAR:
         columns.insert(1, BarColumn(bar_width=24))
     progress = Progress(*columns, console=terminal)
-    return progress, progress.add_task("loading", total=None, facts="the trainer imports torch, loads model and data")
+    return progress, progress.add_task(
+        "loading", total=None, facts="the trainer imports torch, loads model and data"
+    )

@@ -1,6 +1,8 @@
-"""One picture of a run as lines of text: header, progress, curves, checkpoints, GPUs, findings, log.
+"""One picture of a run as lines of text: header, progress, curves, checkpoints, GPUs, findings,
+log.
 
-Every text from outside goes through `_line` or `_wrapped`, which take it literally and drop its control characters.
+Every text from outside goes through `_line` or `_wrapped`, which take it literally and drop its
+control characters.
 """
 
 import math
@@ -16,11 +18,17 @@ from rich.text import Text
 
 from iisft.cli.curves import SMALLEST, curve
 from iisft.cli.follow import describe_metrics
-from iisft.cli.history import History
-from iisft.hardware.telemetry import GpuSample
-from iisft.runs.state import RunStatus
+from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record.history import History
+from iisft.runs.record.state import RunStatus
 
-_STATE_STYLE = {"finished": "green", "running": "green", "failed": "red", "lost": "red", "pending": "cyan"}
+_STATE_STYLE = {
+    "finished": "green",
+    "running": "green",
+    "failed": "red",
+    "lost": "red",
+    "pending": "cyan",
+}
 _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _SIDE_BY_SIDE = 80
 _NARROWEST = 40
@@ -42,7 +50,10 @@ class View:
 
 
 def frame(view: View, terminal: Console, height: int | None = None) -> Text:
-    """The picture in the terminal's width and at most `height` lines; None = as many as it takes."""
+    """The picture in the terminal's width and at most `height` lines.
+
+    None = as many as it takes.
+    """
     width = max(_NARROWEST, terminal.width)
     curve_height, log_lines = _ROOM_WITHOUT_TERMINAL
     if height is not None:
@@ -65,9 +76,13 @@ def frame(view: View, terminal: Console, height: int | None = None) -> Text:
 
 
 def plain(text: str) -> str:
-    """Text that can't steer a terminal: without escape sequences and control characters, tabs as spaces."""
+    """Text that can't steer a terminal: without escape sequences and control characters, tabs as
+    spaces.
+    """
     text = _ESCAPE.sub("", text[:_LONGEST_TEXT]).replace("\t", " ").replace("\n", " ")
-    return "".join(character for character in text if unicodedata.category(character) not in ("Cc", "Cf", "Cs"))
+    return "".join(
+        character for character in text if unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+    )
 
 
 def _line(text: str = "", style: str = "") -> Text:
@@ -75,7 +90,9 @@ def _line(text: str = "", style: str = "") -> Text:
 
 
 def _wrapped(text: str, terminal: Console, style: str = "", indent: str = "") -> list[Text]:
-    folded = Text(plain(text), style=style).wrap(terminal, max(_NARROWEST, terminal.width) - len(indent))
+    folded = Text(plain(text), style=style).wrap(
+        terminal, max(_NARROWEST, terminal.width) - len(indent)
+    )
     return [Text(indent).append_text(part) for part in folded]
 
 
@@ -92,7 +109,11 @@ def _packed(parts: Sequence[str], width: int) -> list[Text]:
 
 def _header(status: RunStatus, terminal: Console) -> list[Text]:
     state = _line(status.state, "bold " + _STATE_STYLE.get(status.state, "yellow"))
-    parts = [_line(status.folder.id, "bold"), state, *([_line(f"preset {status.preset}")] if status.preset else [])]
+    parts = [
+        _line(status.folder.id, "bold"),
+        state,
+        *([_line(f"preset {status.preset}")] if status.preset else []),
+    ]
     return [Text("  ").join(parts), *(_wrapped(status.reason, terminal) if status.reason else [])]
 
 
@@ -115,7 +136,10 @@ def _progress(view: View, terminal: Console, width: int) -> list[Text]:
 
 
 def _curves(history: History, width: int, height: int) -> list[Text]:
-    series: dict[str, Sequence[float | None]] = {"loss": history.loss, "grad_norm": history.grad_norm}
+    series: dict[str, Sequence[float | None]] = {
+        "loss": history.loss,
+        "grad_norm": history.grad_norm,
+    }
     side_by_side = width >= _SIDE_BY_SIDE
     block_width = max(SMALLEST[0], (width - 2) // 2 if side_by_side else width)
     blocks = []
@@ -125,11 +149,16 @@ def _curves(history: History, width: int, height: int) -> list[Text]:
             broken = sum(not math.isfinite(value) for value in said)
             title = f"{name}, steps {history.steps[0]} to {history.steps[-1]}"
             title += f", {broken} not finite" if broken else ""
-            drawn = curve([math.nan if value is None else value for value in values], block_width, height)
+            drawn = curve(
+                [math.nan if value is None else value for value in values], block_width, height
+            )
             blocks.append([_line(title, "bold"), *(_line(row, "cyan") for row in drawn)])
     if not side_by_side:
         return [line for block in blocks for line in (_line(), *block)]
-    rows = [Text("  ").join(_padded(part, block_width) for part in row) for row in zip(*blocks, strict=True)]
+    rows = [
+        Text("  ").join(_padded(part, block_width) for part in row)
+        for row in zip(*blocks, strict=True)
+    ]
     return [_line(), *rows] if rows else []
 
 
@@ -148,7 +177,9 @@ def _milestones(history: History, width: int) -> list[Text]:
             steps = "… " + steps[-(room - 2) :].partition(" ")[2]
         lines.append(_line(f"saved at     {steps}"))
     if history.restarts:
-        lines.append(_line(f"restarts     {len(history.restarts)}  {history.restarts[-1]}", "yellow"))
+        lines.append(
+            _line(f"restarts     {len(history.restarts)}  {history.restarts[-1]}", "yellow")
+        )
     return [_line(), *lines] if lines else []
 
 
@@ -157,7 +188,10 @@ def _gpu_table(gpus: Sequence[GpuSample], width: int) -> list[Text]:
     if not gpus:
         return []
     rows = [("GPU", "BUSY", "MEMORY", "TEMP", "POWER")]
-    rows += [(str(i), _busy(gpu), _memory(gpu), _temperature(gpu), _power(gpu)) for i, gpu in enumerate(gpus)]
+    rows += [
+        (str(i), _busy(gpu), _memory(gpu), _temperature(gpu), _power(gpu))
+        for i, gpu in enumerate(gpus)
+    ]
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
     names = ["NAME", *(plain(gpu.name or gpu.vendor) for gpu in gpus)]
     name_width = min(max(map(cell_len, names)), max(4, width - sum(widths) - 2 * len(widths)))
@@ -174,7 +208,9 @@ def _busy(gpu: GpuSample) -> str:
 
 
 def _memory(gpu: GpuSample) -> str:
-    used, total = ("?" if gib is None else f"{gib:.1f}" for gib in (gpu.memory_used_gib, gpu.memory_total_gib))
+    used, total = (
+        "?" if gib is None else f"{gib:.1f}" for gib in (gpu.memory_used_gib, gpu.memory_total_gib)
+    )
     return f"{used}/{total} GiB"
 
 
@@ -195,7 +231,9 @@ def _findings(findings: Sequence[dict[str, Any]], terminal: Console) -> list[Tex
         lines.append(_line(f"{len(findings) - _FINDINGS} earlier findings: iisft status", "dim"))
     for finding in findings[-_FINDINGS:]:
         severity = str(finding.get("severity") or "finding")
-        lines += _wrapped(f"{severity}: {finding.get('message', '')}", terminal, _SEVERITY_STYLE.get(severity, ""))
+        lines += _wrapped(
+            f"{severity}: {finding.get('message', '')}", terminal, _SEVERITY_STYLE.get(severity, "")
+        )
         if finding.get("fix"):
             lines += _wrapped(f"fix: {finding['fix']}", terminal, indent="  ")
     return lines

@@ -1,4 +1,6 @@
-"""What chat, serve and export have in common: find the run, its adapter and its base model, and say what they need."""
+"""What chat, serve and export have in common: find the run, its adapter and its base model, and say
+what they need.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,8 +10,8 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
+    from iisft.inference.base_model import Source
     from iisft.inference.selection import Chosen
-    from iisft.inference.source import Source
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,19 @@ class Ready:
 
 
 def prepare(
-    run: str | None, checkpoint: str | None, model: str | None, *, cpu: bool, max_tokens: int | None = None
+    run: str | None,
+    checkpoint: str | None,
+    model: str | None,
+    *,
+    cpu: bool,
+    max_tokens: int | None = None,
 ) -> Ready:
-    """Everything that can be wrong before the model is loaded is said here, with the memory that it will take."""
+    """Everything that can be wrong before the model is loaded is said here, with the memory that it
+    will take.
+    """
+    from iisft.inference import base_model as sources
     from iisft.inference import selection
-    from iisft.inference import source as sources
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
 
     if max_tokens is not None and max_tokens < 1:
         raise UsageError("max-tokens", f"--max-tokens must be at least 1, not {max_tokens}")

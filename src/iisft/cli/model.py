@@ -23,12 +23,16 @@ def complete_models() -> list[str]:
 def models(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """The models in this workspace."""
     from iisft.models import describe
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
 
-    found = [describe.describe(folder) for folder in describe.model_folders(Workspace.current().models)]
+    found = [
+        describe.describe(folder) for folder in describe.model_folders(Workspace.current().models)
+    ]
     root = Workspace.current().models
     if as_json:
-        console.out_json([{"id": str(one.folder.relative_to(root)), **one.as_json()} for one in found])
+        console.out_json(
+            [{"id": str(one.folder.relative_to(root)), **one.as_json()} for one in found]
+        )
     elif quiet:
         for one in found:
             console.out(str(one.folder.relative_to(root)))
@@ -50,11 +54,16 @@ def models(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
 @model_app.command()
 def show(
     model: Annotated[
-        str, typer.Argument(metavar="DIR", help="A folder, or OWNER/NAME.", autocompletion=complete_models)
+        str,
+        typer.Argument(
+            metavar="DIR", help="A folder, or OWNER/NAME.", autocompletion=complete_models
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """What a model folder holds, from its JSON files and safetensors headers: no weight is loaded, no code runs."""
+    """What a model folder holds, from its JSON files and safetensors headers: no weight is loaded,
+    no code runs.
+    """
     from iisft.models import describe
 
     described = describe.describe(Workspace.current().model_folder(model))
@@ -68,9 +77,11 @@ def show(
 
 
 def _print(one: "Description") -> None:
-    from iisft.models.manifest import gb
+    from iisft.models.folder.manifest import gb
 
-    heads = f"{one.heads} heads" + (f", {one.kv_heads} for keys and values" if one.kv_heads != one.heads else "")
+    heads = f"{one.heads} heads" + (
+        f", {one.kv_heads} for keys and values" if one.kv_heads != one.heads else ""
+    )
     shape = f"{one.layers} layers, {heads}, hidden {one.hidden_size}" + (
         f", context {one.context}" if one.context else ""
     )
@@ -81,7 +92,8 @@ def _print(one: "Description") -> None:
         "parameters": f"{one.parameters:,} ({_count(one.parameters)})" if one.parameters else "-",
         "stored as": dtypes or "-",
         "shape": shape if one.layers else "-",
-        "vocabulary": f"{one.vocabulary or 'unknown'}, embeddings {'tied' if one.tied_embeddings else 'not tied'}",
+        "vocabulary": f"{one.vocabulary or 'unknown'}, embeddings "
+        f"{'tied' if one.tied_embeddings else 'not tied'}",
         "template": f"{one.template or 'none known'}"
         + ("" if one.chat_template else "; the folder has no chat template"),
         "size": f"{gb(one.size)} in {len(one.files)} files",

@@ -23,30 +23,40 @@ def complete_datasets() -> list[str]:
 
 RunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs),
+    typer.Argument(
+        metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.epochs=1."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one value, for example train.epochs=1."
+    ),
 ]
 CheckpointOption = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
         metavar="STEP|final|best|base",
-        help="A step; final; best = lowest eval loss; base = no adapter. Left out = final, or the newest.",
+        help="A step; final; best = lowest eval loss; base = no adapter. Left out = final, or the "
+        "newest.",
     ),
 ]
-BaseModelOption = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")]
-CpuOption = Annotated[bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")]
+BaseModelOption = Annotated[
+    str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")
+]
+CpuOption = Annotated[
+    bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="WORDS",
-        help="What the file is, where its content misleads: alpaca, sharegpt or openai; json, jsonl, csv or parquet; "
+        help="What the file is, where its content misleads: alpaca, sharegpt or openai; json, "
+        "jsonl, csv or parquet; "
         "or one of each with a comma.",
     ),
 ]
@@ -55,6 +65,7 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="FIELD=KEY",
-        help="Where a field stands, for example answer=ground_truth. Several with commas, or the option again.",
+        help="Where a field stands, for example answer=ground_truth. Several with commas, or the "
+        "option again.",
     ),
 ]

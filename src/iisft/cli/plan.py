@@ -10,13 +10,13 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.hardware.devices import Device
-    from iisft.runs.planning import Planned
-    from iisft.runs.request import TrainRequest
+    from iisft.machine.gpu_table import Device
+    from iisft.runs.plan.command import Planned
+    from iisft.runs.plan.request import TrainRequest
 
 
 def complete_devices() -> list[str]:
-    from iisft.hardware.devices import DEVICES
+    from iisft.machine.gpu_table import DEVICES
 
     return [device.key for device in DEVICES]
 
@@ -29,44 +29,54 @@ def plan(
             autocompletion=complete_presets,
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the "
+                                                   "preset's.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets)
+        str | None, typer.Option(help="Staged dataset instead of the "
+                                      "preset's.", autocompletion=complete_datasets)
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the preset's.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the "
+                                                  "preset's.")] = None,
     nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
     device: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for example.", autocompletion=complete_devices),
+        typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for "
+                                          "example.", autocompletion=complete_devices),
     ] = None,
     overrides: SetOption = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Search batch, checkpointing, attention and sharding for the fastest run.")
+        bool, typer.Option("--best", help="Search batch, checkpointing, attention and sharding "
+                                          "for the fastest run.")
     ] = False,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Trace the real step without data in the training environment as well.")
+        bool, typer.Option("--trace", help="Trace the real step without data in the training "
+                                           "environment as well.")
     ] = False,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; nothing is kept.")
+        bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; "
+                                           "nothing is kept.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Memory per GPU by part, time and disk of a run, from config.json alone. Always ends with 0."""
-    from iisft.runs import planning
-    from iisft.runs.request import TrainRequest
+    """Memory per GPU by part, time and disk of a run, from config.json alone.
+
+    Always ends with 0.
+    """
+    from iisft.runs.plan import command
+    from iisft.runs.plan.request import TrainRequest
 
     workspace = Workspace.current()
     card = _device(device)
-    name = preset or planning.default_preset(workspace, card)
+    name = preset or command.default_preset(workspace, card)
     if preset is None:
         console.say(f"no --preset given: planned for {name}")
     request = TrainRequest(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
-    planned = planning.make(request, workspace, card)
+    planned = command.make(request, workspace, card)
     extra: dict[str, Any] = {}
     if best or trace or probe:
         extra = _extras(planned, request, best=best, trace=trace, probe=probe)
     if probe:
-        planned = planning.make(request, workspace, card)  # with what was just measured
+        planned = command.make(request, workspace, card)  # with what was just measured
     if as_json:
         console.out_json(planned.as_json() | extra)
     else:
@@ -74,20 +84,22 @@ def plan(
     console.findings(planned.findings)
 
 
-def _extras(planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool) -> dict[str, Any]:
+def _extras(
+    planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool
+) -> dict[str, Any]:
     """What takes longer than a plan, or asks the machine."""
-    from iisft.runs import plan_extras
+    from iisft.runs.plan import whatif
 
     extra: dict[str, Any] = {}
     workspace = Workspace.current()
     if best:
-        extra["best"] = plan_extras.best(planned)
+        extra["best"] = whatif.best(planned)
     if trace:
-        extra["trace"] = plan_extras.trace(planned, console.say)
+        extra["trace"] = whatif.trace(planned, console.say)
     if probe and best:
-        extra["best"] = plan_extras.probe_best(extra["best"], request, workspace, console.say)
+        extra["best"] = whatif.probe_best(extra["best"], request, workspace, console.say)
     elif probe:
-        extra["probe"] = plan_extras.probe(request, workspace, console.say)
+        extra["probe"] = whatif.probe(request, workspace, console.say)
     return extra
 
 
@@ -96,13 +108,15 @@ def _device(key: str | None) -> "Device | None":
         return None
     import difflib
 
-    from iisft.hardware.devices import DEVICES, find_device
+    from iisft.machine.gpu_table import DEVICES, find_device
 
     found = find_device(key)
     if found is None:
         keys = [device.key for device in DEVICES]
         near = difflib.get_close_matches(key.lower(), keys, n=2) or keys
-        raise UsageError("device-unknown", f"no device named {key!r}", where="--device", fix=", ".join(near))
+        raise UsageError(
+            "device-unknown", f"no device named {key!r}", where="--device", fix=", ".join(near)
+        )
     return found
 
 

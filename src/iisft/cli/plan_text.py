@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli.follow import duration
 from iisft.estimate.memory import GIB
-from iisft.runs.outlook import largest_parts
+from iisft.runs.plan.fit import largest_parts
 
 if TYPE_CHECKING:
     from iisft.estimate.forecast import Forecast
     from iisft.estimate.suggestions import Suggestion
-    from iisft.runs.planning import Planned
+    from iisft.runs.plan.command import Planned
 
 _VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
 
@@ -29,15 +29,21 @@ def lines(planned: "Planned", extra: dict[str, Any]) -> Iterator[str]:
         yield from _table("the same run otherwise", planned.contrasts, names=True)
         if result.shape.way == "exact":
             yield (
-                f"  this preset instead keeps the weights as stored ({result.shape.weights}) and computes each product "
+                f"  this preset instead keeps the weights as stored ({result.shape.weights}) and "
+                "computes each product "
                 "in float32: the same bits"
             )
     if planned.suggestions:
         yield ""
-        yield from _table("what would make it fit, the cheapest first", planned.suggestions, names=False)
+        yield from _table(
+            "what would make it fit, the cheapest first", planned.suggestions, names=False
+        )
     elif result.fits != "yes" and not planned.outlook.place.on_cpu:
         yield ""
-        yield "nothing that this preset allows makes it fit: a smaller model, or GPUs with more memory"
+        yield (
+            "nothing that this preset allows makes it fit: a smaller model, or GPUs with more "
+            "memory"
+        )
     yield ""
     yield from _time(planned, result)
     for name, show in (("best", _best), ("trace", _trace), ("probe", _probe)):
@@ -51,12 +57,15 @@ def _heading(planned: "Planned") -> Iterator[str]:
     train = preset.train
     card = place.device.name if place.device else place.arch
     yield (
-        f"{planned.resolved.document.name}: {preset.model.id}, LoRA rank {preset.lora.rank}, {preset.precision} "
+        f"{planned.resolved.document.name}: {preset.model.id}, LoRA rank {preset.lora.rank}, "
+        f"{preset.precision} "
         f"arithmetic, weights {preset.weights}, {preset.attention} attention"
     )
     yield (
-        f"{ranks} x {card} ({place.gpu_gib:.2f} GiB: {place.source}), sharding {preset.sharding}, batch "
-        f"{train.batch_size} x {train.accumulation} x {ranks} = {preset.global_batch(ranks)}, {train.cutoff_len} tokens"
+        f"{ranks} x {card} ({place.gpu_gib:.2f} GiB: {place.source}), sharding {preset.sharding}, "
+        "batch "
+        f"{train.batch_size} x {train.accumulation} x {ranks} = {preset.global_batch(ranks)}, "
+        f"{train.cutoff_len} tokens"
     )
 
 
@@ -65,7 +74,9 @@ def _memory(planned: "Planned", result: "Forecast") -> Iterator[str]:
     yield ""
     have = planned.outlook.place.gpu_gib
     yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
-    parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200]
+    parts = [
+        (_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200
+    ]
     beside = [(name, size) for name, size in memory.overhead.items() if size]
     for name, size in sorted(parts, key=lambda part: -part[1]):
         yield f"  {size / GIB:6.2f}  {name}"
@@ -77,9 +88,14 @@ def _memory(planned: "Planned", result: "Forecast") -> Iterator[str]:
 
 
 def _part(name: str, result: "Forecast") -> str:
-    kept = "kept for the backward pass" if not result.shape.checkpointing else "of the layer that is computed"
+    kept = (
+        "kept for the backward pass"
+        if not result.shape.checkpointing
+        else "of the layer that is computed"
+    )
     explained = {
-        "weights": f"base weights, frozen, {result.shape.weights if result.shape.way != 'nf4' else 'nf4'}",
+        "weights": "base weights, frozen, "
+        f"{result.shape.weights if result.shape.way != 'nf4' else 'nf4'}",
         "adapter": "LoRA weights",
         "optimizer": f"{result.layout.optimizer}'s state",
         "gradients": "LoRA gradients",
@@ -101,7 +117,10 @@ def _table(title: str, found: "tuple[Suggestion, ...]", *, names: bool) -> Itera
         need = one.forecast.memory.needed / GIB
         text = one.change.reason if names else f"{one.change.text}   ({one.change.reason})"
         if names and one.forecast.fits == "no":
-            text += f": {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest_parts(one.forecast)[:2])}"
+            text += (
+                ": "
+                f"{', '.join(f'{name} {size / GIB:.1f}' for name, size in largest_parts(one.forecast)[:2])}"
+            )
         yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
 
 
@@ -116,13 +135,18 @@ def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
         ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + total.typical))
         epochs = planned.preset.train.epochs
         yield (
-            f"  {result.steps} steps, {epochs:g} epochs: {duration(total.typical)} ({duration(total.low)} to "
-            f"{duration(total.high)}), {duration(total.typical / epochs)} an epoch; started now it ends {ends}"
+            f"  {result.steps} steps, {epochs:g} epochs: {duration(total.typical)} "
+            f"({duration(total.low)} to "
+            f"{duration(total.high)}), {duration(total.typical / epochs)} an epoch; started now "
+            f"it ends {ends}"
         )
     elif seconds is not None:
         yield "  each row counted as cutoff_len long; hours need the staged data (--data)"
     keep = planned.preset.save.keep
-    yield f"disk: {result.checkpoint_gib:.2f} GiB per checkpoint, {result.disk_gib:.1f} GiB with {keep} kept"
+    yield (
+        f"disk: {result.checkpoint_gib:.2f} GiB per checkpoint, {result.disk_gib:.1f} GiB with "
+        f"{keep} kept"
+    )
 
 
 def _rate_source(planned: "Planned") -> str:
@@ -139,7 +163,11 @@ def _rate_source(planned: "Planned") -> str:
     if device is None:
         return ""
     _, known = device.rate(computed_precision(result.shape))
-    return f"rates measured by others on {device.name}" if known else f"estimated from {device.name}'s peak rate"
+    return (
+        f"rates measured by others on {device.name}"
+        if known
+        else f"estimated from {device.name}'s peak rate"
+    )
 
 
 def _trace(found: dict[str, Any]) -> Iterator[str]:
@@ -147,7 +175,8 @@ def _trace(found: dict[str, Any]) -> Iterator[str]:
         yield f"trace: {found['error']}"
         return
     yield (
-        f"trace of the real step without data: {found['peak_gib']:.2f} GiB ({found['phase']}), predicted / traced "
+        f"trace of the real step without data: {found['peak_gib']:.2f} GiB ({found['phase']}), "
+        "predicted / traced "
         f"{found['predicted_over_traced']:.4f}, {found['seconds']:.0f} s"
     )
 
@@ -172,6 +201,9 @@ def _probe(found: dict[str, Any]) -> Iterator[str]:
 def _best(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "the same training, the fastest that fit first:"
     for one in found:
-        yield f"  {one['step_s']:8.3g} s/step  {one['peak_gib']:6.1f} GiB  {one['change'] or '(as the preset says)'}"
+        yield (
+            f"  {one['step_s']:8.3g} s/step  {one['peak_gib']:6.1f} GiB  "
+            f"{one['change'] or '(as the preset says)'}"
+        )
         if one.get("probe"):
             yield from (f"    {line}" for line in _probe(one["probe"]))

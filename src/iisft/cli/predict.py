@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from iisft.inference.memory import Need
+    from iisft.inference.headroom import Need
     from iisft.inference.predict import Outcome, Progress, Request
-    from iisft.runs.folder import RunFolder
+    from iisft.runs.record.folder import RunFolder
 
 
 def predict(
@@ -26,29 +26,45 @@ def predict(
         str | None,
         typer.Option(
             metavar="STEP|final|best|all|base",
-            help="A step; final; best = lowest eval loss; all; base = no adapter. Left out = final, or the newest.",
+            help="A step; final; best = lowest eval loss; all; base = no adapter. Left out = "
+            "final, or the newest.",
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Staged dataset; left out = the run's data.eval.", autocompletion=complete_datasets),
+        typer.Option(
+            help="Staged dataset; left out = the run's data.eval.", autocompletion=complete_datasets
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows answered at once; halved where memory runs out.")] = 8,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")] = None,
-    backend: Annotated[str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")] = "local",
-    url: Annotated[str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Rows answered at once; halved where memory runs out.")
+    ] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")
+    ] = "local",
+    url: Annotated[
+        str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")
+    ] = None,
     api_model: Annotated[str | None, typer.Option(help="With api: the model's name there.")] = None,
     parallel: Annotated[int, typer.Option(help="With api: requests at once.")] = 8,
-    from_start: Annotated[bool, typer.Option("--from-start", help="Throw earlier answers away.")] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Throw earlier answers away.")
+    ] = False,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer every row of a dataset with the run's model, greedily. After any kill the same command goes on."""
+    """Answer every row of a dataset with the run's model, greedily.
+
+    After any kill the same command goes on.
+    """
     from iisft.inference.predict import request_for
-    from iisft.runs import resume
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import resume
 
     if backend not in ("local", "api"):
         raise UsageError("backend", f"--backend is local or api, not {backend!r}")
@@ -65,7 +81,9 @@ def predict(
     )
     if backend == "api":
         if checkpoint is not None:
-            raise UsageError("api-checkpoint", "--checkpoint is for the local model; a server has its own")
+            raise UsageError(
+                "api-checkpoint", "--checkpoint is for the local model; a server has its own"
+            )
         outcomes = _by_api(folder, request, url, api_model, parallel)
     else:
         outcomes = _locally(folder, workspace, request, checkpoint, model, cpu=cpu)
@@ -94,9 +112,9 @@ def _locally(
     *,
     cpu: bool,
 ) -> "list[Outcome]":
+    from iisft.inference import base_model as sources
     from iisft.inference import predict as predicting
     from iisft.inference import selection
-    from iisft.inference import source as sources
 
     chosen = selection.choose(folder, checkpoint)
     source = sources.find(folder, workspace, model=model, cpu=cpu)
@@ -104,10 +122,14 @@ def _locally(
         if one.reason:
             console.say(one.reason)
     with _Display() as display:
-        return predicting.predict(source, chosen, request, display.show, lambda need: display.load(folder.id, need))
+        return predicting.predict(
+            source, chosen, request, display.show, lambda need: display.load(folder.id, need)
+        )
 
 
-def _say_end(folder: "RunFolder", request: "Request", outcomes: "list[Outcome]", *, as_json: bool) -> None:
+def _say_end(
+    folder: "RunFolder", request: "Request", outcomes: "list[Outcome]", *, as_json: bool
+) -> None:
     from iisft.inference.predict import warnings
 
     for outcome in outcomes:
@@ -115,7 +137,9 @@ def _say_end(folder: "RunFolder", request: "Request", outcomes: "list[Outcome]",
             console.out(str(outcome.file))
         before = outcome.rows - outcome.generated
         there = f", {before} were there before" if before else ""
-        console.say(f"{request.data.name}@{outcome.which}: {outcome.generated} rows answered{there}")
+        console.say(
+            f"{request.data.name}@{outcome.which}: {outcome.generated} rows answered{there}"
+        )
         for warning in warnings(outcome, request.cutoff_len):
             console.say(f"  {warning}")
     console.say(f"  next: iisft evaluate {folder.id}")
@@ -133,12 +157,17 @@ class _Display:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
         if kind is KeyboardInterrupt:
-            console.say("interrupted; every finished row is kept, and the same command goes on after them")
+            console.say(
+                "interrupted; every finished row is kept, and the same command goes on after them"
+            )
 
     def begin(self, first: str) -> None:
         if not sys.stderr.isatty():
@@ -147,7 +176,9 @@ class _Display:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console.rich_stderr())
+        self._bar = Progress(
+            *columns, TextColumn("{task.fields[facts]}"), console=console.rich_stderr()
+        )
         self._task = self._bar.add_task(first, total=None, facts="")
         self._bar.start()
 
@@ -158,11 +189,19 @@ class _Display:
     def show(self, progress: "Progress") -> None:
         from iisft.cli.follow import duration
 
-        eta = f"ETA {duration(progress.eta_s)}  " if progress.eta_s is not None and progress.share < 1 else ""
+        eta = (
+            f"ETA {duration(progress.eta_s)}  "
+            if progress.eta_s is not None and progress.share < 1
+            else ""
+        )
         facts = f"{eta}{progress.tokens_per_s:.0f} tokens/s" if progress.share else ""
         if self._bar is not None and self._task is not None:
             self._bar.update(
-                self._task, description=progress.which, completed=progress.done, total=progress.rows, facts=facts
+                self._task,
+                description=progress.which,
+                completed=progress.done,
+                total=progress.rows,
+                facts=facts,
             )
             return
         tenth = (progress.which, int(progress.share * 10))

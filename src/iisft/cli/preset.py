@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from iisft.llamafactory.explain import Explanation
     from iisft.presets.checking import LoadedPreset
 
-preset_app = typer.Typer(help="Presets: typed recipes of a run.", no_args_is_help=True, rich_markup_mode=None)
+preset_app = typer.Typer(
+    help="Presets: typed recipes of a run.", no_args_is_help=True, rich_markup_mode=None
+)
 
 PresetArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="A preset's name or file.", autocompletion=complete_presets)
+    str,
+    typer.Argument(
+        metavar="NAME", help="A preset's name or file.", autocompletion=complete_presets
+    ),
 ]
 
 
@@ -48,18 +53,24 @@ def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
 @preset_app.command()
 def show(
     name: PresetArgument,
-    explain: Annotated[bool, typer.Option("--explain", help="Each value's reason and what it becomes.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Each value's reason and what it becomes.")
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A preset with everything it extends and every default."""
     from iisft.llamafactory.explain import explain as explain_values
-    from iisft.runs.yaml_text import render_yaml
+    from iisft.presets.dump import render_yaml
 
     loaded = _load(name, overrides or [])
     values = loaded.preset.model_dump(mode="json") | {"env": redact(loaded.preset.env)}
     if as_json:
-        console.out_json({"explanations": [value.as_json() for value in explain_values(loaded)]} if explain else values)
+        console.out_json(
+            {"explanations": [value.as_json() for value in explain_values(loaded)]}
+            if explain
+            else values
+        )
     elif explain:
         _print_explanations(loaded, explain_values(loaded))
     else:
@@ -72,10 +83,13 @@ def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Preset files or names.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments. Exit 3 when one is wrong."""
+    """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments.
+
+    Exit 3 when one is wrong.
+    """
     from iisft.errors import CheckFailed, Finding
     from iisft.llamafactory.environment import env_findings
-    from iisft.runs.checks import extra_argument_findings
+    from iisft.runs.plan.preflight import extra_argument_findings
 
     results = []
     for file in files:
@@ -86,7 +100,9 @@ def validate(
             found = list(error.findings)
         except IisftError as error:
             found = [Finding(error.code, error.message, where=error.where, fix=error.fix)]
-        results.append({"file": file, "ok": all(f.severity != "error" for f in found), "findings": found})
+        results.append(
+            {"file": file, "ok": all(f.severity != "error" for f in found), "findings": found}
+        )
         console.findings(found)
         if not as_json:
             console.out(f"{file}: {'ok' if results[-1]['ok'] else 'wrong'}")
@@ -101,18 +117,25 @@ def copy(
     name: PresetArgument,
     file: Annotated[Path, typer.Argument(help="Where to, for example presets/mine.yaml.")],
 ) -> None:
-    """A preset's file for you to change. A shorter one holds only `extends: NAME` and what differs."""
+    """A preset's file for you to change.
+
+    A shorter one holds only `extends: NAME` and what differs.
+    """
     from iisft import files
     from iisft.presets import documents
 
     source = documents.find(name, Workspace.current())
     if file.exists():
-        raise RunStateError("file-exists", "the file exists", where=str(file), fix="choose another name")
+        raise RunStateError(
+            "file-exists", "the file exists", where=str(file), fix="choose another name"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_text_atomically(file, source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("copy-write", f"can't be written: {error.strerror}", where=str(file)) from error
+        raise InputError(
+            "copy-write", f"can't be written: {error.strerror}", where=str(file)
+        ) from error
     console.say(f"{file}: edit it, then iisft preset validate {shlex.quote(str(file))}")
 
 

@@ -16,14 +16,20 @@ def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs, show_default=False
+            metavar="[RUN]",
+            help="A run's id; left out = the newest.",
+            autocompletion=complete_runs,
+            show_default=False,
         ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Several runs side by side: report --compare A B.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to; else RUN.html in this folder.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to; else RUN.html in this folder."
+        ),
     ] = None,
     data: DataOption = None,
     label: LabelOption = None,
@@ -31,14 +37,18 @@ def report(
     error_marker: MarkerOption = "ERROR_GENERATION",
     as_json: JsonOption = False,
 ) -> None:
-    """One self-contained HTML file of a run: what ran, its curves, its evaluation, and every prediction to look at."""
-    from iisft.evaluation.sources import split
+    """One self-contained HTML file of a run: what ran, its curves, its evaluation, and every
+    prediction to look at.
+    """
+    from iisft.evaluation.locate import split
     from iisft.report import build
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
 
     names: list[str | None] = [*(runs or [])] or [None]
     if compare != (len(names) > 1):
-        raise UsageError("report-runs", "one run, or --compare with several", fix="iisft report --compare A B")
+        raise UsageError(
+            "report-runs", "one run, or --compare with several", fix="iisft report --compare A B"
+        )
     workspace = Workspace.current()
     folders = [find_run(workspace, split(workspace, name)[0]) for name in names]
     typed = [name or folder.id for name, folder in zip(names, folders, strict=True)]
@@ -47,10 +57,16 @@ def report(
     written = build.write(typed, folders, workspace, chosen, data, target)
     console.findings(written.findings)
     if as_json:
-        facts = {"file": str(written.path.resolve()), "bytes": written.size, "rows_shown": written.rows_shown}
+        facts = {
+            "file": str(written.path.resolve()),
+            "bytes": written.size,
+            "rows_shown": written.rows_shown,
+        }
         console.out_json(facts | {"findings": [finding.as_json() for finding in written.findings]})
         return
     if not written.rows_shown and not compare:
-        console.say(f"no predictions yet: iisft predict {folders[0].id} --data NAME, then report again")
+        console.say(
+            f"no predictions yet: iisft predict {folders[0].id} --data NAME, then report again"
+        )
     console.out(str(written.path))
     console.say(f"{written.size / 1e6:.1f} MB; opens in any browser, without a network")

@@ -10,7 +10,7 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.runs.resume import Resumed
+    from iisft.runs.supervise.resume import Resumed
 
 
 def register_run_commands(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def register_run_commands(app: typer.Typer) -> None:
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """One run: state, progress, what was observed, checkpoints, findings."""
     from iisft.cli.follow import describe_forecast, describe_metrics
-    from iisft.runs.state import find_run, status_of
+    from iisft.runs.record.state import find_run, status_of
 
     found = status_of(find_run(Workspace.current(), run))
     facts = found.as_full_json()
@@ -34,14 +34,18 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     if found.metrics:
         step_s = [found.metrics["median_step_s"]] if "median_step_s" in found.metrics else []
         figures = describe_metrics(found.metrics, step_s if found.live else [])
-        console.out(f"progress     step {found.metrics['step']}/{found.metrics['total_steps']}  {figures}")
+        console.out(
+            f"progress     step {found.metrics['step']}/{found.metrics['total_steps']}  {figures}"
+        )
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
     for name, value in (found.observed or {}).items():
         console.out(f"{name.replace('_', ' '):<21}{value}")
     for checkpoint in facts["checkpoints"]:
         fault = checkpoint.get("fault", "")
-        console.out(f"checkpoint-{checkpoint['step']}{' (not complete: ' + fault + ')' if fault else ''}")
+        console.out(
+            f"checkpoint-{checkpoint['step']}{' (not complete: ' + fault + ')' if fault else ''}"
+        )
     for finding in facts["findings"]:
         console.out(f"{finding.get('severity', 'finding')}: {finding.get('message', '')}")
         if finding.get("fix"):
@@ -53,15 +57,20 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
 
 def logs(
     run: RunArgument = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run ends.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Events (metrics, states, findings): a list, with --follow one per line.")
+        bool,
+        typer.Option(
+            "--json", help="Events (metrics, states, findings): a list, with --follow one per line."
+        ),
     ] = False,
 ) -> None:
     """The trainer's log, or the run's events."""
     from iisft.files import LineFollower
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folder = find_run(Workspace.current(), run)
     if as_json and not follow:
@@ -81,8 +90,8 @@ def logs(
 def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
     """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
     from iisft.cli.follow import say_end
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     ended = control.wait(find_run(Workspace.current(), run))
     if as_json:
@@ -93,17 +102,21 @@ def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
 
 def stop(
     run: RunArgument = None,
-    now: Annotated[bool, typer.Option("--now", help="Kill it without asking for a checkpoint.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Kill it without asking for a checkpoint.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Stop a run: with a checkpoint where possible."""
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folder = find_run(Workspace.current(), run)
     control.request_stop(folder, now=now)
     if not now:
-        console.say("asked for a checkpoint; the present step is finished first (--now kills at once)")
+        console.say(
+            "asked for a checkpoint; the present step is finished first (--now kills at once)"
+        )
     ended = control.wait_for_kill(folder) if now else control.wait(folder)
     if as_json:
         console.out_json(ended.as_full_json())
@@ -113,29 +126,42 @@ def stop(
 
 def resume(
     run: RunArgument = None,
-    all_lost: Annotated[bool, typer.Option("--all-lost", help="Every run that was lost, as after a reboot.")] = False,
+    all_lost: Annotated[
+        bool, typer.Option("--all-lost", help="Every run that was lost, as after a reboot.")
+    ] = False,
     accept_drift: Annotated[
-        bool, typer.Option("--accept-drift", help="Go on though model, data, packages or files have changed.")
+        bool,
+        typer.Option(
+            "--accept-drift", help="Go on though model, data, packages or files have changed."
+        ),
     ] = False,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Begin anew when no whole checkpoint is left.")
     ] = False,
     node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
-    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once; the run goes on.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from its last complete checkpoint, or supervise a trainer again that still runs."""
+    """Go on with a run from its last complete checkpoint, or supervise a trainer again that still
+    runs.
+    """
     from iisft.cli.follow import follow, say_end
-    from iisft.runs import control
-    from iisft.runs.folder import RunFolder
-    from iisft.runs.resume import resume as bring_back
-    from iisft.runs.state import find_run
+    from iisft.runs.record.folder import RunFolder
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
+    from iisft.runs.supervise.resume import resume as bring_back
 
     workspace = Workspace.current()
     if all_lost:
         if run is not None or accept_drift or from_start:
-            raise UsageError("all-lost", "--all-lost takes no run, accepts no drift and begins nothing anew")
+            raise UsageError(
+                "all-lost", "--all-lost takes no run, accepts no drift and begins nothing anew"
+            )
         _resume_all_lost(workspace, as_json=as_json)
         return
     folder = RunFolder(find_run(workspace, run).path, node_rank)
@@ -157,8 +183,8 @@ def resume(
 
 def _resume_all_lost(workspace: Workspace, *, as_json: bool) -> None:
     from iisft.errors import IisftError
-    from iisft.runs.resume import resume as bring_back
-    from iisft.runs.state import all_runs
+    from iisft.runs.record.state import all_runs
+    from iisft.runs.supervise.resume import resume as bring_back
 
     results: list[dict[str, object]] = []
     first_failure: IisftError | None = None

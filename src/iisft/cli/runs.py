@@ -19,7 +19,7 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
     if context.invoked_subcommand is not None:
         return
     from iisft.cli.follow import duration
-    from iisft.runs.state import all_runs
+    from iisft.runs.record.state import all_runs
 
     found = all_runs(Workspace.current())
     if as_json:
@@ -40,7 +40,9 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
                     f"{float(loss):.4f}" if loss is not None else "-",
                     duration(run.eta_s) if run.eta_s is not None else "-",
                     str(run.ranks or "-"),
-                    time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)) if run.started else "-",
+                    time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
+                    if run.started
+                    else "-",
                 )
             )
         console.table(rows, ("RUN", "STATE", "STEP", "LOSS", "ETA", "RANKS", "STARTED"))
@@ -48,18 +50,24 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
 
 @runs_app.command()
 def rm(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids.", autocompletion=complete_runs)],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Ids.", autocompletion=complete_runs)
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
     """Delete runs that are not running, with their checkpoints and adapters."""
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folders = [find_run(Workspace.current(), name) for name in dict.fromkeys(runs)]
     for folder in folders:
         control.check_removable(folder)
-    if not yes and not console.confirmed(f"delete {', '.join(folder.id for folder in folders)} with all checkpoints?"):
-        raise UsageError("not-confirmed", "nothing was deleted", fix="say yes, or iisft runs rm --yes RUN...")
+    if not yes and not console.confirmed(
+        f"delete {', '.join(folder.id for folder in folders)} with all checkpoints?"
+    ):
+        raise UsageError(
+            "not-confirmed", "nothing was deleted", fix="say yes, or iisft runs rm --yes RUN..."
+        )
     for folder in folders:
         control.remove(folder)
         console.out(folder.id)
@@ -72,8 +80,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """What two runs differ in: preset, data, model, versions, and what was observed."""
-    from iisft.runs import drift, resume
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import drift, resume
 
     records = [resume.record_of(find_run(Workspace.current(), name)) for name in (one, other)]
     found = drift.compare(*records)
@@ -82,7 +90,9 @@ def diff(
     elif not found:
         console.say(f"{one} and {other} do not differ")
     else:
-        console.table([(key, *map(_shown, values)) for key, values in found.items()], ("", one, other))
+        console.table(
+            [(key, *map(_shown, values)) for key, values in found.items()], ("", one, other)
+        )
 
 
 def _shown(value: object) -> str:

@@ -11,15 +11,24 @@ from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, Json
 def serve(
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask; a key is made then.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets other machines ask; a key is made then.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 = any free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="The model's name in the API; left out = the run's id.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in the API; left out = the run's id.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+    ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer OpenAI's chat API with a run's model, on this machine alone unless asked. Ctrl-C ends it."""
+    """Answer OpenAI's chat API with a run's model, on this machine alone unless asked.
+
+    Ctrl-C ends it.
+    """
     from iisft.cli.loading import prepare
     from iisft.inference import talk
 
@@ -44,5 +53,8 @@ def _say(url: str, known_as: str, key: str | None) -> None:
         console.say(f"key: {key}   (IISFT_API_KEY sets your own)")
     authorization = f"-H 'Authorization: Bearer {key}' " if key is not None else ""
     body = f'{{"model": "{known_as}", "messages": [{{"role": "user", "content": "hello"}}]}}'
-    console.say(f"try: curl {url}/chat/completions {authorization}-H 'Content-Type: application/json' -d '{body}'")
+    console.say(
+        f"try: curl {url}/chat/completions {authorization}-H 'Content-Type: application/json' -d "
+        f"'{body}'"
+    )
     console.say("Ctrl-C ends it")

@@ -12,39 +12,60 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.runs.plan import Plan
-    from iisft.runs.state import RunStatus
+    from iisft.runs.plan.make import Plan
+    from iisft.runs.record.state import RunStatus
 
 
 def train(
     preset: Annotated[
-        str, typer.Option("--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets)
+        str,
+        typer.Option(
+            "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
+        ),
     ],
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or hub id instead of the preset's.")
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+        typer.Option(
+            help="Staged dataset instead of the preset's.", autocompletion=complete_datasets
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The run's id; left out = preset and time.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's id; left out = preset and time.")
+    ] = None,
     overrides: SetOption = None,
     gpus: Annotated[
         int | None,
-        typer.Option(help="Ranks on this machine; CPU ranks where there is no GPU. Keeps the global batch."),
+        typer.Option(
+            help="Ranks on this machine; CPU ranks where there is no GPU. Keeps the global batch."
+        ),
     ] = None,
     nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
     node_rank: Annotated[int, typer.Option(help="Which of them this is, from 0.")] = 0,
-    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 listens.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")] = False,
-    script: Annotated[Path | None, typer.Option(help="Write a bash script that trains without iisft.")] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 listens.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once; the run goes on.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run; write nothing.")
+    ] = False,
+    script: Annotated[
+        Path | None, typer.Option(help="Write a bash script that trains without iisft.")
+    ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
     from iisft.cli.progress import rows_bar
-    from iisft.runs.plan import make_plan
-    from iisft.runs.request import TrainRequest
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.request import TrainRequest
 
     if slurm and script is None:
         raise UsageError("slurm-script", "--slurm goes with --script FILE")
@@ -71,16 +92,17 @@ def train(
 
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     from iisft.cli.follow import follow
-    from iisft.runs import control, launch
+    from iisft.runs.plan import create
+    from iisft.runs.supervise import control
 
     if plan.placement.node_rank:
-        launch.join(plan)
+        create.join(plan)
     else:
-        launch.create(plan)
+        create.create(plan)
     try:
-        launch.start(plan)
+        create.start(plan)
     except KeyboardInterrupt:
-        launch.abandon(plan)
+        create.abandon(plan)
         raise
     folder = plan.folder
     if detach:
@@ -88,11 +110,16 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
             console.out_json({"id": folder.id, "run_dir": str(folder.path)})
         else:
             console.out(folder.id)
-        console.say(f"running; follow it with: iisft logs -f {folder.id}   stop it with: iisft stop {folder.id}")
+        console.say(
+            f"running; follow it with: iisft logs -f {folder.id}   stop it with: iisft stop "
+            f"{folder.id}"
+        )
         return
     console.say(
-        f"run {folder.id}: global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
-        f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks; Ctrl-C stops it with a checkpoint"
+        f"run {folder.id}: global batch {plan.global_batch} = batch "
+        f"{plan.preset.train.batch_size} x accumulation "
+        f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks; Ctrl-C stops it "
+        "with a checkpoint"
     )
     ended = follow(folder, verbose=verbose)
     if as_json:
@@ -112,11 +139,13 @@ def _prepare_demo(preset: str, workspace: Workspace) -> None:
 
 
 def _print_plan(plan: "Plan", *, as_json: bool) -> None:
-    from iisft.runs.yaml_text import render_yaml
+    from iisft.presets.dump import render_yaml
     from iisft.secrets import HIDDEN, is_secret, redact
 
     env = redact(plan.env)
-    train_yaml = {name: HIDDEN if is_secret(name) else value for name, value in plan.train_yaml.items()}
+    train_yaml = {
+        name: HIDDEN if is_secret(name) else value for name, value in plan.train_yaml.items()
+    }
     if as_json:
         console.out_json(
             {
@@ -134,21 +163,25 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
         for name, value in env.items():
             console.out(f"export {name}={shlex.quote(value)}")
         console.out(shlex.join(plan.argv))
-        console.out(f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks")
+        console.out(
+            f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks"
+        )
         console.out(render_yaml(train_yaml).rstrip())
     console.findings(plan.findings)
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
     from iisft import files
-    from iisft.runs import script as scripts
+    from iisft.runs.plan import script as scripts
 
     text = scripts.render(plan, slurm=slurm)
     try:
         files.write_text_atomically(file.absolute(), text)
         file.chmod(0o755)
     except OSError as error:
-        raise UsageError("script-write", f"can't be written: {error.strerror}", where=str(file)) from error
+        raise UsageError(
+            "script-write", f"can't be written: {error.strerror}", where=str(file)
+        ) from error
     console.findings(plan.findings)
     console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shlex.quote(str(file))}")
 
@@ -160,15 +193,22 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
 
         say_end(ended)
         return
-    losses = [float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e]
+    losses = [
+        float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e
+    ]
     observed = ended.observed or {}
     console.out(f"{folder.id}: finished, {ended.reason}")
     if losses:
         tail = losses[-5:]
-        console.out(f"  loss       {losses[0]:.4f} -> {sum(tail) / len(tail):.4f} (mean of the last {len(tail)} steps)")
+        console.out(
+            f"  loss       {losses[0]:.4f} -> {sum(tail) / len(tail):.4f} (mean of the last "
+            f"{len(tail)} steps)"
+        )
     console.out(
-        f"  proven     {observed['weights_dtype']} weights, {observed['compute_dtype']} arithmetic, "
-        f"{observed['attention']} attention, global batch {observed['global_batch']}, {observed['rows']} rows"
+        f"  proven     {observed['weights_dtype']} weights, {observed['compute_dtype']} "
+        "arithmetic, "
+        f"{observed['attention']} attention, global batch {observed['global_batch']}, "
+        f"{observed['rows']} rows"
     )
     plot = folder.output / "training_loss.png"
     if plot.exists():
@@ -176,6 +216,7 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
     console.out(f"  adapter    {folder.output}")
     console.out(f"  record     {folder.record}")
     console.out(
-        f"  next       iisft status {folder.id}   iisft preset show --explain {plan.document.name}   "
+        f"  next       iisft status {folder.id}   iisft preset show --explain "
+        f"{plan.document.name}   "
         "iisft train --preset mi50 --dry-run"
     )

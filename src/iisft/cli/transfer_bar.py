@@ -1,4 +1,6 @@
-"""How far a download or a check is: a bar with rate and ETA on a terminal, now and then a line elsewhere."""
+"""How far a download or a check is: a bar with rate and ETA on a terminal, now and then a line
+elsewhere.
+"""
 
 import contextlib
 import sys
@@ -8,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from iisft.cli import console
 from iisft.cli.follow import duration
-from iisft.models.manifest import gb
-from iisft.models.parallel import Show, Tally
+from iisft.models.folder.manifest import gb
+from iisft.models.hub.parallel import Show, Tally
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -67,15 +69,19 @@ class _Bar:
         self._progress.update(
             self._task,
             completed=tally.done_bytes,
-            facts=f"{gb(tally.done_bytes)} of {gb(tally.total_bytes)}  {tally.done_files}/{tally.total_files} files  "
-            + self._rate.add(tally),
+            facts=f"{gb(tally.done_bytes)} of {gb(tally.total_bytes)}  "
+            f"{tally.done_files}/{tally.total_files} files  " + self._rate.add(tally),
         )
 
     def _begin(self, tally: Tally) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._tally, self._told, self._rate = tally, 0, _Rate()
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}")
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+        )
         self._progress = Progress(*columns, console=console.rich_stderr())
         self._task = self._progress.add_task(tally.what, total=max(tally.total_bytes, 1), facts="")
         self._progress.start()
@@ -104,4 +110,6 @@ class _Lines:
         if time.monotonic() - self._said > _LINE_EVERY_S:
             self._said = time.monotonic()
             share = 100 * tally.done_bytes / max(tally.total_bytes, 1)
-            console.say(f"  {share:.0f} %  {gb(tally.done_bytes)} of {gb(tally.total_bytes)}  {rate}".rstrip())
+            console.say(
+                f"  {share:.0f} %  {gb(tally.done_bytes)} of {gb(tally.total_bytes)}  {rate}".rstrip()
+            )

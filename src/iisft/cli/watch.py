@@ -11,8 +11,8 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.cli.frame import View
-    from iisft.runs.folder import RunFolder
-    from iisft.runs.state import RunStatus
+    from iisft.runs.record.folder import RunFolder
+    from iisft.runs.record.state import RunStatus
 
 _REFRESH_S = 1.0
 _LOOKS_PER_STATUS = 5
@@ -24,8 +24,8 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
 ) -> None:
     """Watch a run: progress, curves, GPUs, log. Ctrl-C leaves it running."""
-    from iisft.runs import control
-    from iisft.runs.state import find_run
+    from iisft.runs.record.state import find_run
+    from iisft.runs.supervise import control
 
     folder = find_run(Workspace.current(), run)
     if once:
@@ -34,7 +34,9 @@ def watch(
     try:
         ended = _follow(folder)
     except KeyboardInterrupt:
-        console.say(f"left {folder.id}; the run is not touched. Back to it: iisft watch {folder.id}")
+        console.say(
+            f"left {folder.id}; the run is not touched. Back to it: iisft watch {folder.id}"
+        )
         return
     raise typer.Exit(control.exit_code(ended))
 
@@ -44,7 +46,7 @@ def _follow(folder: "RunFolder") -> "RunStatus":
     from rich.live import Live
 
     from iisft.cli.frame import frame
-    from iisft.runs import control
+    from iisft.runs.supervise import control
 
     watched = _Watched(folder)
     terminal = console.rich_stdout()
@@ -68,10 +70,13 @@ def _print_frame(view: "View") -> None:
 
 
 class _Watched:
-    """Looks at one run again and again; the whole status, which reads all events, only when it may have changed."""
+    """Looks at one run again and again.
+
+    The whole status, which reads all events, only when it may have changed.
+    """
 
     def __init__(self, folder: "RunFolder") -> None:
-        from iisft.cli.history import History
+        from iisft.runs.record.history import History
 
         self._history = History(folder)
         self._folder = folder
@@ -80,9 +85,9 @@ class _Watched:
 
     def look(self) -> "View":
         from iisft.cli.frame import View
-        from iisft.cli.history import last_lines
-        from iisft.hardware import telemetry
-        from iisft.runs.state import status_of
+        from iisft.machine.facts import sensors
+        from iisft.runs.record.history import last_lines
+        from iisft.runs.record.state import status_of
 
         changed = self._history.update()
         stale = self._looks % _LOOKS_PER_STATUS == 0 or self._folder.exit.exists()
@@ -90,5 +95,7 @@ class _Watched:
         if self._status is None or changed or stale:
             self._status = status_of(self._folder)
             self._history.update()  # what was written before the state that was just read
-        gpus = telemetry.sample() if self._status.live else []
-        return View(self._status, self._history, gpus, last_lines(self._folder.train_log, _LOG_LINES))
+        gpus = sensors.sample() if self._status.live else []
+        return View(
+            self._status, self._history, gpus, last_lines(self._folder.train_log, _LOG_LINES)
+        )

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from iisft import demo, process
-from iisft.data import staging
+from iisft.data.stage import staging
 from iisft.errors import CheckFailed, IisftError, TransferError
-from iisft.hardware.examination import interpreter_errors
 from iisft.llamafactory import interpreter as training
+from iisft.machine.doctor.inspect import interpreter_errors
 from iisft.workspace import Workspace
 
 _BUILD_TIMEOUT_S = 600.0
@@ -40,7 +40,11 @@ def _build(interpreter: training.Interpreter, workspace: Workspace) -> None:
         argv = [str(interpreter.path), str(demo.BUILD_SCRIPT), str(demo.TRAIN_ROWS), str(target)]
         result = process.run(argv, timeout_s=_BUILD_TIMEOUT_S)
     except (OSError, TimeoutError) as error:
-        raise TransferError("demo-model", f"the demo model can't be built: {error}", where=str(target)) from error
+        raise TransferError(
+            "demo-model", f"the demo model can't be built: {error}", where=str(target)
+        ) from error
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise TransferError("demo-model", f"the demo model can't be built: {last}", where=str(target))
+        raise TransferError(
+            "demo-model", f"the demo model can't be built: {last}", where=str(target)
+        )

@@ -1,1 +1,4 @@
-"""What a run will need before it starts: memory per GPU by part, time, disk; and what would make it fit."""
+"""What a run will need before it starts: memory per GPU by part, time, disk.
+
+And what would make it fit.
+"""

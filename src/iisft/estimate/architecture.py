@@ -9,7 +9,10 @@ Projection = tuple[str, int, int, bool]  # name, inputs, outputs, whether it has
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Sizes and the features that cost memory. `projections` are the linear layers of one decoder layer."""
+    """Sizes and the features that cost memory.
+
+    `projections` are the linear layers of one decoder layer.
+    """
 
     name: str
     hidden: int
@@ -55,7 +58,9 @@ class Architecture:
     @property
     def small_parameters(self) -> int:
         """Norms and biases of all layers and the last norm."""
-        norms = (4 if self.sandwich_norms else 2) * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        norms = (4 if self.sandwich_norms else 2) * self.hidden + (
+            2 * self.head_dim if self.qk_norm else 0
+        )
         return self.layers * (norms + self.bias_parameters) + self.hidden
 
     @property
@@ -69,7 +74,8 @@ class Architecture:
         return self.layers * sum(rank * (i + o) for _, i, o, adapted in self.projections if adapted)
 
 
-# model_type -> the features that cost memory. A family that is not here is counted as a Llama, and the plan says so.
+# model_type -> the features that cost memory. A family that is not here is counted as a Llama, and
+# the plan says so.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -113,8 +119,11 @@ def known_family(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _FAMILIES
 
 
-def read_architecture(config: Mapping[str, Any], target: str | list[str] = "all") -> Architecture | None:
-    """A model's architecture; None when config.json lacks a size, or for experts, which this module can't count.
+def read_architecture(
+    config: Mapping[str, Any], target: str | list[str] = "all"
+) -> Architecture | None:
+    """A model's architecture; None when config.json lacks a size, or for experts, which this module
+    can't count.
 
     Args:
         config: config.json's content.
@@ -139,13 +148,20 @@ def read_architecture(config: Mapping[str, Any], target: str | list[str] = "all"
     wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
     projections = tuple(
         (name, inputs, outputs, target == "all" or name in wanted)
-        for name, inputs, outputs in _projections(kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
+        for name, inputs, outputs in _projections(
+            kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim
+        )
     )
     features = dict(_FAMILIES.get(kind, {}))
-    for flag, key in (("attention_softcap", "attn_logit_softcapping"), ("logit_softcap", "final_logit_softcapping")):
+    for flag, key in (
+        ("attention_softcap", "attn_logit_softcapping"),
+        ("logit_softcap", "final_logit_softcapping"),
+    ):
         if flag in features:
             features[flag] = bool(config.get(key, True))
-    share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get("partial_rotary_factor")
+    share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get(
+        "partial_rotary_factor"
+    )
     if share is None and kind in ("glm", "glm4", "chatglm"):
         share = 0.5
     tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
@@ -157,7 +173,9 @@ def read_architecture(config: Mapping[str, Any], target: str | list[str] = "all"
     )  # fmt: skip
 
 
-def _projections(kind: str, hidden: int, intermediate: int, query: int, key: int) -> list[tuple[str, int, int]]:
+def _projections(
+    kind: str, hidden: int, intermediate: int, query: int, key: int
+) -> list[tuple[str, int, int]]:
     attention = [("q_proj", hidden, query), ("k_proj", hidden, key), ("v_proj", hidden, key)]
     if kind in _FUSED_ATTENTION:
         attention = [("qkv_proj", hidden, query + 2 * key)]

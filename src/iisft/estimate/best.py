@@ -1,6 +1,8 @@
-"""The fastest way to compute the same training: batch against accumulation, checkpointing, attention, sharding.
+"""The fastest way to compute the same training: batch against accumulation, checkpointing,
+attention, sharding.
 
-Never changed: global batch, precision, weights, learning rate, rows. Attention changes within rounding.
+Never changed: global batch, precision, weights, learning rate, rows. Attention changes within
+rounding.
 """
 
 from itertools import product
@@ -15,14 +17,19 @@ _MOST = 5
 
 
 def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], Forecast]]:
-    """Changed values and their forecast, the shortest predicted step that fits first; `{}` is the preset itself."""
+    """Changed values and their forecast, the shortest predicted step that fits first.
+
+    `{}` is the preset itself.
+    """
     train = preset.train
     micro = train.batch_size * train.accumulation
     batches = [size for size in (1, 2, 4, 8, 16, 32) if micro % size == 0]
     attentions = {preset.attention, "sdpa"} if preset.attention != "flash2" else {"flash2"}
     shardings = {"none", preset.sharding}
     found = []
-    for size, checkpointing, attention, sharding in product(batches, (True, False), attentions, shardings):
+    for size, checkpointing, attention, sharding in product(
+        batches, (True, False), attentions, shardings
+    ):
         values = {
             "train.batch_size": size,
             "train.accumulation": micro // size,
@@ -31,7 +38,10 @@ def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], For
             "sharding": sharding,
         }
         candidate = changed(preset, values)
-        if any(objection.severity == "error" for objection in rules.object_to(candidate, situation.ranks)):
+        if any(
+            objection.severity == "error"
+            for objection in rules.object_to(candidate, situation.ranks)
+        ):
             continue
         result = forecast(candidate, situation)
         if result.fits == "yes" and result.step_s is not None:

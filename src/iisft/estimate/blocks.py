@@ -6,7 +6,9 @@ from iisft.estimate.shape import StepShape
 from iisft.estimate.tape import Gradients, Tape, Tensor, promoted
 
 
-def norm(tape: Tape, x: Tensor, model: Architecture, weight_dtype: str, size: int | None = None) -> Tensor:
+def norm(
+    tape: Tape, x: Tensor, model: Architecture, weight_dtype: str, size: int | None = None
+) -> Tensor:
     """RMSNorm in float32; Gemma's multiplies before the cast back, Llama's after it."""
     source = x.dtype
     rows = x.numel // (size or model.hidden)
@@ -39,7 +41,9 @@ def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
 
 
 def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
-    """x times one number per row: the number's gradient needs the whole product before it is summed."""
+    """x times one number per row: the number's gradient needs the whole product before it is
+    summed.
+    """
 
     def backward(gradient: Tensor, x: Tensor = x, _root: Tensor = root) -> Gradients:
         result = tape.new(x.numel, "float32")
@@ -52,7 +56,9 @@ def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
 
 
 def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
-    """Slices of the last dimension: views, whose gradients are padded with zeros to the whole (SliceBackward)."""
+    """Slices of the last dimension: views, whose gradients are padded with zeros to the whole
+    (SliceBackward).
+    """
     total, numel = sum(sizes), whole.numel
 
     def backward(gradient: Tensor) -> Gradients:
@@ -83,7 +89,9 @@ def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
     def backward(gradient: Tensor) -> Gradients:
         return tuple(Tensor(gradient.storage, numel, gradient.dtype) for numel in sizes)
 
-    return tape.record(tape.new(x.numel, promoted(out.dtype, passed.dtype)), (out, passed), backward)
+    return tape.record(
+        tape.new(x.numel, promoted(out.dtype, passed.dtype)), (out, passed), backward
+    )
 
 
 def _rotate_half(tape: Tape, x: Tensor) -> Tensor:
@@ -115,7 +123,9 @@ def attend(
     several = shape.batch > 1  # (batch, head) can't be merged in place in a transposed tensor
     if shape.attention in ("efficient", "flash"):
         if shape.attention == "efficient":
-            key, value = (ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value))
+            key, value = (
+                ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value)
+            )
         out = ops.fused_attention(tape, query, key, value, heads_rows)
         del query, key, value
         return out, None
@@ -123,7 +133,9 @@ def attend(
         out = _math_attention(tape, query, key, value, model, shape)
         return ops.contiguous(tape, out), None
     dtype = query.dtype
-    keys, values = (ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value))
+    keys, values = (
+        ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value)
+    )
     scattered = several and (model.groups == 1 or model.kv_heads == 1)
     scores = ops.matmul(tape, query, keys, squares, copies=(several, scattered))
     scores = ops.scale(tape, scores)
@@ -142,7 +154,9 @@ def attend(
 def _math_attention(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, model: Architecture, shape: StepShape
 ) -> Tensor:
-    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled, a causal mask added."""
+    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled, a causal
+    mask added.
+    """
     squares = shape.rows * model.heads * shape.length
     query, key, value = (ops.autocasted(tape, x) for x in (query, key, value))
     source = query.dtype
@@ -159,7 +173,9 @@ def _math_attention(
         scores = ops.scale(tape, scores, "float32")
         del bias
         scores = ops.unary(tape, scores, saves_result=True)
-        out = ops.matmul(tape, scores, value, query.numel, copies=(False, several and model.groups == 1))
+        out = ops.matmul(
+            tape, scores, value, query.numel, copies=(False, several and model.groups == 1)
+        )
         return ops.cast(tape, out, source)
     finally:
         tape.autocast = autocast

@@ -1,7 +1,9 @@
-"""Decoder-only models as transformers computes them, on the counting tape: one layer, the whole forward, one step.
+"""Decoder-only models as transformers computes them, on the counting tape: one layer, the whole
+forward, one step.
 
-Source of every line: transformers' modeling_{qwen2,qwen3,llama,mistral,gemma,gemma2,gemma3,glm,glm4,phi3}.py, peft's
-tuners/lora, LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against traces of that code
+Source of every line: transformers'
+modeling_{qwen2,qwen3,llama,mistral,gemma,gemma2,gemma3,glm,glm4,phi3}.py, peft's tuners/lora,
+LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against traces of that code
 (iisft plan --trace). Local variables live here as long as they live there.
 """
 
@@ -13,7 +15,12 @@ from iisft.estimate.shape import StepShape
 from iisft.estimate.tape import ADAPTER, CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
 
 FORWARD, LOSS, LOSS_BACKWARD = "forward", "loss", "loss backward"
-BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_BOTTOM, OPTIMIZER = "backward", "middle", "backward end", "optimizer"
+BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_BOTTOM, OPTIMIZER = (
+    "backward",
+    "middle",
+    "backward end",
+    "optimizer",
+)
 
 
 class Projection:
@@ -21,8 +28,14 @@ class Projection:
 
     def __init__(self, tape: Tape, weight: Weight, shape: StepShape, *, adapted: bool) -> None:
         self.tape, self.weight, self.shape = tape, weight, shape
-        self.a = tape.leaf(shape.rank * weight.inputs, shape.adapter_dtype, ADAPTER) if adapted else None
-        self.b = tape.leaf(shape.rank * weight.outputs, shape.adapter_dtype, ADAPTER) if adapted else None
+        self.a = (
+            tape.leaf(shape.rank * weight.inputs, shape.adapter_dtype, ADAPTER) if adapted else None
+        )
+        self.b = (
+            tape.leaf(shape.rank * weight.outputs, shape.adapter_dtype, ADAPTER)
+            if adapted
+            else None
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         tape, weight, rank = self.tape, self.weight, self.shape.rank
@@ -30,7 +43,8 @@ class Projection:
         if self.a is None or self.b is None:
             return result
         dtype = result.dtype
-        if weight.way != "nf4" or tape.autocast is None:  # peft's 4-bit layer leaves this to autocast
+        # peft's 4-bit layer leaves this to autocast
+        if weight.way != "nf4" or tape.autocast is None:
             x = ops.cast(tape, x, self.a.dtype)
         update = ops.scale(tape, self._update(x, rank))
         result = ops.add(tape, result, update)
@@ -51,7 +65,9 @@ class Layer:
     def __init__(self, tape: Tape, model: Architecture, shape: StepShape) -> None:
         self.tape, self.model, self.shape = tape, model, shape
         self.projections = {
-            name: Projection(tape, Weight(inputs, outputs, shape.weights, shape.way), shape, adapted=adapted)
+            name: Projection(
+                tape, Weight(inputs, outputs, shape.weights, shape.way), shape, adapted=adapted
+            )
             for name, inputs, outputs, adapted in model.projections
         }
 
@@ -75,10 +91,16 @@ class Layer:
         stream = hidden.dtype  # of the angles too
         if "qkv_proj" in project:
             whole = project["qkv_proj"](hidden)
-            query, key, value = split(tape, whole, (model.query_size, model.key_size, model.key_size))
+            query, key, value = split(
+                tape, whole, (model.query_size, model.key_size, model.key_size)
+            )
             del whole
         else:
-            query, key, value = project["q_proj"](hidden), project["k_proj"](hidden), project["v_proj"](hidden)
+            query, key, value = (
+                project["q_proj"](hidden),
+                project["k_proj"](hidden),
+                project["v_proj"](hidden),
+            )
         if model.qk_norm:
             query = norm(tape, query, model, self.shape.weights, model.head_dim)
             key = norm(tape, key, model, self.shape.weights, model.head_dim)
@@ -137,7 +159,9 @@ class Model:
         if model.scaled_embedding:
             hidden = tape.new(hidden.numel, hidden.dtype)
         if shape.checkpointing:  # LLaMA-Factory lets gradients reach the first layer's input
-            hidden = Tensor(hidden.storage, hidden.numel, hidden.dtype, tape.leaf(0, hidden.dtype, LAYER).node)
+            hidden = Tensor(
+                hidden.storage, hidden.numel, hidden.dtype, tape.leaf(0, hidden.dtype, LAYER).node
+            )
             tape.call_it(hidden, CHECKPOINTS)
         return hidden
 
@@ -150,9 +174,13 @@ class Model:
         tape.call_it(out, CHECKPOINTS)
 
         def backward(gradient: Tensor, saved: Tensor = hidden) -> Gradients:
-            """torch.utils.checkpoint's reentrant backward: once more forward, then backward through that."""
+            """torch.utils.checkpoint's reentrant backward: once more forward, then backward through
+            that.
+            """
             before, tape.casts = tape.casts, {}
-            detached = Tensor(saved.storage, saved.numel, saved.dtype, tape.leaf(0, saved.dtype, LAYER).node)
+            detached = Tensor(
+                saved.storage, saved.numel, saved.dtype, tape.leaf(0, saved.dtype, LAYER).node
+            )
             with tape.paused(True):
                 again = layer(detached, mask_dtype)
             tape.casts = before

@@ -1,4 +1,6 @@
-"""One preset on one kind of GPU: memory, time and disk together, and what a change to it would bring."""
+"""One preset on one kind of GPU: memory, time and disk together, and what a change to it would
+bring.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,7 +11,7 @@ from iisft.estimate.measured import Measured
 from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
 from iisft.estimate.shape import StepShape
 from iisft.estimate.timing import Span
-from iisft.hardware.devices import Device
+from iisft.machine.gpu_table import Device
 from iisft.presets.schema import Preset
 
 _CHECKPOINT_BYTES = 12  # per adapter parameter: float32 and AdamW's two moments
@@ -61,7 +63,9 @@ def forecast(preset: Preset, situation: Situation) -> Forecast:
     model = situation.model
     shape = step.shape_of(preset, model, situation.stored_dtype, situation.arch)
     layout = step.layout_of(preset, situation.ranks, on_cpu=situation.on_cpu)
-    memory = _corrected(estimate_memory(model, shape, layout, situation.gpu_gib), situation.measured)
+    memory = _corrected(
+        estimate_memory(model, shape, layout, situation.gpu_gib), situation.measured
+    )
     seconds = _step_seconds(shape, layout, situation)
     steps = _steps(preset, situation)
     one = model.adapter_parameters(shape.rank) * _CHECKPOINT_BYTES + _TOKENIZER_BYTES
@@ -87,9 +91,13 @@ def _step_seconds(shape: StepShape, layout: Layout, situation: Situation) -> Spa
         device = Device("", "", situation.arch, situation.gpu_gib, 1.0, 1.0, None, 1.0, 0)
     length = situation.row_tokens
     if length is not None:
-        low, typical, high = (min(tokens, shape.length) for tokens in (length.low, length.typical, length.high))
+        low, typical, high = (
+            min(tokens, shape.length) for tokens in (length.low, length.typical, length.high)
+        )
         length = Span(low, typical, high)
-    return timing.step_seconds(situation.model, shape, layout, device, length=length, measured_rate=rate)
+    return timing.step_seconds(
+        situation.model, shape, layout, device, length=length, measured_rate=rate
+    )
 
 
 def _steps(preset: Preset, situation: Situation) -> int | None:
@@ -103,7 +111,10 @@ def _steps(preset: Preset, situation: Situation) -> int | None:
 
 
 def _corrected(memory: Memory, measured: Measured | None) -> Memory:
-    """A measured excess counts from now on. A measured peak below the prediction only had shorter rows."""
+    """A measured excess counts from now on.
+
+    A measured peak below the prediction only had shorter rows.
+    """
     excess = (measured.peak_ratio or 1.0) - 1.0 if measured else 0.0
     if excess <= 0:
         return memory

@@ -1,8 +1,10 @@
-"""Memory per GPU of a LoRA step: counted on the tape for few layers, extended to all, shared out over the ranks.
+"""Memory per GPU of a LoRA step: counted on the tape for few layers, extended to all, shared out
+over the ranks.
 
-Each segment of a step (forward, loss, loss backward, backward of the first and of the last layer, optimizer) grows by
-the same bytes with every layer, so two small models give the big one exactly. Figures are live bytes, what
-torch.cuda.max_memory_allocated counts. Sharded layouts are formulas (see `_shared`): their parts were not traced.
+Each segment of a step (forward, loss, loss backward, backward of the first and of the last layer,
+optimizer) grows by the same bytes with every layer, so two small models give the big one exactly.
+Figures are live bytes, what torch.cuda.max_memory_allocated counts. Sharded layouts are formulas
+(see `_shared`): their parts were not traced.
 """
 
 from dataclasses import dataclass, replace
@@ -15,8 +17,8 @@ from iisft.estimate.tape import KINDS, Tape
 GIB = 2**30
 _COUNTED_LAYERS = (2, 3)
 
-# bitsandbytes nf4 with double quantization (QLoRA, Dettmers et al. 2023): half a byte, a scale of one byte per block of
-# 64, and a float32 per 256 of those.
+# bitsandbytes nf4 with double quantization (QLoRA, Dettmers et al. 2023): half a byte, a scale of
+# one byte per block of 64, and a float32 per 256 of those.
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 _CONTEXT_GIB = 0.5  # CUDA or HIP context with its kernels; inferred, 0.3 to 0.6 is usual
@@ -24,7 +26,8 @@ _COLLECTIVE_GIB = 0.1  # NCCL's and RCCL's buffers per rank; inferred
 _FRAGMENTED = 0.03  # of what is allocated and freed within a step; inferred
 _MARGIN = 0.01  # of the card
 
-# DeepSpeed's own defaults (runtime/zero/config.py), which iisft's configuration leaves alone: elements.
+# DeepSpeed's own defaults (runtime/zero/config.py), which iisft's configuration leaves alone:
+# elements.
 _ZERO_BUCKET = 500_000_000
 _ZERO3_PREFETCH = 50_000_000
 _ZERO3_LIVE = 1_000_000_000
@@ -44,7 +47,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One GPU's worst moment, in bytes. `parts` sum to `peak`; `overhead` is what lies outside torch's live tensors."""
+    """One GPU's worst moment, in bytes.
+
+    `parts` sum to `peak`; `overhead` is what lies outside torch's live tensors.
+    """
 
     phase: str
     parts: dict[str, int]
@@ -67,7 +73,9 @@ class Memory:
         return "yes" if self.needed <= free else "tight" if self.needed - spare <= free else "no"
 
 
-def estimate_memory(model: Architecture, shape: StepShape, layout: Layout, gpu_gib: float) -> Memory:
+def estimate_memory(
+    model: Architecture, shape: StepShape, layout: Layout, gpu_gib: float
+) -> Memory:
     """The peak of one step on one GPU, optimizer state included (the second step and later ones)."""
     phases = _shared(model, shape, layout, _segments(model, _computed(shape, layout)))
     phase = max(phases, key=lambda name: sum(phases[name].values()))
@@ -110,18 +118,30 @@ def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> in
 def _optimizer_work(model: Architecture, shape: StepShape, optimizer: str) -> int:
     """What the optimizer's step holds for its moment.
 
-    The foreach AdamW one tensor of the adapter's size, Adafactor three of one matrix's, fused AdamW and SGD nothing.
+    The foreach AdamW one tensor of the adapter's size, Adafactor three of one matrix's, fused AdamW
+    and SGD nothing.
     """
     if optimizer == "adamw_torch":
         return 4 * model.adapter_parameters(shape.rank)
     if optimizer == "adafactor":
-        return 12 * shape.rank * max((max(i, o) for _, i, o, adapted in model.projections if adapted), default=0)
+        return (
+            12
+            * shape.rank
+            * max((max(i, o) for _, i, o, adapted in model.projections if adapted), default=0)
+        )
     return 0
 
 
 def _computed(shape: StepShape, layout: Layout) -> StepShape:
-    """FSDP's mixed precision and DeepSpeed's engine hand weights and adapter to the layers in half precision."""
-    if layout.sharding == "none" or not layout.mixed or shape.autocast is None or shape.way == "nf4":
+    """FSDP's mixed precision and DeepSpeed's engine hand weights and adapter to the layers in half
+    precision.
+    """
+    if (
+        layout.sharding == "none"
+        or not layout.mixed
+        or shape.autocast is None
+        or shape.way == "nf4"
+    ):
         return shape
     return replace(shape, weights=shape.autocast, adapter_dtype=shape.autocast)
 
@@ -175,19 +195,26 @@ def _shared(
 
 
 def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, int]:
-    """Bytes of FSDP's two kinds of gathered groups: the root (embedding, head), and one layer with its adapter."""
+    """Bytes of FSDP's two kinds of gathered groups: the root (embedding, head), and one layer with
+    its adapter.
+    """
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     lora_item = 2 if layout.mixed else 4
     root = model.embedding_parameters * (1 if model.tied else 2) * item
-    layer = (model.layer_parameters + model.bias_parameters) * (_NF4_BYTES if shape.way == "nf4" else item)
+    layer = (model.layer_parameters + model.bias_parameters) * (
+        _NF4_BYTES if shape.way == "nf4" else item
+    )
     return root, int(layer) + model.adapter_parameters(shape.rank) // model.layers * lora_item
 
 
-def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
-    """FSDP2 with resharding after forward: the root stays gathered, layers come and go, one is fetched ahead.
+def _fsdp(
+    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
+) -> dict[str, int]:
+    """FSDP2 with resharding after forward: the root stays gathered, layers come and go, one is
+    fetched ahead.
 
-    How many layers are gathered in each segment was read from traces of fully_shard over 2 ranks. accelerate
-    (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
+    How many layers are gathered in each segment was read from traces of fully_shard over 2 ranks.
+    accelerate (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
     """
     root, layer = _unit(model, shape, layout)
     weights = model.parameters * 4 if layout.mixed and shape.way != "nf4" else kinds["weights"]
@@ -206,31 +233,38 @@ def _fsdp(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
 def _gathers(
     model: Architecture, shape: StepShape, layout: Layout, phases: dict[str, dict[str, int]]
 ) -> dict[str, dict[str, int]]:
-    """The moments at which a group lies there twice, in the buffer that it is gathered into and copied out of it.
+    """The moments at which a group lies there twice, in the buffer that it is gathered into and
+    copied out of it.
 
-    Root and first layer as forward begins; the root again as backward begins, when the checkpoints and the loss's
-    log-softmax are there; each next layer while the one before is computed.
+    Root and first layer as forward begins; the root again as backward begins, when the checkpoints
+    and the loss's log-softmax are there; each next layer while the one before is computed.
     """
     root, layer = _unit(model, shape, layout)
     forward, backward = phases[decoder.FORWARD], phases[decoder.LOSS_BACKWARD]
     shards = {kind: forward[kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
     kept = {kind: backward[kind] for kind in ("checkpoints", "layer")}
-    before = kept | {"layer": 0 if shape.checkpointing else kept["layer"] * (model.layers - 1) // model.layers}
+    before = kept | {
+        "layer": 0 if shape.checkpointing else kept["layer"] * (model.layers - 1) // model.layers
+    }
     gradients = {"gradients": phases[decoder.OPTIMIZER]["gradients"]}
     chances = 4 * shape.rows * model.vocabulary
     return {
-        "first gather": shards | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},
+        "first gather": shards
+        | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},
         "second gather": shards | kept | {"gathered": 2 * root, "logits": chances},
         "next gather": shards | before | {"gathered": root + 3 * layer},
         "last gather": shards | gradients | {"gathered": root + 3 * layer},
     }
 
 
-def _zero(model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]) -> dict[str, int]:
+def _zero(
+    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
+) -> dict[str, int]:
     """DeepSpeed's stages 2 and 3 from its source (runtime/zero), not traced.
 
-    With fp16 or bf16 the engine holds model and adapter in that dtype, and a float32 copy of its share of the adapter.
-    Stage 2 makes two reduce buckets of fixed size, stage 3 one, and stage 3 keeps up to a billion gathered elements.
+    With fp16 or bf16 the engine holds model and adapter in that dtype, and a float32 copy of its
+    share of the adapter. Stage 2 makes two reduce buckets of fixed size, stage 3 one, and stage 3
+    keeps up to a billion gathered elements.
     """
     adapter = model.adapter_parameters(shape.rank)
     item = 2 if layout.mixed or shape.weights != "float32" else 4
@@ -255,10 +289,15 @@ def _zero(model: Architecture, shape: StepShape, layout: Layout, segment: str, k
 def _overhead(
     model: Architecture, shape: StepShape, layout: Layout, parts: dict[str, int], gpu_gib: float
 ) -> dict[str, int]:
-    """What the card must hold beside the peak. Gradients of earlier micro-batches lie there during the next ones."""
+    """What the card must hold beside the peak.
+
+    Gradients of earlier micro-batches lie there during the next ones.
+    """
     if layout.on_cpu:
         return {}
-    fleeting = sum(size for name, size in parts.items() if name not in ("weights", "adapter", "optimizer"))
+    fleeting = sum(
+        size for name, size in parts.items() if name not in ("weights", "adapter", "optimizer")
+    )
     shared = layout.ranks if layout.sharding != "none" else 1
     kept = 4 * model.adapter_parameters(shape.rank) // shared if layout.accumulation > 1 else 0
     return {

@@ -1,7 +1,9 @@
-"""torch's operations on the counting tape: what each one allocates, what it saves, what its backward allocates.
+"""torch's operations on the counting tape: what each one allocates, what it saves, what its
+backward allocates.
 
-The names are torch's. What an operation saves is taken from torch's derivatives.yaml: only what a gradient that is
-asked for needs, so a product with a frozen weight saves the weight and not its input.
+The names are torch's. What an operation saves is taken from torch's derivatives.yaml: only what a
+gradient that is asked for needs, so a product with a frozen weight saves the weight and not its
+input.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,10 @@ from iisft.estimate.tape import CASTS, Gradients, Tape, Tensor, promoted
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A frozen matrix of the base model. `way`: native, exact (cast to float32 in each product), nf4 (unpacked)."""
+    """A frozen matrix of the base model.
+
+    `way`: native, exact (cast to float32 in each product), nf4 (unpacked).
+    """
 
     inputs: int
     outputs: int
@@ -49,7 +54,9 @@ def linear(tape: Tape, x: Tensor, weight: Weight) -> Tensor:
         copy = tape.new(weight.numel, weight.dtype, CASTS)
         product = tape.new(rows * weight.outputs, weight.dtype)
         del copy
-        product = tape.record(product, (x,), lambda g: _unpacked_product(tape, weight, rows, weight.dtype))
+        product = tape.record(
+            product, (x,), lambda g: _unpacked_product(tape, weight, rows, weight.dtype)
+        )
         return contiguous(tape, product)  # peft clones a 4-bit layer's result
     x = autocasted(tape, x)
     half = None if x.dtype == weight.dtype else tape.new(weight.numel, x.dtype, CASTS)
@@ -117,7 +124,8 @@ def unary(tape: Tape, x: Tensor, *, saves_result: bool = False) -> Tensor:
     """silu, gelu (they save their input), tanh (its result)."""
     out = tape.new(x.numel, x.dtype)
     kept = out if saves_result else x
-    if saves_result:  # a node that held its own result would never be freed: torch saves a copy of the reference
+    # a node that held its own result would never be freed: torch saves a copy of the reference
+    if saves_result:
         kept = Tensor(out.storage, out.numel, out.dtype)
 
     def backward(gradient: Tensor, _saved: Tensor = kept) -> Gradients:
@@ -149,7 +157,10 @@ def contiguous(tape: Tape, x: Tensor) -> Tensor:
 
 
 def repeat(tape: Tape, x: Tensor, times: int, *, single: bool) -> Tensor:
-    """repeat_kv: every key-value head for each of its query heads. A single head is only seen several times."""
+    """repeat_kv: every key-value head for each of its query heads.
+
+    A single head is only seen several times.
+    """
     if times == 1:
         return x
     numel = x.numel * times
@@ -157,8 +168,13 @@ def repeat(tape: Tape, x: Tensor, times: int, *, single: bool) -> Tensor:
     return tape.record(out, (x,), lambda g: (tape.new(g.numel // times, g.dtype),))
 
 
-def matmul(tape: Tape, x: Tensor, y: Tensor, numel: int, *, copies: tuple[bool, bool] = (False, False)) -> Tensor:
-    """A batched product of two activations; `copies` says which of them bmm needs in another order first."""
+def matmul(
+    tape: Tape, x: Tensor, y: Tensor, numel: int, *, copies: tuple[bool, bool] = (False, False)
+) -> Tensor:
+    """A batched product of two activations.
+
+    `copies` says which of them bmm needs in another order first.
+    """
     x, y = autocasted(tape, x), autocasted(tape, y)
     x = contiguous(tape, x) if copies[0] else x
     y = contiguous(tape, y) if copies[1] else y
@@ -169,13 +185,19 @@ def matmul(tape: Tape, x: Tensor, y: Tensor, numel: int, *, copies: tuple[bool, 
     return tape.record(tape.new(numel, promoted(x.dtype, y.dtype)), (x, y), backward)
 
 
-def fused_attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads_rows: int) -> Tensor:
-    """A flash or memory-efficient kernel: saves its inputs, its output and one number per head and row."""
+def fused_attention(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads_rows: int
+) -> Tensor:
+    """A flash or memory-efficient kernel: saves its inputs, its output and one number per head and
+    row.
+    """
     query, key, value = (autocasted(tape, x) for x in (query, key, value))
     out, sums = tape.new(query.numel, query.dtype), tape.new(heads_rows, "float32")
     result = Tensor(out.storage, out.numel, out.dtype)
 
-    def backward(gradient: Tensor, saved: tuple[Tensor, ...] = (query, key, value, out, sums)) -> Gradients:
+    def backward(
+        gradient: Tensor, saved: tuple[Tensor, ...] = (query, key, value, out, sums)
+    ) -> Gradients:
         return tuple(tape.new(x.numel, x.dtype) for x in saved[:3])
 
     return tape.record(result, (query, key, value), backward)

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What one step computes with, dtypes by torch's names. `attention` is a kernel: eager, math, efficient, flash."""
+    """What one step computes with, dtypes by torch's names.
+
+    `attention` is a kernel: eager, math, efficient, flash.
+    """
 
     weights: str
     way: str  # native, exact or nf4

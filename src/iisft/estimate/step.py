@@ -1,4 +1,6 @@
-"""From a preset to what one step computes with: dtypes, attention kernel, batch, layout over the GPUs."""
+"""From a preset to what one step computes with: dtypes, attention kernel, batch, layout over the
+GPUs.
+"""
 
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import Layout
@@ -7,8 +9,9 @@ from iisft.presets.schema import Preset
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
-# Which kernel scaled_dot_product_attention takes (torch aten/native/transformers/{cuda,hip}/sdp_utils.cpp): the first
-# prefix that fits. AOTriton serves CDNA2 and newer; gfx11 and gfx12 only with an experimental switch.
+# Which kernel scaled_dot_product_attention takes (torch
+# aten/native/transformers/{cuda,hip}/sdp_utils.cpp): the first prefix that fits. AOTriton serves
+# CDNA2 and newer; gfx11 and gfx12 only with an experimental switch.
 _AOTRITON = ("gfx90a", "gfx94", "gfx95")
 _AOTRITON_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
@@ -39,8 +42,9 @@ def shape_of(preset: Preset, model: Architecture, stored: str, arch: str) -> Ste
 def attention_kernel(preset: Preset, model: Architecture, dtype: str, arch: str) -> str:
     """eager, flash, efficient or math.
 
-    Rows without padding have no mask; transformers then asks for grouped heads, which the memory-efficient kernel
-    refuses, so that torch falls back to the math kernel (transformers#48633, #45636).
+    Rows without padding have no mask; transformers then asks for grouped heads, which the
+    memory-efficient kernel refuses, so that torch falls back to the math kernel
+    (transformers#48633, #45636).
     """
     if preset.attention != "sdpa":
         return "flash" if preset.attention == "flash2" else "eager"

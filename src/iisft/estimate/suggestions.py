@@ -1,7 +1,9 @@
-"""What would make a run fit: changes tried one by one, then together, each computed, the cheapest first.
+"""What would make a run fit: changes tried one by one, then together, each computed, the cheapest
+first.
 
-Cost classes: 0 = the same results; 1 = the same computation to rounding, or a layout nobody has proven here; 2 =
-another arithmetic, a smaller adapter or quantised weights; 3 = shorter rows. Within a class the faster one comes first.
+Cost classes: 0 = the same results; 1 = the same computation to rounding, or a layout nobody has
+proven here; 2 = another arithmetic, a smaller adapter or quantised weights; 3 = shorter rows.
+Within a class the faster one comes first.
 """
 
 from collections.abc import Iterator
@@ -50,13 +52,18 @@ class Suggestion:
 
 
 def suggest(preset: Preset, situation: Situation, *, exact: bool) -> list[Suggestion]:
-    """At most five changes after which the run fits; two or three together only where fewer are not enough.
+    """At most five changes after which the run fits; two or three together only where fewer are not
+    enough.
 
     Args:
         exact: whether float32 products over stored weights are proven for this architecture.
     """
     families = [family for family in _families(preset, situation, exact=exact) if family]
-    tried = [(result, family) for family in families if (result := _first_that_fits(preset, situation, family))]
+    tried = [
+        (result, family)
+        for family in families
+        if (result := _first_that_fits(preset, situation, family))
+    ]
     found = [result for result, _ in tried if result.forecast.fits == "yes"]
     helpful = sorted(tried, key=lambda pair: pair[0].forecast.memory.needed)[:_MOST_JOINED]
     for count in (2, 3):
@@ -76,7 +83,9 @@ def _try_together(preset: Preset, situation: Situation, changes: list[Change]) -
     return result if result and result.forecast.fits == "yes" else None
 
 
-def _relaxed(preset: Preset, situation: Situation, strong: Suggestion, families: list[list[Change]]) -> Suggestion:
+def _relaxed(
+    preset: Preset, situation: Situation, strong: Suggestion, families: list[list[Change]]
+) -> Suggestion:
     """The same families, each only as far as it must go."""
     chosen, result = [family[-1] for family in families], strong
     for place, family in enumerate(families):
@@ -95,11 +104,21 @@ def contrasts(preset: Preset, situation: Situation) -> list[Suggestion]:
         name = "float32 weights, DDP" if situation.ranks > 1 else "float32 weights"
         found.append(Change({"weights": "fp32", "sharding": "none"}, name, 0))
         if situation.ranks > 1:
-            found.append(Change({"weights": "fp32", "sharding": "fsdp"}, "float32 weights, FSDP", 1))
+            found.append(
+                Change({"weights": "fp32", "sharding": "fsdp"}, "float32 weights, FSDP", 1)
+            )
     if preset.weights != "nf4":
-        found.append(Change({"precision": "fp16", "attention": "sdpa", "weights": "stored"}, "fp16 by autocast", 2))
+        found.append(
+            Change(
+                {"precision": "fp16", "attention": "sdpa", "weights": "stored"},
+                "fp16 by autocast",
+                2,
+            )
+        )
     own = {key: _value(preset, key) for key in ("weights", "sharding", "precision", "attention")}
-    different = [change for change in found if any(own[key] != value for key, value in change.values.items())]
+    different = [
+        change for change in found if any(own[key] != value for key, value in change.values.items())
+    ]
     return [one for change in different if (one := _try(preset, situation, change))]
 
 
@@ -118,7 +137,9 @@ def _cost(one: Suggestion) -> tuple[int, float, float]:
     return one.change.cost, seconds.typical if seconds else 0.0, one.forecast.peak_gib
 
 
-def _first_that_fits(preset: Preset, situation: Situation, family: list[Change]) -> Suggestion | None:
+def _first_that_fits(
+    preset: Preset, situation: Situation, family: list[Change]
+) -> Suggestion | None:
     """The mildest member of a family that fits; where none does, the strongest."""
     result = None
     for change in family:
@@ -130,7 +151,9 @@ def _first_that_fits(preset: Preset, situation: Situation, family: list[Change])
 
 def _try(preset: Preset, situation: Situation, change: Change) -> Suggestion | None:
     candidate = changed(preset, change.values)
-    if any(objection.severity == "error" for objection in rules.object_to(candidate, situation.ranks)):
+    if any(
+        objection.severity == "error" for objection in rules.object_to(candidate, situation.ranks)
+    ):
         return None
     return Suggestion(change, forecast(candidate, situation))
 
@@ -138,13 +161,26 @@ def _try(preset: Preset, situation: Situation, change: Change) -> Suggestion | N
 def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[list[Change]]:
     train = preset.train
     if preset.precision == "fp32" and preset.weights == "fp32" and exact:
-        values = {"weights": "stored", "sharding": "none"} if preset.sharding != "none" else {"weights": "stored"}
+        values = (
+            {"weights": "stored", "sharding": "none"}
+            if preset.sharding != "none"
+            else {"weights": "stored"}
+        )
         yield [Change(values, "float32 products over the stored weights: the same bits", 0)]
     if not train.gradient_checkpointing:
-        yield [Change({"train.gradient_checkpointing": True}, "each layer computed twice instead of kept", 0)]
+        yield [
+            Change(
+                {"train.gradient_checkpointing": True},
+                "each layer computed twice instead of kept",
+                0,
+            )
+        ]
     yield [
         Change(
-            {"train.batch_size": size, "train.accumulation": train.accumulation * train.batch_size // size},
+            {
+                "train.batch_size": size,
+                "train.accumulation": train.accumulation * train.batch_size // size,
+            },
             "smaller micro-batches, the same global batch",
             0,
         )
@@ -154,7 +190,9 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
     if preset.attention == "eager":
         yield [Change({"attention": "sdpa"}, "a fused kernel where the GPU has one", 1)]
     if train.optimizer == "adamw_torch":
-        yield [Change({"train.optimizer": "adamw_torch_fused"}, "AdamW without a temporary tensor", 1)]
+        yield [
+            Change({"train.optimizer": "adamw_torch_fused"}, "AdamW without a temporary tensor", 1)
+        ]
     if situation.ranks > 1 and preset.sharding == "none":
         yield [Change({"sharding": "fsdp"}, f"the weights over {situation.ranks} GPUs", 1)]
     arithmetic = rules.native_arithmetic(situation.arch)
@@ -165,9 +203,12 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
     if preset.weights != "nf4":
         values = {"precision": half, "weights": "nf4", "attention": "sdpa"}
         yield [Change(values, "base weights in 4 bit, if bitsandbytes has kernels for this GPU", 2)]
-    yield [Change({"lora.rank": rank}, "a smaller adapter", 2) for rank in _halves(preset.lora.rank, 8)]
     yield [
-        Change({"train.cutoff_len": n}, "shorter rows: longer ones are cut", 3) for n in _halves(train.cutoff_len, 256)
+        Change({"lora.rank": rank}, "a smaller adapter", 2) for rank in _halves(preset.lora.rank, 8)
+    ]
+    yield [
+        Change({"train.cutoff_len": n}, "shorter rows: longer ones are cut", 3)
+        for n in _halves(train.cutoff_len, 256)
     ]
 
 
@@ -181,7 +222,11 @@ def _halves(value: int, least: int) -> list[int]:
 
 def _joined(changes: list[Change]) -> Change:
     values = {key: value for change in changes for key, value in change.values.items()}
-    return Change(values, "; ".join(change.reason for change in changes), max(change.cost for change in changes))
+    return Change(
+        values,
+        "; ".join(change.reason for change in changes),
+        max(change.cost for change in changes),
+    )
 
 
 def _value(preset: Preset, key: str) -> Any:

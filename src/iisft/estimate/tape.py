@@ -1,10 +1,13 @@
-"""A tape that counts bytes: torch's autograd in miniature, on tensors that have a size and a dtype and nothing else.
+"""A tape that counts bytes: torch's autograd in miniature, on tensors that have a size and a dtype
+and nothing else.
 
-The layers of iisft.estimate.decoder run on it as the real ones run on torch, and Python's reference counting frees a
-tensor here when it would free the real one. So a step's peak is counted, not fitted, in milliseconds and without torch.
-Rules taken from torch: sizes round up to 512 bytes (CUDACachingAllocator's kMinBlockSize); a node's saved tensors go
-after its backward; a gradient that arrives second is added in place where nobody else holds the first one
-(autograd/input_buffer.cpp); dtypes promote as torch.result_type says; a gradient is cast to its input's dtype.
+The layers of iisft.estimate.decoder run on it as the real ones run on torch, and Python's reference
+counting frees a tensor here when it would free the real one. So a step's peak is counted, not
+fitted, in milliseconds and without torch. Rules taken from torch: sizes round up to 512 bytes
+(CUDACachingAllocator's kMinBlockSize); a node's saved tensors go after its backward; a gradient
+that arrives second is added in place where nobody else holds the first one
+(autograd/input_buffer.cpp); dtypes promote as torch.result_type says; a gradient is cast to its
+input's dtype.
 """
 
 import heapq
@@ -16,8 +19,20 @@ from typing import Any
 BLOCK = 512
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "bool": 1}
 
-KINDS = ("weights", "adapter", "optimizer", "gradients", "checkpoints", "layer", "logits", "casts", "inputs")
-WEIGHTS, ADAPTER, OPTIMIZER, GRADIENTS, CHECKPOINTS, LAYER, LOGITS, CASTS, INPUTS = range(len(KINDS))
+KINDS = (
+    "weights",
+    "adapter",
+    "optimizer",
+    "gradients",
+    "checkpoints",
+    "layer",
+    "logits",
+    "casts",
+    "inputs",
+)
+WEIGHTS, ADAPTER, OPTIMIZER, GRADIENTS, CHECKPOINTS, LAYER, LOGITS, CASTS, INPUTS = range(
+    len(KINDS)
+)
 
 Gradients = tuple["Tensor | None", ...]
 
@@ -41,11 +56,16 @@ class Storage:
 
 
 class Node:
-    """One operation that a gradient goes through. `backward` None makes a leaf, which keeps its gradient."""
+    """One operation that a gradient goes through.
+
+    `backward` None makes a leaf, which keeps its gradient.
+    """
 
     __slots__ = ("backward", "dtypes", "gradient", "order", "parents")
 
-    def __init__(self, order: int, parents: "tuple[Node | None, ...]", dtypes: tuple[str, ...]) -> None:
+    def __init__(
+        self, order: int, parents: "tuple[Node | None, ...]", dtypes: tuple[str, ...]
+    ) -> None:
         self.order, self.parents, self.dtypes = order, parents, dtypes
         self.backward: Callable[[Tensor], Gradients] | None = None
         self.gradient: Tensor | None = None
@@ -107,7 +127,9 @@ class Tape:
         storage.kind = kind
         self.live[kind] += storage.size
 
-    def record(self, result: Tensor, inputs: Iterable[Tensor], backward: Callable[[Tensor], Gradients]) -> Tensor:
+    def record(
+        self, result: Tensor, inputs: Iterable[Tensor], backward: Callable[[Tensor], Gradients]
+    ) -> Tensor:
         """Let gradients go from `result` to `inputs`; `backward` holds what was saved."""
         if self.recording:
             given = tuple(inputs)
@@ -139,7 +161,11 @@ class Tape:
                 self._deliver(node, waiting.pop(node), waiting, queue)
 
     def _deliver(
-        self, node: Node, gradient: Tensor | None, waiting: dict[Node, Tensor], queue: list[tuple[int, Any]]
+        self,
+        node: Node,
+        gradient: Tensor | None,
+        waiting: dict[Node, Tensor],
+        queue: list[tuple[int, Any]],
     ) -> None:
         assert node.backward is not None and gradient is not None
         backward, node.backward = node.backward, None

@@ -1,9 +1,10 @@
-"""Time per step: FLOPs in closed form over the rate of the device, casts over its memory, gradients over the link.
+"""Time per step: FLOPs in closed form over the rate of the device, casts over its memory, gradients
+over the link.
 
-FLOPs of one micro-batch (checked against torch's FlopCounterMode on the traced model):
-    rows x (forward and input gradients of frozen layers, all of the adapter's)
-    + attention's two products over the full square.
-With checkpointing each layer's forward runs twice; the head's once. Frozen weights need no weight gradient.
+FLOPs of one micro-batch (checked against torch's FlopCounterMode on the traced model): rows x
+(forward and input gradients of frozen layers, all of the adapter's) + attention's two products over
+the full square. With checkpointing each layer's forward runs twice; the head's once. Frozen weights
+need no weight gradient.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import Layout
 from iisft.estimate.shape import StepShape
-from iisft.hardware.devices import Device
+from iisft.machine.gpu_table import Device
 
 _CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy
 _REACHED_BANDWIDTH = 0.7  # of the memory's peak; inferred
@@ -31,13 +32,17 @@ class Span:
 
 
 def micro_batch_flops(model: Architecture, shape: StepShape, length: float | None = None) -> float:
-    """FLOPs of forward and backward of one micro-batch on one GPU, its rows `length` tokens long (cutoff_len)."""
+    """FLOPs of forward and backward of one micro-batch on one GPU, its rows `length` tokens long
+    (cutoff_len).
+    """
     length = shape.length if length is None else length
     rows = shape.batch * length
     adapter = model.adapter_parameters(shape.rank)
     layers = model.layers * model.layer_parameters
     again = 2 if shape.checkpointing else 0
-    products = rows * ((4 + again) * layers + 4 * model.embedding_parameters + (6 + again) * adapter)
+    products = rows * (
+        (4 + again) * layers + 4 * model.embedding_parameters + (6 + again) * adapter
+    )
     square = 4 * model.query_size * length * length * shape.batch * model.layers
     fused = shape.attention in ("flash", "efficient")
     return products + square * ((2 if shape.checkpointing else 1) + (2.5 if fused else 2))
@@ -61,7 +66,8 @@ def step_seconds(
 
     Args:
         length: tokens per row; None = every row is cutoff_len long.
-        measured_rate: TFLOP/s per GPU that runs like this one reached on this machine, everything included.
+        measured_rate: TFLOP/s per GPU that runs like this one reached on this machine, everything
+        included.
     """
     length = length or Span(shape.length, shape.length, shape.length)
     if measured_rate is not None:
@@ -69,10 +75,16 @@ def step_seconds(
         extra = 0.0
     else:
         rate, _ = device.rate(computed_precision(shape))
-        extra = layout.accumulation * _cast_seconds(model, shape, device) + _link_seconds(model, shape, layout, device)
+        extra = layout.accumulation * _cast_seconds(model, shape, device) + _link_seconds(
+            model, shape, layout, device
+        )
     low, typical, high = (
         layout.accumulation * micro_batch_flops(model, shape, tokens) / (1e12 * tflops) + extra
-        for tokens, tflops in ((length.low, rate[2]), (length.typical, rate[1]), (length.high, rate[0]))
+        for tokens, tflops in (
+            (length.low, rate[2]),
+            (length.typical, rate[1]),
+            (length.high, rate[0]),
+        )
     )
     return Span(low, typical, high)
 
@@ -85,7 +97,9 @@ def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> floa
 
 
 def _link_seconds(model: Architecture, shape: StepShape, layout: Layout, device: Device) -> float:
-    """Ring collectives: DDP and ZeRO-2 exchange the adapter's gradients once, FSDP and ZeRO-3 all weights twice."""
+    """Ring collectives: DDP and ZeRO-2 exchange the adapter's gradients once, FSDP and ZeRO-3 all
+    weights twice.
+    """
     if layout.ranks < 2:
         return 0.0
     share = (layout.ranks - 1) / layout.ranks

@@ -1,6 +1,8 @@
-"""Several sets of predictions for the same rows: which is best, by how much, and whether that can be chance.
+"""Several sets of predictions for the same rows: which is best, by how much, and whether that can
+be chance.
 
-Compared are the rows that all of them have and generated; failures are counted apart, as in an evaluation.
+Compared are the rows that all of them have and generated; failures are counted apart, as in an
+evaluation.
 """
 
 from collections import Counter
@@ -10,15 +12,15 @@ from typing import Any
 
 from iisft.errors import Finding, InputError, UsageError
 from iisft.evaluation import statistics
+from iisft.evaluation.classes import Labels
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
 from iisft.evaluation.fields import leaves
-from iisft.evaluation.labels import Labels
+from iisft.evaluation.locate import Source
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
-from iisft.evaluation.predictions import PredictionFile, Row
-from iisft.evaluation.sources import Source
+from iisft.evaluation.reading import PredictionFile, Row
+from iisft.evaluation.similarity import Scorer, TextSample
 from iisft.evaluation.task import Task
-from iisft.evaluation.text import Scorer, TextSample
 
 BALANCED, FIELDS, ROUGE = "balanced_accuracy", "fields_right", "rougel"
 _SHOWN_ROWS = 20
@@ -27,7 +29,9 @@ _CHANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One generated row: how right it is (0 to 1), the class of its reference, and a digest of the reference."""
+    """One generated row: how right it is (0 to 1), the class of its reference, and a digest of the
+    reference.
+    """
 
     right: float
     label: str
@@ -36,7 +40,9 @@ class Score:
 
 @dataclass
 class Pair:
-    """The best one against another: difference (best - other), its 95 % interval, the test, and the flipped rows."""
+    """The best one against another: difference (best - other), its 95 % interval, the test, and the
+    flipped rows.
+    """
 
     best: str
     other: str
@@ -68,7 +74,10 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """What compare found. `figure` is what they are compared by; `scores` has one mean per name, on the common rows."""
+    """What compare found.
+
+    `figure` is what they are compared by; `scores` has one mean per name, on the common rows.
+    """
 
     figure: str
     rows: int
@@ -116,7 +125,11 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     """
     names = [source.name for source in sources]
     if len(names) < 2 or len({source.path.resolve() for source in sources}) < len(names):
-        raise UsageError("compare-two", "compare needs two different sets of predictions", fix="iisft compare A B")
+        raise UsageError(
+            "compare-two",
+            "compare needs two different sets of predictions",
+            fix="iisft compare A B",
+        )
     if len(set(names)) < len(names):
         names = [str(source.path) for source in sources]
     files = [PredictionFile(source.path, columns) for source in sources]
@@ -124,13 +137,17 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     task = found[0].task
     if not task.references:
         message = "without references there is nothing to compare by"
-        raise InputError("no-references", message, where=str(files[0].path), fix="--columns reference=NAME")
+        raise InputError(
+            "no-references", message, where=str(files[0].path), fix="--columns reference=NAME"
+        )
     findings = [finding for source in sources for finding in source.findings]
     findings += [finding for evaluation in found for finding in evaluation.findings]
     scored = _scores(files, task, options, findings)
     common = sorted(set.intersection(*(set(rows) for rows in scored)))
     _check_same_rows(scored, common, files, findings)
-    table = {name: {row: rows[row] for row in common} for name, rows in zip(names, scored, strict=True)}
+    table = {
+        name: {row: rows[row] for row in common} for name, rows in zip(names, scored, strict=True)
+    }
     scores = {name: _mean(rows.values(), task.labels) for name, rows in table.items()}
     losses = {name: losses_at(source) for name, source in zip(names, sources, strict=True)}
     top = max(scores.values())
@@ -139,7 +156,9 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     pairs = [_pair(best, name, table, task.labels) for name in names if name != best]
     figure = BALANCED if task.labels else FIELDS if task.json else ROUGE
     evaluations = dict(zip(names, found, strict=True))
-    return Comparison(figure, len(common), names, scores, evaluations, losses, best, tied, pairs, findings)
+    return Comparison(
+        figure, len(common), names, scores, evaluations, losses, best, tied, pairs, findings
+    )
 
 
 def _scores(
@@ -147,7 +166,10 @@ def _scores(
 ) -> list[dict[int, Score]]:
     """Every generated row's score in each file."""
     if task.labels or task.json:
-        return [{row.row: score for row in file if (score := _score(row, task, options)) is not None} for file in files]
+        return [
+            {row.row: score for row in file if (score := _score(row, task, options)) is not None}
+            for file in files
+        ]
     scorer, sample = Scorer(), TextSample(options.text_rows or None)
     texts: dict[int, tuple[str, dict[str, str]]] = {}
     digests: list[dict[int, int]] = [{} for _ in files]
@@ -159,11 +181,15 @@ def _scores(
     whole = {row: pair for row, pair in texts.items() if len(pair[1]) == len(files)}
     for key, (reference, predictions) in whole.items():
         sample.add(key, reference, predictions)
-    chosen = [{row: pair for row, *pair in sample.chosen(str(number))} for number in range(len(files))]
+    chosen = [
+        {row: pair for row, *pair in sample.chosen(str(number))} for number in range(len(files))
+    ]
     shared = set.intersection(*map(set, chosen))
     if len(shared) < len(whole):
         message = f"compared by ROUGE-L on a random sample of {len(shared)} of {len(whole)} rows"
-        findings.append(Finding("text-sample", message, fix="--text-rows all takes every row", severity="info"))
+        findings.append(
+            Finding("text-sample", message, fix="--text-rows all takes every row", severity="info")
+        )
     return [
         {row: Score(scorer.score(*rows[row])[ROUGE], "", digests[number][row]) for row in shared}
         for number, rows in enumerate(chosen)
@@ -185,12 +211,17 @@ def _score(row: Row, task: Task, options: Options) -> Score | None:
 
 
 def _fields_right(reference: Any, outcome: Outcome) -> float:
-    """The share of the reference's fields that the answer has exactly; all or nothing where it is no object."""
+    """The share of the reference's fields that the answer has exactly.
+
+    All or nothing where it is no object.
+    """
     expected = dict(leaves(reference))
     if not expected:
         return float(outcome.value == reference and reference is not NO_JSON)
     given = dict(leaves(outcome.value))
-    right = sum(pointer in given and bool(given[pointer] == value) for pointer, value in expected.items())
+    right = sum(
+        pointer in given and bool(given[pointer] == value) for pointer, value in expected.items()
+    )
     return right / len(expected)
 
 
@@ -203,19 +234,24 @@ def _check_same_rows(
     where = ", ".join(str(file.path) for file in files)
     if not common:
         message = "no row was generated by all of them: there is nothing to compare"
-        raise InputError("no-common-rows", message, where=where, fix="predict the same dataset with each")
+        raise InputError(
+            "no-common-rows", message, where=where, fix="predict the same dataset with each"
+        )
     different = [row for row in common if len({rows[row].reference for rows in scored}) > 1]
     if different:
         shown = ", ".join(map(str, different[:5]))
         raise InputError(
             "other-rows",
-            f"these are not predictions for the same rows: {len(different)} references differ (row {shown})",
+            f"these are not predictions for the same rows: {len(different)} references differ "
+            f"(row {shown})",
             where=where,
             fix="predict the same dataset with each",
         )
     left_out = len(set().union(*scored)) - len(common)
     if left_out:
-        message = f"{left_out} rows were not generated by all of them and are left out of the comparison"
+        message = (
+            f"{left_out} rows were not generated by all of them and are left out of the comparison"
+        )
         findings.append(Finding("rows-left-out", message, where=where, severity="warn"))
 
 
@@ -227,7 +263,9 @@ def _mean(rows: Any, labels: Labels | None) -> float:
     return sum(sum(values) / len(values) for values in groups.values()) / len(groups)
 
 
-def _pair(best: str, other: str, table: Mapping[str, Mapping[int, Score]], labels: Labels | None) -> Pair:
+def _pair(
+    best: str, other: str, table: Mapping[str, Mapping[int, Score]], labels: Labels | None
+) -> Pair:
     one, two = table[best], table[other]
     won = [row for row in one if one[row].right > two[row].right]
     lost = [row for row in one if one[row].right < two[row].right]
@@ -235,9 +273,18 @@ def _pair(best: str, other: str, table: Mapping[str, Mapping[int, Score]], label
     if labels is None:
         differences = [one[row].right - two[row].right for row in one]
         interval, p_value = statistics.mean_interval(differences), statistics.sign_flip(differences)
-        return Pair(best, other, difference, interval, p_value, "paired permutation test", won, lost)
+        return Pair(
+            best, other, difference, interval, p_value, "paired permutation test", won, lost
+        )
     joint = Counter((one[row].label, bool(one[row].right), bool(two[row].right)) for row in one)
     interval = statistics.recall_difference_interval(joint)
     return Pair(
-        best, other, difference, interval, statistics.mcnemar(len(won), len(lost)), "exact McNemar test", won, lost
+        best,
+        other,
+        difference,
+        interval,
+        statistics.mcnemar(len(won), len(lost)),
+        "exact McNemar test",
+        won,
+        lost,
     )

@@ -1,4 +1,6 @@
-"""One pass over the predictions: counts, figures with intervals, and those of trivial answers beside them."""
+"""One pass over the predictions: counts, figures with intervals, and those of trivial answers
+beside them.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import EnvironmentFault, Finding, InputError
+from iisft.evaluation.classes import NO_LABEL
 from iisft.evaluation.fields import FieldTally
-from iisft.evaluation.labels import NO_LABEL
 from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
-from iisft.evaluation.predictions import PredictionFile, Row
+from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.schema import SchemaCheck
+from iisft.evaluation.similarity import Scorer, TextSample, measure
 from iisft.evaluation.statistics import class_metrics, rate_interval
 from iisft.evaluation.task import Task, scan
-from iisft.evaluation.text import Scorer, TextSample, measure
 
 MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
 
@@ -28,8 +30,8 @@ class Options:
         classes: as Labels.names.
         schema: a JSON Schema's file.
         error_marker: a prediction that is exactly this is a generation error.
-        text_rows: most rows for the text figures; 0 = none; None = where the answers are text, as many as take about
-            20 s.
+        text_rows: most rows for the text figures; 0 = none; None = where the answers are text, as
+            many as take about 20 s.
     """
 
     label: str | None = None
@@ -51,7 +53,9 @@ class Tally:
     confusion: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, row: Row, label: str | None, prediction: str, value: Any) -> None:
-        """Take in an answer, given as text and as parsed value, to a row whose reference has that class."""
+        """Take in an answer, given as text and as parsed value, to a row whose reference has that
+        class.
+        """
         self.rows += 1
         self.valid_json += value is not NO_JSON
         if row.reference is not None:
@@ -137,17 +141,32 @@ class Evaluator:
                 self.counts["generation_errors"] += 1
                 continue
             self._take(row, outcome)
-        names = ("rows", "generated", "generation_errors", "valid_json", "empty", "cut_off", "repeated", "fenced_json")
+        names = (
+            "rows",
+            "generated",
+            "generation_errors",
+            "valid_json",
+            "empty",
+            "cut_off",
+            "repeated",
+            "fenced_json",
+        )
         counts = {name: self.counts[name] for name in (*names, "without_reference")}
         metrics = self.systems[MODEL].metrics()
-        baselines = {name: tally.metrics() for name, tally in self.systems.items() if name != MODEL and tally.rows}
+        baselines = {
+            name: tally.metrics()
+            for name, tally in self.systems.items()
+            if name != MODEL and tally.rows
+        }
         self._add_text(metrics, baselines)
         if self.fields is not None and self.fields.fields:
             metrics |= self.fields.as_json()
         if self.schema is not None and self.counts["generated"]:
             metrics["schema_valid"] = self.schema.fits / self.counts["generated"]
             metrics["schema_faults"] = dict(self.schema.faults.most_common(10))
-            metrics["intervals"]["schema_valid"] = rate_interval(self.schema.fits, self.counts["generated"])
+            metrics["intervals"]["schema_valid"] = rate_interval(
+                self.schema.fits, self.counts["generated"]
+            )
         baselines = _constant_classes(self.systems[MODEL].confusion) | baselines
         label_by = self.task.labels.by if self.task.labels else None
         findings = [*self.file.findings, *self.findings, *_findings(self, counts)]
@@ -200,7 +219,9 @@ class Evaluator:
             found |= text
 
 
-def evaluate(file: PredictionFile, options: Options, base: PredictionFile | None = None) -> Evaluation:
+def evaluate(
+    file: PredictionFile, options: Options, base: PredictionFile | None = None
+) -> Evaluation:
     """Evaluate a file of predictions.
 
     Args:
@@ -223,7 +244,9 @@ def evaluate(file: PredictionFile, options: Options, base: PredictionFile | None
     found = Evaluator(file, task, options).run()
     if base is not None:
         other = Evaluator(base, task, options).run()
-        found.baselines[BASE] = {name: value for name, value in other.metrics.items() if name != "fields"}
+        found.baselines[BASE] = {
+            name: value for name, value in other.metrics.items() if name != "fields"
+        }
     return found
 
 
@@ -233,7 +256,9 @@ def _constant_classes(confusion: Mapping[tuple[str, str], int]) -> dict[str, dic
     for (reference, _), rows in confusion.items():
         support[reference] += rows
     return {
-        f"always {name}": class_metrics({(reference, name): rows for reference, rows in support.items()}, False)
+        f"always {name}": class_metrics(
+            {(reference, name): rows for reference, rows in support.items()}, False
+        )
         for name, _ in support.most_common(3)
     }
 
@@ -246,14 +271,21 @@ def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:
         fix = "--columns reference=NAME names the column of the right answers"
         found.append(Finding("no-references", message, where=where, fix=fix, severity="warn"))
     elif counts["without_reference"]:
-        message = f"{counts['without_reference']} generated rows have no reference and count in no comparison"
+        message = (
+            f"{counts['without_reference']} generated rows have no reference and count in "
+            "no comparison"
+        )
         found.append(Finding("rows-without-reference", message, where=where, severity="warn"))
     if evaluator.fields is not None and evaluator.fields.more:
-        message = f"the answers have more than {len(evaluator.fields.fields)} fields; the others are not compared"
+        message = (
+            f"the answers have more than {len(evaluator.fields.fields)} fields; the others "
+            "are not compared"
+        )
         found.append(Finding("many-fields", message, where=where, severity="warn"))
     if missing := evaluator.counts["without_label"]:
         message = (
-            f"{missing} references have no class by --label {evaluator.task.labels.by if evaluator.task.labels else ''}"
+            f"{missing} references have no class by --label "
+            f"{evaluator.task.labels.by if evaluator.task.labels else ''}"
         )
         found.append(Finding("references-without-label", message, where=where, severity="warn"))
     return found

@@ -1,4 +1,7 @@
-"""JSON answers field by field: right, missing, extra; lists as sets, numbers by their distance, ids that are echoed."""
+"""JSON answers field by field: right, missing, extra.
+
+Lists as sets, numbers by their distance, ids that are echoed.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +16,8 @@ _MOST_FIELDS = 200
 _MOST_VALUES = 1000  # a field with more different values has no majority worth naming
 _DEEPEST = 4
 _ID_LENGTH = 6
-_ID_SHARE = 0.9  # of the rows whose reference value is in the prompt, and of the values that are there once
+# of the rows whose reference value is in the prompt, and of the values that are there once
+_ID_SHARE = 0.9
 
 
 @dataclass
@@ -32,7 +36,8 @@ class _Field:
 
 @dataclass
 class FieldTally:
-    """Takes in pairs of parsed answers. A prediction that is no JSON object misses every field of its reference.
+    """Takes in pairs of parsed answers. A prediction that is no JSON object misses every field of
+    its reference.
 
     `more` says that there were fields beyond the 200 that are compared.
     """
@@ -65,7 +70,9 @@ class FieldTally:
             self.rows_with_extra += bool(extra)
 
     def as_json(self) -> dict[str, Any]:
-        """`fields` {pointer: figures}, `ids_echoed` {pointer: rate among the answers that have it}, keys too many."""
+        """`fields` {pointer: figures}, `ids_echoed` {pointer: rate among the answers that have it},
+        keys too many.
+        """
         fields = {pointer: _figures(tally) for pointer, tally in self.fields.items()}
         ids = {
             pointer: figures["exact_when_present"]
@@ -82,7 +89,9 @@ class FieldTally:
 
 
 def leaves(value: Any, pointer: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """JSON pointer and value of everything in an object that is no object itself (lists are values)."""
+    """JSON pointer and value of everything in an object that is no object itself (lists are
+    values).
+    """
     if isinstance(value, dict) and value and depth < _DEEPEST:
         for key, inner in value.items():
             name = key.replace("~", "~0").replace("/", "~1") if "~" in key or "/" in key else key
@@ -100,7 +109,8 @@ def list_f1(reference: list[Any], prediction: list[Any]) -> float:
 def _compare(tally: _Field, value: Any, answer: Any, prompt: str | None) -> None:
     tally.rows += 1
     tally.missing += answer is NO_JSON
-    tally.exact += answer == value and isinstance(answer, bool) == isinstance(value, bool)  # 1 and 1.0 are one number
+    # 1 and 1.0 are one number
+    tally.exact += answer == value and isinstance(answer, bool) == isinstance(value, bool)
     if isinstance(value, list):
         tally.lists += 1
         tally.list_f1 += list_f1(value, answer) if isinstance(answer, list) else 0.0
@@ -133,7 +143,10 @@ def _figures(tally: _Field) -> dict[str, Any]:
 
 
 def _is_id(tally: _Field) -> bool:
-    return tally.in_prompt >= _ID_SHARE * tally.rows and len(tally.hashes) >= _ID_SHARE * tally.rows > 1
+    return (
+        tally.in_prompt >= _ID_SHARE * tally.rows
+        and len(tally.hashes) >= _ID_SHARE * tally.rows > 1
+    )
 
 
 def _canonical(value: Any) -> bytes:

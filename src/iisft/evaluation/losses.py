@@ -4,15 +4,18 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from iisft.evaluation.sources import FINAL, Source
-from iisft.runs.folder import RunFolder
+from iisft.evaluation.locate import FINAL, Source
+from iisft.runs.record.folder import RunFolder
 
 _STEPS_IN_MEAN = 10
 _Point = tuple[int, float]
 
 
 def losses_at(source: Source) -> dict[str, Any]:
-    """`step`, `train_loss` (mean of the last ten logged ones up to it) and `eval_loss`; None where nothing is known."""
+    """`step`, `train_loss` (mean of the last ten logged ones up to it) and `eval_loss`.
+
+    None where nothing is known.
+    """
     checkpoint = source.checkpoint or ""
     if source.run is None or not (checkpoint == FINAL or checkpoint.isdigit()):
         return {"step": None, "train_loss": None, "eval_loss": None}
@@ -30,13 +33,19 @@ def losses_at(source: Source) -> dict[str, Any]:
 
 
 def finite(value: Any) -> float | None:
-    """A number of an event that can be drawn and averaged; None for NaN, infinities, text and what is no number."""
+    """A number of an event that can be drawn and averaged.
+
+    None for NaN, infinities, text and what is no number.
+    """
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 @lru_cache(maxsize=4)
 def _history(folder: RunFolder, size: int) -> tuple[list[_Point], list[_Point]]:
-    """Step and loss of training and of evaluation; read once for all checkpoints of a run, `size` bytes of events."""
+    """Step and loss of training and of evaluation.
+
+    Read once for all checkpoints of a run, `size` bytes of events.
+    """
     trained: list[_Point] = []
     evaluated: list[_Point] = []
     for event in folder.read_events():

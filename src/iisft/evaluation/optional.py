@@ -1,4 +1,6 @@
-"""Packages of the extra [train] that only some metrics need: imported when they are used, or refused with a command."""
+"""Packages of the extra [train] that only some metrics need: imported when they are used, or
+refused with a command.
+"""
 
 import importlib
 import warnings
@@ -17,7 +19,8 @@ def load(name: str, purpose: str) -> Any:
         purpose: what it is needed for, as the message says it.
 
     Raises:
-        EnvironmentFault: it is not installed for the Python that iisft runs in; the fix is the pip command.
+        EnvironmentFault: it is not installed for the Python that iisft runs in; the fix is the pip
+        command.
     """
     package = name.partition(".")[0]
     try:
@@ -28,6 +31,7 @@ def load(name: str, purpose: str) -> Any:
         distribution = _DISTRIBUTIONS.get(package, package)
         raise EnvironmentFault(
             "metric-package-missing",
-            f"{purpose} needs {distribution}, which is not installed for the Python that iisft runs in",
+            f"{purpose} needs {distribution}, which is not installed for the Python that iisft "
+            "runs in",
             fix=f"pip install {distribution}   (all of them: pip install 'iisft[train]')",
         ) from error

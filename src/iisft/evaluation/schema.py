@@ -25,16 +25,24 @@ class SchemaCheck:
         try:
             schema = orjson.loads(path.read_bytes())
         except OSError as error:
-            raise InputError("schema-unreadable", f"can't be read: {error.strerror}", where=str(path)) from error
+            raise InputError(
+                "schema-unreadable", f"can't be read: {error.strerror}", where=str(path)
+            ) from error
         except ValueError as error:
-            raise InputError("schema-broken", f"the schema is no JSON: {error}", where=str(path)) from error
-        validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+            raise InputError(
+                "schema-broken", f"the schema is no JSON: {error}", where=str(path)
+            ) from error
+        validator = jsonschema.validators.validator_for(
+            schema, default=jsonschema.Draft202012Validator
+        )
         try:
             validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             place = "/".join(map(str, error.absolute_path)) or "the top"
             message = f"this is no valid JSON Schema: {error.message} (at {place})"
-            raise InputError("schema-broken", message, where=str(path), fix="mend the schema") from error
+            raise InputError(
+                "schema-broken", message, where=str(path), fix="mend the schema"
+            ) from error
         self._validator = validator(schema)
         self._best = jsonschema.exceptions.best_match
         self.fits = 0
@@ -47,6 +55,10 @@ class SchemaCheck:
             return True
         if self.faults.total() < _EXPLAINED:
             fault = self._best(self._validator.iter_errors(value))
-            place = "/" + "/".join(map(str, fault.absolute_path)) if fault.absolute_path else "the whole answer"
+            place = (
+                "/" + "/".join(map(str, fault.absolute_path))
+                if fault.absolute_path
+                else "the whole answer"
+            )
             self.faults[f"{place} breaks {fault.validator!r}"] += 1
         return False

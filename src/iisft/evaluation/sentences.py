@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from iisft.evaluation import wording
-from iisft.evaluation.labels import NO_LABEL, shown
+from iisft.evaluation import texts as wording
+from iisft.evaluation.classes import NO_LABEL, shown
 
 if TYPE_CHECKING:
     from iisft.evaluation.evaluate import Evaluation
@@ -23,9 +23,18 @@ def sentences(found: "Evaluation", language: str = wording.ENGLISH) -> list[str]
 
 def with_tone(found: "Evaluation", language: str) -> list[tuple[str, str]]:
     """Each sentence after its tone: bad, warn, good, or "" for a plain fact."""
-    facts = [*_failures(found), *_classes(found), *_against_baselines(found, language), *_json(found), *_text(found)]
+    facts = [
+        *_failures(found),
+        *_classes(found),
+        *_against_baselines(found, language),
+        *_json(found),
+        *_text(found),
+    ]
     return [
-        (wording.TONES.get(key, ""), wording.pick(wording.SENTENCES[key], language).format(**values))
+        (
+            wording.TONES.get(key, ""),
+            wording.pick(wording.SENTENCES[key], language).format(**values),
+        )
         for key, values in facts
     ]
 
@@ -44,7 +53,10 @@ def _failures(found: "Evaluation") -> Iterator[_Fact]:
     generated = counts["generated"]
     if errors := counts["generation_errors"]:
         rate = percent(errors / counts["rows"])
-        yield "generation-errors", {"count": errors, "rows": counts["rows"], "rate": rate, "generated": generated}
+        yield (
+            "generation-errors",
+            {"count": errors, "rows": counts["rows"], "rate": rate, "generated": generated},
+        )
     if not generated:
         yield "nothing-generated", {}
         return
@@ -79,15 +91,25 @@ def _against_baselines(found: "Evaluation", language: str) -> Iterator[_Fact]:
         if name not in metrics:
             continue
         own, interval = metrics[name], metrics["intervals"].get(name)
-        rivals = {label: values[name] for label, values in found.baselines.items() if name in values}
+        rivals = {
+            label: values[name] for label, values in found.baselines.items() if name in values
+        }
         better = {label: value for label, value in rivals.items() if value >= own}
-        near = {label: value for label, value in rivals.items() if interval and interval[0] <= value < own}
+        near = {
+            label: value
+            for label, value in rivals.items()
+            if interval and interval[0] <= value < own
+        }
         if name in _OF_CLASSES:  # its class is one of the constant ones
             better.pop(_MAJORITY, None)
             near.pop(_MAJORITY, None)
         if name == "balanced_accuracy":  # every constant answer has one and the same
             better, near = (_without_twins(values) for values in (better, near))
-        facts = {"figure": wording.pick(words, language), "own": percent(own), "span": span(interval)}
+        facts = {
+            "figure": wording.pick(words, language),
+            "own": percent(own),
+            "span": span(interval),
+        }
         if better:
             yield "not-better", facts | {"rivals": _listed(better, language)}
         elif near:
@@ -106,12 +128,18 @@ def _json(found: "Evaluation") -> Iterator[_Fact]:
             yield key, facts | {"span": interval}
     for pointer, rate in metrics.get("ids_echoed", {}).items():
         present = metrics["fields"][pointer]["rows"] - metrics["fields"][pointer]["missing"]
-        yield "echoed", {"name": pointer.lstrip("/"), "right": round(rate * present), "present": present}
+        yield (
+            "echoed",
+            {"name": pointer.lstrip("/"), "right": round(rate * present), "present": present},
+        )
     if count := metrics.get("rows_with_missing_keys"):
         yield "missing-keys", {"count": count}
     if count := metrics.get("rows_with_extra_keys"):
         keys = [key.lstrip("/") for key in list(metrics["extra_keys"])]
-        yield "extra-keys", {"count": count, "keys": ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")}
+        yield (
+            "extra-keys",
+            {"count": count, "keys": ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")},
+        )
 
 
 def _text(found: "Evaluation") -> Iterator[_Fact]:

@@ -1,4 +1,7 @@
-"""Intervals and paired tests. The bootstrap's seed is fixed: the same file gives the same figures."""
+"""Intervals and paired tests.
+
+The bootstrap's seed is fixed: the same file gives the same figures.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +23,8 @@ def numpy() -> Any:
 def rate_interval(count: int, total: int) -> Interval:
     """95 % percentile bootstrap interval of a rate.
 
-    Where all rows agree resampling gives no width; there it is Clopper and Pearson's exact interval, of which one side
-    has the closed form (alpha/2)^(1/n).
+    Where all rows agree resampling gives no width; there it is Clopper and Pearson's exact
+    interval, of which one side has the closed form (alpha/2)^(1/n).
     """
     if count in (0, total):
         far = 1 - ((1 - _LEVEL) / 2) ** (1 / total) if total else 1.0
@@ -45,9 +48,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str, Any]:
     """Accuracy, balanced accuracy, macro F1 and each class's precision, recall and F1.
 
-    A class is what the references have; what else was predicted only counts as wrong. Balanced accuracy is the mean
-    recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009; as scikit-learn gives them). A precision
-    without any prediction of the class is 0.
+    A class is what the references have; what else was predicted only counts as wrong. Balanced
+    accuracy is the mean recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009;
+    as scikit-learn gives them). A precision without any prediction of the class is 0.
 
     Args:
         confusion: (reference, prediction) -> rows.
@@ -56,7 +59,9 @@ def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str
     np = numpy()
     classes = sorted({reference for reference, _ in confusion})
     predicted = classes + sorted({prediction for _, prediction in confusion} - set(classes))
-    table = np.array([[confusion.get((row, column), 0) for column in predicted] for row in classes], dtype=float)
+    table = np.array(
+        [[confusion.get((row, column), 0) for column in predicted] for row in classes], dtype=float
+    )
     accuracy, recall, precision, f1 = (values[0] for values in _from_tables(table[None]))
     found: dict[str, Any] = {
         "accuracy": float(accuracy),
@@ -79,13 +84,18 @@ def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str
     }
     if with_intervals:
         rng, total = np.random.default_rng(_SEED), int(table.sum())
-        drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(RESAMPLES, *table.shape)
+        drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(
+            RESAMPLES, *table.shape
+        )
         _, recalls, _, f1s = _from_tables(drawn)
         found["intervals"] = {
             "accuracy": rate_interval(round(float(accuracy) * total), total),
             "balanced_accuracy": _percentiles(recalls.mean(axis=1)),
             "macro_f1": _percentiles(f1s.mean(axis=1)),
-        } | {f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum())) for i, name in enumerate(classes)}
+        } | {
+            f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum()))
+            for i, name in enumerate(classes)
+        }
     return found
 
 
@@ -102,7 +112,8 @@ def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> Interval:
-    """95 % interval of the difference of two balanced accuracies on the same rows, by resampling the rows.
+    """95 % interval of the difference of two balanced accuracies on the same rows, by resampling
+    the rows.
 
     Args:
         joint: (class of the reference, first right, second right) -> rows.
@@ -110,15 +121,21 @@ def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> I
     np = numpy()
     classes = sorted({label for label, _, _ in joint})
     cells = [(True, True), (True, False), (False, True), (False, False)]
-    table = np.array([[joint.get((label, *cell), 0) for cell in cells] for label in classes], dtype=float)
+    table = np.array(
+        [[joint.get((label, *cell), 0) for cell in cells] for label in classes], dtype=float
+    )
     rng, total = np.random.default_rng(_SEED), int(table.sum())
-    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(RESAMPLES, *table.shape)
+    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(
+        RESAMPLES, *table.shape
+    )
     difference = (drawn[:, :, 1] - drawn[:, :, 2]) / np.maximum(drawn.sum(axis=2), 1)
     return _percentiles(difference.mean(axis=1))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact McNemar test: the probability of so uneven flips, or more uneven ones, if both were equally good."""
+    """Exact McNemar test: the probability of so uneven flips, or more uneven ones, if both were
+    equally good.
+    """
     flips = only_first + only_second
     if not flips:
         return 1.0
@@ -127,7 +144,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Paired permutation test of a mean difference (sign flips), two-sided; 9,999 random ones when they are many."""
+    """Paired permutation test of a mean difference (sign flips), two-sided.
+
+    9,999 random ones when they are many.
+    """
     np = numpy()
     data = np.asarray(differences, dtype=float)
     if not data.any():

@@ -1,13 +1,15 @@
-"""What kind of answers a file asks for, found from its references in one pass: JSON or text, and which classes."""
+"""What kind of answers a file asks for, found from its references in one pass: JSON or text, and
+which classes.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iisft.evaluation.labels import SHAPE, WHOLE, Labels, chosen
+from iisft.evaluation.classes import SHAPE, WHOLE, Labels, chosen
 from iisft.evaluation.outcome import parse
-from iisft.evaluation.predictions import Row
+from iisft.evaluation.reading import Row
 
 NO_LABELS = "none"
 _MOST_VALUES = 1000
@@ -53,7 +55,11 @@ class _Counts:
 
     def classes(self, rows: int) -> int | None:
         """How many classes these are, when they cover all rows and none is rare; else None."""
-        if not self.values or not 1 < len(self.values) <= _AUTO_CLASSES or self.values.total() < rows:
+        if (
+            not self.values
+            or not 1 < len(self.values) <= _AUTO_CLASSES
+            or self.values.total() < rows
+        ):
             return None
         enough = max(_AUTO_ROWS_PER_CLASS, _RARE * rows)
         return len(self.values) if min(self.values.values()) >= enough else None
@@ -64,8 +70,8 @@ def scan(rows: Iterable[Row], label: str | None, names: Mapping[str, str]) -> Ta
 
     Args:
         rows: of the file.
-        label: as Labels.by; "none" for no classes; None to find them: a key of all references with few values, else
-            few shapes of JSON, else few short answers.
+        label: as Labels.by; "none" for no classes; None to find them: a key of all references with
+            few values, else few shapes of JSON, else few short answers.
         names: as Labels.names.
 
     Raises:
@@ -94,11 +100,16 @@ def scan(rows: Iterable[Row], label: str | None, names: Mapping[str, str]) -> Ta
             _count_keys(keys, value)
     is_json = 2 * objects > references if references else 2 * predicted_objects > total
     if wanted is not None:
-        # Too many values to count are surely too many for classes; chosen() says so with what is there.
+        # Too many values to count are surely too many for classes; chosen() says so with what is
+        # there.
         found = asked.values if asked.values is not None else Counter(map(str, range(_MOST_VALUES)))
         labels: Labels | None = chosen(wanted.by, names, found) if references else None
     else:
-        labels = None if label == NO_LABELS else _found(keys, shapes, answers, references, is_json, longest, names)
+        labels = (
+            None
+            if label == NO_LABELS
+            else _found(keys, shapes, answers, references, is_json, longest, names)
+        )
     most = answers.values.most_common(1) if answers.values else []
     return Task(
         references=references,
@@ -129,7 +140,11 @@ def _found(
     longest: int,
     names: Mapping[str, str],
 ) -> Labels | None:
-    few = [(count, key) for key, values in keys.items() if (count := values.classes(references)) is not None]
+    few = [
+        (count, key)
+        for key, values in keys.items()
+        if (count := values.classes(references)) is not None
+    ]
     if names:  # names without a label are names of shapes or whole answers
         few = []
     if few:

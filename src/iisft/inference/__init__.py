@@ -1,1 +1,4 @@
-"""What a finished run is used for: predictions, talk, an API, merged weights. All of it from the run folder."""
+"""What a finished run is used for: predictions, talk, an API, merged weights.
+
+All of it from the run folder.
+"""

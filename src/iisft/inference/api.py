@@ -1,4 +1,7 @@
-"""Answers from an OpenAI-compatible server, several at once; what passes by itself is tried again."""
+"""Answers from an OpenAI-compatible server, several at once.
+
+What passes by itself is tried again.
+"""
 
 import asyncio
 import ipaddress
@@ -10,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from iisft.data import conversation
+from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
+from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
-from iisft.inference.predictions import Row
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 from iisft.secrets import redact
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ _TRIES = 6
 _LONGEST_PAUSE_S = 60.0
 _TIMEOUT_S = 600.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_HOPELESS = frozenset({401, 403, 404})  # the key, the model's name or the address: no row fares better
+# the key, the model's name or the address: no row fares better
+_HOPELESS = frozenset({401, 403, 404})
 _GO_ON = "start the server, or check --url; the same command goes on after the last row"
 _STOPS = {"stop": "eos", "length": "length"}
 
@@ -51,9 +55,13 @@ def endpoint_for(url: str | None, model: str | None, parallel: int) -> Endpoint:
         UsageError: something is missing or no address.
     """
     if url is None or model is None:
-        raise UsageError("api-url", "--backend api needs --url and --api-model", fix="--url http://HOST:PORT/v1")
+        raise UsageError(
+            "api-url", "--backend api needs --url and --api-model", fix="--url http://HOST:PORT/v1"
+        )
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise UsageError("api-url", f"--url is no http address: {url}", fix="--url http://HOST:PORT/v1")
+        raise UsageError(
+            "api-url", f"--url is no http address: {url}", fix="--url http://HOST:PORT/v1"
+        )
     if parallel < 1:
         raise UsageError("parallel", f"--parallel must be at least 1, not {parallel}")
     return Endpoint(url.rstrip("/"), model, parallel)
@@ -62,13 +70,17 @@ def endpoint_for(url: str | None, model: str | None, parallel: int) -> Endpoint:
 def predict(
     folder: RunFolder, endpoint: Endpoint, request: Request, on_progress: Callable[[Progress], None]
 ) -> Outcome:
-    """Ask for what is missing. A row that the server refuses has an `error`, and is asked again by the next call.
+    """Ask for what is missing. A row that the server refuses has an `error`, and is asked again by
+    the next call.
 
     Raises:
         RunStateError: another command writes there, or older answers were made in another way.
-        EnvironmentFault: the server can't be reached or refuses everything; the rows so far are kept.
+        EnvironmentFault: the server can't be reached or refuses everything; the rows so far are
+        kept.
     """
-    about = request.about(endpoint.which, endpoint.model, "api", url=redact({"url": endpoint.url})["url"])
+    about = request.about(
+        endpoint.which, endpoint.model, "api", url=redact({"url": endpoint.url})["url"]
+    )
     with begun(folder, endpoint.which, request, about) as job:
         if job.missing:
             try:
@@ -92,7 +104,8 @@ async def _ask_all(endpoint: Endpoint, job: Job, on_progress: Callable[[Progress
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
-        trust_env=not _is_loopback(endpoint.url),  # a proxy is not asked for this machine's own server
+        # a proxy is not asked for this machine's own server
+        trust_env=not _is_loopback(endpoint.url),
         limits=httpx.Limits(max_connections=endpoint.parallel),
     ) as client:
 
@@ -118,7 +131,11 @@ def _open_rows(job: Job) -> Iterator[tuple[int, "conversation.Conversation"]]:
 
 
 async def _answer(
-    client: "httpx.AsyncClient", endpoint: Endpoint, number: int, row: "conversation.Conversation", max_tokens: int
+    client: "httpx.AsyncClient",
+    endpoint: Endpoint,
+    number: int,
+    row: "conversation.Conversation",
+    max_tokens: int,
 ) -> Row:
     *prompt, reference = row.messages
     messages = [{"role": "system", "content": row.system}] if row.system else []
@@ -126,7 +143,12 @@ async def _answer(
     answer: dict[str, Any] = {}
     error = "rows with tool calls are not asked of an API"
     if not row.tools and all(turn.role in ("user", "assistant") for turn in row.messages):
-        body = {"model": endpoint.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        body = {
+            "model": endpoint.model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": max_tokens,
+        }
         answer, error = await _post(client, endpoint, body)
     choice: dict[str, Any] = (answer.get("choices") or [{}])[0]
     usage: dict[str, Any] = answer.get("usage") or {}
@@ -138,7 +160,8 @@ async def _answer(
         "row": number,
         "prompt": "\n\n".join(message["content"] for message in messages),
         "reference": reference.content,
-        "prediction": text.encode("utf-8", "replace").decode(),  # half of a surrogate pair fits into no file
+        # half of a surrogate pair fits into no file
+        "prediction": text.encode("utf-8", "replace").decode(),
         "prompt_tokens": usage.get("prompt_tokens"),
         "tokens": usage.get("completion_tokens"),
         "stop": _STOPS.get(finish or ""),
@@ -146,7 +169,9 @@ async def _answer(
     }
 
 
-async def _post(client: "httpx.AsyncClient", endpoint: Endpoint, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+async def _post(
+    client: "httpx.AsyncClient", endpoint: Endpoint, body: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
     """The server's answer, or why this row has none."""
     import httpx
 
@@ -167,7 +192,9 @@ async def _post(client: "httpx.AsyncClient", endpoint: Endpoint, body: dict[str,
             error = f"HTTP {response.status_code}: {response.text[:300]}"
             if response.status_code in _HOPELESS or response.is_redirect:
                 fix = f"check --url and --api-model, and export {KEY_VARIABLE}=..."
-                raise EnvironmentFault("api-refused", f"the server refuses: {error}", where=url, fix=fix)
+                raise EnvironmentFault(
+                    "api-refused", f"the server refuses: {error}", where=url, fix=fix
+                )
             if response.status_code not in _PASSING:
                 return {}, error
             pause = _asked_pause(response) or pause

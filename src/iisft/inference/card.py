@@ -4,23 +4,30 @@ import time
 from typing import Any
 
 from iisft import __version__
+from iisft.inference.base_model import Source
 from iisft.inference.selection import Chosen
-from iisft.inference.source import Source
 
 
 def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
-    """README.md of the folder, with the front matter that the hubs read (huggingface.co/docs/hub/model-cards)."""
+    """README.md of the folder, with the front matter that the hubs read
+    (huggingface.co/docs/hub/model-cards).
+    """
     record = source.record
     preset, model, observed = record["preset"], record["model"], record.get("observed") or {}
     facts = {
-        "Base model": f"`{model['id']}` ({model['architecture']}, {model['parameters']:,} parameters)",
-        "Run": f"`{source.folder.id}`, preset `{record['preset_name']}`, begun {_date(record['created'])}",
-        "Adapter": f"{_which(chosen)}, LoRA rank {preset['lora']['rank']}, alpha {preset['lora']['alpha']}, "
+        "Base model": f"`{model['id']}` ({model['architecture']}, {model['parameters']:,} "
+        "parameters)",
+        "Run": f"`{source.folder.id}`, preset `{record['preset_name']}`, begun "
+        f"{_date(record['created'])}",
+        "Adapter": f"{_which(chosen)}, LoRA rank {preset['lora']['rank']}, alpha "
+        f"{preset['lora']['alpha']}, "
         f"target {preset['lora']['target']}, merged into {dtype} weights",
         "Training data": "; ".join(
-            f"`{one['name']}`, {one['rows']} rows, sha256 `{one['sha256']}`" for one in record["data"]
+            f"`{one['name']}`, {one['rows']} rows, sha256 `{one['sha256']}`"
+            for one in record["data"]
         ),
-        "Template": f"`{preset['model']['template']}` (LLaMA-Factory's; `chat_template.jinja` is it)",
+        "Template": f"`{preset['model']['template']}` (LLaMA-Factory's; `chat_template.jinja` is "
+        "it)",
         "Longest row": f"{preset['train']['cutoff_len']} tokens",
         "Proven in training": ", ".join(
             f"{name.replace('_', ' ')} {observed[name]}" for name in _PROVEN if name in observed
@@ -29,7 +36,9 @@ def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
         "Learning rate": f"{preset['train']['learning_rate']:g}, {preset['train']['scheduler']}, "
         f"{preset['train']['epochs']:g} epochs",
         "Check of the merge": check,
-        "Versions": ", ".join(f"{name} {record['packages'][name]}" for name in _PACKAGES if name in record["packages"])
+        "Versions": ", ".join(
+            f"{name} {record['packages'][name]}" for name in _PACKAGES if name in record["packages"]
+        )
         + f", iisft {__version__}",
     }
     lines = [

@@ -1,4 +1,6 @@
-"""A model with the adapter in its weights, as a folder that any tool loads: made beside its place, checked, renamed."""
+"""A model with the adapter in its weights, as a folder that any tool loads: made beside its place,
+checked, renamed.
+"""
 
 import contextlib
 import shutil
@@ -8,32 +10,34 @@ from pathlib import Path
 
 from iisft import files
 from iisft.errors import EnvironmentFault, InputError, RunFailed, RunStateError
-from iisft.inference import memory
+from iisft.inference import headroom
+from iisft.inference.base_model import Source
 from iisft.inference.card import model_card
-from iisft.inference.memory import Need
+from iisft.inference.headroom import Need
 from iisft.inference.selection import Chosen
-from iisft.inference.source import Source
 from iisft.inference.worker import started
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
-from iisft.models.checkpoint import inspect_checkpoint
-from iisft.models.view import build_view, plan_view
-from iisft.models.view_rules import DTYPES, stored_dtype
+from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.view.build import build_view, plan_view
+from iisft.models.view.support import DTYPES, stored_dtype
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TOKENIZER_BYTES = 64 * 2**20
 _PROBE_ROWS = 16
-# What merging may cost of what the adapter changed: rounding to bf16 takes a few percent at most of a useful adapter.
+# What merging may cost of what the adapter changed: rounding to bf16 takes a few percent at most of
+# a useful adapter.
 _TOLERATED_SHARE = 0.1
 _TOLERATED_NATS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How the merged model answers, against base model and adapter, on `tokens` answer tokens of training rows.
+    """How the merged model answers, against base model and adapter, on `tokens` answer tokens of
+    training rows.
 
-    `agreement`: share with the same likeliest token. `divergence` and `effect`: mean KL divergence (nats) of the merged
-    and of the base model's next-token distributions from the adapter's.
+    `agreement`: share with the same likeliest token. `divergence` and `effect`: mean KL divergence
+    (nats) of the merged and of the base model's next-token distributions from the adapter's.
     """
 
     tokens: int
@@ -50,7 +54,8 @@ class Check:
     def sentence(self) -> str:
         return (
             f"{self.agreement:.2%} of {self.tokens} answer tokens agree with the adapter; "
-            f"merging moved the distribution by {self.divergence:.2g} nats, the adapter by {self.effect:.2g}"
+            f"merging moved the distribution by {self.divergence:.2g} nats, the adapter by "
+            f"{self.effect:.2g}"
         )
 
 
@@ -71,7 +76,9 @@ class Export:
     def need(self) -> Need:
         """Memory for merging: the weights on the CPU, in float32 where they change their dtype."""
         loaded = self.dtype if self.dtype == self.stored else "float32"
-        return memory.need(self.source.checkpoint, loaded, "float32", adapter_bytes=0, place="cpu")
+        return headroom.need(
+            self.source.checkpoint, loaded, "float32", adapter_bytes=0, place="cpu"
+        )
 
     @property
     def disk_bytes(self) -> int:
@@ -86,19 +93,34 @@ def plan(source: Source, chosen: Chosen, target: Path, dtype: str | None) -> Exp
         EnvironmentFault: too little room on the disk.
     """
     if chosen.adapter is None:
-        raise InputError("export-base", "the base model has no adapter to merge", fix="--checkpoint final")
+        raise InputError(
+            "export-base", "the base model has no adapter to merge", fix="--checkpoint final"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            "export-occupied", f"{target} is there already", where=str(target), fix="another -o, or remove it"
+            "export-occupied",
+            f"{target} is there already",
+            where=str(target),
+            fix="another -o, or remove it",
         )
-    export = Export(source, chosen, target.absolute(), DTYPES[dtype] if dtype else stored_dtype(source.checkpoint))
+    export = Export(
+        source,
+        chosen,
+        target.absolute(),
+        DTYPES[dtype] if dtype else stored_dtype(source.checkpoint),
+    )
     place = export.target.parent
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < export.disk_bytes:
-        text = f"the merged model needs {export.disk_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        raise EnvironmentFault("disk-space", text, where=str(place), fix="free some space, or -o on another disk")
+        text = (
+            f"the merged model needs {export.disk_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} "
+            "GiB are free"
+        )
+        raise EnvironmentFault(
+            "disk-space", text, where=str(place), fix="free some space, or -o on another disk"
+        )
     return export
 
 
@@ -121,7 +143,8 @@ def run(export: Export) -> Check:
             wider = "" if export.dtype == "float32" else "; --dtype fp32 rounds nothing"
             raise RunFailed(
                 "export-differs",
-                f"the merged {export.dtype} model does not answer as the adapter does: {check.sentence}",
+                f"the merged {export.dtype} model does not answer as the adapter does: "
+                f"{check.sentence}",
                 where=str(export.target),
                 fix=f"use the adapter itself (iisft serve){wider}",
             )
@@ -137,7 +160,10 @@ def run(export: Export) -> Check:
 
 @contextlib.contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target, empty, removed afterwards; one that a killed export left is emptied first."""
+    """A hidden folder beside the target, empty, removed afterwards.
+
+    One that a killed export left is emptied first.
+    """
     place = target.with_name(f".{target.name}.iisft-export")
     with contextlib.ExitStack() as stack:
         try:
@@ -147,7 +173,9 @@ def _workplace(target: Path) -> Iterator[Path]:
                 if left.name != "lock":
                     shutil.rmtree(left)
         except BlockingIOError:
-            raise RunStateError("exporting-already", "another command exports there", where=str(target)) from None
+            raise RunStateError(
+                "exporting-already", "another command exports there", where=str(target)
+            ) from None
         except OSError as error:
             raise _unwritable(target, error) from error
         try:
@@ -172,7 +200,10 @@ def _merge(export: Export, merged: Path, view: Path, env: dict[str, str]) -> Non
 
 
 def _as_published(export: Export, merged: Path) -> None:
-    """The base model's own configuration, but for the dtype; its generation settings and its code."""
+    """The base model's own configuration, but for the dtype.
+
+    Its generation settings and its code.
+    """
     original = export.source.checkpoint
     config = original.config | {"dtype": export.dtype, "torch_dtype": export.dtype}
     try:
@@ -184,7 +215,9 @@ def _as_published(export: Export, merged: Path) -> None:
         raise _unwritable(merged, error) from error
 
 
-def _check(export: Export, merged: Path, merged_view: Path, view: Path, env: dict[str, str]) -> Check:
+def _check(
+    export: Export, merged: Path, merged_view: Path, view: Path, env: dict[str, str]
+) -> Check:
     """Ask adapter and merged model for the same tokens, both in the arithmetic of the run."""
     source = export.source
     preset = source.record["preset"]
@@ -200,7 +233,11 @@ def _check(export: Export, merged: Path, merged_view: Path, view: Path, env: dic
     spec = {
         "models": [
             adapted,
-            adapted | {"arguments": loading.merged_arguments(adapted["arguments"], merged_view), "adapter": None},
+            adapted
+            | {
+                "arguments": loading.merged_arguments(adapted["arguments"], merged_view),
+                "adapter": None,
+            },
         ],
         "data": {
             "folder": str(source.folder.dataset),
@@ -218,7 +255,8 @@ def _check(export: Export, merged: Path, merged_view: Path, view: Path, env: dic
 def _complete(export: Export, merged: Path, check: Check) -> None:
     try:
         files.write_text_atomically(
-            merged / "README.md", model_card(export.source, export.chosen, export.dtype, check.sentence)
+            merged / "README.md",
+            model_card(export.source, export.chosen, export.dtype, check.sentence),
         )
     except OSError as error:
         raise _unwritable(merged, error) from error

@@ -1,4 +1,6 @@
-"""Answers of a run's model to a staged dataset, row by row, so that any kill costs at most one batch."""
+"""Answers of a run's model to a staged dataset, row by row, so that any kill costs at most one
+batch.
+"""
 
 import contextlib
 import hashlib
@@ -8,22 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iisft.data import staging
-from iisft.data.staging import StagedDataset
+from iisft.data.stage import staging
+from iisft.data.stage.staging import StagedDataset
 from iisft.errors import UsageError
-from iisft.inference.memory import Need
-from iisft.inference.predictions import Predictions, Row
+from iisft.inference.base_model import Source
+from iisft.inference.headroom import Need
+from iisft.inference.output import Predictions, Row
 from iisft.inference.selection import ADAPTER, Chosen
-from iisft.inference.source import Source
 from iisft.inference.worker import Worker, require_proof, started
-from iisft.runs.folder import RunFolder
-from iisft.runs.proof import Observed
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.proof import Observed
 from iisft.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for. `limit`: only so many rows from the first on; `anew`: throw older answers away."""
+    """What is asked for.
+
+    `limit`: only so many rows from the first on; `anew`: throw older answers away.
+    """
 
     data: StagedDataset
     cutoff_len: int
@@ -53,7 +58,10 @@ class Request:
 
 @dataclass
 class Progress:
-    """How far the answers of one adapter are. `share` is of the work, which a count of rows would not show."""
+    """How far the answers of one adapter are.
+
+    `share` is of the work, which a count of rows would not show.
+    """
 
     which: str
     rows: int
@@ -79,7 +87,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A complete file. `generated` are the rows of this time; the others count all that stand in it."""
+    """A complete file.
+
+    `generated` are the rows of this time; the others count all that stand in it.
+    """
 
     which: str
     file: Path
@@ -91,7 +102,9 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         counts = ("rows", "generated", "errors", "cut_off", "longer_than_cutoff")
-        return {"checkpoint": self.which, "file": str(self.file)} | {name: getattr(self, name) for name in counts}
+        return {"checkpoint": self.which, "file": str(self.file)} | {
+            name: getattr(self, name) for name in counts
+        }
 
 
 @dataclass
@@ -127,7 +140,9 @@ class Job:
             generated=self.new,
             errors=sum(bool(row.get("error")) for row in rows),
             cut_off=sum(row.get("stop") == "length" for row in rows),
-            longer_than_cutoff=sum((row.get("prompt_tokens") or 0) > self.request.cutoff_len for row in rows),
+            longer_than_cutoff=sum(
+                (row.get("prompt_tokens") or 0) > self.request.cutoff_len for row in rows
+            ),
         )
 
 
@@ -155,7 +170,9 @@ def predict(
     with contextlib.ExitStack() as stack:
         jobs = []
         for one in chosen:
-            about = request.about(one.which, source.record["model"]["id"], "local", adapter_sha256=_digest(one))
+            about = request.about(
+                one.which, source.record["model"]["id"], "local", adapter_sha256=_digest(one)
+            )
             jobs.append(stack.enter_context(begun(source.folder, one.which, request, about)))
         open_jobs = [(one, job) for one, job in zip(chosen, jobs, strict=True) if job.missing]
         if open_jobs:
@@ -181,16 +198,27 @@ def begun(folder: RunFolder, which: str, request: Request, about: dict[str, Any]
 
 
 def _generate(
-    source: Source, jobs: list[tuple[Chosen, Job]], request: Request, on_progress: Callable[[Progress], None]
+    source: Source,
+    jobs: list[tuple[Chosen, Job]],
+    request: Request,
+    on_progress: Callable[[Progress], None],
 ) -> None:
     with source.opened() as (view, env):
         spec = source.loading(view, jobs[0][0], max_new_tokens=request.max_new_tokens) | {
-            "data": {"folder": str(request.data.folder), "name": request.data.name, "file": str(request.data.file)},
+            "data": {
+                "folder": str(request.data.folder),
+                "name": request.data.name,
+                "file": str(request.data.file),
+            },
             "count": request.count,
             "batch_size": request.batch_rows,
             "max_new_tokens": request.max_new_tokens,
             "jobs": [
-                {"which": one.which, "adapter": str(one.adapter) if one.adapter else None, "done": sorted(job.done)}
+                {
+                    "which": one.which,
+                    "adapter": str(one.adapter) if one.adapter else None,
+                    "done": sorted(job.done),
+                }
                 for one, job in jobs
             ],
         }
@@ -204,7 +232,10 @@ def _generate(
 def observed(proof: dict[str, Any]) -> dict[str, Any]:
     """What the answers were computed in, with the words of run.json."""
     facts = Observed({0: proof}, {}).as_json()
-    return {name: facts[name] for name in ("weights_dtype", "compute_dtype", "attention", "autocast", "device")}
+    return {
+        name: facts[name]
+        for name in ("weights_dtype", "compute_dtype", "attention", "autocast", "device")
+    }
 
 
 def _take(worker: Worker, coming: Iterator[Job], on_progress: Callable[[Progress], None]) -> None:
@@ -238,13 +269,18 @@ def request_for(
     max_new_tokens: int | None,
     anew: bool,
 ) -> Request:
-    """A request with what the run itself says where nothing was given: its evaluation data, its cutoff_len.
+    """A request with what the run itself says where nothing was given: its evaluation data, its
+    cutoff_len.
 
     Raises:
         UsageError: no dataset is known, or a number is no count.
         InputError: that dataset isn't staged, or its rows were changed.
     """
-    for name, value in (("limit", limit), ("batch-size", batch_rows), ("max-tokens", max_new_tokens)):
+    for name, value in (
+        ("limit", limit),
+        ("batch-size", batch_rows),
+        ("max-tokens", max_new_tokens),
+    ):
         if value is not None and value < 1:
             raise UsageError(name, f"--{name} must be at least 1, not {value}")
     name = data or record["preset"]["data"]["eval"]
@@ -253,15 +289,28 @@ def request_for(
         text = f"the run has no evaluation data, so --data says which rows; staged: {staged}"
         raise UsageError("predict-data", text, fix="--data NAME")
     cutoff_len = int(record["preset"]["train"]["cutoff_len"])
-    return Request(staging.load(name, workspace), cutoff_len, limit, batch_rows, max_new_tokens or cutoff_len, anew)
+    return Request(
+        staging.load(name, workspace),
+        cutoff_len,
+        limit,
+        batch_rows,
+        max_new_tokens or cutoff_len,
+        anew,
+    )
 
 
 def warnings(outcome: Outcome, cutoff_len: int) -> Iterator[str]:
     """What a person should know about a file before believing it."""
     if outcome.errors:
-        yield f"{outcome.errors} rows have no answer (see their `error`); the same command tries them again"
+        yield (
+            f"{outcome.errors} rows have no answer (see their `error`); the same command tries "
+            "them again"
+        )
     if outcome.cut_off:
         yield f"{outcome.cut_off} answers were cut off at the limit (--max-tokens)"
     if outcome.longer_than_cutoff:
-        longer = f"{outcome.longer_than_cutoff} prompts are longer than the training's cutoff_len {cutoff_len}"
+        longer = (
+            f"{outcome.longer_than_cutoff} prompts are longer than the training's cutoff_len "
+            f"{cutoff_len}"
+        )
         yield f"{longer}: it saw none so long. They were answered whole"

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import RunStateError, UsageError
-from iisft.models.checkpoint import read_header
-from iisft.runs.checkpoints import Saved, checkpoints
-from iisft.runs.folder import RunFolder
-from iisft.runs.state import RunStatus, status_of
+from iisft.models.folder.checkpoint import read_header
+from iisft.runs.record.checkpoints import Saved, checkpoints
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import RunStatus, status_of
 
 FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
 ADAPTER = "adapter_model.safetensors"
@@ -16,7 +16,10 @@ ADAPTER = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An adapter of a run. `which` is "final", a checkpoint's step, or "base" (no adapter); `reason` is for people."""
+    """An adapter of a run.
+
+    `which` is "final", a checkpoint's step, or "base" (no adapter); `reason` is for people.
+    """
 
     which: str
     step: int | None
@@ -56,8 +59,12 @@ def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
     if status.state == "finished":
         return _final(folder, status)
     if wanted == FINAL:
-        fix = f"--checkpoint N{f', or iisft resume {folder.id}' if status.can_go_on else ''}"
-        raise RunStateError("not-finished", f"{folder.id} is {status.state}: it has no final adapter yet", fix=fix)
+        way_on = f", or iisft resume {folder.id}" if status.can_go_on else ""
+        raise RunStateError(
+            "not-finished",
+            f"{folder.id} is {status.state}: it has no final adapter yet",
+            fix=f"--checkpoint N{way_on}",
+        )
     whole = _whole(folder, status)
     if not whole:
         raise RunStateError(
@@ -67,7 +74,10 @@ def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
             fix=f"iisft status {folder.id}",
         )
     newest = whole[-1]
-    return _checkpoint(newest, f"{folder.id} is {status.state}: its newest complete checkpoint-{newest.step} is taken")
+    return _checkpoint(
+        newest,
+        f"{folder.id} is {status.state}: its newest complete checkpoint-{newest.step} is taken",
+    )
 
 
 def _final(folder: RunFolder, status: RunStatus) -> Chosen:
@@ -76,11 +86,15 @@ def _final(folder: RunFolder, status: RunStatus) -> Chosen:
 
 
 def _numbered(folder: RunFolder, step: int) -> Chosen:
-    saved = [one for one in checkpoints(folder.output, status_of(folder).ranks or 1) if one.step == step]
+    saved = [
+        one for one in checkpoints(folder.output, status_of(folder).ranks or 1) if one.step == step
+    ]
     if not saved:
         kept = ", ".join(str(one.step) for one in _whole(folder)) or "none"
         raise RunStateError(
-            "no-such-checkpoint", f"{folder.id} has no checkpoint-{step}; kept: {kept}", where=str(folder.output)
+            "no-such-checkpoint",
+            f"{folder.id} has no checkpoint-{step}; kept: {kept}",
+            where=str(folder.output),
         )
     _require_whole(saved[-1].folder / ADAPTER, folder)  # the optimizer's state is no matter here
     return _checkpoint(saved[-1])
@@ -91,11 +105,16 @@ def _best(folder: RunFolder) -> Chosen:
     whole = {one.step: one for one in _whole(folder)}
     evaluated = sorted((losses[step], step) for step in whole if step in losses)
     if not evaluated:
-        known = f"evaluated at {', '.join(map(str, losses))}" if losses else "no evaluation loss was recorded"
+        known = (
+            f"evaluated at {', '.join(map(str, losses))}"
+            if losses
+            else "no evaluation loss was recorded"
+        )
         raise RunStateError(
             "no-best",
             f"no kept checkpoint of {folder.id} has an evaluation loss ({known})",
-            fix="train with data.eval and save.eval_every_steps; or predict --checkpoint all, then iisft compare",
+            fix="train with data.eval and save.eval_every_steps; or predict --checkpoint all, "
+            "then iisft compare",
         )
     loss, step = evaluated[0]
     reason = f"checkpoint-{step} has the lowest evaluation loss of those kept, {loss:.4f}"
@@ -106,7 +125,9 @@ def _best(folder: RunFolder) -> Chosen:
 
 
 def _all(folder: RunFolder) -> list[Chosen]:
-    """Every complete checkpoint in the order of steps, then the final adapter unless it is the last one's."""
+    """Every complete checkpoint in the order of steps, then the final adapter unless it is the last
+    one's.
+    """
     status = status_of(folder)
     found = [_checkpoint(saved) for saved in _whole(folder, status)]
     if status.state == "finished":
@@ -114,7 +135,9 @@ def _all(folder: RunFolder) -> list[Chosen]:
         if not found or not _same_file(folder.output / ADAPTER, found[-1].adapter):
             found.append(final)
     if not found:
-        raise RunStateError("no-checkpoint", f"{folder.id} has no complete checkpoint", where=str(folder.output))
+        raise RunStateError(
+            "no-checkpoint", f"{folder.id} has no complete checkpoint", where=str(folder.output)
+        )
     return found
 
 
@@ -143,7 +166,9 @@ def _require_whole(adapter: Path, folder: RunFolder) -> None:
     except (OSError, ValueError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
         fix = f"another checkpoint: iisft status {folder.id}"
-        raise RunStateError("adapter-torn", f"the adapter {what}", where=str(adapter), fix=fix) from error
+        raise RunStateError(
+            "adapter-torn", f"the adapter {what}", where=str(adapter), fix=fix
+        ) from error
 
 
 def _same_file(one: Path, folder: Path | None) -> bool:

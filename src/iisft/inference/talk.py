@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from iisft.errors import EnvironmentFault, IisftError, RunFailed
+from iisft.inference.base_model import Source
 from iisft.inference.selection import Chosen
-from iisft.inference.source import Source
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.llamafactory import loading
 
@@ -28,7 +28,8 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str) -> Generator[str]:
-        """The answer as it comes; closed before its end it is taken back. A question without an answer is forgotten.
+        """The answer as it comes; closed before its end it is taken back. A question without an
+        answer is forgotten.
 
         Raises:
             RunFailed: the model could not answer; the conversation can go on.
@@ -93,7 +94,8 @@ class Address:
 
 @contextlib.contextmanager
 def bound(host: str, port: int) -> Iterator[Address]:
-    """Take the address before a model is loaded for it; a key is made when others than this machine can reach it.
+    """Take the address before a model is loaded for it; a key is made when others than this machine
+    can reach it.
 
     Raises:
         EnvironmentFault: the port is taken, or the host is no address of this machine.
@@ -114,7 +116,9 @@ def bound(host: str, port: int) -> Iterator[Address]:
 
 
 @contextlib.contextmanager
-def served(source: Source, chosen: Chosen, address: Address, *, name: str, max_new_tokens: int) -> Iterator[Worker]:
+def served(
+    source: Source, chosen: Chosen, address: Address, *, name: str, max_new_tokens: int
+) -> Iterator[Worker]:
     """An API that answers at `address`, for the block.
 
     Raises:
@@ -125,7 +129,9 @@ def served(source: Source, chosen: Chosen, address: Address, *, name: str, max_n
     with source.opened() as (view, env):
         spec = source.loading(view, chosen, max_new_tokens=max_new_tokens) | {"socket": descriptor}
         env = env | loading.api_environment(name, address.key)
-        with started(source, "serve_model.py", spec, command="serve", env=env, inherits=[descriptor]) as worker:
+        with started(
+            source, "serve_model.py", spec, command="serve", env=env, inherits=[descriptor]
+        ) as worker:
             require_proof(source, worker)
             worker.receive()
             yield worker

@@ -1,4 +1,6 @@
-"""A child that has a run's model loaded: started, proven to compute as the run did, and talked to in JSON lines."""
+"""A child that has a run's model loaded: started, proven to compute as the run did, and talked to
+in JSON lines.
+"""
 
 import contextlib
 import json
@@ -8,13 +10,13 @@ from typing import Any
 
 from iisft import process
 from iisft.errors import EnvironmentFault, IisftError, InputError, RunFailed
-from iisft.inference import source as sources
-from iisft.inference.source import Source
+from iisft.inference import base_model as sources
+from iisft.inference.base_model import Source
 from iisft.llamafactory import failures
 from iisft.llamafactory.failure import Failure
 from iisft.llamafactory.logs import error_in, last_lines
 from iisft.process.piped import Piped
-from iisft.runs.proof import precision_differences
+from iisft.runs.record.proof import precision_differences
 
 _SCRIPTS = Path(__file__).parents[1] / "child"
 _GRACE_S = 5.0
@@ -61,9 +63,14 @@ class Worker:
         where, fix = str(self._log), f"tail -50 '{self._log}'"
         if known is None:
             return RunFailed(
-                "child-died", f"{said or 'the process that had the model died'} ({how})", where=where, fix=fix
+                "child-died",
+                f"{said or 'the process that had the model died'} ({how})",
+                where=where,
+                fix=fix,
             )
-        return _error_type(known)(known.id, f"{known.cause} ({said or how})", where=where, fix=known.fix)
+        return _error_type(known)(
+            known.id, f"{known.cause} ({said or how})", where=where, fix=known.fix
+        )
 
 
 @contextlib.contextmanager
@@ -97,7 +104,8 @@ def started(
 
 
 def require_proof(source: Source, worker: Worker) -> dict[str, Any]:
-    """The child's first message: what its model computes in. It goes on only when that is what the run had.
+    """The child's first message: what its model computes in. It goes on only when that is what the
+    run had.
 
     Raises:
         RunFailed: it computes in something else.

@@ -1,1 +1,3 @@
-"""The only package that knows LLaMA-Factory: argument names, environment, dataset_info.json, log formats."""
+"""The only package that knows LLaMA-Factory: argument names, environment, dataset_info.json, log
+formats.
+"""

@@ -1,4 +1,6 @@
-"""From a preset to train.yaml: the one place that maps a preset's keys to LLaMA-Factory's argument names."""
+"""From a preset to train.yaml: the one place that maps a preset's keys to LLaMA-Factory's argument
+names.
+"""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -15,7 +17,11 @@ _ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 # Preset key -> the LLaMA-Factory arguments that it becomes.
 MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "model.template": lambda p: {"template": p.model.template},
-    "precision": lambda p: {"bf16": p.precision == "bf16", "fp16": p.precision == "fp16", "pure_bf16": False},
+    "precision": lambda p: {
+        "bf16": p.precision == "bf16",
+        "fp16": p.precision == "fp16",
+        "pure_bf16": False,
+    },
     "weights": lambda p: (
         {
             "quantization_bit": 4,
@@ -42,18 +48,24 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "train.batch_size": lambda p: {"per_device_train_batch_size": p.train.batch_size},
     "train.accumulation": lambda p: {"gradient_accumulation_steps": p.train.accumulation},
     "train.cutoff_len": lambda p: {"cutoff_len": p.train.cutoff_len},
-    "train.gradient_checkpointing": lambda p: {"disable_gradient_checkpointing": not p.train.gradient_checkpointing},
+    "train.gradient_checkpointing": lambda p: {
+        "disable_gradient_checkpointing": not p.train.gradient_checkpointing
+    },
     "train.optimizer": lambda p: {"optim": p.train.optimizer},
     "train.seed": lambda p: {"seed": p.train.seed},
     "sharding": lambda p: _sharding(p),
     "data.name": lambda p: {"dataset": p.data.name},
     "data.eval": lambda p: (
-        {"eval_dataset": p.data.eval, "per_device_eval_batch_size": p.train.batch_size} if p.data.eval else {}
+        {"eval_dataset": p.data.eval, "per_device_eval_batch_size": p.train.batch_size}
+        if p.data.eval
+        else {}
     ),
     "save.every_steps": lambda p: {"save_strategy": "steps", "save_steps": p.save.every_steps},
     "save.keep": lambda p: {"save_total_limit": p.save.keep},
     "save.eval_every_steps": lambda p: (
-        {"eval_strategy": "steps", "eval_steps": p.save.eval_every_steps} if p.save.eval_every_steps else {}
+        {"eval_strategy": "steps", "eval_steps": p.save.eval_every_steps}
+        if p.save.eval_every_steps
+        else {}
     ),
 }
 
@@ -70,11 +82,13 @@ ALWAYS: dict[str, Any] = {
     "overwrite_output_dir": False,
     "plot_loss": True,
     "save_only_model": False,  # a checkpoint without the optimizer can't be resumed
-    "enable_jit_checkpoint": False,  # its ranks do not agree on the step; the view's own callback saves and stops
+    # its ranks do not agree on the step; the view's own callback saves and stops
+    "enable_jit_checkpoint": False,
     "disable_tqdm": True,  # the log is a file; iisft draws the bar
 }
 
-# Each brings kernels or modules that take a layer's weight themselves, so that its float32 product is not used.
+# Each brings kernels or modules that take a layer's weight themselves, so that its float32 product
+# is not used.
 _PAST_THE_VIEW = (
     "enable_liger_kernel",
     "fp8",
@@ -147,7 +161,8 @@ def compile_arguments(
     """
     compiled: dict[str, Any] = {
         "model_name_or_path": str(model),
-        "trust_remote_code": True,  # for the view alone: its modelling file is iisft's, its other code was taken out
+        # for the view alone: its modelling file is iisft's, its other code was taken out
+        "trust_remote_code": True,
     }
     for arguments in MAPPING.values():
         compiled |= arguments(preset)
@@ -159,12 +174,17 @@ def compile_arguments(
 
 def needed_packages(preset: Preset) -> tuple[str, ...]:
     """Packages beyond LLaMA-Factory's own that the preset's arguments make it import."""
-    needed = {"bitsandbytes": preset.weights == "nf4", "deepspeed": preset.sharding in ("zero2", "zero3")}
+    needed = {
+        "bitsandbytes": preset.weights == "nf4",
+        "deepspeed": preset.sharding in ("zero2", "zero3"),
+    }
     return tuple(name for name, wanted in needed.items() if wanted)
 
 
 def own_arguments(preset: Preset) -> dict[str, str]:
-    """LLaMA-Factory arguments that a preset key decides, in this preset or with another value of that key."""
+    """LLaMA-Factory arguments that a preset key decides, in this preset or with another value of
+    that key.
+    """
     everything = preset.model_copy(
         update={
             "weights": "nf4",
@@ -173,29 +193,62 @@ def own_arguments(preset: Preset) -> dict[str, str]:
             "save": preset.save.model_copy(update={"eval_every_steps": 1}),
         }
     )
-    variants = [everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)]
-    owned = {name: key for variant in variants for key, arguments in MAPPING.items() for name in arguments(variant)}
+    variants = [
+        everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)
+    ]
+    owned = {
+        name: key
+        for variant in variants
+        for key, arguments in MAPPING.items()
+        for name in arguments(variant)
+    }
     return owned | {name: "iisft itself" for name in _FIXED}
 
 
-def check_extra(extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]) -> list[tuple[str, Finding]]:
+def check_extra(
+    extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]
+) -> list[tuple[str, Finding]]:
     """Objections to the preset's `llamafactory:` section, each with the argument it is about.
 
-    LLaMA-Factory itself accepts wrong types (a text as learning_rate fails after the model is loaded) and
-    tells unknown names without the nearest one.
+    LLaMA-Factory itself accepts wrong types (a text as learning_rate fails after the model is
+    loaded) and tells unknown names without the nearest one.
     """
     found = []
     owned = own_arguments(preset)
     for name, value in extra.items():
         if is_secret(name):
             text = f"llamafactory.{name} is a secret: it would be written to files"
-            found.append((name, Finding("llamafactory-secret", text, fix="put it into the environment (HF_TOKEN)")))
+            found.append(
+                (
+                    name,
+                    Finding(
+                        "llamafactory-secret", text, fix="put it into the environment (HF_TOKEN)"
+                    ),
+                )
+            )
         elif name in owned:
             text = f"llamafactory.{name} is decided by {owned[name]}"
-            found.append((name, Finding("llamafactory-owned", text, fix=f"set {owned[name]} instead")))
-        elif value and name in _PAST_THE_VIEW and preset.precision == "fp32" and preset.weights != "fp32":
-            text = f"llamafactory.{name} multiplies by the stored weights past the float32 products of precision fp32"
-            found.append((name, Finding("llamafactory-past-the-view", text, fix=f"drop {name}, or weights: fp32")))
+            found.append(
+                (name, Finding("llamafactory-owned", text, fix=f"set {owned[name]} instead"))
+            )
+        elif (
+            value
+            and name in _PAST_THE_VIEW
+            and preset.precision == "fp32"
+            and preset.weights != "fp32"
+        ):
+            text = (
+                f"llamafactory.{name} multiplies by the stored weights past the float32 "
+                "products of precision fp32"
+            )
+            found.append(
+                (
+                    name,
+                    Finding(
+                        "llamafactory-past-the-view", text, fix=f"drop {name}, or weights: fp32"
+                    ),
+                )
+            )
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -234,7 +287,9 @@ def _sharding(preset: Preset) -> dict[str, Any]:
 
 
 def _deepspeed(stage: int) -> dict[str, Any]:
-    """A DeepSpeed configuration that decides nothing itself: precision, batch and clipping come from the trainer."""
+    """A DeepSpeed configuration that decides nothing itself: precision, batch and clipping come
+    from the trainer.
+    """
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True}

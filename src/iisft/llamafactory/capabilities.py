@@ -1,7 +1,9 @@
-"""What the training interpreter's packages can do, told by a child process with time limits, and remembered.
+"""What the training interpreter's packages can do, told by a child process with time limits, and
+remembered.
 
-Importing them takes 5 to 20 s, may abort the process (a broken torch) or never return (a wedged driver). The answer of
-a child that came through is kept per interpreter, versions and whatever else the caller names.
+Importing them takes 5 to 20 s, may abort the process (a broken torch) or never return (a wedged
+driver). The answer of a child that came through is kept per interpreter, versions and whatever else
+the caller names.
 """
 
 import hashlib
@@ -25,7 +27,8 @@ _TIMEOUT_S = 900.0
 
 # faulthandler's reports say where a child was, not what was wrong.
 _STACK = re.compile(
-    r'File "|Thread 0x|Current thread|Timeout \(|Fatal Python error|Extension modules|<no Python frame>'
+    r'File "|Thread 0x|Current thread|Timeout \(|Fatal Python error|Extension modules|<no Python '
+    r"frame>"
 )
 
 
@@ -57,12 +60,16 @@ def _is_device(value: Any) -> bool:
 
 def _sound(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that are what they should be."""
-    return {name: value for name, value in facts.items() if name in _FIELDS and _FIELDS[name](value)}
+    return {
+        name: value for name, value in facts.items() if name in _FIELDS and _FIELDS[name](value)
+    }
 
 
 @dataclass(frozen=True)
 class Death:
-    """The step at which the child ended by itself: `how` is a signal, "did not return" or an exit code."""
+    """The step at which the child ended by itself: `how` is a signal, "did not return" or an exit
+    code.
+    """
 
     step: str
     how: str
@@ -73,7 +80,8 @@ class Death:
 class Capabilities:
     """The child's report, step by step; what was not reached is missing.
 
-    `steps` is name -> facts, `seconds` the time of all steps, `died` how the child ended when it didn't come through.
+    `steps` is name -> facts, `seconds` the time of all steps, `died` how the child ended when it
+    didn't come through.
     """
 
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -118,7 +126,11 @@ class Capabilities:
         """What as_json wrote; other shapes are passed over."""
         steps, died = document.get("steps"), document.get("died")
         return cls(
-            {str(name): _sound(facts) for name, facts in steps.items() if isinstance(facts, Mapping)}
+            {
+                str(name): _sound(facts)
+                for name, facts in steps.items()
+                if isinstance(facts, Mapping)
+            }
             if isinstance(steps, Mapping)
             else {},
             Death(str(died.get("step", "")), str(died.get("how", "")), str(died.get("said", "")))
@@ -154,7 +166,10 @@ def known(interpreter: Interpreter, also: Sequence[str] = ()) -> bool:
 
 
 def _remembered(interpreter: Interpreter, also: Sequence[str]) -> Path:
-    key = json.dumps([str(interpreter.path), interpreter.python, interpreter.packages, list(also)], sort_keys=True)
+    key = json.dumps(
+        [str(interpreter.path), interpreter.python, interpreter.packages, list(also)],
+        sort_keys=True,
+    )
     return cache_folder() / f"capabilities-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -189,16 +204,19 @@ def parse(stdout: str, stderr: str, returncode: int | None) -> Capabilities:
             steps[name] = _sound(document)
         begun = str(document.get("begin", begun))
         ended = ended or document.get("end") is True
-    if ended or (returncode == 0 and not steps):  # an interpreter that says nothing is none to judge
+    # an interpreter that says nothing is none to judge
+    if ended or (returncode == 0 and not steps):
         return Capabilities(steps)
     end = last_moments(returncode, stderr)
     return Capabilities(steps, Death(begun, end["died"], end["said"]))
 
 
 def last_moments(returncode: int | None, stderr: str) -> dict[str, str]:
-    """How a child ended that should not have: `died` is a signal, "did not return" or an exit code; `said` its words.
+    """How a child ended that should not have: `died` is a signal, "did not return" or an exit code;
+    `said` its words.
 
-    `returncode` is None for one that had to be killed. What faulthandler's watchdog ended did not return either.
+    `returncode` is None for one that had to be killed. What faulthandler's watchdog ended did not
+    return either.
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     spoken = [line for line in lines if not _STACK.match(line)]

@@ -1,4 +1,6 @@
-"""The trainer's environment: what iisft sets, and what of the caller's shell must not reach the trainer."""
+"""The trainer's environment: what iisft sets, and what of the caller's shell must not reach the
+trainer.
+"""
 
 import os
 import re
@@ -37,14 +39,17 @@ CLEARED = (
     "USE_V1",
     "WORLD_SIZE",
 )
-# What the libraries below the trainer read: which GPUs there are, how they talk, which kernels they take.
+# What the libraries below the trainer read: which GPUs there are, how they talk, which kernels they
+# take.
 _STEERING = re.compile(
     r"(CUDA|HIP|ROCR|HSA|ROC|AMD|GPU|NCCL|RCCL|GLOO|UCX|MIOPEN|HIPBLASLT|ROCBLAS|CUBLAS|PYTORCH|TORCH|OMP|MKL|OPENBLAS"
     r"|NUMEXPR|DS|BNB)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHONPATH|PYTHONHASHSEED"
 )
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-CLEARED_PREFIX = "ACCELERATE_"  # accelerate takes mixed precision, sharding and compilation from them
-# What a preset's env may not say: keys of the preset or iisft decide it. Where torchrun listens is free.
+# accelerate takes mixed precision, sharding and compilation from them
+CLEARED_PREFIX = "ACCELERATE_"
+# What a preset's env may not say: keys of the preset or iisft decide it. Where torchrun listens is
+# free.
 _DECIDED = (
     *(name for name in CLEARED if name not in ("MASTER_ADDR", "MASTER_PORT")),
     "HF_MODULES_CACHE",
@@ -80,7 +85,8 @@ def compile_environment(
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(modules_cache),
         "NPROC_PER_NODE": str(placement.ranks),
-        "MAX_RESTARTS": "0",  # torchrun's own restart would change the world size and with it the global batch
+        # torchrun's own restart would change the world size and with it the global batch
+        "MAX_RESTARTS": "0",
     }
     if placement.world_size > 1:
         env["FORCE_TORCHRUN"] = "1"
@@ -88,14 +94,17 @@ def compile_environment(
         host, _, port = (placement.rendezvous or "").rpartition(":")
         env |= node_environment(str(placement.nodes), str(placement.node_rank), host, port)
     if preset.hardware.vendor == "amd":
-        env["OPTIM_TORCH"] = "0"  # LLaMA-Factory would force expandable_segments, which ROCm does not have
+        # LLaMA-Factory would force expandable_segments, which ROCm does not have
+        env["OPTIM_TORCH"] = "0"
     if placement.on_cpu:
         env |= NO_GPU
     return env | preset.env
 
 
 def env_findings(loaded: LoadedPreset) -> list[Finding]:
-    """Objections to the preset's `env` section: variables that would change the run behind its other keys' back."""
+    """Objections to the preset's `env` section: variables that would change the run behind its
+    other keys' back.
+    """
     return [
         Finding(
             "env-decided",
@@ -109,15 +118,27 @@ def env_findings(loaded: LoadedPreset) -> list[Finding]:
 
 
 def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[str, str]:
-    """What tells LLaMA-Factory's torchrun which of several machines this is; values may be shell expressions."""
+    """What tells LLaMA-Factory's torchrun which of several machines this is.
+
+    Values may be shell expressions.
+    """
     return {"NNODES": nodes, "MASTER_ADDR": host, "MASTER_PORT": port, "NODE_RANK": node_rank}
 
 
 def inherited(env: Mapping[str, str]) -> dict[str, str]:
     """The caller's variables without those that would change the run behind the preset's back."""
-    return {name: value for name, value in env.items() if name not in CLEARED and not name.startswith(CLEARED_PREFIX)}
+    return {
+        name: value
+        for name, value in env.items()
+        if name not in CLEARED and not name.startswith(CLEARED_PREFIX)
+    }
 
 
 def steering(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a shell that decide how the trainer's libraries work; a resume elsewhere needs them again."""
-    return redact({name: value for name, value in inherited(env).items() if _STEERING.fullmatch(name)})
+    """The variables of a shell that decide how the trainer's libraries work.
+
+    A resume elsewhere needs them again.
+    """
+    return redact(
+        {name: value for name, value in inherited(env).items() if _STEERING.fullmatch(name)}
+    )

@@ -1,4 +1,6 @@
-"""Each value of a preset with its reason, where it was written, and what it becomes in LLaMA-Factory."""
+"""Each value of a preset with its reason, where it was written, and what it becomes in
+LLaMA-Factory.
+"""
 
 import re
 from collections.abc import Iterator
@@ -37,7 +39,9 @@ def explain(loaded: LoadedPreset) -> list[Explanation]:
     return list(_section(loaded, loaded.preset, ()))
 
 
-def _section(loaded: LoadedPreset, section: BaseModel, path: tuple[str, ...]) -> Iterator[Explanation]:
+def _section(
+    loaded: LoadedPreset, section: BaseModel, path: tuple[str, ...]
+) -> Iterator[Explanation]:
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         here = (*path, name)

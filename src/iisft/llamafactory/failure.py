@@ -6,16 +6,19 @@ from typing import Literal
 
 Kind = Literal["memory", "disk", "gpu", "communication", "input", "environment"]
 
-# How an error begins: a Python exception, what a C++ one says, or the end of a watchdog thread. Never a mere mention.
-RAISED = r"(?:^(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |^\s*what\(\):\s+|terminated with exception: )"
+# How an error begins: a Python exception, what a C++ one says, or the end of a watchdog thread.
+# Never a mere mention.
+RAISED = (
+    r"(?:^(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |^\s*what\(\):\s+|terminated with exception: )"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One known failure: how it is printed, what it means, what mends it.
 
-    `pattern` is searched in single lines of the log. `passing` = the same run may well get through when started again.
-    `source` is the rule, issue thread or document that the entry comes from.
+    `pattern` is searched in single lines of the log. `passing` = the same run may well get through
+    when started again. `source` is the rule, issue thread or document that the entry comes from.
     """
 
     id: str
@@ -28,7 +31,14 @@ class Failure:
 
 
 def known(
-    kind: Kind, failure_id: str, pattern: str, *, cause: str, fix: str, source: str, passing: bool = False
+    kind: Kind,
+    failure_id: str,
+    pattern: str,
+    *,
+    cause: str,
+    fix: str,
+    source: str,
+    passing: bool = False,
 ) -> Failure:
     """An entry of the table; by default one that would only fail again."""
     return Failure(failure_id, kind, re.compile(pattern), cause, fix, passing, source)

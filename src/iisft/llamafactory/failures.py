@@ -28,9 +28,10 @@ _RANK = re.compile(r"^(?:\[(?:rank)?\d+\]:? ?)+")
 def diagnose(lines: Sequence[str]) -> Failure | None:
     """The known failure that explains the end of one attempt's log, or None.
 
-    Later lines win over earlier ones. What a rank says when another one has gone never hides why that one went: an
-    error of communication counts only where no other is found, a lost connection only where there is nothing else.
-    Data rows and the trainer's INFO and WARNING lines are passed over, whatever they contain.
+    Later lines win over earlier ones. What a rank says when another one has gone never hides why
+    that one went: an error of communication counts only where no other is found, a lost connection
+    only where there is nothing else. Data rows and the trainer's INFO and WARNING lines are passed
+    over, whatever they contain.
     """
     found: Failure | None = None
     for line in _spoken(lines):
@@ -41,7 +42,10 @@ def diagnose(lines: Sequence[str]) -> Failure | None:
 
 
 def exception_of(failure: Failure, lines: Sequence[str]) -> str:
-    """The exception in which the failure came, or "": the last one may be what another rank met afterwards."""
+    """The exception in which the failure came, or "".
+
+    The last one may be what another rank met afterwards.
+    """
     spoken = list(_spoken(lines))
     last = error_in(spoken)
     own = error_in([line for line in spoken if failure.pattern.search(line)])
@@ -55,7 +59,9 @@ def _standing(failure: Failure) -> int:
 
 
 def _spoken(lines: Sequence[str]) -> Iterator[str]:
-    """The lines without rank prefixes, progress bars, colours, and without what is printed of the data."""
+    """The lines without rank prefixes, progress bars, colours, and without what is printed of the
+    data.
+    """
     in_row = in_labels = False
     for raw in _from_first_whole_row(lines):
         line = _BAR.sub("", _COLOUR.sub("", raw.rstrip("\r\n").rpartition("\r")[2][:_LONGEST]))

@@ -1,4 +1,7 @@
-"""Known failures of the environment and of what the trainer was given. The first match of a line counts."""
+"""Known failures of the environment and of what the trainer was given.
+
+The first match of a line counts.
+"""
 
 from functools import partial
 
@@ -9,23 +12,28 @@ _environment = partial(known, "environment")
 _input = partial(known, "input")
 
 _ABSENT = r"^(?:\w+\.)*PackageNotFoundError: No package metadata was found for The"
-_STAGE = "mend the file and stage it again, which checks every row: iisft data stage FILE --name NAME"
+_STAGE = (
+    "mend the file and stage it again, which checks every row: iisft data stage FILE --name NAME"
+)
 _EARLIER = "delete this checkpoint's folder and start again: the one before it is taken"
 
 SETUP: tuple[Failure, ...] = (
     _environment(
         "torch-load-refused",
         rf"{RAISED}Due to a serious vulnerability issue in `torch\.load`",
-        cause="transformers does not load optimizer.pt with a torch older than 2.6 (CVE-2025-32434): no run resumes.",
+        cause="transformers does not load optimizer.pt with a torch older than 2.6 "
+        "(CVE-2025-32434): no run resumes.",
         fix=f"install torch 2.6 or newer (MI50: {GFX906.command})",
         source="R13, LlamaFactory#8379, transformers PR 37785",
     ),
     _environment(
         "torch-parts-mismatch",
-        rf"{RAISED}(?:Detected that PyTorch and (?:TorchAudio|torchvision) were compiled with different CUDA versions"
+        rf"{RAISED}(?:Detected that PyTorch and (?:TorchAudio|torchvision) were compiled with "
+        r"different CUDA versions"
         r"|operator torchvision::nms does not exist)"
         r"|^OSError: (?:Could not load this library: )?\S*/(?:lib|_)torchaudio\.so",
-        cause="torch, torchvision and torchaudio come from different builds; LLaMA-Factory imports all three.",
+        cause="torch, torchvision and torchaudio come from different builds; LLaMA-Factory "
+        "imports all three.",
         fix=f"install the three together from one index, for example {OLD_NVIDIA.command}",
         source="R11, autocut#106, vllm#7940",
     ),
@@ -38,24 +46,30 @@ SETUP: tuple[Failure, ...] = (
     ),
     _environment(
         "bitsandbytes-without-library",
-        rf"{RAISED}Attempted to use bitsandbytes native library functionality but it's not available"
+        rf"{RAISED}Attempted to use bitsandbytes native library functionality but it's not "
+        r"available"
         rf"|{RAISED}Method '\w+' not available in CPU-only version of bitsandbytes"
         r"|^\s*CUDA Setup failed despite (?:GPU|CUDA) being available",
-        cause="bitsandbytes has no library for this CUDA or ROCm version (its wheels begin with ROCm 6.4).",
-        fix="build it for this GPU (cmake -DCOMPUTE_BACKEND=hip -DBNB_ROCM_ARCH=gfx906 -S .), or --set weights=stored",
+        cause="bitsandbytes has no library for this CUDA or ROCm version (its wheels begin with "
+        "ROCm 6.4).",
+        fix="build it for this GPU (cmake -DCOMPUTE_BACKEND=hip -DBNB_ROCM_ARCH=gfx906 -S .), or "
+        "--set weights=stored",
         source="R26, bitsandbytes#828; provoked",
     ),
     _environment(
         "bitsandbytes-without-kernels",
-        r"^Error (?:named symbol not found|invalid device function|no kernel image.*) at line \d+ in file \S+ops\.\w+",
+        r"^Error (?:named symbol not found|invalid device function|no kernel image.*) at line \d+ "
+        r"in file \S+ops\.\w+",
         cause="The installed bitsandbytes has no kernels for this GPU.",
-        fix="build bitsandbytes for the GPU's architecture (gfx906: -DBNB_ROCM_ARCH=gfx906), or --set weights=stored",
+        fix="build bitsandbytes for the GPU's architecture (gfx906: -DBNB_ROCM_ARCH=gfx906), or "
+        "--set weights=stored",
         source="R26, bitsandbytes#198, #566",
     ),
     _environment(
         "flash-attention-missing",
         r"^ImportError: FlashAttention\S* has been toggled on, but it cannot be used",
-        cause="The preset asks for FlashAttention, and the package is missing or does not suit this GPU.",
+        cause="The preset asks for FlashAttention, and the package is missing or does not suit "
+        "this GPU.",
         fix="--set attention=sdpa",
         source="R32, LlamaFactory#3464; provoked",
     ),
@@ -70,14 +84,17 @@ SETUP: tuple[Failure, ...] = (
     _environment(
         "expandable-segments",
         r"expandable_segment\w* INTERNAL ASSERT FAILED at ",
-        cause="torch's expandable segments failed; LLaMA-Factory switches them on for several GPUs.",
-        fix="export OPTIM_TORCH=0 PYTORCH_CUDA_ALLOC_CONF=garbage_collection_threshold:0.8,max_split_size_mb:512",
+        cause="torch's expandable segments failed; LLaMA-Factory switches them on for several "
+        "GPUs.",
+        fix="export OPTIM_TORCH=0 "
+        "PYTORCH_CUDA_ALLOC_CONF=garbage_collection_threshold:0.8,max_split_size_mb:512",
         source="R21, R23, pytorch#119452",
     ),
     _environment(
         "metric-package-missing",
         rf"{_ABSENT} '(?:jieba|nltk|rouge[-_]chinese)",
-        cause="predict_with_generate needs jieba, nltk and rouge-chinese, and one of them is missing.",
+        cause="predict_with_generate needs jieba, nltk and rouge-chinese, and one of them is "
+        "missing.",
         fix="pip install jieba nltk rouge-chinese, or leave predict_with_generate out",
         source="provoked with LLaMA-Factory 0.9.5",
     ),
@@ -85,14 +102,16 @@ SETUP: tuple[Failure, ...] = (
         "deepspeed-missing",
         rf"{_ABSENT} 'deepspeed|^ImportError: DeepSpeed is not available",
         cause="Sharding with ZeRO needs DeepSpeed, and it is not installed.",
-        fix="--set sharding=none (LoRA on one or two GPUs needs no more), or pip install 'deepspeed<=0.18.4'",
+        fix="--set sharding=none (LoRA on one or two GPUs needs no more), or pip install "
+        "'deepspeed<=0.18.4'",
         source="R28, LlamaFactory#4694; provoked",
     ),
     _environment(
         "deepspeed-build-failed",
         rf"{RAISED}Error building extension '|^ninja: build stopped: subcommand failed"
         rf"|{RAISED}(?:.*: )?CUDA_HOME does not exist, unable to compile CUDA op",
-        cause="DeepSpeed compiles its operators when they are first used, and the compiler or CUDA toolkit failed.",
+        cause="DeepSpeed compiles its operators when they are first used, and the compiler or "
+        "CUDA toolkit failed.",
         fix="--set sharding=none, or install a CUDA toolkit of torch's version and set CUDA_HOME",
         source="R29, LlamaFactory#5020, #9270",
     ),
@@ -114,13 +133,16 @@ SETUP: tuple[Failure, ...] = (
         "glibc-too-old",
         r"/\S{1,400}\.so\.\d+: version [`'](?:GLIBC|GLIBCXX|CXXABI)_[\d.]+' not found",
         cause="A package was built for a newer system (glibc, libstdc++) than this one.",
-        fix="remove or rebuild the package that the message names (flash_attn: use --set attention=sdpa)",
+        fix="remove or rebuild the package that the message names (flash_attn: use --set "
+        "attention=sdpa)",
         source="flash-attention#1762",
     ),
     _environment(
         "shared-library-missing",
-        r"^(?:ImportError|OSError): lib(?:amd|hip|hsa|roc|rccl|MIOpen|cu|nv|nccl|c10|torch)\w*\.so[.\d]*: cannot open",
-        cause="torch, or a package beside it, does not find a CUDA or ROCm library that it was built with.",
+        r"^(?:ImportError|OSError): "
+        r"lib(?:amd|hip|hsa|roc|rccl|MIOpen|cu|nv|nccl|c10|torch)\w*\.so[.\d]*: cannot open",
+        cause="torch, or a package beside it, does not find a CUDA or ROCm library that it was "
+        "built with.",
         fix=f"reinstall torch, torchvision and torchaudio together from one index of {INDEXES}",
         source="TheRock#1119, pytorch#144433",
     ),
@@ -134,8 +156,10 @@ SETUP: tuple[Failure, ...] = (
     _input(
         "unknown-arguments",
         rf"{RAISED}Some (?:keys|specified arguments) are not used by the HfArgumentParser",
-        cause="The preset's llamafactory section names an argument that this LLaMA-Factory does not have.",
-        fix="correct or remove it; iisft preset validate compares the names with the installed version",
+        cause="The preset's llamafactory section names an argument that this LLaMA-Factory does "
+        "not have.",
+        fix="correct or remove it; iisft preset validate compares the names with the installed "
+        "version",
         source="LlamaFactory#5633; provoked",
     ),
     _input(
@@ -154,7 +178,8 @@ SETUP: tuple[Failure, ...] = (
     ),
     _input(
         "dataset-column-missing",
-        r"^KeyError: '(?:instruction|input|output|history|system|messages|conversations|prompt|query|response)'$",
+        r"^KeyError: "
+        r"'(?:instruction|input|output|history|system|messages|conversations|prompt|query|response)'$",
         cause="Rows lack the column that the dataset's description names.",
         fix=_STAGE,
         source="LlamaFactory#7577, #5503; provoked",
@@ -162,14 +187,16 @@ SETUP: tuple[Failure, ...] = (
     _input(
         "dataset-no-valid-rows",
         rf"{RAISED}Cannot find (?:valid|sufficient) samples",
-        cause="No row is left to train on: answers are empty, or the columns do not fit the format.",
+        cause="No row is left to train on: answers are empty, or the columns do not fit the "
+        "format.",
         fix=_STAGE,
         source="LlamaFactory#9618; provoked",
     ),
     _input(
         "dataset-mixed-types",
         r"^(?:\w+\.)*ArrowTypeError: ",
-        cause="A column holds values of different types, for example a number where other rows have text.",
+        cause="A column holds values of different types, for example a number where other rows "
+        "have text.",
         fix=_STAGE,
         source="provoked with LLaMA-Factory 0.9.5",
     ),
@@ -198,14 +225,16 @@ SETUP: tuple[Failure, ...] = (
         "tokenizer-not-loaded",
         r"^OSError: Failed to load tokenizer\.",
         cause="The model folder is missing, or its tokenizer files are missing or damaged.",
-        fix="check the path in model.id; iisft model show DIR names what is missing and the download that mends it",
+        fix="check the path in model.id; iisft model show DIR names what is missing and the "
+        "download that mends it",
         source="provoked with LLaMA-Factory 0.9.5",
     ),
     _input(
         "safetensors-torn",
         r"^(?:\w+\.)*SafetensorError: Error while deserializing",
         cause="A .safetensors file (the model's, or a checkpoint's adapter) is cut off.",
-        fix=f"model: iisft download --verify DIR names the command that mends it; checkpoint: {_EARLIER}",
+        fix="model: iisft download --verify DIR names the command that mends it; checkpoint: "
+        f"{_EARLIER}",
         source="provoked with LLaMA-Factory 0.9.5",
     ),
     _input(
@@ -233,8 +262,10 @@ SETUP: tuple[Failure, ...] = (
     _input(
         "checkpoint-of-another-shape",
         r"^\s+size mismatch for \S+: copying a param with shape"
-        rf"|{RAISED}loaded state dict (?:contains a parameter group|has a different number of parameter groups)",
-        cause="The checkpoint was made with another adapter rank, other target modules or another model.",
+        rf"|{RAISED}loaded state dict (?:contains a parameter group|has a different number of "
+        r"parameter groups)",
+        cause="The checkpoint was made with another adapter rank, other target modules or another "
+        "model.",
         fix="resume with the values that it was made with, or start a new run under another --name",
         source="provoked",
     ),
@@ -256,15 +287,19 @@ SETUP: tuple[Failure, ...] = (
         "fp16-weights-trained",
         r"^ValueError: Attempting to unscale FP16 gradients",
         cause="The trainable weights themselves are fp16; fp16 autocast needs them in float32.",
-        fix="--set precision=fp32, or take out of the llamafactory section what keeps trained weights in fp16",
+        fix="--set precision=fp32, or take out of the llamafactory section what keeps trained "
+        "weights in fp16",
         source="LlamaFactory#1764; provoked",
     ),
     _input(
         "token-out-of-range",
-        rf"Assertion `srcIndex < srcSelectDimSize` failed|{RAISED}(?:CUDA|HIP) error: device-side assert triggered"
+        rf"Assertion `srcIndex < srcSelectDimSize` failed|{RAISED}(?:CUDA|HIP) error: device-side "
+        r"assert triggered"
         r"|^IndexError: index out of range in self$",
-        cause="A row holds a token that the model's embedding lacks: tokenizer and weights do not belong together.",
-        fix="take tokenizer and weights from the same model; --set model.template= that model's own",
+        cause="A row holds a token that the model's embedding lacks: tokenizer and weights do not "
+        "belong together.",
+        fix="take tokenizer and weights from the same model; --set model.template= that model's "
+        "own",
         source="LlamaFactory#5028, #9578; provoked",
     ),
 )

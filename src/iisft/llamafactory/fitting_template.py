@@ -1,13 +1,18 @@
-"""Which of LLaMA-Factory's chat templates fits a model: by what its own chat template writes around a turn.
+"""Which of LLaMA-Factory's chat templates fits a model: by what its own chat template writes around
+a turn.
 
 Source: the slots of LLaMA-Factory 0.9.5's data/template.py. Only clear cases are answered.
 """
 
-# model_type of config.json -> (marker in the model's own chat template, LLaMA-Factory's name), first match wins.
-# Families that share a model_type are told apart by their markers.
+# model_type of config.json -> (marker in the model's own chat template, LLaMA-Factory's name),
+# first match wins. Families that share a model_type are told apart by their markers.
 _BY_TYPE: dict[str, tuple[tuple[str, str], ...]] = {
     "qwen2": (("<｜Assistant｜>", "deepseekr1"), ("<|im_start|>", "qwen")),
-    "qwen3": (("<｜Assistant｜>", "deepseekr1"), ("<think>", "qwen3"), ("<|im_start|>", "qwen3_nothink")),
+    "qwen3": (
+        ("<｜Assistant｜>", "deepseekr1"),
+        ("<think>", "qwen3"),
+        ("<|im_start|>", "qwen3_nothink"),
+    ),
     "llama": (
         ("<｜Assistant｜>", "deepseekr1"),
         ("<|start_header_id|>", "llama3"),

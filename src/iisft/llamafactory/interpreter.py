@@ -1,4 +1,6 @@
-"""The training interpreter: which one it is, what it has, and which arguments its LLaMA-Factory takes."""
+"""The training interpreter: which one it is, what it has, and which arguments its LLaMA-Factory
+takes.
+"""
 
 import hashlib
 import json
@@ -10,7 +12,7 @@ from typing import Any
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault
-from iisft.llamafactory import report
+from iisft.llamafactory import installed
 from iisft.llamafactory.torch_sets import INSTALL
 from iisft.workspace import cache_folder
 
@@ -35,7 +37,9 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class Argument:
-    """A training argument of the installed LLaMA-Factory: its JSON types, and its choices when they are closed."""
+    """A training argument of the installed LLaMA-Factory: its JSON types, and its choices when they
+    are closed.
+    """
 
     types: tuple[str, ...]
     choices: tuple[Any, ...] | None
@@ -53,10 +57,10 @@ def inspect(path: Path) -> Interpreter:
         EnvironmentFault: the interpreter can't be run.
     """
     if path == Path(sys.executable).absolute():
-        found = report.report()
+        found = installed.report()
     else:
         try:
-            result = process.run([str(path), report.__file__], timeout_s=60)
+            result = process.run([str(path), installed.__file__], timeout_s=60)
             found = json.loads(result.stdout)
         except (OSError, TimeoutError, ValueError) as error:
             raise EnvironmentFault(
@@ -66,16 +70,21 @@ def inspect(path: Path) -> Interpreter:
                 fix="set IISFT_PYTHON to a working Python, or unset it",
             ) from error
     launcher = found["launcher"]
-    return Interpreter(path, found["python"], found["packages"], Path(launcher) if launcher else None)
+    return Interpreter(
+        path, found["python"], found["packages"], Path(launcher) if launcher else None
+    )
 
 
 def arguments(interpreter: Interpreter) -> dict[str, Argument]:
-    """Every training argument of the installed LLaMA-Factory, asked in a child once per set of versions.
+    """Every training argument of the installed LLaMA-Factory, asked in a child once per set of
+    versions.
 
     Raises:
         EnvironmentFault: LLaMA-Factory can't be imported there.
     """
-    versions = json.dumps([str(interpreter.path), interpreter.python, interpreter.packages], sort_keys=True)
+    versions = json.dumps(
+        [str(interpreter.path), interpreter.python, interpreter.packages], sort_keys=True
+    )
     cache = cache_folder() / f"arguments-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
     known = files.read_json_object(cache)
     if known is None:
@@ -97,7 +106,9 @@ def _ask_for_arguments(interpreter: Interpreter) -> dict[str, Any]:
         result = process.run([str(interpreter.path), str(script)], timeout_s=_IMPORT_TIMEOUT_S)
         answer = json.loads(result.stdout) if result.returncode == 0 else None
     except (OSError, TimeoutError, ValueError) as error:
-        raise EnvironmentFault("llamafactory-broken", str(error), where=str(interpreter.path)) from error
+        raise EnvironmentFault(
+            "llamafactory-broken", str(error), where=str(interpreter.path)
+        ) from error
     if not isinstance(answer, dict):
         last = result.stderr.strip().splitlines()[-1:] or ["no message"]
         raise EnvironmentFault(

@@ -6,7 +6,8 @@ from typing import Any
 
 from iisft.llamafactory.environment import CLEARED
 
-# Where and on what the trainer worked; the model of now lies elsewhere, and an adapter is not merged into it.
+# Where and on what the trainer worked; the model of now lies elsewhere, and an adapter is not
+# merged into it.
 _OF_THE_TRAINER = (
     "model_name_or_path",
     "adapter_name_or_path",
@@ -18,19 +19,33 @@ _OF_THE_TRAINER = (
 )
 
 
-def loading_arguments(train_yaml: Mapping[str, Any], model: Path, max_new_tokens: int) -> dict[str, Any]:
+def loading_arguments(
+    train_yaml: Mapping[str, Any], model: Path, max_new_tokens: int
+) -> dict[str, Any]:
     """Everything that the run said about its model and template, for the view at `model`.
 
-    Answers are greedy unless a request has a temperature of its own: with 0 LLaMA-Factory does not sample.
+    Answers are greedy unless a request has a temperature of its own: with 0 LLaMA-Factory does not
+    sample.
     """
     kept = {name: value for name, value in train_yaml.items() if name not in _OF_THE_TRAINER}
-    generation = {"do_sample": True, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": max_new_tokens}
+    generation = {
+        "do_sample": True,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_new_tokens": max_new_tokens,
+    }
     return kept | generation | {"model_name_or_path": str(model)}
 
 
 def merged_arguments(arguments: Mapping[str, Any], model: Path) -> dict[str, Any]:
-    """The same for a model with the adapter in its weights, which are never quantised while loading."""
-    kept = {name: value for name, value in arguments.items() if not name.startswith(("quantization", "double_quant"))}
+    """The same for a model with the adapter in its weights, which are never quantised while
+    loading.
+    """
+    kept = {
+        name: value
+        for name, value in arguments.items()
+        if not name.startswith(("quantization", "double_quant"))
+    }
     return kept | {"model_name_or_path": str(model)}
 
 
@@ -40,5 +55,8 @@ def without_trainer_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def api_environment(model_name: str, key: str | None) -> dict[str, str]:
-    """What LLaMA-Factory's API reads from its variables: the name it answers to, and the key that it asks for."""
-    return {"API_MODEL_NAME": model_name, "API_KEY": key or "", "API_VERBOSE": "0"}  # verbose logs every message
+    """What LLaMA-Factory's API reads from its variables: the name it answers to, and the key that
+    it asks for.
+    """
+    # verbose logs every message
+    return {"API_MODEL_NAME": model_name, "API_KEY": key or "", "API_VERBOSE": "0"}

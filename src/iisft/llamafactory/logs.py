@@ -1,4 +1,6 @@
-"""What the trainer says: its log lines, its summary, its metrics, and the proof line of iisft's modelling file."""
+"""What the trainer says: its log lines, its summary, its metrics, and the proof line of iisft's
+modelling file.
+"""
 
 import ast
 import json
@@ -17,13 +19,17 @@ PROOF_VARIABLE = "IISFT_PROOF"
 
 _SUMMARY = {
     "rows": re.compile(r"Num examples = ([\d,]+)$"),
-    "global_batch": re.compile(r"Total train batch size \(w\. parallel, distributed & accumulation\) = ([\d,]+)$"),
+    "global_batch": re.compile(
+        r"Total train batch size \(w\. parallel, distributed & accumulation\) = ([\d,]+)$"
+    ),
     "total_steps": re.compile(r"Total optimization steps = ([\d,]+)$"),
     "trainable_parameters": re.compile(r"Number of trainable parameters = ([\d,]+)$"),
 }
 _TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
-_ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$")
+_ERROR = re.compile(
+    r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$"
+)
 # torch.distributed.elastic's failure report
 _REPORTED_RANK = re.compile(r"^\s+rank\s+: (\d+) \(local_rank: \d+\)$")
 _REPORTED_SIGNAL = re.compile(r"^\s+traceback : Signal \d+ \((SIG\w+)\) received by PID \d+$")
@@ -34,7 +40,8 @@ _NOT_THE_CAUSE = ("CalledProcessError", "ChildFailedError", "SignalException", "
 class Metrics:
     """One logging step. `loss` and `grad_norm` may be NaN; None = not said.
 
-    `tokens` counts from the run's first step, padding left out; the memory is the first rank's peak so far.
+    `tokens` counts from the run's first step, padding left out; the memory is the first rank's peak
+    so far.
     """
 
     step: int
@@ -71,8 +78,8 @@ class Begin:
 class TrainerLog:
     """Follows a run's log and LLaMA-Factory's trainer_log.jsonl from given places on.
 
-    trainer_log.jsonl has the step and the full-precision loss, the log has grad_norm: both get one entry per logging
-    step in the same order, so they are paired first in, first out.
+    trainer_log.jsonl has the step and the full-precision loss, the log has grad_norm: both get one
+    entry per logging step in the same order, so they are paired first in, first out.
     """
 
     log: files.LineFollower
@@ -87,14 +94,21 @@ class TrainerLog:
     _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
 
     @classmethod
-    def follow(cls, log: Path, metrics_log: Path, begin: Begin, proof_word: str = "") -> "TrainerLog":
+    def follow(
+        cls, log: Path, metrics_log: Path, begin: Begin, proof_word: str = ""
+    ) -> "TrainerLog":
         """Only proofs with `proof_word` count: the trainer prints data rows as well."""
         return cls(
-            files.LineFollower(log, begin.log_offset), files.LineFollower(metrics_log, begin.metrics_offset), proof_word
+            files.LineFollower(log, begin.log_offset),
+            files.LineFollower(metrics_log, begin.metrics_offset),
+            proof_word,
         )
 
     def read(self, *, at_end: bool = False) -> list[Metrics]:
-        """Take in what was added; the metrics that are complete. At the end of the trainer nothing is waited for."""
+        """Take in what was added; the metrics that are complete.
+
+        At the end of the trainer nothing is waited for.
+        """
         lines = self.log.read()
         self.grew = bool(lines)
         for line in lines:
@@ -183,7 +197,9 @@ def _metrics(entry: dict[str, Any], printed: dict[str, Any]) -> Metrics:
         eval_loss=_number(entry.get("eval_loss")),
         tokens=entry.get("total_tokens"),
         vram_allocated_gib=_number(entry.get("vram_allocated")) or None,  # 0.0 without a GPU
-        vram_reserved_gib=_number(entry.get("vram_reserved")) if entry.get("vram_allocated") else None,
+        vram_reserved_gib=_number(entry.get("vram_reserved"))
+        if entry.get("vram_allocated")
+        else None,
     )
 
 

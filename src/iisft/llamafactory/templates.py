@@ -1,8 +1,9 @@
 """LLaMA-Factory's prompt templates as data: what stands around each turn, and which tokens end it.
 
-Source: register_template() and Template._encode() in LLaMA-Factory 0.9.5, data/template.py. The table has the templates
-of the shipped presets and of the architectures that iisft proves; tests/data/test_tokens_equal.py compares every one of
-them with the real LLaMA-Factory, token by token.
+Source: register_template() and Template._encode() in LLaMA-Factory 0.9.5, data/template.py. The
+table has the templates of the shipped presets and of the architectures that iisft proves;
+tests/data/test_tokens_equal.py compares every one of them with the real LLaMA-Factory, token by
+token.
 """
 
 import re
@@ -15,7 +16,9 @@ CONTENT: Final = "{{content}}"
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """One token of its own: the tokenizer's `bos` or `eos` (left out where it has none), or a `token` by name."""
+    """One token of its own: the tokenizer's `bos` or `eos` (left out where it has none), or a
+    `token` by name.
+    """
 
     kind: Literal["bos", "eos", "token"]
     name: str = ""
@@ -31,10 +34,11 @@ Piece = str | Special
 class Template:
     """One template.
 
-    `user` and the others: texts with CONTENT in them and special tokens; each text is tokenised on its own.
-    `replace_eos`: the first stop word becomes the tokenizer's end token. `efficient_eos`: one end token is put after
-    the whole row, past the truncation, instead of after each answer. `system_in_user`: the system text is the beginning
-    of the first user text. `thought`: an answer without a thought gets this empty one before it.
+    `user` and the others: texts with CONTENT in them and special tokens; each text is tokenised on
+    its own. `replace_eos`: the first stop word becomes the tokenizer's end token. `efficient_eos`:
+    one end token is put after the whole row, past the truncation, instead of after each answer.
+    `system_in_user`: the system text is the beginning of the first user text. `thought`: an answer
+    without a thought gets this empty one before it.
     """
 
     user: Slots
@@ -129,7 +133,12 @@ TEMPLATES: Final[Mapping[str, Template]] = {
         user=(Special("token", "<|user|>"), "\n", CONTENT, Special("token", "<|assistant|>")),
         assistant=("\n", CONTENT),
         system=(Special("token", "<|system|>"), "\n", CONTENT),
-        observation=(Special("token", "<|observation|>"), "\n", CONTENT, Special("token", "<|assistant|>")),
+        observation=(
+            Special("token", "<|observation|>"),
+            "\n",
+            CONTENT,
+            Special("token", "<|assistant|>"),
+        ),
         prefix=(Special("token", "[gMASK]"), Special("token", "sop")),
         stop_words=("<|user|>", "<|observation|>"),
         efficient_eos=True,
@@ -168,17 +177,27 @@ TEMPLATES: Final[Mapping[str, Template]] = {
         replace_eos=True,
     ),
     "deepseek": Template(
-        user=("User: {{content}}\n\nAssistant:",), assistant=_PLAIN_ANSWER, system=("{{content}}\n\n",), prefix=(BOS,)
+        user=("User: {{content}}\n\nAssistant:",),
+        assistant=_PLAIN_ANSWER,
+        system=("{{content}}\n\n",),
+        prefix=(BOS,),
     ),
     "deepseek3": Template(user=_DEEPSEEK, assistant=_PLAIN_ANSWER, prefix=(BOS,)),
-    "deepseekr1": Template(user=_DEEPSEEK, assistant=_PLAIN_ANSWER, prefix=(BOS,), thought=_THOUGHT),
-    "yi": Template(user=_IM_USER, assistant=_IM_ANSWER, system=_IM_SYSTEM, stop_words=("<|im_end|>",)),
+    "deepseekr1": Template(
+        user=_DEEPSEEK, assistant=_PLAIN_ANSWER, prefix=(BOS,), thought=_THOUGHT
+    ),
+    "yi": Template(
+        user=_IM_USER, assistant=_IM_ANSWER, system=_IM_SYSTEM, stop_words=("<|im_end|>",)
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """LLaMA-Factory's arguments that change what a row is rendered to; the names are its own, so are the defaults."""
+    """LLaMA-Factory's arguments that change what a row is rendered to.
+
+    The names are its own, so are the defaults.
+    """
 
     default_system: str | None = None
     enable_thinking: bool | None = True
@@ -203,7 +222,9 @@ _UNFOLLOWED = (
 
 
 def unfollowed(extra: Mapping[str, Any]) -> list[str]:
-    """Arguments of a preset's `llamafactory:` section under which token counts of this module would be wrong."""
+    """Arguments of a preset's `llamafactory:` section under which token counts of this module would
+    be wrong.
+    """
     return [name for name in _UNFOLLOWED if name in extra]
 
 
@@ -229,7 +250,8 @@ def render(
     Args:
         template: how turns are written.
         options: arguments that change it.
-        turns: role and text, alternating, prompt side first; roles are user, assistant, observation.
+        turns: role and text, alternating, prompt side first; roles are user, assistant,
+        observation.
         system: the row's own system text, empty for the template's.
     """
     answers = [_answer(template, options, turns, index) for index in range(1, len(turns), 2)]
@@ -243,7 +265,9 @@ def render(
     return pairs
 
 
-def _question(template: Template, options: Options, role: str, text: str, pair: int, system: str) -> list[Piece]:
+def _question(
+    template: Template, options: Options, role: str, text: str, pair: int, system: str
+) -> list[Piece]:
     pieces: list[Piece] = []
     slots = (template.observation or template.user) if role == "observation" else template.user
     default = template.default_system if options.default_system is None else options.default_system
@@ -257,12 +281,15 @@ def _question(template: Template, options: Options, role: str, text: str, pair: 
     elif system and not template.system_in_user:
         pieces += _fill(template.system, system)
     filled = _fill(slots, text)
-    if role == "user" and not template.system_in_user:  # LLaMA-Factory fills {{idx}} even where a row's text has it
+    # LLaMA-Factory fills {{idx}} even where a row's text has it
+    if role == "user" and not template.system_in_user:
         filled = [p.replace("{{idx}}", str(pair), 1) if isinstance(p, str) else p for p in filled]
     return pieces + filled
 
 
-def _answer(template: Template, options: Options, turns: Sequence[tuple[str, str]], index: int) -> tuple[str, str, str]:
+def _answer(
+    template: Template, options: Options, turns: Sequence[tuple[str, str]], index: int
+) -> tuple[str, str, str]:
     """An answer's text, and the empty thought that goes after the question or before the answer."""
     text, last = turns[index][1], index == len(turns) - 1
     if template.thought is None:
@@ -278,7 +305,9 @@ def _answer(template: Template, options: Options, turns: Sequence[tuple[str, str
 
 
 def _without_thought(text: str, opening: str, closing: str) -> str:
-    return re.sub(f"{re.escape(opening)}(.*?){re.escape(closing)}", "", text, flags=re.DOTALL).lstrip("\n")
+    return re.sub(
+        f"{re.escape(opening)}(.*?){re.escape(closing)}", "", text, flags=re.DOTALL
+    ).lstrip("\n")
 
 
 def _fill(slots: Slots, content: str) -> list[Piece]:

@@ -1,7 +1,8 @@
-"""LLaMA-Factory's tokenised copy of a data set (tokenized_path), which it takes without asking what it was made from.
+"""LLaMA-Factory's tokenised copy of a data set (tokenized_path), which it takes without asking what
+it was made from.
 
-Verified with 0.9.5: a folder that is there is loaded whatever data, template and cutoff_len say, so it may only be
-named to a run when all of these are known to be the same. `key` has them all.
+Verified with 0.9.5: a folder that is there is loaded whatever data, template and cutoff_len say, so
+it may only be named to a run when all of these are known to be the same. `key` has them all.
 """
 
 import hashlib
@@ -20,7 +21,15 @@ _SCRIPT = Path(__file__).parents[1] / "child" / "tokenize_rows.py"
 _TIMEOUT_S = 24 * 3600.0
 _DECIDING_PACKAGES = ("llamafactory", "transformers", "tokenizers", "datasets")
 # Needed for weights and arithmetic only; some of them ask for a GPU or a package.
-_LEFT_OUT = ("quantization", "double_quantization", "deepspeed", "fsdp", "flash_attn", "eval_strategy", "eval_steps")
+_LEFT_OUT = (
+    "quantization",
+    "double_quantization",
+    "deepspeed",
+    "fsdp",
+    "flash_attn",
+    "eval_strategy",
+    "eval_steps",
+)
 
 
 def key(preset: Preset, digests: Sequence[str], tokenizer: str, packages: Mapping[str, str]) -> str:
@@ -67,7 +76,9 @@ def tokenize(
     file.write_text(json.dumps(arguments), encoding="utf-8")
     env = {**environment, "HF_DATASETS_CACHE": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
     try:
-        done = process.run([str(interpreter.path), str(_SCRIPT), str(file)], timeout_s=_TIMEOUT_S, env=env)
+        done = process.run(
+            [str(interpreter.path), str(_SCRIPT), str(file)], timeout_s=_TIMEOUT_S, env=env
+        )
     except (OSError, TimeoutError) as error:
         return str(error)
     if done.returncode == 0 and any(target.iterdir() if target.is_dir() else ()):

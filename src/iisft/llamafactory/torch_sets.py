@@ -1,7 +1,9 @@
-"""Which torch, torchvision and torchaudio go together on which hardware, and the commands that install them.
+"""Which torch, torchvision and torchaudio go together on which hardware, and the commands that
+install them.
 
-Versions and indexes: pytorch.org/get-started/previous-versions. rocm6.3 is the last index whose rocBLAS has gfx906
-kernels (legacy-rocm-build#4625); cu126 is the last CUDA index with Pascal and Volta kernels (pytorch#172352).
+Versions and indexes: pytorch.org/get-started/previous-versions. rocm6.3 is the last index whose
+rocBLAS has gfx906 kernels (legacy-rocm-build#4625); cu126 is the last CUDA index with Pascal and
+Volta kernels (pytorch#172352).
 """
 
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ class TorchSet:
     def command(self) -> str:
         """Installs the three; `--index-url` keeps pip from mixing in another index's build."""
         return (
-            f"pip install torch=={self.torch} torchvision=={self.torchvision} torchaudio=={self.torchaudio}"
+            f"pip install torch=={self.torch} torchvision=={self.torchvision} "
+            f"torchaudio=={self.torchaudio}"
             f" --index-url {INDEXES}{self.index}"
         )
 
@@ -34,7 +37,9 @@ class TorchSet:
 GFX906 = TorchSet("MI50, MI60, Radeon VII", "2.7.1", "0.22.1", "2.7.1", "rocm6.3")
 _RDNA2 = TorchSet("RDNA2", "2.7.1", "0.22.1", "2.7.1", "rocm6.3")
 _ROCM = TorchSet("CDNA (MI100 and newer), RDNA3 and newer", "2.9.1", "0.24.1", "2.9.1", "rocm6.4")
-OLD_NVIDIA = TorchSet("Pascal and Volta, and any card under an older driver", "2.9.1", "0.24.1", "2.9.1", "cu126")
+OLD_NVIDIA = TorchSet(
+    "Pascal and Volta, and any card under an older driver", "2.9.1", "0.24.1", "2.9.1", "cu126"
+)
 _CPU = TorchSet("the CPU", "2.9.1", "0.24.1", "2.9.1", "cpu")
 
 # The first prefix that fits decides; what is not named here takes torch from constraints-torch.txt.

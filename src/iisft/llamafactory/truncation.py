@@ -1,18 +1,20 @@
 """How LLaMA-Factory shortens a row to cutoff_len, and how it packs rows.
 
-Source: infer_seqlen(), greedy_knapsack() in LLaMA-Factory 0.9.5, data/processor/processor_utils.py, and
-_encode_data_example(), PackedSupervisedDatasetProcessor in data/processor/supervised.py.
+Source: infer_seqlen(), greedy_knapsack() in LLaMA-Factory 0.9.5, data/processor/processor_utils.py,
+and _encode_data_example(), PackedSupervisedDatasetProcessor in data/processor/supervised.py.
 """
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_PACKING_BATCH = 1000  # rows that are packed among themselves: DataArguments.preprocessing_batch_size
+# rows that are packed among themselves: DataArguments.preprocessing_batch_size
+_PACKING_BATCH = 1000
 
 
 def effective_cutoff(cutoff_len: int, extra: Mapping[str, Any]) -> int:
-    """The limit that really holds: `packing` takes one token of it (DataArguments, hparams/data_args.py).
+    """The limit that really holds: `packing` takes one token of it (DataArguments,
+    hparams/data_args.py).
 
     `extra` is a preset's `llamafactory:` section.
     """
@@ -20,9 +22,14 @@ def effective_cutoff(cutoff_len: int, extra: Mapping[str, Any]) -> int:
 
 
 def kept_lengths(
-    pairs: Sequence[tuple[int, int]], cutoff_len: int, *, efficient_eos: bool, mask_history: bool = False
+    pairs: Sequence[tuple[int, int]],
+    cutoff_len: int,
+    *,
+    efficient_eos: bool,
+    mask_history: bool = False,
 ) -> list[tuple[int, int]]:
-    """How many tokens of each question and answer are left, both cut at their ends; (0, 0) for a turn that is left out.
+    """How many tokens of each question and answer are left, both cut at their ends; (0, 0) for a
+    turn that is left out.
 
     Args:
         pairs: tokens of question and answer, turn by turn.
@@ -54,7 +61,9 @@ def _shortened(question: int, answer: int, room: int) -> tuple[int, int]:
 
 
 def packed_sequences(lengths: Iterable[int], cutoff_len: int) -> int:
-    """How many sequences of cutoff_len tokens `packing` makes of rows with these lengths, each below cutoff_len."""
+    """How many sequences of cutoff_len tokens `packing` makes of rows with these lengths, each
+    below cutoff_len.
+    """
     rows = list(lengths)
     return sum(
         _packed(sorted(rows[start : start + _PACKING_BATCH]), cutoff_len - 1)

@@ -1,4 +1,6 @@
-"""What `model show` and `models` tell: a folder by its JSON files, safetensors headers and manifest alone."""
+"""What `model show` and `models` tell: a folder by its JSON files, safetensors headers and manifest
+alone.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,10 +10,15 @@ from typing import Any
 from iisft.errors import Finding, InputError
 from iisft.files import read_json, read_json_object
 from iisft.llamafactory.fitting_template import template_for
-from iisft.models import manifest as manifests
-from iisft.models.checkpoint import Checkpoint, checkpoint_findings, code_files, inspect_checkpoint
-from iisft.models.manifest import ManifestFile
-from iisft.models.view import plan_view
+from iisft.models.folder import manifest as manifests
+from iisft.models.folder.checkpoint import (
+    Checkpoint,
+    checkpoint_findings,
+    code_files,
+    inspect_checkpoint,
+)
+from iisft.models.folder.manifest import ManifestFile
+from iisft.models.view.build import plan_view
 
 # precision and weights as presets name them
 _PRECISIONS = {
@@ -25,7 +32,10 @@ _LONGEST_TEMPLATE = 1_000_000
 
 @dataclass(frozen=True)
 class Description:
-    """One folder. Numbers are 0 and texts empty where the folder does not say or can't be read; findings say why."""
+    """One folder.
+
+    Numbers are 0 and texts empty where the folder does not say or can't be read; findings say why.
+    """
 
     folder: Path
     source: str = ""
@@ -93,7 +103,12 @@ def describe(folder: Path) -> Description:
         InputError: there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError("model-missing", f"there is no model folder {folder}", where=str(folder), fix="iisft models")
+        raise InputError(
+            "model-missing",
+            f"there is no model folder {folder}",
+            where=str(folder),
+            fix="iisft models",
+        )
     findings = checkpoint_findings(folder)
     try:
         checkpoint: Checkpoint | None = inspect_checkpoint(folder)
@@ -108,7 +123,9 @@ def describe(folder: Path) -> Description:
     return Description(
         folder=folder.absolute(),
         **_origin(folder),
-        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
+        architecture=str(architectures[0])
+        if isinstance(architectures, list) and architectures
+        else "",
         model_type=model_type,
         parameters=checkpoint.parameters if checkpoint else 0,
         dtypes=checkpoint.dtypes if checkpoint else {},
@@ -144,7 +161,9 @@ def _is_model(folder: Path) -> bool:
 def _origin(folder: Path) -> dict[str, Any]:
     manifest = manifests.read(folder)
     if manifest is None:
-        paths = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+        paths = sorted(
+            path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")
+        )
         return {"files": tuple(ManifestFile(path.name, path.stat().st_size) for path in paths)}
     names = ("source", "endpoint", "repo", "revision", "commit", "licence", "files")
     return {name: getattr(manifest, name) for name in names}
@@ -157,7 +176,11 @@ def _number(config: dict[str, Any], *names: str) -> int:
 def _tied(config: dict[str, Any], checkpoint: Checkpoint | None) -> bool | None:
     if isinstance(said := config.get("tie_word_embeddings"), bool):
         return said
-    return None if checkpoint is None else not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
+    return (
+        None
+        if checkpoint is None
+        else not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
+    )
 
 
 def _chat_template(folder: Path) -> str:
@@ -171,16 +194,22 @@ def _chat_template(folder: Path) -> str:
         if isinstance(template, str):
             return template
         if isinstance(template, list):  # several, by name
-            return "\n".join(str(one.get("template", "")) for one in template if isinstance(one, dict))
+            return "\n".join(
+                str(one.get("template", "")) for one in template if isinstance(one, dict)
+            )
     return ""
 
 
 def _precisions(checkpoint: Checkpoint) -> dict[str, str]:
-    """For each precision that a preset can ask for: what the weights would be, or why it can't be held."""
+    """For each precision that a preset can ask for: what the weights would be, or why it can't be
+    held.
+    """
     found = {}
     for name, (precision, weights) in _PRECISIONS.items():
         try:
-            view = plan_view(checkpoint, precision=precision, weights=weights, trust_remote_code=False)
+            view = plan_view(
+                checkpoint, precision=precision, weights=weights, trust_remote_code=False
+            )
         except InputError as error:
             found[name] = f"no: {error.message}"
         else:

@@ -1,4 +1,6 @@
-"""From a preset as written to a checked one: types and rules, every error at once and with its place."""
+"""From a preset as written to a checked one: types and rules, every error at once and with its
+place.
+"""
 
 import difflib
 from collections.abc import Iterator
@@ -24,7 +26,9 @@ class LoadedPreset:
     warnings: tuple[Finding, ...]
 
 
-def check(document: Document, *, nodes: int = 1, ranks: int | None = None, judge: bool = True) -> LoadedPreset:
+def check(
+    document: Document, *, nodes: int = 1, ranks: int | None = None, judge: bool = True
+) -> LoadedPreset:
     """Validate types and rules.
 
     Args:
@@ -58,7 +62,9 @@ def check(document: Document, *, nodes: int = 1, ranks: int | None = None, judge
 
 def _explain(document: Document, details: ErrorDetails) -> Finding:
     """One pydantic error as a sentence with place, bad value and remedy."""
-    path: KeyPath = tuple(part for part in details["loc"] if not str(part).startswith(("str", "list[")))
+    path: KeyPath = tuple(
+        part for part in details["loc"] if not str(part).startswith(("str", "list["))
+    )
     key = ".".join(map(str, path))
     where = document.source(path).text
     value = details["input"]
@@ -66,14 +72,23 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
         case "extra_forbidden":
             near = _nearest_key(path)
             hint = f"did you mean {near}?" if near else "iisft preset schema lists every key"
-            return Finding("preset-unknown-key", f"unknown key {key}: {hint}", where=where, fix=near and f"{near}:")
+            return Finding(
+                "preset-unknown-key",
+                f"unknown key {key}: {hint}",
+                where=where,
+                fix=near and f"{near}:",
+            )
         case "missing":
             return Finding("preset-missing-key", f"{key} is missing", where=where, fix=f"add {key}")
         case "literal_error":
             allowed = details["ctx"]["expected"].replace("'", "")
             return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
     said = details["msg"]
-    wanted = said.replace("Input should be ", ", but should be ") if said.startswith("Input") else f": {said}"
+    wanted = (
+        said.replace("Input should be ", ", but should be ")
+        if said.startswith("Input")
+        else f": {said}"
+    )
     return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
 
 

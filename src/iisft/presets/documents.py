@@ -1,4 +1,6 @@
-"""Preset files as written: where they are found, what they extend, and what the command line changes. No checks yet."""
+"""Preset files as written: where they are found, what they extend, and what the command line
+changes. No checks yet.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -17,7 +19,9 @@ FREE_SECTIONS = ("env", "llamafactory")
 
 @dataclass(frozen=True)
 class Source:
-    """Where one value of a preset was written: a line of a file, or an override on the command line."""
+    """Where one value of a preset was written: a line of a file, or an override on the command
+    line.
+    """
 
     text: str
     file: Path | None = None
@@ -85,8 +89,14 @@ def find(name_or_file: str, workspace: Workspace) -> Path:
     if name_or_file in known:
         return known[name_or_file]
     near = difflib.get_close_matches(name_or_file, known, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(sorted(known))}"
-    raise InputError("preset-unknown", f"no preset named {name_or_file!r}{hint}", fix="iisft preset list")
+    hint = (
+        f"; did you mean {' or '.join(near)}?"
+        if near
+        else f"; there are: {', '.join(sorted(known))}"
+    )
+    raise InputError(
+        "preset-unknown", f"no preset named {name_or_file!r}{hint}", fix="iisft preset list"
+    )
 
 
 def read_document(name_or_file: str, workspace: Workspace) -> Document:
@@ -107,19 +117,25 @@ def read_document(name_or_file: str, workspace: Workspace) -> Document:
             )
         values, lines = yaml12.read(path)
         if not isinstance(values, dict):
-            raise InputError("preset-empty", "a preset must be a mapping of keys", where=f"{path}:1")
+            raise InputError(
+                "preset-empty", "a preset must be a mapping of keys", where=f"{path}:1"
+            )
         chain.append((path, values, lines))
         base = values.pop("extends", None)
         if base is None:
             break
         path = _find_base(base, path, lines, workspace)
-    document = Document(chain[0][0].stem, chain[0][0], {}, files=tuple(file for file, _, _ in chain))
+    document = Document(
+        chain[0][0].stem, chain[0][0], {}, files=tuple(file for file, _, _ in chain)
+    )
     for file, values, lines in reversed(chain):
         _merge(document, values, (), file, lines)
     return document
 
 
-def _find_base(base: Any, extending: Path, lines: Mapping[KeyPath, int], workspace: Workspace) -> Path:
+def _find_base(
+    base: Any, extending: Path, lines: Mapping[KeyPath, int], workspace: Workspace
+) -> Path:
     where = f"{extending}:{lines.get(('extends',), 1)}"
     if not isinstance(base, str):
         raise InputError("preset-extends", "extends must be one preset's name or file", where=where)
@@ -127,10 +143,18 @@ def _find_base(base: Any, extending: Path, lines: Mapping[KeyPath, int], workspa
         beside = extending.parent / base
         return beside.absolute() if beside.is_file() else find(base, workspace)
     except InputError as error:
-        raise InputError(error.code, f"extends: {error.message}", where=where, fix=error.fix) from error
+        raise InputError(
+            error.code, f"extends: {error.message}", where=where, fix=error.fix
+        ) from error
 
 
-def _merge(document: Document, values: dict[str, Any], path: KeyPath, file: Path, lines: Mapping[KeyPath, int]) -> None:
+def _merge(
+    document: Document,
+    values: dict[str, Any],
+    path: KeyPath,
+    file: Path,
+    lines: Mapping[KeyPath, int],
+) -> None:
     for key, value in values.items():
         here = (*path, key)
         line = lines.get(here, 1)
@@ -161,7 +185,9 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
     """
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise UsageError("set-syntax", f"--set needs key=value, got {text!r}", fix="--set train.epochs=1")
+        raise UsageError(
+            "set-syntax", f"--set needs key=value, got {text!r}", fix="--set train.epochs=1"
+        )
     section, _, rest = key.strip().partition(".")
     path = (section, rest) if section in FREE_SECTIONS and rest else tuple(key.strip().split("."))
     return path, value if section == "env" else yaml12.parse_scalar(value)

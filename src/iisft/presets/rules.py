@@ -1,6 +1,8 @@
-"""Rules across a preset's fields. Each is a function `rule_*`, found by its name; it yields what it objects to.
+"""Rules across a preset's fields. Each is a function `rule_*`, found by its name; it yields what it
+objects to.
 
-Errors are only for what can't run or gives NaN; what merely costs time is a warning with its measured price.
+Errors are only for what can't run or gives NaN; what merely costs time is a warning with its
+measured price.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +32,8 @@ class Arithmetic:
     flash2: bool
 
 
-# Source: torch sdp_utils.cpp and Context.cpp, AMD and NVIDIA tables; the first prefix that fits decides.
+# Source: torch sdp_utils.cpp and Context.cpp, AMD and NVIDIA tables; the first prefix that fits
+# decides.
 _ARITHMETIC: tuple[tuple[str, Arithmetic], ...] = (
     ("gfx90a", Arithmetic(bf16=True, flash2=True)),
     ("gfx94", Arithmetic(bf16=True, flash2=True)),
@@ -62,8 +65,14 @@ def object_to(preset: Preset, world_size: int) -> list[Objection]:
 
 
 def rule_fp16_with_eager(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Eager attention computes q.k in fp16 and overflows on Qwen2.x (transformers PR 33317: perplexity nan)."""
-    if preset.precision == "fp16" and preset.attention == "eager" and "qwen2" in _model_hint(preset):
+    """Eager attention computes q.k in fp16 and overflows on Qwen2.x (transformers PR 33317:
+    perplexity nan).
+    """
+    if (
+        preset.precision == "fp16"
+        and preset.attention == "eager"
+        and "qwen2" in _model_hint(preset)
+    ):
         yield Objection(
             ("attention",),
             "fp16-eager-nan",
@@ -113,7 +122,8 @@ def rule_fp32_quantised(preset: Preset, world_size: int) -> Iterator[Objection]:
         yield Objection(
             ("precision",),
             "nf4-precision",
-            f"weights nf4 can't be held to precision {preset.precision}: LLaMA-Factory picks a half-precision "
+            f"weights nf4 can't be held to precision {preset.precision}: LLaMA-Factory picks a "
+            "half-precision "
             "compute dtype for 4-bit weights",
             "precision: fp16 or bf16",
         )
@@ -123,7 +133,10 @@ def rule_flash_needs_half(preset: Preset, world_size: int) -> Iterator[Objection
     """FlashAttention-2 has no float32 kernels."""
     if preset.attention == "flash2" and preset.precision == "fp32":
         yield Objection(
-            ("attention",), "flash2-fp32", "FlashAttention-2 does not compute in float32", "attention: sdpa"
+            ("attention",),
+            "flash2-fp32",
+            "FlashAttention-2 does not compute in float32",
+            "attention: sdpa",
         )
 
 
@@ -134,19 +147,23 @@ def rule_flash_hardware(preset: Preset, world_size: int) -> Iterator[Objection]:
         yield Objection(
             ("attention",),
             "flash2-hardware",
-            f"FlashAttention-2 does not run on {preset.hardware.arch} (it needs Ampere, CDNA2 or newer)",
+            f"FlashAttention-2 does not run on {preset.hardware.arch} (it needs Ampere, CDNA2 or "
+            "newer)",
             "attention: sdpa",
         )
 
 
 def rule_emulated_bf16(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Measured on MI50: 119.2 s against 44.3 s per step (bf16 / fp16), and 700 against 253 by the first user."""
+    """Measured on MI50: 119.2 s against 44.3 s per step (bf16 / fp16), and 700 against 253 by the
+    first user.
+    """
     arithmetic = native_arithmetic(preset.hardware.arch)
     if preset.precision == "bf16" and arithmetic and not arithmetic.bf16:
         yield Objection(
             ("precision",),
             "bf16-emulated",
-            f"{preset.hardware.arch} has no bf16 units: bf16 is emulated, about 2.7 times slower than fp16 on MI50",
+            f"{preset.hardware.arch} has no bf16 units: bf16 is emulated, about 2.7 times slower "
+            "than fp16 on MI50",
             "precision: fp16 with attention: sdpa",
             severity="warn",
         )
@@ -158,7 +175,8 @@ def rule_unproven_sharding(preset: Preset, world_size: int) -> Iterator[Objectio
         yield Objection(
             ("sharding",),
             "sharding-unverified",
-            f"sharding {preset.sharding} is passed on to LLaMA-Factory; iisft ran and resumed it on no GPU yet",
+            f"sharding {preset.sharding} is passed on to LLaMA-Factory; iisft ran and resumed it "
+            "on no GPU yet",
             "sharding: none where the model fits",
             severity="warn",
         )
@@ -192,7 +210,8 @@ def rule_evaluation(preset: Preset, world_size: int) -> Iterator[Objection]:
     """Each without the other would be dropped silently."""
     if preset.data.eval is not None and preset.save.eval_every_steps is None:
         yield Objection(
-            ("data", "eval"), "eval-never", "data.eval is never evaluated without save.eval_every_steps",
+            ("data", "eval"), "eval-never", "data.eval is never evaluated without "
+                                            "save.eval_every_steps",
             f"save.eval_every_steps: {preset.save.every_steps}",
         )  # fmt: skip
     if preset.save.eval_every_steps is not None and preset.data.eval is None:
@@ -205,6 +224,9 @@ def rule_evaluation(preset: Preset, world_size: int) -> Iterator[Objection]:
 
 
 def _model_hint(preset: Preset) -> str:
-    """The architecture isn't known before the model folder is read; id and template name the family."""
+    """The architecture isn't known before the model folder is read.
+
+    Id and template name the family.
+    """
     template = "qwen2" if preset.model.template == "qwen" else ""
     return f"{preset.model.id} {template}".lower().replace("qwen-2", "qwen2")

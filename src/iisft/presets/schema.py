@@ -1,5 +1,5 @@
-"""The preset's schema. Each field's description carries its reason and its source; `preset show --explain`,
-`preset schema` and the documentation are made from it."""
+"""The preset's schema. Each field's description carries its reason and its source; `preset show
+--explain`, `preset schema` and the documentation are made from it."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,15 +25,20 @@ class _Section(BaseModel):
 class Hardware(_Section):
     """The machine that the preset is made for."""
 
-    vendor: Vendor = Field(description="Whose GPUs, or cpu. Decides the environment and which checks apply.")
+    vendor: Vendor = Field(
+        description="Whose GPUs, or cpu. Decides the environment and which checks apply."
+    )
     arch: str = Field(
-        description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is compared), cpu."
+        description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is "
+        "compared), cpu."
     )
     gpus: Annotated[int, Field(ge=0)] = Field(
-        description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU process."
+        description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU "
+        "process."
     )
     memory_gib: Annotated[float, Field(ge=0)] = Field(
-        description="Memory of one GPU. A smaller card is refused before training, not by an OOM at step 2."
+        description="Memory of one GPU. A smaller card is refused before training, not by an OOM "
+        "at step 2."
     )
 
 
@@ -42,12 +47,14 @@ class Model(_Section):
 
     id: str = Field(description="Hub id (owner/name, looked for under models/) or a folder.")
     template: str = Field(
-        description="LLaMA-Factory's prompt template. It must be the one the model was trained with (qwen for "
+        description="LLaMA-Factory's prompt template. It must be the one the model was trained "
+        "with (qwen for "
         "Qwen2.5): another one trains on prompts that never occur at inference."
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Run the Python files that lie in the model folder. Never needed for the shipped presets' models.",
+        description="Run the Python files that lie in the model folder. Never needed for the "
+        "shipped presets' models.",
     )
 
 
@@ -56,20 +63,25 @@ class Lora(_Section):
 
     rank: PositiveInt = Field(
         default=64,
-        description="Rank of the LoRA matrices: the capacity of the adapter. 64 instead of the usual 8 or 16, so that "
-        "it can take up domain knowledge and not only an answer format (first user's design notes).",
+        description="Rank of the LoRA matrices: the capacity of the adapter. 64 instead of the "
+        "usual 8 or 16, so that "
+        "it can take up domain knowledge and not only an answer format (first user's design "
+        "notes).",
     )
     alpha: PositiveInt = Field(
         default=128,
-        description="Scale of the update (alpha / rank). Rule of thumb: twice the rank (design notes).",
+        description="Scale of the update (alpha / rank). Rule of thumb: twice the rank (design "
+        "notes).",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.05,
-        description="Share of activations dropped before the adapter, against overfitting (design notes).",
+        description="Share of activations dropped before the adapter, against overfitting (design "
+        "notes).",
     )
     target: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="all",
-        description="Modules that get an adapter. all = every linear layer; attention alone (q, v) was weaker on "
+        description="Modules that get an adapter. all = every linear layer; attention alone (q, "
+        "v) was weaker on "
         "reasoning and instruction following (design notes).",
     )
 
@@ -78,7 +90,8 @@ class Train(_Section):
     """Optimisation and batch."""
 
     learning_rate: Annotated[float, Field(gt=0)] = Field(
-        description="Peak learning rate. LoRA usually takes 1e-4; 1e-5 with cosine is the careful end (design notes)."
+        description="Peak learning rate. LoRA usually takes 1e-4; 1e-5 with cosine is the careful "
+        "end (design notes)."
     )
     scheduler: Literal[
         "linear",
@@ -90,57 +103,74 @@ class Train(_Section):
         "polynomial",
     ] = Field(
         default="cosine",
-        description="Cosine decays slowly at the end and converges better than linear (design notes).",
+        description="Cosine decays slowly at the end and converges better than linear (design "
+        "notes).",
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="Share of the steps over which the learning rate rises to its peak."
+        default=0.1,
+        description="Share of the steps over which the learning rate rises to its peak.",
     )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(
         default=0.5,
-        description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against exploding "
+        description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against "
+        "exploding "
         "gradients and NaN (design notes).",
     )
-    epochs: Annotated[float, Field(gt=0)] = Field(default=5.0, description="Passes over the data set.")
+    epochs: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="Passes over the data set."
+    )
     max_steps: PositiveInt | None = Field(
         default=None,
-        description="Stop after so many optimizer steps whatever `epochs` says; for trying things out.",
+        description="Stop after so many optimizer steps whatever `epochs` says; for trying things "
+        "out.",
     )
     batch_size: PositiveInt = Field(
         default=1,
-        description="Per-device batch size. 1 leaves the memory to the weights; accumulation makes the batch.",
+        description="Per-device batch size. 1 leaves the memory to the weights; accumulation "
+        "makes the batch.",
     )
     accumulation: PositiveInt = Field(
-        description="Micro-batches per optimizer step and GPU. Global batch = batch_size x accumulation x GPUs x nodes."
+        description="Micro-batches per optimizer step and GPU. Global batch = batch_size x "
+        "accumulation x GPUs x nodes."
     )
     global_batch: PositiveInt | None = Field(
         default=None, description="If given, it must equal the global batch that would run."
     )
     cutoff_len: Annotated[int, Field(ge=16)] = Field(
-        description="Longest row in tokens, prompt and answer together. LLaMA-Factory cuts longer prompts at their "
+        description="Longest row in tokens, prompt and answer together. LLaMA-Factory cuts longer "
+        "prompts at their "
         "END, which removes the assistant header, and says nothing."
     )
     gradient_checkpointing: bool = Field(
         default=True,
-        description="Recompute activations in the backward pass: about 30 % slower, about half the memory "
+        description="Recompute activations in the backward pass: about 30 % slower, about half "
+        "the memory "
         "(design notes).",
     )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",
-        description="Named, never left to the library: since torch 2.8 its default is the fused AdamW, which differs "
+        description="Named, never left to the library: since torch 2.8 its default is the fused "
+        "AdamW, which differs "
         "in the last bit.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=42, description="Seed of data order, dropout, adapter.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=42, description="Seed of data order, dropout, adapter."
+    )
 
 
 class Data(_Section):
     """What is trained on."""
 
     name: DatasetName = Field(description="A staged dataset: data/NAME (iisft data stage).")
-    eval: DatasetName | None = Field(default=None, description="A staged dataset for evaluation during training.")
+    eval: DatasetName | None = Field(
+        default=None, description="A staged dataset for evaluation during training."
+    )
     overlong: Overlong = Field(
         default="fail",
-        description="Rows longer than cutoff_len: fail, fit (shorten the body, keep header and answer), drop, or allow "
-        "(let LLaMA-Factory cut them). Applied when data is staged for the preset, and to a run's own copy of data that"
+        description="Rows longer than cutoff_len: fail, fit (shorten the body, keep header and "
+        "answer), drop, or allow "
+        "(let LLaMA-Factory cut them). Applied when data is staged for the preset, and to a run's "
+        "own copy of data that"
         " was staged otherwise.",
     )
 
@@ -148,8 +178,12 @@ class Data(_Section):
 class Save(_Section):
     """Checkpoints and evaluation."""
 
-    every_steps: PositiveInt = Field(default=50, description="Steps between checkpoints: what a crash can cost.")
-    keep: PositiveInt = Field(default=3, description="Newest checkpoints kept; older ones are deleted by the trainer.")
+    every_steps: PositiveInt = Field(
+        default=50, description="Steps between checkpoints: what a crash can cost."
+    )
+    keep: PositiveInt = Field(
+        default=3, description="Newest checkpoints kept; older ones are deleted by the trainer."
+    )
     eval_every_steps: PositiveInt | None = Field(
         default=None, description="Steps between evaluations (needs data.eval)."
     )
@@ -160,21 +194,26 @@ class Watch(_Section):
 
     nan: Literal["stop", "ignore"] = Field(
         default="stop",
-        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing is learnt from there on. "
-        "With fp16 sixteen steps with an overflowing gradient are let through: the scaler skips them.",
+        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing is "
+        "learnt from there on. "
+        "With fp16 sixteen steps with an overflowing gradient are let through: the scaler skips "
+        "them.",
     )
     hang_factor: Annotated[float, Field(ge=2)] = Field(
         default=10.0,
-        description="No step within this many times the median step time is a hang; saving and evaluating don't count.",
+        description="No step within this many times the median step time is a hang; saving and "
+        "evaluating don't count.",
     )
     hang_min_s: Annotated[float, Field(gt=0)] = Field(
         default=300.0,
-        description="Seconds below which nothing is a hang; loading, the first step, saving and evaluating may take "
+        description="Seconds below which nothing is a hang; loading, the first step, saving and "
+        "evaluating may take "
         "twelve times as long, an evaluation twelve times hang_factor steps.",
     )
     restarts: Annotated[int, Field(ge=0)] = Field(
         default=3,
-        description="How often a crashed or hung trainer is started again from its last complete checkpoint, never "
+        description="How often a crashed or hung trainer is started again from its last complete "
+        "checkpoint, never "
         "twice at the same step for the same reason. Not with several nodes.",
     )
 
@@ -190,31 +229,39 @@ class Preset(_Section):
     hardware: Hardware
     model: Model
     precision: Precision = Field(
-        description="Arithmetic: fp32; fp16 or bf16 by autocast; weights = in the stored dtype without autocast, which "
+        description="Arithmetic: fp32; fp16 or bf16 by autocast; weights = in the stored dtype "
+        "without autocast, which "
         "is LLaMA-Factory's silent default (a bf16 checkpoint trains in bf16, LlamaFactory#8914)."
     )
     weights: Weights = Field(
         default="stored",
-        description="Base weights in memory: stored (as published; with precision fp32 every product is still computed "
-        "in float32, bit for bit as with float32 weights, at half the memory), fp32, fp16, bf16, or nf4 (4 bit).",
+        description="Base weights in memory: stored (as published; with precision fp32 every "
+        "product is still computed "
+        "in float32, bit for bit as with float32 weights, at half the memory), fp32, fp16, bf16, "
+        "or nf4 (4 bit).",
     )
     attention: Attention = Field(
-        description="eager, sdpa (torch's kernels, math kernel where no fused one exists) or flash2. fp16 with eager "
+        description="eager, sdpa (torch's kernels, math kernel where no fused one exists) or "
+        "flash2. fp16 with eager "
         "overflows on Qwen2.x: loss 0, grad_norm NaN (transformers PR 33317)."
     )
     lora: Lora = Lora()
     train: Train
     sharding: Sharding = Field(
         default="none",
-        description="none = DDP, each GPU holds the whole model. LoRA on one or two GPUs needs nothing else.",
+        description="none = DDP, each GPU holds the whole model. LoRA on one or two GPUs needs "
+        "nothing else.",
     )
     data: Data
     save: Save = Save()
     watch: Watch = Watch()
-    env: dict[str, str] = Field(default_factory=dict, description="Environment variables of the trainer.")
+    env: dict[str, str] = Field(
+        default_factory=dict, description="Environment variables of the trainer."
+    )
     llamafactory: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any other LLaMA-Factory argument; name and type are checked against the installed version.",
+        description="Any other LLaMA-Factory argument; name and type are checked against the "
+        "installed version.",
     )
 
     def global_batch(self, world_size: int) -> int:

@@ -1,7 +1,7 @@
 """YAML 1.2 scalars, places and duplicate keys on top of PyYAML's parser.
 
-PyYAML resolves scalars by YAML 1.1, where `1e-5` is text and `no` is false. LLaMA-Factory's users write both.
-The rules here are those of the YAML 1.2 core schema (yaml.org/spec/1.2.2, 10.3.2).
+PyYAML resolves scalars by YAML 1.1, where `1e-5` is text and `no` is false. LLaMA-Factory's users
+write both. The rules here are those of the YAML 1.2 core schema (yaml.org/spec/1.2.2, 10.3.2).
 """
 
 import re
@@ -60,7 +60,9 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise InputError("preset-yaml", f"no valid YAML: {error.problem}", where=f"{where}{line}") from error
+        raise InputError(
+            "preset-yaml", f"no valid YAML: {error.problem}", where=f"{where}{line}"
+        ) from error
     except yaml.YAMLError as error:
         raise InputError("preset-yaml", f"no valid YAML: {error}", where=where) from error
     except RecursionError as error:
@@ -70,7 +72,10 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
 
 
 class _Builder:
-    """Plain values from nodes. An alias would be the same node again: refused, so that every value has one place."""
+    """Plain values from nodes.
+
+    An alias would be the same node again: refused, so that every value has one place.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -94,11 +99,16 @@ class _Builder:
         result: dict[str, Any] = {}
         for key_node, value in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:null":
+            if (
+                not isinstance(key_node, yaml.ScalarNode)
+                or key_node.tag == "tag:yaml.org,2002:null"
+            ):
                 raise InputError("preset-yaml", "a key must be text", where=f"{self.where}:{line}")
             key = str(key_node.value)
             if key in result:
-                raise InputError("preset-duplicate-key", f"{key} stands twice", where=f"{self.where}:{line}")
+                raise InputError(
+                    "preset-duplicate-key", f"{key} stands twice", where=f"{self.where}:{line}"
+                )
             self.lines[(*path, key)] = line
             result[key] = self.build(value, (*path, key), line)
         return result
@@ -133,5 +143,7 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     except UnicodeDecodeError as error:
         raise InputError("preset-encoding", "not UTF-8 text", where=str(path)) from error
     except OSError as error:
-        raise InputError("preset-unreadable", f"can't be read: {error.strerror}", where=str(path)) from error
+        raise InputError(
+            "preset-unreadable", f"can't be read: {error.strerror}", where=str(path)
+        ) from error
     return parse(text, where=str(path))

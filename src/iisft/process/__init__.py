@@ -13,7 +13,8 @@ from typing import Any
 
 from iisft.pipes import Pipes
 
-# Every process of a trainer carries this variable with its run's marker, so that orphans are found after any kill.
+# Every process of a trainer carries this variable with its run's marker, so that orphans are found
+# after any kill.
 RUN_MARKER = "IISFT_RUN"
 _DYING_S = 2.0
 
@@ -22,7 +23,8 @@ _DYING_S = 2.0
 class ProcessIdentity:
     """A process that can't be confused with a later one of the same pid: pid, start time and boot.
 
-    `start_ticks` is field 22 of /proc/PID/stat: clock ticks since boot, so that a changed clock doesn't matter.
+    `start_ticks` is field 22 of /proc/PID/stat: clock ticks since boot, so that a changed clock
+    doesn't matter.
     """
 
     pid: int
@@ -73,7 +75,11 @@ def identity_of(pid: int) -> ProcessIdentity | None:
 
 
 def run(
-    argv: Sequence[str], *, timeout_s: float, silence_s: float | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    silence_s: float | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Completed:
     """Run a short command to its end, without a shell and without standard input.
 
@@ -85,8 +91,8 @@ def run(
 
     Raises:
         OSError: the program is missing or can't be executed.
-        RanTooLong: it took or was silent too long; its whole process group was killed. What can't be killed (it waits
-            inside a driver) is left behind.
+        RanTooLong: it took or was silent too long; its whole process group was killed. What can't
+            be killed (it waits inside a driver) is left behind.
     """
     child = subprocess.Popen(
         list(argv),
@@ -113,7 +119,10 @@ def run(
 
 
 def run_attached(argv: Sequence[str]) -> int:
-    """Run a command whose talk goes to our stderr, and return its code; it ends with us, at once, on Ctrl-C."""
+    """Run a command whose talk goes to our stderr, and return its code.
+
+    It ends with us, at once, on Ctrl-C.
+    """
     child = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
     try:
         return child.wait()
@@ -126,7 +135,9 @@ def run_attached(argv: Sequence[str]) -> int:
 class Child:
     """A started process that leads its own session, with its output appended to a file."""
 
-    def __init__(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: Path) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: Path
+    ) -> None:
         with output.open("ab") as stream:
             self._process = subprocess.Popen(
                 list(argv),
@@ -154,7 +165,10 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A running process that another one started. How it ends can be seen, but not its return code."""
+    """A running process that another one started.
+
+    How it ends can be seen, but not its return code.
+    """
 
     identity: ProcessIdentity
 
@@ -188,7 +202,9 @@ def sleep_until_end(pid: int, timeout_s: float) -> None:
 
 
 def processes_of_run(marker: str) -> list[int]:
-    """Every live process whose RUN_MARKER is `marker`, orphans included, in the order of their pids."""
+    """Every live process whose RUN_MARKER is `marker`, orphans included, in the order of their
+    pids.
+    """
     wanted = f"{RUN_MARKER}={marker}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -198,7 +214,9 @@ def processes_of_run(marker: str) -> list[int]:
 
 
 def rank_processes(marker: str) -> list[int]:
-    """The processes that train: torchrun's workers (they carry LOCAL_RANK), else the trainer itself."""
+    """The processes that train: torchrun's workers (they carry LOCAL_RANK), else the trainer
+    itself.
+    """
     pids = processes_of_run(marker)
     ranks = {pid for pid in pids if _has_variable(pid, b"LOCAL_RANK")}
     if not ranks:
@@ -223,18 +241,29 @@ def ask_for_stacks(pids: Iterable[int]) -> None:
 
 def environment_of(pid: int) -> dict[str, str]:
     """The variables that a process was started with; empty when it is gone or another user's."""
-    pairs = (item.decode("utf-8", "surrogateescape").partition("=") for item in _environment(Path(f"/proc/{pid}")))
+    pairs = (
+        item.decode("utf-8", "surrogateescape").partition("=")
+        for item in _environment(Path(f"/proc/{pid}"))
+    )
     return {name: value for name, separator, value in pairs if separator}
 
 
 def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:
-    """SIGKILL every process of a run until none is left; what still lives after `timeout_s` is returned."""
+    """SIGKILL every process of a run until none is left.
+
+    What still lives after `timeout_s` is returned.
+    """
     deadline = time.monotonic() + timeout_s
     dying: set[ProcessIdentity] = set()
     while True:
         pids = processes_of_run(marker)
-        # A process that is being torn down has no environment any more, and may hold its GPU a while longer.
-        dying = {one for one in dying | {identity_of(pid) for pid in pids} if one is not None and one.alive()}
+        # A process that is being torn down has no environment any more, and may hold its GPU a
+        # while longer.
+        dying = {
+            one
+            for one in dying | {identity_of(pid) for pid in pids}
+            if one is not None and one.alive()
+        }
         if not pids and not dying:
             return []
         if time.monotonic() > deadline:

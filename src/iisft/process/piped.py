@@ -10,9 +10,11 @@ from iisft.process import signal_group, sleep_until_end
 
 
 class Piped:
-    """A started process that is talked to in lines. It leads its own session; its stderr is appended to a file.
+    """A started process that is talked to in lines. It leads its own session; its stderr is
+    appended to a file.
 
-    Its standard input ends when this process does, however that ends: by that it knows that nobody listens any more.
+    Its standard input ends when this process does, however that ends: by that it knows that nobody
+    listens any more.
 
     Args:
         argv: the program and its arguments.
@@ -23,7 +25,13 @@ class Piped:
     """
 
     def __init__(
-        self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, inherits: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        log: Path,
+        inherits: Sequence[int] = (),
     ) -> None:
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
@@ -62,7 +70,9 @@ class Piped:
         return self._process.wait()
 
     def end(self, grace_s: float = 5.0) -> int:
-        """Close its standard input, wait, and kill its whole session when it does not end by itself."""
+        """Close its standard input, wait, and kill its whole session when it does not end by
+        itself.
+        """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()

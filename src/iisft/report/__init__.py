@@ -1,1 +1,3 @@
-"""The report: one self-contained HTML file of a run, its curves, its evaluation and its predictions."""
+"""The report: one self-contained HTML file of a run, its curves, its evaluation and its
+predictions.
+"""

@@ -1,19 +1,21 @@
-"""Predictions as the page shows them: each row once, and what every checkpoint or run answers to it."""
+"""Predictions as the page shows them: each row once, and what every checkpoint or run answers to
+it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from iisft.errors import Finding, IisftError
+from iisft.evaluation.classes import NO_LABEL, shown
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
-from iisft.evaluation.labels import NO_LABEL, shown
+from iisft.evaluation.locate import Source, base_of
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
-from iisft.evaluation.predictions import PredictionFile, Row
+from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.sentences import with_tone
-from iisft.evaluation.sources import Source, base_of
 from iisft.evaluation.task import Task
-from iisft.evaluation.wording import LANGUAGES
+from iisft.evaluation.texts import LANGUAGES
 
 MOST_ROWS = 1000
 _MOST_CHARACTERS = 20_000
@@ -31,7 +33,8 @@ class Judged:
 
 
 def judged(sources: Sequence[Source], options: Options) -> Judged:
-    """Evaluate predictions of one dataset. A file that can't be read becomes a finding: the report goes on without it.
+    """Evaluate predictions of one dataset. A file that can't be read becomes a finding: the report
+    goes on without it.
 
     Args:
         sources: checkpoints of one run, or one of each of several runs.
@@ -57,11 +60,12 @@ def answers_of(found: Judged, most_rows: int) -> dict[str, Any]:
 
     Args:
         found: what was evaluated.
-        most_rows: of more rows so many are shown, the same for every source; the figures are of all.
+        most_rows: of more rows so many are shown, the same for every source; the figures are of
+        all.
 
     Returns:
-        `data`; `rows` {row, prompt, reference, label}, each once; `sets`, one per source, whose `answers` are
-        {place of the row: [prediction, words that it is filtered by, class]}.
+        `data`; `rows` {row, prompt, reference, label}, each once; `sets`, one per source, whose
+        `answers` are {place of the row: [prediction, words that it is filtered by, class]}.
     """
     rows: list[dict[str, Any]] = []
     index: dict[int, int] = {}
@@ -106,7 +110,8 @@ def _collect(
 ) -> dict[int, list[Any]]:
     """Place among `rows` -> [prediction, words that it is filtered by, class of the answer].
 
-    Rows that are new are added to `rows`; a row of the same number with another reference is another row.
+    Rows that are new are added to `rows`; a row of the same number with another reference is
+    another row.
     """
     answers: dict[int, list[Any]] = {}
     for number, row in enumerate(file):
@@ -115,9 +120,15 @@ def _collect(
         reference = NO_JSON if row.reference is None else parse(row.reference)
         place = index.get(row.row)
         if place is None:
-            label = task.labels.of(row.reference, reference) if task.labels and row.reference is not None else None
+            label = (
+                task.labels.of(row.reference, reference)
+                if task.labels and row.reference is not None
+                else None
+            )
             place = index[row.row] = len(rows)
-            rows.append({"row": row.row, "prompt": _cut(row.prompt), "reference": _cut(row.reference)})
+            rows.append(
+                {"row": row.row, "prompt": _cut(row.prompt), "reference": _cut(row.reference)}
+            )
             if label is not None:
                 rows[-1]["label"] = shown(label)
         elif rows[place]["reference"] != _cut(row.reference):
@@ -137,7 +148,9 @@ def _answer(row: Row, reference: Any, task: Task, options: Options) -> list[Any]
 
 
 def _words(row: Row, reference: Any, outcome: Outcome, label: str | None, task: Task) -> list[str]:
-    """What the page filters by: error, right or wrong (neither without a reference), and what else is the matter."""
+    """What the page filters by: error, right or wrong (neither without a reference), and what else
+    is the matter.
+    """
     if outcome.error:
         return ["error"]
     words = []

@@ -1,4 +1,6 @@
-"""From runs to the report's document: one run with all its checkpoints, or several runs side by side."""
+"""From runs to the report's document: one run with all its checkpoints, or several runs side by
+side.
+"""
 
 import time
 from collections.abc import Sequence
@@ -8,14 +10,14 @@ from typing import Any
 
 from iisft import __version__, files
 from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
-from iisft.evaluation import sources
+from iisft.evaluation import locate
 from iisft.evaluation.evaluate import Options
-from iisft.evaluation.sources import Source
+from iisft.evaluation.locate import Source
 from iisft.report.answers import MOST_ROWS, answers_of, judged
-from iisft.report.facts import facts_of
 from iisft.report.page import render
+from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
 _MOST_BYTES = 9_500_000
@@ -46,8 +48,8 @@ def write(
         names: what the person typed for each folder, RUN or RUN@CHECKPOINT.
         folders: the runs.
         options: how predictions are judged.
-        data: only predictions of this dataset; without it every dataset of one run, and for several runs the one that
-            was predicted last.
+        data: only predictions of this dataset; without it every dataset of one run, and for several
+            runs the one that was predicted last.
         to: the file.
 
     Raises:
@@ -62,8 +64,14 @@ def write(
     document = {
         "made": time.time(),
         "iisft": __version__,
-        "runs": [{"facts": facts_of(folder, workspace), "series": series_of(folder)} for folder in folders],
-        "comparisons": [_comparison([source for source, _, _ in each.sources], options, findings) for each in found],
+        "runs": [
+            {"facts": facts_of(folder, workspace), "series": series_of(folder)}
+            for folder in folders
+        ],
+        "comparisons": [
+            _comparison([source for source, _, _ in each.sources], options, findings)
+            for each in found
+        ],
     }
     most_rows = MOST_ROWS
     while True:
@@ -91,9 +99,10 @@ def _groups(
 ) -> list[list[Source]]:
     """Predictions that belong side by side: those of one dataset."""
     if len(folders) == 1:
-        known = [source for source in sources.of_run(folders[0]) if source.checkpoint != sources.BASE]
-        if data is not None or sources.split(workspace, names[0])[1] is not None:
-            known = sources.find(workspace, names[0], data)  # says what there is, if there is not what was named
+        known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
+        if data is not None or locate.split(workspace, names[0])[1] is not None:
+            # says what there is, if there is not what was named
+            known = locate.find(workspace, names[0], data)
         by_data: dict[str, list[Source]] = {}
         for source in known:
             by_data.setdefault(source.data or "", []).append(source)
@@ -101,23 +110,35 @@ def _groups(
     found = []
     for name in names:
         try:
-            found.append(sources.last(sources.find(workspace, name, data)))
+            found.append(locate.last(locate.find(workspace, name, data)))
         except RunStateError as error:
             if data is not None or "@" in name:
                 raise
             findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
     datasets = sorted({source.data or "" for source in found})
     if len(datasets) > 1:
-        message = f"the runs predicted different datasets ({', '.join(datasets)}): their answers are not compared"
-        findings.append(Finding("other-datasets", message, fix="name one that both have: --data NAME", severity="warn"))
+        message = (
+            f"the runs predicted different datasets ({', '.join(datasets)}): their answers "
+            "are not compared"
+        )
+        findings.append(
+            Finding(
+                "other-datasets",
+                message,
+                fix="name one that both have: --data NAME",
+                severity="warn",
+            )
+        )
         return [[source] for source in found]
     return [found] if found else []
 
 
-def _comparison(group: Sequence[Source], options: Options, findings: list[Finding]) -> dict[str, Any] | None:
+def _comparison(
+    group: Sequence[Source], options: Options, findings: list[Finding]
+) -> dict[str, Any] | None:
     from iisft.evaluation.compare import compare
+    from iisft.evaluation.texts import LANGUAGES
     from iisft.evaluation.verdict import with_tone
-    from iisft.evaluation.wording import LANGUAGES
 
     if len(group) < 2:
         return None

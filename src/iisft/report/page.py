@@ -1,8 +1,9 @@
-"""The HTML file: the data compressed into it, the scripts and styles inlined, and a policy that lets nothing else run.
+"""The HTML file: the data compressed into it, the scripts and styles inlined, and a policy that
+lets nothing else run.
 
-What comes from a run or a data set is never HTML and never script: it lies in the file as base64 of gzip, the page's
-own script reads it as JSON and puts it into the document as text. The Content-Security-Policy allows that one script,
-by its digest, and no request at all.
+What comes from a run or a data set is never HTML and never script: it lies in the file as base64 of
+gzip, the page's own script reads it as JSON and puts it into the document as text. The
+Content-Security-Policy allows that one script, by its digest, and no request at all.
 """
 
 import base64
@@ -42,7 +43,8 @@ def render(document: Mapping[str, Any]) -> bytes:
         gzip.compress(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS), _COMPRESSION, mtime=0)
     )
     parts = {
-        "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; "
         "base-uri 'none'; form-action 'none'",
         "LICENSE": _asset(_LICENSE).strip(),
         "STYLE": "\n".join(map(_asset, _STYLES)),

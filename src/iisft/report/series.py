@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from iisft.evaluation.losses import finite
-from iisft.runs.folder import RunFolder
+from iisft.runs.record.folder import RunFolder
 
 CURVES = (
     "loss",
@@ -29,9 +29,10 @@ def series_of(folder: RunFolder) -> dict[str, Any]:
     """The run's curves.
 
     Returns:
-        `step` and `time` (Unix seconds) of every logged step, a list per curve that has a number (null where it is
-        missing or not finite), `eval` {step, time, loss}, and `marks` [{kind, step, time, text, severity, fix}] in the
-        order of time: restarts, stops, findings, checkpoints, NaN.
+        `step` and `time` (Unix seconds) of every logged step, a list per curve that has a number
+        (null where it is missing or not finite), `eval` {step, time, loss}, and `marks` [{kind,
+        step, time, text, severity, fix}] in the order of time: restarts, stops, findings,
+        checkpoints, NaN.
     """
     steps: list[int] = []
     times: list[float] = []
@@ -56,7 +57,11 @@ def series_of(folder: RunFolder) -> dict[str, Any]:
             evaluated["step"].append(step)
             evaluated["time"].append(time)
             evaluated["loss"].append(_rounded(loss))
-    drawn = {name: values for name, values in curves.items() if any(value is not None for value in values)}
+    drawn = {
+        name: values
+        for name, values in curves.items()
+        if any(value is not None for value in values)
+    }
     return {"step": steps, "time": times, "eval": evaluated, "marks": _few(marks)} | drawn
 
 
@@ -72,21 +77,46 @@ def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
     place = {"step": last_step, "time": event["time"]}
     kind = event.get("kind")
     if kind == "checkpoint":
-        yield place | {"kind": "checkpoint", "step": event.get("step", last_step), "text": "", "severity": "info"}
+        yield place | {
+            "kind": "checkpoint",
+            "step": event.get("step", last_step),
+            "text": "",
+            "severity": "info",
+        }
     elif kind == "finding":
         texts = {key: str(event.get(key) or "") for key in ("message", "fix")}
         severity = str(event.get("severity") or "warn")
-        yield place | {"kind": "finding", "text": texts["message"], "fix": texts["fix"], "severity": severity}
-    elif kind == "state" and event.get("state") in ("restarting", "stopping", "stopped", "failed", "lost"):
+        yield place | {
+            "kind": "finding",
+            "text": texts["message"],
+            "fix": texts["fix"],
+            "severity": severity,
+        }
+    elif kind == "state" and event.get("state") in (
+        "restarting",
+        "stopping",
+        "stopped",
+        "failed",
+        "lost",
+    ):
         text = str(event.get("message") or event.get("reason") or "")
         yield place | {"kind": str(event["state"]), "text": text, "severity": "warn"}
     elif kind == "state" and event.get("from_step"):
-        yield place | {"kind": "resumed", "step": event["from_step"], "text": "", "severity": "info"}
+        yield place | {
+            "kind": "resumed",
+            "step": event["from_step"],
+            "text": "",
+            "severity": "info",
+        }
 
 
 def _not_finite(event: dict[str, Any], marks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The first step whose loss or gradient is no number; a thousand of them say no more."""
-    bad = [f"{name} = {event[name]}" for name in ("loss", "grad_norm") if name in event and finite(event[name]) is None]
+    bad = [
+        f"{name} = {event[name]}"
+        for name in ("loss", "grad_norm")
+        if name in event and finite(event[name]) is None
+    ]
     if bad and not any(mark["kind"] == "nan" for mark in marks):
         place = {"step": event["step"], "time": event["time"]}
         yield place | {"kind": "nan", "text": ", ".join(bad), "severity": "error"}

@@ -1,1 +1,3 @@
-"""Runs: the folder, the launch, the supervisor, and the state derived from files and live processes."""
+"""Runs: the folder, the launch, the supervisor, and the state derived from files and live
+processes.
+"""

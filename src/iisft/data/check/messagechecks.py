@@ -1,0 +1,268 @@
+"""Checks of ShareGPT and OpenAI rows, and their staged form: messages whose roles alternate, a
+system text, tools.
+
+Rules of LLaMA-Factory 0.9.5 (data/converter.py, SharegptDatasetConverter): a system message only
+first; then user or observation and assistant or function_call in turn; an even number of them. It
+drops any other row with a warning. Tool calls: data/formatter.py, FunctionFormatter, wants JSON
+with `name` and `arguments` as an object.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+
+from iisft.data.check.rowchecks import (
+    Checked,
+    Checker,
+    Problem,
+    answer_problems,
+    excerpt,
+    may_be_odd,
+    text_problems,
+    type_name,
+    unusable,
+)
+from iisft.data.read.layouts import MESSAGE_FIELDS, Layout
+from iisft.data.read.rows import Row
+
+_SIDES = (("user", "observation"), ("assistant", "function_call"))
+# Keys of an OpenAI message that are either read or mean nothing for training.
+_KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id", "weight"}
+
+
+def message_checker(layout: Layout) -> Checker:
+    """The checker of a file of ShareGPT or OpenAI rows."""
+    messages_key = layout.columns["messages"]
+    quick = _quick_reader(layout)
+
+    def check(row: Row) -> Checked:
+        value = row.value
+        if type(value) is dict and not may_be_odd(row.raw) and (staged := quick(value)):
+            return staged, ()
+        if not isinstance(value, dict):
+            return None, [unusable(value)]
+        if value.get(messages_key) is None:
+            state = "null" if messages_key in value else "missing"
+            return None, [Problem(messages_key, "field-missing", f"{state}: there are no messages")]
+        conversation = _Conversation(layout)
+        problems = list(conversation.read(value))
+        if any(problem.severity == "error" for problem in problems):
+            return None, problems
+        return conversation.staged(), problems
+
+    return check
+
+
+def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """Reads the plain sound row, questions and answers in turn, and gives None for any other."""
+    messages_key, role_key, content_key, system_key, tools_key = (
+        layout.columns[field] for field in MESSAGE_FIELDS
+    )
+    users = {name for name, role in layout.roles.items() if role == "user"}
+    assistants = {name for name, role in layout.roles.items() if role == "assistant"}
+
+    def read(value: dict[str, Any]) -> dict[str, Any] | None:
+        messages = value.get(messages_key)
+        if type(messages) is not list or not messages or len(messages) % 2 or value.get(system_key):
+            return None
+        if value.get(tools_key):
+            return None
+        turns = []
+        for number, message in enumerate(messages):
+            if type(message) is not dict or len(message) != 2:
+                return None
+            spelled, content = message.get(role_key), message.get(content_key)
+            if (
+                type(spelled) is not str
+                or type(content) is not str
+                or not content
+                or content.isspace()
+            ):
+                return None
+            if spelled not in (assistants if number % 2 else users):
+                return None
+            turns.append({"role": "assistant" if number % 2 else "user", "content": content})
+        return {"messages": turns, "system": "", "tools": ""}
+
+    return read
+
+
+class _Conversation:
+    """Reads one row, message by message."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._role_key, self._content_key = layout.columns["role"], layout.columns["content"]
+        self._known_keys = _KNOWN_KEYS | {self._role_key, self._content_key}
+        self._system = ""
+        self._tools = ""
+        self._messages: list[dict[str, str]] = []
+        self._in_order = True
+
+    def staged(self) -> dict[str, Any]:
+        return {"messages": self._messages, "system": self._system, "tools": self._tools}
+
+    def read(self, value: dict[str, Any]) -> Iterator[Problem]:
+        columns = self._layout.columns
+        messages = value[columns["messages"]]
+        if not isinstance(messages, list):
+            yield Problem(
+                columns["messages"], "field-type", f"a list is expected, not {type_name(messages)}"
+            )
+            return
+        if system := value.get(columns["system"]):
+            yield from text_problems(columns["system"], system)
+            self._system = system
+        yield from self._read_tools(columns["tools"], value.get(columns["tools"]))
+        for number, message in enumerate(messages):
+            field = f"{columns['messages']}[{number}]"
+            if not isinstance(message, dict):
+                yield Problem(
+                    field, "message-no-object", f"an object is expected, not {type_name(message)}"
+                )
+                return
+            yield from self._read_message(field, number, message)
+        yield from self._end(columns["messages"])
+
+    def _read_message(self, field: str, number: int, message: dict[str, Any]) -> Iterator[Problem]:
+        spelled = message.get(self._role_key)
+        role = self._layout.roles.get(spelled) if isinstance(spelled, str) else None
+        if role is None:
+            known = ", ".join(self._layout.roles)
+            text = (
+                f"unknown role {spelled!r}; roles are {known}"
+                if spelled is not None
+                else "the role is missing"
+            )
+            yield Problem(f"{field}.{self._role_key}", "role-unknown", text)
+        content = message.get(self._content_key)
+        calls = message.get("tool_calls") or message.get("function_call")
+        content_field = f"{field}.{self._content_key}"
+        if calls and role == "assistant":
+            role = "function_call"
+            if content:
+                text = "text beside tool calls: LLaMA-Factory holds either in one message"
+                yield Problem(content_field, "tool-call-text", text, excerpt(content))
+            content, problem = _calls_as_text(calls)
+            if problem:
+                yield Problem(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
+            yield from text_problems(f"{field}.tool_calls", content)
+        elif content is None:
+            yield Problem(
+                content_field,
+                "field-missing",
+                "null" if self._content_key in message else "missing",
+            )
+        else:
+            yield from text_problems(content_field, content)
+            if role in _SIDES[1]:
+                yield from answer_problems(content_field, content)
+            if role == "function_call" and isinstance(content, str) and not _is_call(content):
+                text = (
+                    "no JSON object with name and arguments, which LLaMA-Factory wants of a "
+                    "function call"
+                )
+                yield Problem(content_field, "tool-call-shape", text, excerpt(content))
+        yield from self._other_keys(field, message)
+        yield from self._place(field, number, role, spelled, content)
+
+    def _place(
+        self, field: str, number: int, role: str | None, spelled: Any, content: Any
+    ) -> Iterator[Problem]:
+        """Take the message up, or say why it may not stand here."""
+        if role == "system" and number == 0:
+            if self._system and self._system != content:
+                yield Problem(
+                    field,
+                    "system-twice",
+                    "a system message beside another system text",
+                    excerpt(content),
+                )
+            self._system = content or ""
+            return
+        side = len(self._messages) % 2
+        if role is not None and role not in _SIDES[side] and self._in_order:
+            self._in_order = False  # one wrong turn shifts all that follow
+            wanted = " or ".join(
+                name for name, meant in self._layout.roles.items() if meant in _SIDES[side]
+            )
+            text = f"{spelled} where {wanted} is expected"
+            if (
+                role == "observation"
+                and self._messages
+                and self._messages[-1]["role"] == "observation"
+            ):
+                text = (
+                    "several tool results in a row: LLaMA-Factory holds one message between "
+                    "two answers"
+                )
+            yield Problem(f"{field}.{self._role_key}", "role-order", text)
+        if not content and side == 0 and role in _SIDES[0] and content is not None:
+            yield Problem(f"{field}.{self._content_key}", "prompt-empty", "the prompt is empty")
+        self._messages.append({"role": role or _SIDES[side][0], "content": content})
+
+    def _other_keys(self, field: str, message: dict[str, Any]) -> Iterator[Problem]:
+        if len(message) == 2:
+            return
+        if message.get("weight") == 0:
+            text = "weight 0 is not honoured: LLaMA-Factory trains on every answer of a row"
+            yield Problem(f"{field}.weight", "message-weight", text)
+        for key, value in message.items():
+            if value and key not in self._known_keys:
+                yield Problem(
+                    f"{field}.{key}", "message-key", "is not trained on", excerpt(value), "warn"
+                )
+
+    def _read_tools(self, field: str, tools: Any) -> Iterator[Problem]:
+        if not tools:
+            return
+        try:
+            parsed = orjson.loads(tools) if isinstance(tools, str) else tools
+            listed = parsed if isinstance(parsed, list) else [parsed]
+            if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in listed):
+                raise TypeError
+            self._tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            yield Problem(
+                field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools)
+            )
+        yield from text_problems(field, self._tools)
+
+    def _end(self, field: str) -> Iterator[Problem]:
+        if not self._messages:
+            yield Problem(field, "messages-empty", "there is no message to answer")
+        elif len(self._messages) % 2 and self._messages[-1]["role"] in _SIDES[0]:
+            yield Problem(field, "answer-missing", "the last message is no answer")
+
+
+def _calls_as_text(calls: Any) -> tuple[str, str]:
+    """Tool calls as the JSON that LLaMA-Factory reads, and what is wrong with them."""
+    listed = calls if isinstance(calls, list) else [calls]
+    plain = []
+    for call in listed:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            return "", "a tool call without a name"
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = orjson.loads(arguments)
+            except ValueError:
+                return "", "arguments that are no JSON"
+        if not isinstance(arguments, dict):
+            return "", f"arguments are an object, not {type_name(arguments)}"
+        plain.append({"name": function["name"], "arguments": arguments})
+    return json.dumps(plain, ensure_ascii=False), ""
+
+
+def _is_call(content: str) -> bool:
+    try:
+        parsed = orjson.loads(content)
+    except ValueError:
+        return False
+    calls = parsed if isinstance(parsed, list) else [parsed]
+    return bool(calls) and all(
+        isinstance(call, dict) and "name" in call and "arguments" in call for call in calls
+    )

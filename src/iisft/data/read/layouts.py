@@ -1,0 +1,277 @@
+"""Which keys of a row hold prompt and answer: Alpaca, ShareGPT or OpenAI, found in the rows or told
+by the user.
+"""
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from shlex import quote
+from typing import Any, Literal
+
+from iisft.errors import InputError, UsageError
+
+LayoutName = Literal["alpaca", "sharegpt", "openai"]
+NAMES: tuple[LayoutName, ...] = ("alpaca", "sharegpt", "openai")
+
+ALPACA_FIELDS = ("instruction", "input", "output", "system", "history")
+MESSAGE_FIELDS = ("messages", "role", "content", "system", "tools")
+# What people call these fields on the command line.
+_ALIASES = {
+    "prompt": "instruction",
+    "query": "input",
+    "answer": "output",
+    "response": "output",
+    "conversations": "messages",
+}
+_ALIASES |= {"from": "role", "value": "content"}
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "observation": "observation",
+    "function_call": "function_call",
+}
+_OPENAI_ROLES = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "observation",
+    "observation": "observation",
+    "function": "observation",
+    "function_call": "function_call",
+}
+# Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the
+# user's to say.
+_LIKELY = {
+    "instruction": ("prompt", "question", "query", "text"),
+    "output": (
+        "answer",
+        "response",
+        "completion",
+        "ground_truth",
+        "target",
+        "label",
+        "chosen",
+        "reply",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`columns`: the key of each field (a field that no row has keeps its own name). `roles`: a
+    role -> staged role.
+
+    `unused` are the keys of the file that nothing reads.
+    """
+
+    name: LayoutName
+    columns: Mapping[str, str]
+    roles: Mapping[str, str]
+    unused: tuple[str, ...] = ()
+
+    @property
+    def answer_field(self) -> str:
+        return self.columns["output" if self.name == "alpaca" else "messages"]
+
+    def describe(self) -> str:
+        """For people: the layout and the keys that it reads."""
+        if self.name == "alpaca":
+            shown = [
+                field if key == field else f"{field}={key}"
+                for field, key in self.columns.items()
+                if field in ("instruction", "input", "output")
+            ]
+            return f"Alpaca ({', '.join(shown)})"
+        keys = "/".join(self.columns[field] for field in ("messages", "role", "content"))
+        return f"{'ShareGPT' if self.name == 'sharegpt' else 'OpenAI messages'} ({keys})"
+
+
+def parse_columns(given: Sequence[str]) -> dict[str, str]:
+    """{field: key} of `--columns answer=ground_truth,instruction=q`.
+
+    Raises:
+        UsageError: no `=`, or an unknown field.
+    """
+    columns: dict[str, str] = {}
+    for part in (part.strip() for text in given for part in text.split(",")):
+        field, equals, key = (piece.strip() for piece in part.partition("="))
+        field = _ALIASES.get(field, field)
+        if not equals or not key or field not in ALPACA_FIELDS + MESSAGE_FIELDS:
+            known = (*ALPACA_FIELDS, "answer", *MESSAGE_FIELDS)
+            near = difflib.get_close_matches(field, known, n=1)
+            hint = (
+                f"did you mean {near[0]}={key or 'KEY'}?"
+                if near
+                else f"fields are {', '.join(dict.fromkeys(known))}"
+            )
+            raise UsageError("columns", f"--columns takes FIELD=KEY, not {part!r}; {hint}")
+        columns[field] = key
+    return columns
+
+
+def detect(
+    rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, str], where: str
+) -> Layout:
+    """The layout of a file from its first rows; `name` and `columns` are what the user said.
+
+    Raises:
+        InputError: no layout fits; the message has the keys that were seen, the fix a guess.
+    """
+    objects = [row for row in rows if isinstance(row, dict)]
+    keys = Counter(key for row in objects for key in row)
+    if not objects:
+        name = name or "alpaca"
+    if name is None and not {"instruction", "output"} & keys.keys():
+        told: dict[str, LayoutName] = {"conversations": "sharegpt", "messages": "openai"}
+        name = next((layout for key, layout in told.items() if key in keys), None)
+    is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
+    found = None if is_alpaca else _message_keys(objects, columns)
+    if found is None and name in (None, "alpaca"):
+        if name is None and not columns:
+            _refuse_wrapper(objects, where)
+        return _alpaca(keys, columns, where)
+    messages, role, content = found or _told_message_keys(name, columns, keys, where)
+    named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
+    full = {
+        "messages": messages,
+        "role": role,
+        "content": content,
+        "system": "system",
+        "tools": "tools",
+        **columns,
+    }
+    roles = _roles(objects, full, named)
+    unused = tuple(key for key in keys if key not in full.values())
+    return Layout(named, {field: full[field] for field in MESSAGE_FIELDS}, roles, unused)
+
+
+def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
+    """One object that has the rows in a list is no row."""
+    if len(objects) == 1 and not {"instruction", "input", "output"} & objects[0].keys():
+        for key, value in objects[0].items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                fix = f"jq -c {quote(f'.{json.dumps(key)}[]')} {quote(where)} > rows.jsonl"
+                raise InputError(
+                    "data-kind",
+                    f"this is one object with its rows in {key!r}",
+                    where=where,
+                    fix=fix,
+                )
+
+
+def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:
+    full = {field: columns.get(field, field) for field in ALPACA_FIELDS}
+    missing = [field for field in ("instruction", "output") if full[field] not in keys]
+    if "instruction" in missing and "instruction" not in columns and full["input"] in keys:
+        missing.remove("instruction")  # the whole prompt stands in `input`
+    if keys and missing:
+        guesses = [_guess(field, keys) for field in missing]
+        if len(missing) == 2 or guesses[0]:  # else each row is told what it lacks
+            raise _unknown(keys, [(field, full[field]) for field in missing], guesses, where)
+    return Layout("alpaca", full, {}, tuple(key for key in keys if key not in full.values()))
+
+
+def _unknown(
+    keys: Counter[str], missing: list[tuple[str, str]], guesses: list[str], where: str
+) -> InputError:
+    """`missing`: fields and the keys in which they were looked for."""
+    names = {"instruction": "instruction", "output": "answer"}
+    spelled = ",".join(
+        f"{names[field]}={guess or 'KEY'}"
+        for (field, _), guess in zip(missing, guesses, strict=True)
+    )
+    what = " and ".join(
+        f"no {names[field]} ({key})" if key != names[field] else f"no {key}"
+        for field, key in missing
+    )
+    return InputError(
+        "data-columns",
+        f"{what} in these rows; their keys are {', '.join(list(keys)[:12])}",
+        where=where,
+        fix=f"--columns {spelled}"
+        + (" if that is what is meant" if all(guesses) else " (KEY is one of them)"),
+    )
+
+
+def _guess(field: str, keys: Counter[str]) -> str:
+    """A key that may be meant, or ''."""
+    near = difflib.get_close_matches(field, keys, n=1, cutoff=0.7)
+    return near[0] if near else next((key for key in _LIKELY[field] if key in keys), "")
+
+
+def _message_keys(
+    objects: list[dict[str, Any]], columns: Mapping[str, str]
+) -> tuple[str, str, str] | None:
+    """Keys of the list of messages, of a message's role and of its content, by what the first rows
+    hold.
+    """
+    for row in objects:
+        for key, value in row.items():
+            if columns.get("messages", key) != key or not isinstance(value, list) or not value:
+                continue
+            first = value[0]
+            if not isinstance(first, dict):
+                continue
+            for role, content in (
+                ("from", "value"),
+                ("role", "content"),
+                ("role", "value"),
+                ("from", "content"),
+            ):
+                role, content = columns.get("role", role), columns.get("content", content)
+                if role in first and (content in first or "tool_calls" in first):
+                    return key, role, content
+    return None
+
+
+def _told_message_keys(
+    name: LayoutName | None, columns: Mapping[str, str], keys: Counter[str], where: str
+) -> tuple[str, str, str]:
+    """The keys where no row shows them (every row is broken): what was said, else the format's own."""
+    defaults = (
+        ("conversations", "from", "value")
+        if name == "sharegpt"
+        else ("messages", "role", "content")
+    )
+    told = tuple(
+        columns.get(field, default)
+        for field, default in zip(MESSAGE_FIELDS, defaults, strict=False)
+    )
+    if keys and told[0] not in keys:
+        seen = ", ".join(list(keys)[:12])
+        fix = "--columns messages=KEY, or another --format"
+        raise InputError(
+            "data-columns",
+            f"no {told[0]} in these rows; their keys are {seen}",
+            where=where,
+            fix=fix,
+        )
+    return told[0], told[1], told[2]
+
+
+def _roles(
+    objects: list[dict[str, Any]], columns: Mapping[str, str], name: LayoutName
+) -> Mapping[str, str]:
+    """The names of the roles: those of the format, unless nearly all messages use the other
+    format's.
+    """
+    votes: Counter[str] = Counter()
+    for row in objects:
+        messages = row.get(columns["messages"])
+        for message in messages if isinstance(messages, list) else ():
+            if isinstance(message, dict) and isinstance(role := message.get(columns["role"]), str):
+                votes[
+                    "sharegpt"
+                    if role in ("human", "gpt")
+                    else "openai"
+                    if role in ("user", "assistant")
+                    else ""
+                ] += 1
+    own, other = ("sharegpt", "openai") if name == "sharegpt" else ("openai", "sharegpt")
+    chosen = other if votes[other] > 2 * votes[own] else own
+    return _SHAREGPT_ROLES if chosen == "sharegpt" else _OPENAI_ROLES

@@ -1,0 +1,35 @@
+"""Rows of a Parquet file, batch by batch. pyarrow is loaded here and nowhere else."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from iisft.data.read.rows import Row, Unreadable
+
+_BATCH_ROWS = 512
+
+
+def parquet_rows(file: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[Row]:
+    """Every row as an object; there are no lines.
+
+    A file that is cut short or damaged ends in an Unreadable.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    # gives memory back; the others keep what was freed
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    number = 0
+    try:
+        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as opened:
+            for batch in opened.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
+                if progress:
+                    size = file.stat().st_size
+                    progress(size * number // max(1, opened.metadata.num_rows), size)
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(number, 0, value)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        yield Row(
+            number + 1, 0, Unreadable("row-parquet", f"no whole Parquet file: {reason}", last=True)
+        )

@@ -1,0 +1,1 @@
+"""One file into train, validation and test files."""

@@ -1,0 +1,1 @@
+"""Checked copies under data/, fitted to a limit."""

@@ -1,0 +1,213 @@
+"""`data stage`: one pass that checks every row, passes it through a policy and writes it to
+data/NAME.
+
+The rows stand in a file that is named by its digest; the record (staged.json) names that file and
+is renamed into place last. Until then the dataset is what it was before; a kill at any moment
+leaves the old one or the new one.
+"""
+
+import errno
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iisft import __version__, files
+from iisft.data.check.checking import Check
+from iisft.data.check.findings import Findings
+from iisft.data.read.rows import Row
+from iisft.data.read.source import Progress, Source, digest_of, halves, open_source
+from iisft.data.stage.rowsfile import RowsFile, unwritable
+from iisft.data.stage.staged import RECORD, StagedDataset, from_record, load, staged_names
+from iisft.errors import CheckFailed, Finding, IisftError, InputError, TransferError, UsageError
+from iisft.llamafactory import dataset_info
+from iisft.workspace import Workspace
+
+__all__ = ["Policy", "StagedDataset", "Staging", "load", "stage", "staged_names"]
+
+_NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
+_ORIGINALS = "originals"
+REPORT = "overlong-report.jsonl"
+"""Where a policy may write what it did to each row."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A step between the checked rows and the file.
+
+    `apply` gets the sound rows in their staged form and gives those to write; it may raise
+    CheckFailed. `identity` are its settings: staging again with the same ones and the same file
+    changes nothing. After the last row it is asked for its `findings`, and then, with the staged
+    file, for its part of the manifest. The originals are kept only when it `changes_rows`.
+    """
+
+    identity: dict[str, Any]
+    apply: Callable[[Iterable[Row]], Iterable[Row]]
+    for_record: Callable[[Path], dict[str, Any]] = field(default=lambda staged: {})
+    findings: Callable[[], list[Finding]] = field(default=list)
+    changes_rows: bool = True
+
+
+class Staging(NamedTuple):
+    """What staging came to. `unchanged`: the same rows were staged already, nothing was written."""
+
+    dataset: StagedDataset
+    findings: Findings
+    unchanged: bool
+
+
+def stage(
+    file: Path,
+    name: str,
+    workspace: Workspace,
+    *,
+    formats: str | None = None,
+    columns: Sequence[str] = (),
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+) -> Staging:
+    """Check every row of `file` and write them to data/NAME, replacing an older staging of that
+    name.
+
+    Memory stays the same at any size. With a policy the checked rows are kept beside what it made
+    of them.
+
+    Raises:
+        UsageError: the name, a format or a column can't be used.
+        InputError: the file is missing, empty, or of a kind that isn't read.
+        CheckFailed: rows are wrong; the findings have their row numbers and fields. Nothing was
+        staged. TransferError, EnvironmentFault: the copy can't be written, or the disk is full.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}"
+        )
+    source = open_source(file, formats, columns)
+    hashing, reading = halves(progress)
+    asked = {
+        "source_sha256": digest_of(file, hashing),
+        "format": source.describe(),
+        "columns": dict(source.layout.columns),
+        "policy": policy.identity if policy else None,
+        "iisft": __version__,
+    }
+    if same := _staged_before(name, workspace, asked):
+        return Staging(same, Findings(), unchanged=True)
+    folder = workspace.data / name
+    with _writable(folder, source):
+        return _stage(source, name, folder, asked, policy, reading)
+
+
+def _staged_before(name: str, workspace: Workspace, asked: dict[str, Any]) -> StagedDataset | None:
+    try:
+        staged = load(name, workspace)
+    except IisftError:
+        return None
+    return staged if {key: staged.record.get(key) for key in asked} == asked else None
+
+
+@contextmanager
+def _writable(folder: Path, source: Source) -> Iterator[None]:
+    """The dataset's folder, locked; errors of the disk as a person reads them.
+
+    No empty folder is left behind.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if source.container in ("json", "jsonl") and free < source.size:
+            raise OSError(
+                errno.ENOSPC,
+                f"{source.size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
+            )
+        with files.exclusive_lock(folder / ".lock"):
+            try:
+                yield
+            finally:
+                if not (folder / RECORD).exists():
+                    _remove_others(folder, set())
+                    for file_name in (dataset_info.FILE_NAME, ".lock"):
+                        (folder / file_name).unlink(missing_ok=True)
+    except BlockingIOError as error:
+        text = "another process is staging this dataset"
+        raise TransferError("stage-busy", text, where=str(folder), fix="wait for it") from error
+    except OSError as error:
+        raise unwritable("stage-write", error, folder) from error
+    finally:
+        for left in (folder / _ORIGINALS, folder):
+            with suppress(OSError):  # something is in it
+                left.rmdir()
+
+
+def _stage(
+    source: Source,
+    name: str,
+    folder: Path,
+    asked: dict[str, Any],
+    policy: Policy | None,
+    progress: Progress | None,
+) -> Staging:
+    check = Check([source], progress=progress)
+    rows: Iterable[Row] = check.sound_rows()
+    with ExitStack() as stack:
+        written = stack.enter_context(RowsFile(folder))
+        originals = (
+            stack.enter_context(_originals(folder)) if policy and policy.changes_rows else None
+        )
+        if originals:
+            rows = originals.copying(rows)
+        written.write_all(policy.apply(rows) if policy else rows)
+        _require_sound(check, written, source, policy)
+        kept = originals.publish("") if originals else None
+        published = written.publish("rows-")
+        record = {
+            **asked,
+            **published,
+            "source": str(source.file.absolute()),
+            "not_read": list(source.layout.unused),
+            "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
+            "rows_read": check.report.rows,
+            "warnings": {code: group.count for code, group in check.findings.groups.items()},
+            **(policy.for_record(folder / published["file"]) if policy else {}),
+            "staged": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+    staged = from_record(name, folder, record)
+    entry = dataset_info.entry(staged.file.name, staged.keys)
+    files.write_text_atomically(folder / dataset_info.FILE_NAME, dataset_info.render({name: entry}))
+    files.write_json_atomically(folder / RECORD, record)
+    report = (record.get("overlong") or {}).get("report")
+    _remove_others(
+        folder, {record["file"], record["originals"] and record["originals"]["file"], report}
+    )
+    return Staging(staged, check.findings, unchanged=False)
+
+
+def _originals(folder: Path) -> RowsFile:
+    (folder / _ORIGINALS).mkdir(exist_ok=True)
+    return RowsFile(folder / _ORIGINALS)
+
+
+def _require_sound(check: Check, written: RowsFile, source: Source, policy: Policy | None) -> None:
+    objections = policy.findings() if policy else []
+    if check.findings.errors or objections:
+        raise CheckFailed([*check.findings.as_findings(), *objections])
+    if not written.rows:
+        raise InputError("data-empty", "there is no row in it", where=str(source.file))
+
+
+def _remove_others(folder: Path, kept: set[str | None]) -> None:
+    """Remove what older stagings wrote and what a killed one left; a file of the user's stays."""
+    digest = "[0-9a-f]" * 12
+    for pattern in (
+        f"rows-{digest}.jsonl",
+        f"{_ORIGINALS}/{digest}.jsonl",
+        REPORT,
+        "**/.rows.*.tmp",
+    ):
+        for path in folder.glob(pattern):
+            if str(path.relative_to(folder)) not in kept:
+                path.unlink(missing_ok=True)

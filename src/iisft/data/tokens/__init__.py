@@ -1,0 +1,1 @@
+"""How long rows are for a model, and what a limit would damage."""

@@ -1,0 +1,86 @@
+"""Counting the tokens of rows: as they pass by, and the account of whole files, or of a sample of
+their rows.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from iisft.data.check.checking import Check
+from iisft.data.read.conversation import Conversation, from_row
+from iisft.data.read.rows import Row
+from iisft.data.read.source import Progress, Source
+from iisft.data.tokens import lengths
+from iisft.data.tokens.account import SAMPLE_ROWS, Account
+from iisft.data.tokens.fate import Fate, Limit
+from iisft.data.tokens.tokenization import Pairs
+
+_SEED = 42
+_EXCERPT = 160
+
+
+def account_of(
+    sources: Sequence[Source],
+    sound_rows: int,
+    limit: Limit,
+    *,
+    exact: bool = False,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> Account:
+    """Read the sources again and count their sound rows; above SAMPLE_ROWS only so many, drawn with
+    a fixed seed.
+
+    `sound_rows` is how many they have, from the structural check.
+    """
+    account = Account(limit.cutoff_len, limit.room, batch_size=batch_size)
+    chosen: set[int] | None = None
+    if sound_rows > SAMPLE_ROWS and not exact:
+        account.rows_in_file = sound_rows
+        chosen = set(random.Random(_SEED).sample(range(sound_rows), SAMPLE_ROWS))
+    before = 0
+    for source in sources:
+        check = Check([source], repeats=False, progress=progress)
+        rows = enumerate(check.sound_rows(), before)
+        for row, pairs in counted(
+            (row for index, row in rows if chosen is None or index in chosen), limit
+        ):
+            add(account, row, limit.fate(pairs) if pairs else None, source.file.name)
+        before += check.report.sound
+    return account
+
+
+def counted(rows: Iterable[Row], limit: Limit) -> Iterator[tuple[Row, Pairs]]:
+    """Each row in its staged form with the tokens of its turns.
+
+    None for a row that can't be counted.
+    """
+    waiting: deque[Row] = deque()
+
+    def conversations() -> Iterator[Conversation]:
+        for row in rows:
+            waiting.append(row)
+            yield from_row(row.value)
+
+    for pairs in lengths.count(conversations(), limit.tokens):
+        yield waiting.popleft(), pairs
+
+
+def add(account: Account, row: Row, fate: Fate | None, file: str = "") -> None:
+    """Add a row to the account; None: it can't be counted."""
+    if fate is None:
+        account.uncounted += 1
+    else:
+        account.add(row.number, fate, file, _excerpt(row) if fate.damaged else "")
+
+
+def _excerpt(row: Row) -> str:
+    """The beginning of what tells this row from others: an Alpaca row's input, else its longest
+    question.
+    """
+    if text := row.value.get("input"):
+        return str(text)[:_EXCERPT]
+    questions = (
+        m.content for m in from_row(row.value).messages if m.role in ("user", "observation")
+    )
+    return max(questions, key=len, default="")[:_EXCERPT]

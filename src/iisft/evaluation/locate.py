@@ -1,0 +1,163 @@
+"""Which predictions are meant: a file, or a run (with a checkpoint) whose predictions folder has
+them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+from iisft.errors import Finding, InputError, RunStateError
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import find_run
+from iisft.workspace import Workspace
+
+FINAL, BASE = "final", "base"
+_FILES = (".jsonl", ".json", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of predictions and what is known of its making: the run and checkpoint it belongs to,
+    if any.
+    """
+
+    path: Path
+    run: RunFolder | None = None
+    checkpoint: str | None = None
+    data: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How a person calls it."""
+        return f"{self.run.id}@{self.checkpoint}" if self.run else self.path.name
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the predicting command recorded beside the file.
+
+        Empty when it is missing or torn.
+        """
+        return files.read_json_object(self.path.with_suffix(".json")) or {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Whether predicting has not come to its end."""
+        if self.run is None or self.facts.get("ended", True) is not None:
+            return []
+        message = (
+            f"{self.name} has not predicted every row yet: the figures are of those that are there"
+        )
+        fix = f"iisft predict {self.run.id} --checkpoint {self.checkpoint} --data {self.data}"
+        return [
+            Finding("predict-unfinished", message, where=str(self.path), fix=fix, severity="warn")
+        ]
+
+
+def of_run(folder: RunFolder) -> list[Source]:
+    """Every file of predictions of a run, the base model's too, checkpoints in the order of their
+    steps.
+    """
+    found = []
+    for path in folder.predictions.glob("*.jsonl"):
+        data, at, checkpoint = path.stem.rpartition("@")
+        if at:
+            found.append(Source(path, folder, checkpoint, data))
+    return sorted(found, key=lambda source: (source.data or "", _order(source.checkpoint)))
+
+
+def find(workspace: Workspace, name: str | None, data: str | None = None) -> list[Source]:
+    """The predictions that `name` means: a file, a run, or RUN@CHECKPOINT; without a name the
+    newest run.
+
+    Args:
+        workspace: where the runs are.
+        name: an existing file wins over a run of the same name.
+        data: only predictions of this dataset; without it, of the dataset that was predicted last.
+
+    Returns:
+        One source for a file or a checkpoint; for a run all of its checkpoints, the base model's
+        left out.
+
+    Raises:
+        InputError: what looks like a file is none.
+        RunStateError: no such run, or it has no such predictions.
+    """
+    if name is not None and Path(name).is_file():
+        return [Source(Path(name))]
+    if name is not None and (Path(name).suffix in _FILES or "/" in name):
+        fix = "name a file of predictions, or a run: iisft runs"
+        raise InputError(
+            "predictions-missing",
+            f"there is no file {name}",
+            where=str(Path(name).absolute()),
+            fix=fix,
+        )
+    run, checkpoint = split(workspace, name)
+    folder = _run(workspace, run, name)
+    known = of_run(folder)
+    fitting = [
+        source
+        for source in known
+        if checkpoint in (None, source.checkpoint) and data in (None, source.data)
+    ]
+    if checkpoint is None:
+        fitting = [source for source in fitting if source.checkpoint != BASE]
+    if not fitting:
+        what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
+        option = f" --checkpoint {checkpoint}" if checkpoint else ""
+        there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
+        raise RunStateError(
+            "no-predictions",
+            f"{what}{f' by {checkpoint}' if checkpoint else ''}{f'; there are {there}' if there else ''}",
+            where=str(folder.predictions),
+            fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
+        )
+    if data is None:
+        newest = max(fitting, key=lambda source: source.path.stat().st_mtime)
+        fitting = [source for source in fitting if source.data == newest.data]
+    return fitting
+
+
+def last(sources: list[Source]) -> Source:
+    """The one to evaluate when nobody names a checkpoint: the run's final state, else its last
+    checkpoint.
+    """
+    return max(sources, key=lambda source: _order(source.checkpoint))
+
+
+def base_of(source: Source) -> Source | None:
+    """What the base model predicted for the same data, if it was asked."""
+    if source.run is None or source.checkpoint == BASE:
+        return None
+    found = (
+        other
+        for other in of_run(source.run)
+        if other.data == source.data and other.checkpoint == BASE
+    )
+    return next(found, None)
+
+
+def _order(checkpoint: str | None) -> tuple[int, int]:
+    if checkpoint == FINAL:
+        return 2, 0
+    return (1, int(checkpoint)) if checkpoint and checkpoint.isdigit() else (0, 0)
+
+
+def split(workspace: Workspace, name: str | None) -> tuple[str | None, str | None]:
+    if name is None or "@" not in name or (workspace.runs / name).is_dir():
+        return name, None
+    run, _, checkpoint = name.rpartition("@")
+    return run, checkpoint.removeprefix("checkpoint-")
+
+
+def _run(workspace: Workspace, run: str | None, name: str | None) -> RunFolder:
+    try:
+        return find_run(workspace, run)
+    except RunStateError as error:
+        if name is None:
+            raise
+        message = f"{name} is neither a file nor a run" + (
+            f": {error.message}" if "mean" in error.message else ""
+        )
+        raise RunStateError(error.code, message, where=error.where, fix="iisft runs") from error

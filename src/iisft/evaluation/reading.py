@@ -1,0 +1,282 @@
+"""Files of predictions, ours or anybody's: JSON lines or a JSON array, read row by row, never
+trusted to be whole.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from iisft.errors import CheckFailed, Finding, InputError, UsageError
+
+ROLES = ("prediction", "reference", "prompt")
+# What other tools call them; the first name that the file has is taken. LLaMA-Factory writes
+# prompt, predict, label.
+_KNOWN_NAMES = {
+    "prediction": (
+        "prediction",
+        "predict",
+        "model_output",
+        "predicted",
+        "response",
+        "generated_text",
+        "completion",
+    ),
+    "reference": (
+        "reference",
+        "label",
+        "ground_truth",
+        "target",
+        "expected",
+        "gold",
+        "answer",
+        "output",
+    ),
+    "prompt": ("prompt", "input", "question", "instruction", "query"),
+}
+_SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prediction.
+
+    `reference` and `prompt` are None where the file has none; `prediction` is "" for null.
+    """
+
+    row: int
+    prediction: str
+    reference: str | None
+    prompt: str | None
+    error: str | None
+    stop: str | None
+
+
+@dataclass
+class PredictionFile:
+    """Reads a file of predictions.
+
+    Args:
+        path: JSON lines, or one JSON array of objects.
+        columns: role -> column for the roles that a person named; the others are found by their
+        names.
+
+    Attributes:
+        findings: what reading saw so far: a torn last line, rows that stand there twice.
+    """
+
+    path: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        first = next(self._objects(), None)
+        if first is None:
+            raise InputError("no-predictions", "there is no row in it", where=str(self.path))
+        self.columns = self._found_columns(first)
+        self.findings.clear()
+
+    def __iter__(self) -> Iterator[Row]:
+        """Every row once; of a row number that stands there twice only the first.
+
+        Raises:
+            CheckFailed: lines that are no JSON object, except a torn last one.
+        """
+        self.findings.clear()
+        seen: set[int] = set()
+        questions: set[int] = set()
+        repeated = 0
+        twice: list[int] = []
+        for number, value in enumerate(self._objects(), 1):
+            own = value.get("row")
+            row = own if type(own) is int else number
+            if row in seen:
+                twice.append(row)
+                continue
+            seen.add(row)
+            made = self._row(row, value)
+            if made.prompt is not None:
+                question = hash((made.prompt, made.reference))
+                repeated += question in questions
+                questions.add(question)
+            yield made
+        if repeated:
+            message = f"{repeated} rows have prompt and reference of an earlier row; each counts"
+            self.findings.append(
+                Finding("repeated-rows", message, where=str(self.path), severity="warn")
+            )
+        if twice:
+            shown = ", ".join(map(str, twice[:5])) + (" ..." if len(twice) > 5 else "")
+            message = f"{len(twice)} rows stand there twice (row {shown}): the first of each counts"
+            self.findings.append(
+                Finding("duplicate-rows", message, where=str(self.path), severity="warn")
+            )
+
+    def _row(self, row: int, value: Mapping[str, Any]) -> Row:
+        return Row(
+            row=row,
+            prediction=_text(value.get(self.columns["prediction"])) or "",
+            reference=_text(value.get(self.columns.get("reference", ""))),
+            prompt=_text(value.get(self.columns.get("prompt", ""))),
+            error=_failure(value.get("error")),
+            stop=_text(value.get("stop")),
+        )
+
+    def _found_columns(self, first: Mapping[str, Any]) -> dict[str, str]:
+        found = dict(self.columns)
+        missing = [f"{role}={name}" for role, name in found.items() if name not in first]
+        if missing:
+            raise InputError(
+                "no-such-column",
+                f"the file has no column for {', '.join(missing)}; it has "
+                f"{', '.join(map(repr, first))}",
+                where=f"{self.path}:1",
+                fix="--columns " + ",".join(f"{role}=NAME" for role in found),
+            )
+        for role in ROLES:
+            name = next(
+                (
+                    name
+                    for name in _KNOWN_NAMES[role]
+                    if name in first and name not in found.values()
+                ),
+                None,
+            )
+            if role not in found and name is not None:
+                found[role] = name
+        if "prediction" not in found:
+            raise InputError(
+                "no-predictions",
+                f"no column looks like predictions; the file has {', '.join(map(repr, first))}",
+                where=f"{self.path}:1",
+                fix="--columns prediction=NAME,reference=NAME",
+            )
+        return found
+
+    def _objects(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self.path.open("rb") as stream:
+                start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+                stream.seek(0)
+                yield from self._array(stream) if start == b"[" else self._lines(stream)
+        except OSError as error:
+            message = f"the predictions can't be read: {error.strerror}"
+            raise InputError("predictions-unreadable", message, where=str(self.path)) from error
+
+    def _lines(self, stream: Any) -> Iterator[dict[str, Any]]:
+        faults: list[tuple[int, str, str]] = []
+        for number, line in enumerate(stream, 1):
+            if not line.strip(b"\xef\xbb\xbf \t\r\n"):
+                continue
+            try:
+                value = _parsed(line)
+            except ValueError as error:
+                if line.endswith(b"\n"):
+                    faults.append((number, "not-json", f"no JSON: {error}"))
+                    continue
+                message = (
+                    "the last line is half-written and left out (the writer was stopped, or "
+                    "still writes)"
+                )
+                where = f"{self.path}:{number}"
+                self.findings.append(
+                    Finding("half-written-line", message, where=where, severity="warn")
+                )
+                continue
+            if isinstance(value, dict):
+                yield value
+            else:
+                faults.append((number, "not-an-object", "the line is no JSON object"))
+        if faults:
+            raise CheckFailed(self._shown(faults))
+
+    def _shown(self, faults: list[tuple[int, str, str]]) -> list[Finding]:
+        fix = "predictions are JSON lines, one object each, or one JSON array"
+        found = [
+            Finding(code, text, f"{self.path}:{number}", fix)
+            for number, code, text in faults[:_SHOWN_FAULTS]
+        ]
+        if left := len(faults) - len(found):
+            found.append(
+                Finding(
+                    faults[-1][1], f"and {left} more lines", f"{self.path}:{faults[-1][0]}", fix
+                )
+            )
+        return found
+
+    def _array(self, stream: Any) -> Iterator[dict[str, Any]]:
+        import ijson  # type: ignore[import-untyped]
+
+        number = 0
+        try:
+            for value in ijson.items(stream, "item", use_float=True):
+                number += 1
+                if not isinstance(value, dict):
+                    message = f"element {number} is no JSON object"
+                    raise InputError("not-an-object", message, where=str(self.path))
+                yield value
+        except ijson.JSONError as error:
+            message = f"the JSON array breaks off or is broken after element {number}: {error}"
+            raise InputError("not-json", message, where=str(self.path)) from error
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """`reference=ground_truth,prediction=model_output` as a mapping.
+
+    Raises:
+        UsageError: an unknown role, or no `=`.
+    """
+    found = {}
+    for part in (text or "").split(","):
+        role, equals, name = part.partition("=")
+        if part and (role.strip() not in ROLES or not equals or not name.strip()):
+            raise UsageError(
+                "columns",
+                f"--columns can't take {part!r}",
+                fix=f"ROLE=NAME,... with the roles {', '.join(ROLES)}",
+            )
+        if part:
+            found[role.strip()] = name.strip()
+    return found
+
+
+def _parsed(line: bytes) -> Any:
+    """One line. What Python's json writes and no strict reader takes is read too: NaN, half a
+    surrogate pair (a `?`).
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        value = json.loads(line.decode("utf-8-sig", "replace"))
+    return (
+        {key: _without_surrogates(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
+
+
+def _without_surrogates(item: Any) -> Any:
+    return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
+
+
+def _failure(value: Any) -> str | None:
+    """What went wrong, None where nothing did.
+
+    A number in a column of that name is some measure of error.
+    """
+    return (
+        _text(value) if value and (value is True or isinstance(value, str | dict | list)) else None
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Text as it is; what is already parsed becomes JSON again."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

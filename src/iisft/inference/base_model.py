@@ -1,0 +1,165 @@
+"""A run's base model, found again and made ready to load: everything that a child needs to compute
+as the run did.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft.errors import CheckFailed, EnvironmentFault, ExitCode, Finding, InputError
+from iisft.inference import headroom
+from iisft.inference.selection import ADAPTER, Chosen
+from iisft.llamafactory import loading
+from iisft.llamafactory.environment import NO_GPU
+from iisft.machine.facts.gpus import visible_gpus
+from iisft.models.folder import identity
+from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
+from iisft.models.view.build import ViewPlan, build_view, plan_view
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.proof import Expected
+from iisft.runs.supervise import resume
+from iisft.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run whose model is there and is the one that it was trained on."""
+
+    folder: RunFolder
+    record: dict[str, Any]
+    checkpoint: Checkpoint
+    view: ViewPlan
+    env: dict[str, str]
+    on_cpu: bool
+
+    @property
+    def python(self) -> Path:
+        return Path(self.record["interpreter"]["path"])
+
+    @property
+    def expected(self) -> Expected:
+        """What the trainer had to report, and what a child that loads the same has to report again."""
+        return Expected(**self.record["expected"])
+
+    @property
+    def spread(self) -> bool:
+        """Whether one GPU can't hold what the run's GPUs held in parts."""
+        return self.record["preset"]["sharding"] in ("fsdp", "zero3")
+
+    def need(self, chosen: Chosen) -> headroom.Need:
+        """The memory that it takes to answer."""
+        adapter = (chosen.adapter / ADAPTER).stat().st_size if chosen.adapter else 0
+        expected = self.expected
+        return headroom.need(
+            self.checkpoint,
+            expected.weights_dtype,
+            expected.arithmetic,
+            adapter_bytes=adapter,
+            place="cpu" if self.on_cpu else "gpus" if self.spread else "gpu",
+        )
+
+    def loading(self, view: Path, chosen: Chosen, *, max_new_tokens: int) -> dict[str, Any]:
+        """The specification by which child/run_model.py loads the run's model from `view`."""
+        return {
+            "arguments": loading.loading_arguments(self.record["train_yaml"], view, max_new_tokens),
+            "adapter": str(chosen.adapter) if chosen.adapter else None,
+            "autocast": self.expected.autocast,
+            "one_device": not self.spread,
+        }
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[Path, dict[str, str]]]:
+        """A view of the model for as long as the block lasts, and the environment for the children
+        that load it.
+        """
+        with tempfile.TemporaryDirectory(prefix="iisft-", ignore_cleanup_errors=True) as place:
+            view = Path(place) / "model"
+            build_view(self.view, view)
+            yield view, self.env | {"HF_MODULES_CACHE": str(Path(place) / "modules")}
+
+
+def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: bool) -> Source:
+    """Find what a run was trained on.
+
+    Args:
+        folder: the run.
+        workspace: where a model given by its id lies.
+        model: where the base model is now, when it was moved.
+        cpu: compute on the CPU though the run had GPUs.
+
+    Raises:
+        RunStateError: run.json is broken.
+        CheckFailed: the base model is not there, is torn, or is another one.
+        EnvironmentFault: the run's interpreter or its GPUs are missing.
+    """
+    record = resume.record_of(folder)
+    checkpoint = _base_model(record, workspace, model)
+    preset = record["preset"]
+    view = plan_view(
+        checkpoint,
+        precision=preset["precision"],
+        weights=preset["weights"],
+        trust_remote_code=preset["model"]["trust_remote_code"],
+    )
+    had_gpus = bool(record.get("gpus"))
+    on_cpu = cpu or not had_gpus
+    if not on_cpu and not visible_gpus():
+        raise EnvironmentFault(
+            "no-gpu",
+            f"{folder.id} was trained on {record['gpus'][0]}, and no GPU can be seen here",
+            where="/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
+            fix="--cpu computes the same on the CPU, slowly",
+        )
+    if on_cpu and preset["precision"] == "fp16":
+        raise EnvironmentFault(
+            "fp16-on-cpu",
+            f"{folder.id} computes in fp16, which a CPU does not",
+            fix="a machine with a GPU",
+        )
+    env = loading.without_trainer_variables(resume.environment_of(folder, record)) | (
+        NO_GPU if on_cpu else {}
+    )
+    return Source(folder, record, checkpoint, view, env, on_cpu)
+
+
+def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None) -> Checkpoint:
+    recorded = record["model"]
+    place = workspace.model_folder(given) if given is not None else Path(recorded["folder"])
+    if not place.is_dir():
+        raise InputError(
+            "base-model-missing",
+            f"the run's base model {recorded['id']} is not there",
+            where=str(place),
+            fix="move it back, or say where it is now: --model DIR",
+        )
+    if faults := checkpoint_findings(place):
+        raise CheckFailed(faults)
+    if changed := list(identity.changes(recorded, place, copies=True)):
+        fix = f"the adapter belongs to the {recorded['id']} that it was trained on: --model DIR"
+        raise CheckFailed(
+            [
+                Finding(
+                    "base-model-differs", text, where=str(place), fix=fix, exit_code=ExitCode.INPUT
+                )
+                for text in changed
+            ]
+        )
+    return inspect_checkpoint(place)
+
+
+def log_of(source: Source, command: str) -> Path:
+    """Where the child's own words go.
+
+    Raises:
+        EnvironmentFault: the run folder can't be written.
+    """
+    log = source.folder.log_of(command)
+    if not os.access(log.parent, os.W_OK):
+        raise EnvironmentFault(
+            "run-unwritable", "the run folder can't be written", where=str(log.parent)
+        )
+    return log

@@ -1,0 +1,167 @@
+"""A file of predictions and the record beside it: rows appended as they are finished, none twice,
+none lost.
+
+Each line is one JSON object: `row` (number in the staged data, from 1), `prompt`, `reference` (null
+without one), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
+`error` (null or text). While rows come they stand in the order in which they were finished; when
+all are there, in that of the data.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+from iisft.errors import EnvironmentFault, RunStateError
+
+Row = dict[str, Any]
+# What makes two files of answers comparable row by row; when it began and how far it is are no part
+# of that.
+_SAME = ("data_sha256", "generation", "model", "adapter_sha256", "backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """One file of predictions, RUN/predictions/DATA@WHICH.jsonl."""
+
+    path: Path
+
+    @property
+    def record_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def read_record(self) -> dict[str, Any]:
+        return files.read_json_object(self.record_path) or {}
+
+    def rows(self) -> Iterator[Row]:
+        """Every whole row; a half-written line is passed over."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        for line in content.split(b"\n"):
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("row"), int):
+                    yield row
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other command from writing here.
+
+        Raises:
+            RunStateError: another one does.
+            EnvironmentFault: the folder can't be written.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.parent.mkdir(exist_ok=True)
+                stack.enter_context(
+                    files.exclusive_lock(self.path.with_name(f".{self.path.name}.lock"))
+                )
+            except BlockingIOError:
+                text = "another command is writing these predictions"
+                raise RunStateError("predicting-already", text, where=str(self.path)) from None
+            except OSError as error:
+                raise unwritable(self.path, error) from error
+            yield
+
+    def begin(self, about: Mapping[str, Any], *, anew: bool) -> set[int]:
+        """Make the file ready to be continued: the rows that are there already, those that failed
+        left out.
+
+        Args:
+            about: the record; its settings must be those by which the rows that are there were
+            made.
+            anew: throw those away.
+
+        Raises:
+            RunStateError: they were made in another way.
+            EnvironmentFault: the disk is full or read-only.
+        """
+        before = self.read_record()
+        kept = {} if anew else {row["row"]: row for row in self.rows() if not row.get("error")}
+        changed = [key for key in _SAME if before.get(key) != about.get(key)]
+        if kept and changed:
+            told = "; ".join(
+                f"{key}: {before.get(key)} there, {about.get(key)} now" for key in changed
+            )
+            text = f"there are {len(kept)} predictions that were made in another way ({told})"
+            raise RunStateError(
+                "predictions-differ",
+                text,
+                where=str(self.path),
+                fix="--from-start replaces them; or move them away",
+            )
+        started = before.get("started") if kept else None
+        with self._writing():
+            self._rewrite(kept.values())
+            files.write_json_atomically(
+                self.record_path,
+                dict(about) | ({"started": started} if started else {}) | {"ended": None},
+            )
+        return set(kept)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the record.
+
+        Raises:
+            EnvironmentFault: the disk is full.
+        """
+        with self._writing():
+            files.write_json_atomically(self.record_path, self.read_record() | facts)
+
+    def append(self, rows: list[Row]) -> None:
+        """Add finished rows and bring them to the disk, all or none of them.
+
+        Raises:
+            EnvironmentFault: the disk is full.
+        """
+        with self._writing():
+            files.append_line(
+                self.path,
+                "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+                durably=True,
+            )
+
+    def finish(self) -> list[Row]:
+        """Put the rows into the order of the data, record how many there are and when that was, and
+        return them.
+
+        Raises:
+            EnvironmentFault: the disk is full; the rows are all there.
+        """
+        rows = sorted(self.rows(), key=lambda row: int(row["row"]))
+        with self._writing():
+            self._rewrite(rows)
+            files.write_json_atomically(
+                self.record_path, self.read_record() | {"rows": len(rows), "ended": time.time()}
+            )
+        return rows
+
+    def _rewrite(self, rows: Iterable[Row]) -> None:
+        with files.atomic_writer(self.path) as stream:
+            for row in rows:
+                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> EnvironmentFault:
+    fix = "free some space; the same command goes on after the last row that was written"
+    return EnvironmentFault(
+        "predictions-unwritable",
+        f"predictions can't be written: {os.strerror(error.errno or 0)}",
+        where=str(path),
+        fix=fix,
+    )

@@ -1,0 +1,1 @@
+"""What the facts mean for training: rules, findings, fixes."""

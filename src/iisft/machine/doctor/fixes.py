@@ -1,0 +1,98 @@
+"""What mends a finding: a sentence for people, and lines of shell for --fix-plan with what they
+need.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iisft.llamafactory.torch_sets import install_commands, torch_set
+from iisft.machine.facts.host import Host
+
+# With the power off, as root, as root with a reboot or a new login after it, outside the container,
+# a Python, packages, variables, the preset.
+Stage = Literal[
+    "hands", "root", "reboot", "login", "container", "python", "packages", "shell", "preset"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """One remedy. `commands` are empty where nothing can be typed; `text` is what a finding prints.
+
+    `done`: a shell test that holds once the reboot has done its part.
+    """
+
+    text: str = ""
+    commands: tuple[str, ...] = ()
+    stage: Stage = "hands"
+    done: str = ""
+
+
+NOTHING = Fix()
+
+
+def by_hand(text: str) -> Fix:
+    """Something that a person does to the machine."""
+    return Fix(text)
+
+
+def as_root(*commands: str, text: str = "") -> Fix:
+    return Fix(text or " && ".join(commands), commands, "root")
+
+
+def at_login(*commands: str, text: str) -> Fix:
+    """As root, and it counts from the next login on."""
+    return Fix(text, commands, "login")
+
+
+def container(options: str) -> Fix:
+    return Fix(f"start the container with {options}", (f"# docker run {options} ...",), "container")
+
+
+def pip(*commands: str, text: str = "") -> Fix:
+    return Fix(text or " && ".join(commands), commands, "packages")
+
+
+def export(*assignments: str, text: str = "") -> Fix:
+    command = f"export {' '.join(assignments)}"
+    return Fix(text or command, (command,), "shell")
+
+
+def unset(*names: str, text: str = "") -> Fix:
+    command = f"unset {' '.join(names)}"
+    return Fix(text or f"{command} (and take it out of ~/.bashrc)", (command,), "shell")
+
+
+def preset(change: str, text: str = "") -> Fix:
+    return Fix(text or f"--set {change}", (f"# iisft train ... --set {change}",), "preset")
+
+
+def torch_for(arch: str, host: Host) -> Fix:
+    """Install torch, torchvision and torchaudio that work on this hardware, then iisft beside them."""
+    found = torch_set(arch, host.nvidia_major)
+    first = "pip uninstall -y torch torchvision torchaudio triton pytorch-triton-rocm"
+    commands = (
+        (first, *install_commands(arch, host.nvidia_major)) if found else install_commands(arch)
+    )
+    return Fix(" && ".join(commands[1:] if found else commands), commands, "packages")
+
+
+def kernel_parameter(parameters: str, host: Host, more: str = "") -> Fix:
+    """Put words on the kernel's command line, in the distribution's way, once."""
+    last = parameters.split()[-1]
+    if any(name in host.os_family for name in ("fedora", "rhel", "centos")):
+        commands: tuple[str, ...] = (f'sudo grubby --update-kernel=ALL --args="{parameters}"',)
+        text = f"{commands[0]} && sudo reboot"
+    else:
+        commands = (
+            f"grep -q '{last}' /etc/default/grub || sudo sed -i.iisft-backup "
+            '\'s/^GRUB_CMDLINE_LINUX_DEFAULT="\\(.*\\)"/GRUB_CMDLINE_LINUX_DEFAULT="\\1 '
+            f"{parameters}\"/' "
+            "/etc/default/grub",
+            "sudo update-grub",
+        )
+        text = (
+            f"add {parameters} to GRUB_CMDLINE_LINUX_DEFAULT in /etc/default/grub, then sudo "
+            "update-grub && sudo reboot"
+        )
+    return Fix(f"{text}{more}", commands, "reboot", f"grep -qw '{last}' /proc/cmdline")

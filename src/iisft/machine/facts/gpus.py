@@ -1,0 +1,156 @@
+"""Which GPUs the machine has, from the kernel's own files and nvidia-smi, without torch.
+
+Every probe takes a root path, so that a whole machine can be a folder of files.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi, parse_nvidia_smi
+from iisft.machine.facts.reader import Reader
+
+_AMD_VENDOR = 0x1002
+_NODES = "sys/class/kfd/kfd/topology/nodes"
+_MASKS = {
+    "amd": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
+    "nvidia": ("CUDA_VISIBLE_DEVICES",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU.
+
+    `arch` is gfx906 or sm_70, "" when unknown; `memory_gib` is 0 when unknown; `bus` is
+    0000:03:00.0.
+    """
+
+    vendor: str
+    arch: str
+    memory_gib: float
+    name: str = ""
+    bus: str = ""
+    no_atomics: bool = False
+
+
+def visible_gpus(root: Path = Path("/")) -> list[Gpu]:
+    """GPUs that a process started from here would see: the machine's, less what *_VISIBLE_DEVICES
+    hides.
+    """
+    return masked([*amd_gpus(root), *nvidia_gpus(root)], os.environ)
+
+
+def masked(gpus: list[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
+    """The GPUs that *_VISIBLE_DEVICES leave."""
+    for vendor, names in _MASKS.items():
+        for name in names:
+            if (mask := environment.get(name)) is not None:
+                gpus = _masked(gpus, vendor, mask)
+    return gpus
+
+
+def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
+    """AMD GPUs as the kernel's KFD topology tells them.
+
+    HSA_OVERRIDE_GFX_VERSION does not reach it.
+    """
+    reader = root if isinstance(root, Reader) else Reader(root)
+    found = []
+    for name in reader.names(_NODES, "[0-9]*"):
+        node = f"{_NODES}/{name}"
+        properties = _properties(reader, f"{node}/properties")
+        version = properties.get("gfx_target_version", 0)
+        if properties.get("vendor_id") == _AMD_VENDOR and version > 0:
+            # linux kfd_topology: major * 10000 + minor * 100 + stepping, the stepping printed in
+            # hex
+            arch = f"gfx{version // 10000}{version // 100 % 100}{version % 100:x}"
+            found.append(
+                Gpu(
+                    "amd",
+                    arch,
+                    _kfd_memory_gib(reader, node),
+                    reader.text(f"{node}/name"),
+                    _bus(properties),
+                    _no_atomics(reader, node),
+                )
+            )
+    return found
+
+
+def nvidia_gpus(root: Path | Reader = Path("/"), smi: Smi | None = None) -> list[Gpu]:
+    """NVIDIA GPUs of the driver's /proc folder, with what nvidia-smi knows about them.
+
+    Args:
+        root: where the machine's files lie.
+        smi: what nvidia-smi said; left out, it is asked where the machine is this one.
+    """
+    reader = root if isinstance(root, Reader) else Reader(root)
+    present = reader.names("proc/driver/nvidia/gpus")
+    if smi is None:
+        here = reader.live and (
+            present or reader.exists("dev/nvidiactl") or reader.exists("dev/dxg")
+        )
+        smi = ask_nvidia_smi() if here else NO_SMI
+    known = [
+        Gpu("nvidia", card.arch, card.memory_gib, card.name, card.bus)
+        for card in parse_nvidia_smi(smi.output)
+    ]
+    return known or [
+        Gpu("nvidia", "", 0.0, _model_name(reader, bus), bus.lower()) for bus in present
+    ]
+
+
+def _model_name(reader: Reader, bus: str) -> str:
+    match = re.search(
+        r"^Model:\s*(.+)$", reader.text(f"proc/driver/nvidia/gpus/{bus}/information"), re.MULTILINE
+    )
+    return match[1].strip() if match else ""
+
+
+def _properties(reader: Reader, path: str) -> dict[str, int]:
+    return {
+        name: int(value)
+        for name, value in re.findall(r"^(\w+)\s+(\d+)$", reader.text(path), re.MULTILINE)
+    }
+
+
+def _bus(properties: Mapping[str, int]) -> str:
+    if "location_id" not in properties:
+        return ""
+    place = properties["location_id"]
+    return f"{properties.get('domain', 0):04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7}"
+
+
+def _no_atomics(reader: Reader, node: str) -> bool:
+    """Bits 2 and 3 of a link's flags: no 32 or 64 bit atomics (linux kfd_crat.h)."""
+    flags = [
+        _properties(reader, f"{node}/io_links/{link}/properties").get("flags", 0)
+        for link in reader.names(f"{node}/io_links")
+    ]
+    return any(value & 0b1100 for value in flags)
+
+
+def _kfd_memory_gib(reader: Reader, node: str) -> float:
+    sizes = [
+        _properties(reader, f"{node}/mem_banks/{bank}/properties").get("size_in_bytes", 0)
+        for bank in reader.names(f"{node}/mem_banks")
+    ]
+    return max(sizes, default=0) / 2**30
+
+
+def _masked(gpus: list[Gpu], vendor: str, mask: str) -> list[Gpu]:
+    own = [gpu for gpu in gpus if gpu.vendor == vendor]
+    chosen = []
+    for item in filter(None, (part.strip() for part in mask.split(","))):
+        if item.isdigit():
+            if int(item) >= len(own):
+                break  # CUDA and HIP ignore everything from the first invalid index on
+            chosen.append(own[int(item)])
+        elif item == "-1":
+            break
+        elif own:
+            chosen.append(own[0])  # a UUID names one of them
+    return [gpu for gpu in gpus if gpu.vendor != vendor] + chosen

@@ -1,0 +1,327 @@
+"""What a model folder holds, read from its JSON files and safetensors headers alone: no weight is
+loaded.
+"""
+
+import contextlib
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from iisft.errors import Finding, InputError
+from iisft.files import read_json_object
+from iisft.models.folder.manifest import mend_command, quick_findings
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+
+# name in the header -> (torch's name, bits), from the safetensors format
+DTYPES: dict[str, tuple[str, int]] = {
+    "BOOL": ("bool", 8),
+    "U8": ("uint8", 8),
+    "I8": ("int8", 8),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "U16": ("uint16", 16),
+    "I16": ("int16", 16),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "U32": ("uint32", 32),
+    "I32": ("int32", 32),
+    "F32": ("float32", 32),
+    "U64": ("uint64", 64),
+    "I64": ("int64", 64),
+    "F64": ("float64", 64),
+    "C64": ("complex64", 64),
+}
+
+# Their content is never asked for an auto_map, and they are the only big JSON files of a model.
+PURE_DATA_JSON = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", INDEX_FILE})
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class Tensor(NamedTuple):
+    """One tensor as a safetensors header describes it; `dtype` is torch's name."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete model folder.
+
+    `dtypes` counts parameters, `code_files` is what its auto_maps execute.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    architecture: str
+    model_type: str
+    tensors: dict[str, Tensor]
+    dtypes: dict[str, int]
+    weight_files: tuple[str, ...]
+    code_files: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.dtypes.values())
+
+
+def inspect_checkpoint(folder: Path) -> Checkpoint:
+    """Read a model folder's configuration and safetensors headers.
+
+    Raises:
+        InputError: the first of checkpoint_findings.
+    """
+    survey = _Survey(folder)
+    if survey.findings:
+        first = survey.findings[0]
+        raise InputError(first.id, first.message, where=first.where, fix=first.fix)
+    counts: Counter[str] = Counter()
+    for name, tensor in survey.tensors.items():
+        if not is_computed_buffer(name):
+            counts[tensor.dtype] += tensor.parameters
+    return Checkpoint(
+        folder=folder.absolute(),
+        config=survey.config,
+        architecture=survey.config["architectures"][0],
+        model_type=survey.config["model_type"],
+        tensors=survey.tensors,
+        dtypes=dict(counts.most_common()),
+        weight_files=survey.weight_files,
+        code_files=code_files(folder),
+    )
+
+
+def checkpoint_findings(folder: Path) -> list[Finding]:
+    """Everything that keeps a model folder from being loaded, all at once; empty for a sound one.
+
+    Names, sizes, times and headers are read: a bit that flipped inside a tensor needs `iisft
+    download --verify`.
+    """
+    survey = _Survey(folder)
+    if survey.config and not any(
+        (folder / name).is_file() for name in (*TOKENIZER_FILES, "tokenizer_config.json")
+    ):
+        survey.report("model-no-tokenizer", "the model folder has no tokenizer", folder)
+    told = {finding.where for finding in survey.findings}
+    return survey.findings + [
+        finding for finding in quick_findings(folder) if finding.where not in told
+    ]
+
+
+def is_computed_buffer(name: str) -> bool:
+    """Whether a tensor is one that old Llama checkpoints stored although every loader computes it
+    anew.
+    """
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def auto_maps(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object below a JSON value that has a key auto_map."""
+    if isinstance(value, dict):
+        if "auto_map" in value:
+            yield value
+        for child in value.values():
+            yield from auto_maps(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from auto_maps(child)
+
+
+def json_files(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Name and content of each readable JSON file that could hold an auto_map, by name."""
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in PURE_DATA_JSON and path.is_file():
+            with contextlib.suppress(OSError, ValueError):
+                yield path.name, json.loads(path.read_bytes())
+
+
+def code_files(folder: Path) -> tuple[str, ...]:
+    """The Python files that a folder's auto_maps name.
+
+    `owner/name--file.py` is one of another repository.
+    """
+    found: set[str] = set()
+    for _, content in json_files(folder):
+        for holder in auto_maps(content):
+            found.update(
+                f"{reference.rpartition('.')[0]}.py"
+                for reference in _references(holder["auto_map"])
+            )
+    return tuple(sorted(found))
+
+
+def _references(auto_map: Any) -> Iterator[str]:
+    if isinstance(auto_map, str):
+        yield auto_map
+    elif isinstance(auto_map, dict | list):
+        for child in auto_map.values() if isinstance(auto_map, dict) else auto_map:
+            yield from _references(child)
+
+
+class _Survey:
+    """One pass over a folder that keeps going after a fault, so that all faults are reported
+    together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.findings: list[Finding] = []
+        self.config: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.weight_files: tuple[str, ...] = ()
+        if not folder.is_dir():
+            self.report("model-missing", f"there is no model folder {folder}", folder)
+            return
+        self._read_config()
+        self._read_weights()
+
+    def report(self, code: str, message: str, where: Path) -> None:
+        self.findings.append(
+            Finding(code, message, where=str(where), fix=mend_command(self.folder))
+        )
+
+    def _read_config(self) -> None:
+        path = self.folder / "config.json"
+        if not path.is_file():
+            adapter = (self.folder / "adapter_config.json").is_file()
+            hint = ": this is an adapter, name its base model instead" if adapter else ""
+            self.report("model-no-config", f"the model folder has no config.json{hint}", path)
+            return
+        config = read_json_object(path)
+        if config is None:
+            self.report("model-config-broken", "config.json is torn or no JSON object", path)
+            return
+        architectures = config.get("architectures")
+        first = architectures[0] if isinstance(architectures, list) and architectures else None
+        # the name becomes part of an auto_map, where `--` or a dot would lead to other code
+        if (
+            not isinstance(first, str)
+            or not first.isidentifier()
+            or not isinstance(config.get("model_type"), str)
+        ):
+            self.report(
+                "model-config-broken", "config.json has no valid architecture and model_type", path
+            )
+            return
+        self.config = config
+
+    def _read_weights(self) -> None:
+        index = self.folder / INDEX_FILE
+        if (self.folder / SINGLE_FILE).is_file():  # transformers prefers it to an index
+            self.weight_files = (SINGLE_FILE,)
+            self._read_shard(SINGLE_FILE)
+        elif index.is_file():
+            self._read_shards(index)
+        else:
+            self.report(
+                "model-no-safetensors",
+                f"there is neither {SINGLE_FILE} nor {INDEX_FILE}",
+                self.folder,
+            )
+
+    def _read_shards(self, index: Path) -> None:
+        weight_map = (read_json_object(index) or {}).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            self.report("model-index-broken", f"{INDEX_FILE} is torn or has no weight_map", index)
+            return
+        names = list(weight_map.values())
+        if not all(isinstance(name, str) and PurePosixPath(name).name == name for name in names):
+            self.report(
+                "model-index-broken", f"{INDEX_FILE} names a file outside the model folder", index
+            )
+            return
+        self.weight_files = tuple(sorted(set(names)))
+        sound = [self._read_shard(name) for name in self.weight_files]
+        if all(sound):
+            for tensor, name in weight_map.items():
+                if tensor not in self.tensors or self.tensors[tensor].file != name:
+                    self.report(
+                        "model-index-broken",
+                        f"{INDEX_FILE} puts {tensor} into {name}, where it is not",
+                        index,
+                    )
+                    return
+
+    def _read_shard(self, name: str) -> bool:
+        path = self.folder / name
+        if not path.is_file():
+            self.report("model-shard-missing", f"{name} is missing", path)
+            return False
+        try:
+            self.tensors.update(read_header(path))
+        except (OSError, ValueError, RecursionError) as error:
+            self.report("model-shard-torn", f"{name} can't be loaded: {error}", path)
+            return False
+        return True
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: the header or the file's length is not what the safetensors format asks for.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise ValueError("it ends before its header")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(LONGEST_HEADER, size - 8):
+            raise ValueError(f"its header claims {length} bytes of a file of {size}")
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return _tensors(header, size - 8 - length, path.name)
+
+
+def _tensors(header: dict[str, Any], available: int, file: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        tensors[name], span = _tensor(name, entry, file)
+        spans.append(span)
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise ValueError("its tensors overlap or leave gaps")
+        position = end
+    if position != available:
+        raise ValueError(f"its tensors need {position} bytes, the file holds {available}")
+    return tensors
+
+
+def _tensor(name: str, entry: Any, file: str) -> tuple[Tensor, tuple[int, int]]:
+    try:
+        dtype, bits = DTYPES[entry["dtype"]]
+        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"its header describes tensor {name} in a way that no loader knows"
+        ) from None
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"its header gives tensor {name} a shape or place that is no whole number")
+    if (end - begin) * 8 != math.prod(shape) * bits:
+        raise ValueError(
+            f"its header gives tensor {name} {end - begin} bytes, which is not its shape "
+            f"{list(shape)}"
+        )
+    return Tensor(dtype, shape, file), (begin, end)

@@ -1,0 +1,86 @@
+"""What a plan must know of a model: from its folder, or, for the presets' models, from facts that
+come with iisft.
+"""
+
+import contextlib
+import json
+import shlex
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from iisft.errors import Finding, IisftError
+from iisft.files import read_json_object
+from iisft.models.folder.checkpoint import inspect_checkpoint
+
+_DTYPES = ("float32", "float16", "bfloat16")
+_USUAL_DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """config.json's content, the dtype that the weights are stored in, and where both come from."""
+
+    config: dict[str, Any]
+    stored_dtype: str
+    source: str
+
+
+def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Finding]]:
+    """The facts of a model, and what is wrong with their source. No weight is needed, nor read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        config = _known_configs().get(model_id)
+        if config is not None:
+            return ModelFacts(
+                config,
+                str(config["torch_dtype"]),
+                "facts shipped with iisft; the model is not here",
+            ), []
+        text = f"the model {model_id} is not there, and iisft ships no facts about it"
+        fix = (
+            f"iisft download {shlex.quote(model_id)} (its config.json alone is enough here), or "
+            "--model DIR"
+        )
+        return None, [Finding("model-missing", text, where=str(folder), fix=fix)]
+    found = read_json_object(path)
+    if found is None:
+        text = "config.json is torn or no JSON object"
+        return None, [
+            Finding(
+                "model-config-broken",
+                text,
+                where=str(path),
+                fix=f"iisft download {shlex.quote(model_id)}",
+            )
+        ]
+    dtype = _stored_dtype(folder, found)
+    notes = []
+    if dtype is None:
+        text = (
+            f"neither config.json nor weights say what the model is stored in: {_USUAL_DTYPE} "
+            "is assumed"
+        )
+        notes.append(Finding("model-dtype-unknown", text, where=str(path), severity="warn"))
+    return ModelFacts(found, dtype or _USUAL_DTYPE, str(path)), notes
+
+
+def _stored_dtype(folder: Path, config: dict[str, Any]) -> str | None:
+    """What the safetensors headers say, else config.json."""
+    candidates: list[Any] = []
+    if next(folder.glob("*.safetensors"), None) is not None:
+        with contextlib.suppress(IisftError):  # half a download: config.json still tells
+            candidates += list(inspect_checkpoint(folder).dtypes)[:1]
+    candidates += [config.get("dtype"), config.get("torch_dtype")]
+    return next((str(dtype) for dtype in candidates if dtype in _DTYPES), None)
+
+
+def _known_configs() -> dict[str, dict[str, Any]]:
+    text = (
+        resources.files("iisft")
+        .joinpath("models", "folder", "known_configs.json")
+        .read_text(encoding="utf-8")
+    )
+    models: dict[str, dict[str, Any]] = json.loads(text)["models"]
+    return models

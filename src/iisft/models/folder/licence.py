@@ -1,0 +1,32 @@
+"""The licence of a model folder, as its README says in its front matter.
+
+Both hubs keep it there.
+"""
+
+from pathlib import Path
+
+import yaml
+
+_LONGEST = 64 * 1024
+_KEYS = ("license", "license_name", "license_link")
+
+
+def licence_of(folder: Path) -> str:
+    """`apache-2.0`, or a name with its link; empty when the README does not say."""
+    try:
+        with (folder / "README.md").open("rb") as stream:
+            text = stream.read(_LONGEST).decode("utf-8", "replace")
+        if not text.startswith("---"):
+            return ""
+        front = yaml.safe_load(text[3:].partition("\n---")[0])
+    except (OSError, yaml.YAMLError, RecursionError):
+        return ""
+    if not isinstance(front, dict):
+        return ""
+    # only plain texts: printing a structure of aliases could take for ever
+    said = {key: value for key, value in front.items() if key in _KEYS and isinstance(value, str)}
+    name = said.get("license", "")
+    if name in ("", "other"):
+        name = said.get("license_name", name)
+    text = f"{name} ({said['license_link']})" if "license_link" in said else name
+    return "".join(character for character in text if character.isprintable())[:200]

@@ -1,0 +1,1 @@
+"""Model hubs: metadata, transfer, verification."""

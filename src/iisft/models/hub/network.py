@@ -1,0 +1,156 @@
+"""How iisft talks to hubs: timeouts, certificates as the environment says, and words for what goes
+wrong.
+"""
+
+import os
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+from iisft.errors import TransferError
+
+CONNECT_S = 10.0
+READ_S = 30.0  # between two bytes
+
+# Codes of TransferErrors that waiting, or another hub, can mend.
+PASSING = frozenset({"hub-unreachable", "hub-timeout", "hub-error", "hub-busy"})
+
+_CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def agree_on_certificates() -> None:
+    """Make httpx (which reads SSL_CERT_FILE) and requests (which reads REQUESTS_CA_BUNDLE) trust
+    the same bundle.
+    """
+    bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), None)
+    if bundle is not None:
+        os.environ.setdefault("SSL_CERT_FILE", bundle)
+        os.environ.setdefault("REQUESTS_CA_BUNDLE", bundle)
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port: what may see a token."""
+    parts = urlsplit(url)
+    return (
+        parts.scheme,
+        parts.hostname or "",
+        parts.port or {"http": 80, "https": 443}.get(parts.scheme),
+    )
+
+
+def shown(url: str) -> str:
+    """A URL for messages and files: without password, query (signatures) and fragment."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def connection_error(error: BaseException, place: str) -> TransferError:
+    """What a failed connection means, by the names of the exception and its causes."""
+    names, texts = _chain(error)
+    proxy = _proxy_hint()
+    if "SOCKS" in texts or "socksio" in texts:
+        return TransferError(
+            "proxy-socks",
+            "the environment names a SOCKS proxy, and the packages for it are not installed",
+            where=proxy,
+            fix="pip install 'httpx[socks]' PySocks, or name an HTTP proxy: export "
+            "HTTPS_PROXY=http://HOST:PORT",
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in texts or "SSLCertVerificationError" in names:
+        return TransferError(
+            "hub-certificate",
+            f"the certificate of {place} can't be verified",
+            where=place,
+            fix="behind a proxy that opens TLS: export SSL_CERT_FILE=/path/to/its/ca.pem",
+        )
+    if "Timeout" in names:
+        return TransferError(
+            "hub-timeout", f"no answer from {place} in time", where=place, fix=_try_elsewhere(proxy)
+        )
+    return TransferError(
+        "hub-unreachable",
+        f"{place} can't be reached: {_short(texts)}",
+        where=place,
+        fix=_try_elsewhere(proxy),
+    )
+
+
+def status_error(status: int, place: str, what: str) -> TransferError:
+    """What an HTTP status of 400 and more means for `what`."""
+    if status == 429:
+        return TransferError(
+            "hub-busy",
+            f"{place} wants fewer requests (429)",
+            where=what,
+            fix="wait a few minutes, log in, or take another --source",
+        )
+    if status >= 500:
+        return TransferError(
+            "hub-error",
+            f"{place} has a fault of its own ({status})",
+            where=what,
+            fix="try again later, or take another --source",
+        )
+    if status == 401:
+        text = f"{place} wants a login for this (401)"
+    elif status == 403:
+        text = f"{place} refuses this (403): the token's owner may not read it"
+    elif status == 404:
+        return TransferError(
+            "hub-no-such-file",
+            f"{place} has it no longer (404)",
+            where=what,
+            fix="run the command again: the repository changed",
+        )
+    else:
+        text = f"{place} refuses the request ({status})"
+    return TransferError(
+        "hub-refused", text, where=what, fix="log in, or ask for access on the model's page"
+    )
+
+
+def _chain(error: BaseException) -> tuple[str, str]:
+    names: list[str] = []
+    texts: list[str] = []
+    step: BaseException | None = error
+    while step is not None and len(names) < 10:
+        names.append(type(step).__name__)
+        texts.append(str(step))
+        step = step.__cause__ or step.__context__
+    return " ".join(names), " | ".join(texts)
+
+
+def _short(text: str) -> str:
+    for known in ("Connection refused", "Name or service not known", "No route to "
+                                                                     "host", "Connection reset by "
+                                                                             "peer",
+                  "Network is unreachable", "Temporary failure in name resolution", "Cannot "
+                                                                                    "connect to "
+                                                                                    "proxy",
+                  "Connection aborted", "server disconnected", "Server disconnected"):  # fmt: skip
+        if known in text:
+            return known[0].lower() + known[1:]
+    return re.sub(r"https?://\S+", lambda match: shown(match.group()), text.partition(" | ")[0])[
+        :200
+    ]
+
+
+def _proxy_hint() -> str:
+    for name in (
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
+        if os.environ.get(name):
+            return f"{name}={shown(os.environ[name])}"
+    return ""
+
+
+def _try_elsewhere(proxy: str) -> str:
+    via = f"; the connection goes through {proxy}" if proxy else ""
+    return (
+        "check the network; try the other --source, or a mirror: export "
+        f"HF_ENDPOINT=https://hf-mirror.com{via}"
+    )

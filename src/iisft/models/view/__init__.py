@@ -1,0 +1,1 @@
+"""What a run loads in place of the model folder."""

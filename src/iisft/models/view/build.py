@@ -1,0 +1,219 @@
+"""The view: links to a model's weights beside a changed config.json, which LLaMA-Factory loads
+instead.
+
+LLaMA-Factory has no switch for the dtype of the base weights nor for the arithmetic; it takes what
+config.json says. The view says what the preset wants and names the modelling file that proves it.
+The original folder is never touched, no weight is copied, and nothing of the model's own code is
+executed unless the preset trusts it.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from iisft.errors import InputError
+from iisft.files import read_json_object, write_json_atomically, write_text_atomically
+from iisft.models.folder.checkpoint import PURE_DATA_JSON, Checkpoint, auto_maps, json_files
+from iisft.models.view.support import (
+    AUTO_CLASS,
+    DTYPES,
+    own_code_class,
+    refuse_inexact,
+    refuse_unprovable,
+    stored_dtype,
+    top_auto_map,
+)
+
+MODULE = "modeling_iisft"
+CODE_FILE = f"{MODULE}.py"
+STOPPING_FILE = "stopping_iisft.py"
+
+Arithmetic = Literal["float32", "native"]
+
+# What a tokenizer and a generation need. Pickles, code and an adapter lying in the folder stay
+# behind.
+LINKED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab"})
+NEVER_LINKED = frozenset({"config.json", "adapter_config.json", "model.safetensors.index.json"})
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """Everything a view consists of: building it is writing `texts` and making `links`.
+
+    `expected_weights_dtype` is what the frozen parameters must be in the trainer's proof (torch's
+    name; with nf4 only the linear layers are, the rest is `config["dtype"]`),
+    `expected_compute_dtype` what its linear and attention layers must put out.
+    """
+
+    config: dict[str, Any]
+    arithmetic: Arithmetic
+    links: dict[str, Path]
+    texts: dict[str, str]
+    expected_weights_dtype: str
+    expected_compute_dtype: str
+
+
+def plan_view(
+    checkpoint: Checkpoint, *, precision: str, weights: str, trust_remote_code: bool
+) -> ViewPlan:
+    """Plan the view that makes LLaMA-Factory hold `weights` and compute in `precision`. Writes
+    nothing.
+
+    Args:
+        checkpoint: what inspect_checkpoint found.
+        precision: "fp32", "fp16", "bf16" or "weights" (in the weights' own dtype).
+        weights: "stored", "fp32", "fp16", "bf16" or "nf4".
+        trust_remote_code: whether the preset allows the model's own Python files.
+
+    Raises:
+        InputError: the precision can't be held for this model; the message has the reason, `fix`
+        the way out.
+    """
+    refuse_unprovable(checkpoint)
+    own_class = own_code_class(checkpoint, trust_remote_code)
+    with_code = trust_remote_code and bool(checkpoint.code_files)
+    memory = DTYPES.get(weights) or stored_dtype(checkpoint)
+    arithmetic: Arithmetic = "float32" if precision == "fp32" and memory != "float32" else "native"
+    if arithmetic == "float32":
+        refuse_inexact(checkpoint, weights, memory, own_class)
+    class_name = checkpoint.architecture if own_class is None else own_class.rpartition(".")[2]
+    own_map = top_auto_map(checkpoint) if with_code else {}
+    config = copy.deepcopy(checkpoint.config)
+    if not with_code:
+        _drop_auto_maps(config)
+    config |= {
+        "dtype": memory,  # transformers 5 reads this one,
+        "torch_dtype": memory,  # older readers that one; together they can't disagree
+        "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
+        "iisft_arithmetic": arithmetic,
+    }
+    texts = {
+        "config.json": _json_text(config),
+        CODE_FILE: _code(own_class),
+        STOPPING_FILE: _child_source(STOPPING_FILE),
+    }
+    texts |= {} if with_code else _harmless_jsons(checkpoint.folder)
+    return ViewPlan(
+        config=config,
+        arithmetic=arithmetic,
+        links=_links(checkpoint, texts, with_code=with_code),
+        texts=texts,
+        expected_weights_dtype="nf4" if weights == "nf4" else memory,
+        expected_compute_dtype=DTYPES.get(precision, memory),
+    )
+
+
+def build_view(plan: ViewPlan, folder: Path) -> None:
+    """Make the view at `folder`, replacing a view that is there. A half-built one is never seen.
+
+    Raises:
+        InputError: something that is no view lies at `folder`.
+        OSError: it can't be written.
+    """
+    if folder.is_symlink() or (folder.exists() and not _is_view(folder)):
+        raise InputError(
+            "view-occupied",
+            f"{folder} exists and is no view of iisft",
+            where=str(folder),
+            fix=f"move {folder} away",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fresh, old = temporary / "new", temporary / "old"
+        fresh.mkdir()
+        for name, text in plan.texts.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        for name, target in plan.links.items():
+            (fresh / name).symlink_to(target)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # removes links, never what they point to
+
+
+def restore_base_model_name(output: Path, view: Path, original: str) -> None:
+    """Let the adapters of a run, root and checkpoints, name the real base model instead of the
+    view.
+
+    Missing or torn files are left alone: a stopped run has some. What it writes, it writes by
+    rename.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    names = sorted({str(view), str(view.absolute()), os.path.realpath(view)}, key=len, reverse=True)
+    for folder in (output, *sorted(output.glob("checkpoint-*"))):
+        config = read_json_object(folder / "adapter_config.json")
+        if config is not None and config.get("base_model_name_or_path") in names:
+            write_json_atomically(
+                folder / "adapter_config.json", {**config, "base_model_name_or_path": original}
+            )
+        card = folder / "README.md"
+        with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+            text = changed = card.read_text(encoding="utf-8")
+            for name in names:
+                changed = changed.replace(name, original)
+            if changed != text:
+                write_text_atomically(card, changed)
+
+
+def _harmless_jsons(folder: Path) -> dict[str, str]:
+    """JSON files that name code, without the naming: trust_remote_code opens the tokenizer's too."""
+    texts: dict[str, str] = {}
+    for name, content in json_files(folder):
+        if name not in NEVER_LINKED and next(auto_maps(content), None) is not None:
+            _drop_auto_maps(content)
+            texts[name] = _json_text(content)
+    return texts
+
+
+def _drop_auto_maps(value: Any) -> None:
+    for holder in list(auto_maps(value)):
+        del holder["auto_map"]
+
+
+def _links(checkpoint: Checkpoint, texts: dict[str, str], *, with_code: bool) -> dict[str, Path]:
+    names = set(checkpoint.weight_files)
+    if checkpoint.weight_files != ("model.safetensors",):
+        names.add("model.safetensors.index.json")
+    readable = {name for name, _ in json_files(checkpoint.folder)} | PURE_DATA_JSON
+    for path in checkpoint.folder.iterdir():
+        wanted = path.suffix in LINKED_SUFFIXES and path.name not in NEVER_LINKED
+        if wanted and path.is_file() and (path.suffix != ".json" or path.name in readable):
+            names.add(path.name)
+        if with_code and path.suffix == ".py" and path.name not in (CODE_FILE, STOPPING_FILE):
+            names.add(path.name)
+    return {name: checkpoint.folder / name for name in sorted(names - texts.keys())}
+
+
+def _code(own_class: str | None) -> str:
+    source = _child_source(CODE_FILE)
+    if own_class is None:
+        return source
+    module, _, name = own_class.rpartition(".")
+    placeholder, trusted = "\nTRUSTED = None", f"\nfrom .{module} import {name} as TRUSTED"
+    if source.count(placeholder) != 1:
+        raise RuntimeError(f"{CODE_FILE} has lost its place for trusted code")
+    return source.replace(placeholder, trusted)
+
+
+def _child_source(name: str) -> str:
+    return resources.files("iisft").joinpath("child", name).read_text(encoding="utf-8")
+
+
+def _is_view(folder: Path) -> bool:
+    config = read_json_object(folder / "config.json") if folder.is_dir() else None
+    return config is not None and "iisft_arithmetic" in config
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

@@ -1,0 +1,152 @@
+"""Which models and precisions a view can promise, and the refusals with their reasons."""
+
+from typing import Any
+
+from iisft.errors import InputError
+from iisft.models.folder.checkpoint import TOKENIZER_FILES, Checkpoint, is_computed_buffer
+from iisft.models.folder.manifest import mend_command
+
+AUTO_CLASS = "AutoModelForCausalLM"
+
+# a preset's word -> torch's name
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+# Shown bit-identical to float32 weights by tests/fidelity; a new name needs its case there.
+EXACT_ARCHITECTURES = frozenset(
+    {
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Glm4ForCausalLM",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Phi3ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "StableLmForCausalLM",
+    }
+)
+
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+MULTIMODAL_KEYS = ("vision_config", "audio_config", "text_config", "thinker_config")
+
+
+def refuse_unprovable(checkpoint: Checkpoint) -> None:
+    """Models that LLaMA-Factory would load past the view's class, or in weights that no dtype
+    describes.
+    """
+    config = checkpoint.config
+    composite = [key for key in MULTIMODAL_KEYS if isinstance(config.get(key), dict)]
+    if composite or not checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise InputError(
+            "model-not-text",
+            f"{checkpoint.architecture} is no plain text model; iisft can't prove the precision "
+            "of others",
+            where=_config_place(checkpoint),
+            fix="choose a text-only model (its architecture ends in ForCausalLM)",
+        )
+    if "quantization_config" in config:
+        raise InputError(
+            "model-quantized",
+            "the checkpoint is already quantised; iisft can't hold a precision over such weights",
+            where=_config_place(checkpoint),
+            fix="take the unquantised model; --set weights=nf4 quantises it while loading",
+        )
+
+
+def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
+    """The class of the model's own code to load, as `module.Class`; None where the stock one
+    serves.
+
+    Untrusted code that a stock architecture brings along is left behind; a model that can't do
+    without it is refused.
+    """
+    if not checkpoint.code_files:
+        return None
+    if not trusted:
+        if _needs_own_code(checkpoint):
+            raise InputError(
+                "model-needs-code",
+                f"{checkpoint.architecture} needs code of its own: "
+                f"{', '.join(checkpoint.code_files)}",
+                where=str(checkpoint.folder),
+                fix="read these files, then allow them: --set model.trust_remote_code=true",
+            )
+        return None
+    reference = top_auto_map(checkpoint).get(AUTO_CLASS)
+    missing = [name for name in checkpoint.code_files if not (checkpoint.folder / name).is_file()]
+    # own tokenizer, stock model
+    known = reference is None and checkpoint.architecture in EXACT_ARCHITECTURES
+    if missing or not (known or _is_class_reference(reference)):
+        problem = (
+            f"{', '.join(missing)} is missing" if missing else f"no {AUTO_CLASS} among its classes"
+        )
+        raise InputError(
+            "model-code-incomplete",
+            f"the model's own code can't be used: {problem}",
+            where=str(checkpoint.folder),
+            fix=mend_command(checkpoint.folder),
+        )
+    return reference
+
+
+def _needs_own_code(checkpoint: Checkpoint) -> bool:
+    tokenizer = any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
+    return checkpoint.architecture not in EXACT_ARCHITECTURES or not tokenizer
+
+
+def _is_class_reference(value: Any) -> bool:
+    parts = value.split(".") if isinstance(value, str) else []
+    return len(parts) == 2 and all(part.isidentifier() for part in parts)
+
+
+def top_auto_map(checkpoint: Checkpoint) -> dict[str, Any]:
+    value = checkpoint.config.get("auto_map")
+    return value if isinstance(value, dict) else {}
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    dtype = next(iter(checkpoint.dtypes), "nothing")
+    if dtype not in DTYPES.values():
+        raise InputError(
+            "model-stored-dtype",
+            f"most of the checkpoint is stored as {dtype}; iisft trains float32, bfloat16 and "
+            "float16",
+            where=str(checkpoint.folder),
+            fix="take a checkpoint in one of these dtypes",
+        )
+    return dtype
+
+
+def refuse_inexact(
+    checkpoint: Checkpoint, weights: str, memory: str, own_class: str | None
+) -> None:
+    """float32 arithmetic over narrower weights only where the tests have shown that it is exact."""
+    reason = None
+    if any(checkpoint.config.get(key) for key in EXPERT_KEYS):
+        reason = (
+            f"{checkpoint.architecture} has experts, which multiply by weights in their own ways"
+        )
+    elif own_class is not None:
+        reason = f"{checkpoint.architecture} runs the model's own code"
+    elif checkpoint.architecture not in EXACT_ARCHITECTURES:
+        reason = f"nobody has shown it for {checkpoint.architecture}"
+    elif weights == "stored" and (odd := _dtypes_rounded_to(checkpoint, memory)):
+        reason = f"the checkpoint mixes {memory} with {', '.join(odd)}, which loading would round"
+    if reason is not None:
+        raise InputError(
+            "exact-unsupported",
+            f"float32 arithmetic over {memory} weights is not exact here: {reason}",
+            where=_config_place(checkpoint),
+            fix="load float32 weights (twice the memory): --set weights=fp32",
+        )
+
+
+def _dtypes_rounded_to(checkpoint: Checkpoint, memory: str) -> list[str]:
+    stored = {
+        tensor.dtype for name, tensor in checkpoint.tensors.items() if not is_computed_buffer(name)
+    }
+    return sorted((stored & {"float16", "bfloat16", "float32", "float64"}) - {memory})
+
+
+def _config_place(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.folder / "config.json")

@@ -1,0 +1,107 @@
+"""What ran: the preset with reasons, what was asked and observed, hardware, versions, model and
+data.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from iisft.errors import IisftError
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of
+from iisft.workspace import Workspace
+
+
+def facts_of(folder: RunFolder, workspace: Workspace) -> dict[str, Any]:
+    """Everything of the run's record that a reader asks for.
+
+    A broken record leaves gaps, no error.
+    """
+    status = status_of(folder)
+    record = folder.read_record() or {}
+    model = _mapping(record.get("model"))
+    return status.as_full_json() | {
+        "model": {
+            key: model.get(key) for key in ("id", "folder", "architecture", "parameters", "dtypes")
+        },
+        "data": [entry for entry in record.get("data") or [] if isinstance(entry, dict)],
+        "proof": _proof(_mapping(record.get("expected")), _mapping(record.get("observed"))),
+        "preset": _preset(record, workspace),
+        "preset_name": status.preset,
+        "versions": {
+            "iisft": record.get("iisft"),
+            "python": _mapping(record.get("interpreter")).get("python"),
+        }
+        | _mapping(record.get("packages")),
+        "gpus": record.get("gpus") or [],
+        "nodes": record.get("nodes"),
+        "git_commit": record.get("git_commit"),
+    }
+
+
+def _proof(expected: Mapping[str, Any], observed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the preset promises beside what the trainer reported."""
+    names = [*expected, *(name for name in observed if name not in expected)]
+    return [
+        {
+            "name": name,
+            "expected": expected.get(name),
+            "observed": observed.get(name),
+            "differs": name in expected
+            and name in observed
+            and expected[name] is not None
+            and expected[name] != observed[name],
+        }
+        for name in names
+    ]
+
+
+def _preset(record: Mapping[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+    """Every value of the run's preset.
+
+    The reason is the named preset's, where that still has the same value.
+    """
+    reasons = _explanations(str(record.get("preset_name", "")), workspace)
+    values = []
+    for key, value in _flat(_mapping(record.get("preset"))):
+        about = reasons.get(key, {})
+        same = "value" in about and about["value"] == value
+        values.append(
+            {
+                "key": key,
+                "value": value,
+                "reason": (about.get("reason") if same else "") or "",
+                "meaning": about.get("meaning") or "",
+                "source": about.get("source", "") if same else "--set",
+                "changed": bool(about) and not same,
+            }
+        )
+    return values
+
+
+def _explanations(name: str, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    from iisft.llamafactory.explain import explain
+    from iisft.presets.checking import check
+    from iisft.presets.documents import read_document
+
+    try:
+        loaded = check(read_document(name, workspace))
+    except (IisftError, OSError):
+        return {}
+    dumped = dict(_flat(loaded.preset.model_dump(mode="json")))
+    return {each.key: each.as_json() | {"value": dumped.get(each.key)} for each in explain(loaded)}
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys; a mapping that may hold any key (env, llamafactory) is one value."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        here = f"{path}{key}"
+        if isinstance(value, dict) and here not in ("env", "llamafactory"):
+            found += _flat(value, f"{here}.")
+        else:
+            found.append((here, value))
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""From a request to a whole plan, and from a plan to a run folder."""

@@ -1,0 +1,185 @@
+"""From a plan to a running trainer: the run folder, made whole or not at all, and its supervisor."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from iisft import __version__, files, process
+from iisft.errors import EnvironmentFault, RunStateError
+from iisft.llamafactory.environment import inherited, steering
+from iisft.models.folder import identity
+from iisft.models.view.build import build_view
+from iisft.presets.dump import render_yaml
+from iisft.runs.plan import datasets, fit, script, token_cache
+from iisft.runs.plan.datasets import RunDataset
+from iisft.runs.plan.make import Plan
+from iisft.runs.plan.preflight import taken_error
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.supervise import drift
+from iisft.runs.supervise.spawn import start_supervisor
+from iisft.secrets import redact
+
+_SHARED_FOLDER_TIMEOUT_S = 300.0
+
+
+def create(plan: Plan) -> None:
+    """Write the run folder under a temporary name and rename it, so that no half-made run is ever
+    seen.
+
+    Raises:
+        RunStateError: the name was taken meanwhile.
+        EnvironmentFault: the disk is full or read-only.
+    """
+    final = plan.folder.path
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise _unwritable(final.parent, error) from error
+    try:
+        _write(plan, RunFolder(temporary))
+        temporary.chmod(0o755)
+        temporary.rename(final)
+    except OSError as error:
+        if final.exists():
+            raise taken_error(plan.folder) from error
+        raise _unwritable(final.parent, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(plan: Plan, folder: RunFolder) -> None:
+    assert plan.view is not None
+    for place in (folder.logs, folder.dataset):
+        place.mkdir()
+    build_view(plan.view, folder.model)
+    written = datasets.write_into(folder.dataset, list(plan.datasets))
+    if plan.tokens is not None:
+        token_cache.link_into(plan.tokens, folder.tokenized)
+    files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
+    preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
+    files.write_text_atomically(folder.preset, render_yaml(preset))
+    files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
+    files.write_json_atomically(folder.record, _record(plan, folder, written))
+
+
+def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[str, Any]:
+    checkpoint = plan.checkpoint
+    assert checkpoint is not None and plan.view is not None
+    launcher = process.identity_of(os.getpid())
+    return {
+        "id": plan.folder.id,
+        "created": time.time(),
+        "iisft": __version__,
+        "preset_name": plan.document.name,
+        "preset": plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)},
+        "argv": plan.argv,
+        "env": redact(plan.env),
+        "shell": steering(os.environ),
+        "train_yaml": plan.train_yaml,
+        "view": drift.view_digests(folder.model, plan.view.texts),
+        "gpus": [] if plan.placement.on_cpu else [gpu.arch for gpu in plan.gpus],
+        "ranks": plan.placement.ranks,
+        "nodes": plan.placement.nodes,
+        "interpreter": {"path": str(plan.interpreter.path), "python": plan.interpreter.python},
+        "packages": plan.interpreter.packages,
+        "git_commit": _git_commit(),
+        "model": {
+            "id": plan.preset.model.id,
+            "folder": str(plan.model_folder),
+            "architecture": checkpoint.architecture,
+            "parameters": checkpoint.parameters,
+            "dtypes": checkpoint.dtypes,
+            "config_sha256": hashlib.sha256(
+                (plan.model_folder / "config.json").read_bytes()
+            ).hexdigest(),
+            "files": {
+                name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files
+            },
+        },
+        "data": [dataset.as_record() for dataset in written],
+        "tokens": plan.tokens.name if plan.tokens else None,
+        "forecast": fit.record_of(
+            plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu
+        ),
+        "expected": plan.expected.as_json(),
+        "observed": None,
+        "watch": plan.preset.watch.model_dump(mode="json"),
+        "launcher": launcher.as_json() if launcher else None,
+    }
+
+
+def join(plan: Plan) -> None:
+    """As a later node of several: wait until node 0 has made the shared folder, and take part in
+    the same run.
+
+    Raises:
+        RunStateError: the folder does not come, or holds another run.
+    """
+    if RunFolder(plan.folder.path).exit.exists():
+        # an older run of that name, which node 0 will not touch either
+        raise taken_error(plan.folder)
+    deadline = time.monotonic() + _SHARED_FOLDER_TIMEOUT_S
+    while (record := plan.folder.read_record()) is None:
+        if time.monotonic() > deadline:
+            raise RunStateError(
+                "node-alone",
+                f"node 0 did not make the run {plan.folder.id} within "
+                f"{_SHARED_FOLDER_TIMEOUT_S:g} s",
+                where=str(plan.folder.path),
+                fix="start node 0, and give every node the same IISFT_HOME on a shared file system",
+            )
+        time.sleep(0.2)
+    if record["expected"] != plan.expected.as_json() or record["nodes"] != plan.placement.nodes:
+        raise RunStateError(
+            "node-differs",
+            "this node's preset is not that of node 0",
+            where=str(plan.folder.record),
+            fix="give every node the same preset and options",
+        )
+
+
+def start(plan: Plan) -> None:
+    """Start the supervisor in a session of its own, and wait until it has recorded its trainer.
+
+    Raises:
+        RunFailed: the supervisor died at once.
+    """
+    start_supervisor(plan.folder, inherited(os.environ) | plan.env)
+
+
+def abandon(plan: Plan) -> None:
+    """After an interrupted start: a supervisor that is already there ends its trainer, a run
+    without one is stopped.
+    """
+    files.write_json_atomically(plan.folder.stop_request, {"now": True, "time": time.time()})
+    if not plan.folder.processes.exists():
+        reason = "interrupted before the trainer started"
+        files.write_json_atomically(
+            plan.folder.exit, {"state": "stopped", "reason": reason, "ended": time.time()}
+        )
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that iisft runs from, None for an installed wheel."""
+    checkout = Path(__file__).parents[4]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        result = process.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], timeout_s=5)
+    except (OSError, TimeoutError):
+        return None
+    return result.stdout.strip() or None
+
+
+def _unwritable(place: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        "output-unwritable",
+        f"the run folder can't be written: {error.strerror}",
+        where=str(place),
+        fix="free some space, or export IISFT_HOME=/a/writable/folder",
+    )

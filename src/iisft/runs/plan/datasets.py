@@ -1,0 +1,205 @@
+"""What a run trains on: staged rows as they are, or fitted anew for the preset's own model,
+template and cutoff_len.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+from iisft.data.stage import overlong
+from iisft.data.stage.overlong import Changes, Survey
+from iisft.data.stage.policy import damage_finding, unfit_findings
+from iisft.data.stage.staging import REPORT, StagedDataset
+from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.target import limit_of
+from iisft.errors import Finding, IisftError, InputError
+from iisft.llamafactory import dataset_info
+from iisft.presets.schema import Overlong, Preset
+
+Progress = Callable[[int, int], None]
+"""Called with the rows counted so far and the rows in all."""
+
+
+@dataclass(frozen=True)
+class RunDataset:
+    """One dataset of a run: `file` has its rows, `changes` (if any) are applied when the run's
+    folder is made.
+
+    `rows` and `sha256` are those that are trained on; the digest of changed rows is known once they
+    are written.
+    """
+
+    name: str
+    file: Path
+    rows: int
+    sha256: str
+    keys: tuple[str, ...]
+    source: str
+    changes: Changes | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """For run.json; `fitted` says what the rows were fitted to for this run."""
+        about = {"name": self.name, "rows": self.rows, "sha256": self.sha256, "source": self.source}
+        if self.changes is None:
+            return about
+        counts = {"shortened": len(self.changes.cuts), "left_out": len(self.changes.left_out)}
+        return {
+            **about,
+            "fitted": {"overlong": self.changes.policy, **counts, **self.changes.limit},
+        }
+
+
+def prepare(
+    findings: list[Finding],
+    preset: Preset,
+    staged: StagedDataset,
+    model: Path | None,
+    progress: Progress | None = None,
+) -> RunDataset:
+    """Check a staged dataset against the preset's real tokenizer, and decide what the run trains
+    on.
+
+    `model` is None when there is no sound model folder, which is a finding of its own; then nothing
+    is counted.
+    """
+    dataset = RunDataset(
+        staged.name, staged.file, staged.rows, staged.sha256, staged.keys, staged.source
+    )
+    if model is None:
+        return dataset
+    try:
+        limit = limit_of(preset, model)
+        return _prepare(findings, preset, staged, dataset, limit, progress)
+    except InputError as error:
+        findings.append(_uncounted(error, preset.data.overlong))
+    except OSError as error:
+        findings.append(
+            Finding("data-unreadable", f"can't be read: {error.strerror}", where=str(staged.folder))
+        )
+    return dataset
+
+
+def _prepare(
+    findings: list[Finding],
+    preset: Preset,
+    staged: StagedDataset,
+    dataset: RunDataset,
+    limit: Limit,
+    progress: Progress | None,
+) -> RunDataset:
+    before = staged.record.get("policy") or {}
+    originals = staged.record.get("originals")
+    policy = preset.data.overlong
+    if originals and policy not in ("fit", "drop"):
+        # fail and allow say nothing against rows that were fitted by hand
+        policy = before["overlong"]
+    if originals and (before["limit"], before["overlong"]) == (limit.identity, policy):
+        return dataset  # fitted for exactly this
+    if originals:
+        dataset = replace(
+            dataset,
+            file=staged.folder / originals["file"],
+            rows=originals["rows"],
+            sha256=originals["sha256"],
+            keys=tuple(originals["keys"]),
+        )
+        why = _difference(
+            {**before["limit"], "policy": before["overlong"]}, {**limit.identity, "policy": policy}
+        )
+        findings.append(
+            Finding(
+                "data-refitted",
+                f"{staged.name} was staged for another {why}: its original rows are taken, for "
+                "this run alone",
+                where=str(dataset.file),
+                severity="info",
+            )
+        )
+    told = None if progress is None else lambda done: progress(done, dataset.rows)
+    survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
+    if survey.uncounted:
+        text = (
+            f"{survey.uncounted:,} rows of {staged.name} have tools: whether they are cut was "
+            "not counted"
+        )
+        findings.append(Finding("tools-uncounted", text, where=str(dataset.file), severity="warn"))
+    if not survey.damaged:
+        return dataset
+    if policy in ("fail", "allow"):
+        finding = damage_finding(staged.name, survey.rows, survey.counts, limit.cutoff_len)
+        findings.append(finding if policy == "fail" else replace(finding, severity="warn", fix=""))
+        return dataset
+    changes = overlong.changes(dataset.file, dataset.sha256, limit, survey.damaged, policy, told)
+    refused = changes.unfit and not before.get("drop_unfit")
+    findings += (
+        unfit_findings(changes.unfit, limit)
+        if refused
+        else [_fitted(dataset.name, survey, changes, limit)]
+    )
+    if len(changes.left_out) == dataset.rows:
+        findings.append(
+            Finding("data-empty", f"no row of {dataset.name} is left", fix="raise train.cutoff_len")
+        )
+    return replace(dataset, rows=dataset.rows - len(changes.left_out), sha256="", changes=changes)
+
+
+def _fitted(name: str, survey: Survey, changes: Changes, limit: Limit) -> Finding:
+    parts = [f"{len(changes.cuts):,} shortened"] if changes.cuts else []
+    parts += [f"{len(changes.left_out):,} left out"] if changes.left_out else []
+    return Finding(
+        "data-fitted",
+        f"{len(survey.damaged):,} of {survey.rows:,} rows of {name} are longer than cutoff_len "
+        f"{limit.cutoff_len}: "
+        f"{', '.join(parts)} in this run's own copy (data.overlong: {changes.policy})",
+        severity="info",
+    )
+
+
+def write_into(folder: Path, prepared: list[RunDataset]) -> list[RunDataset]:
+    """Make `folder` the dataset_dir of a run, and return the datasets with the digests of what lies
+    there.
+
+    Unchanged rows are hard links (copies where links can't be made).
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    entries, written = {}, []
+    for dataset in prepared:
+        target = folder / f"{dataset.name}.jsonl"
+        if dataset.changes:
+            rows, sha256 = overlong.write(dataset.file, target, dataset.changes)
+            overlong.write_report(folder / f"{dataset.name}.{REPORT}", dataset.changes)
+            dataset = replace(dataset, rows=rows, sha256=sha256)
+        else:
+            try:
+                os.link(dataset.file, target)
+            except OSError:
+                shutil.copy2(dataset.file, target)
+        entries[dataset.name] = dataset_info.entry(target.name, dataset.keys)
+        written.append(dataset)
+    files.write_text_atomically(folder / dataset_info.FILE_NAME, dataset_info.render(entries))
+    return written
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The names under which two identities differ, for people."""
+    return ", ".join(
+        sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    )
+
+
+def _uncounted(error: IisftError, policy: Overlong) -> Finding:
+    """A template or tokenizer that can't be counted is no error; one that is broken is."""
+    known = error.code in ("template-uncounted", "tokens-uncounted", "tokenizer-missing")
+    return Finding(
+        "overlong-unchecked" if known else error.code,
+        f"whether rows are cut was not checked: {error.message}" if known else error.message,
+        where=error.where,
+        fix=error.fix,
+        severity=("info" if policy == "allow" else "warn") if known else "error",
+    )

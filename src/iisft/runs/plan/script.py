@@ -1,0 +1,148 @@
+"""A plan as a bash script that needs no iisft: it makes the same view, dataset folder and
+train.yaml, and trains.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from iisft import __version__
+from iisft.errors import InputError
+from iisft.llamafactory import dataset_info
+from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
+from iisft.llamafactory.logs import PROOF_MARK, PROOF_VARIABLE
+from iisft.llamafactory.tokenized import ARGUMENT
+from iisft.presets.dump import render_yaml
+from iisft.runs.plan.make import Plan
+from iisft.secrets import HIDDEN, redact
+
+_END = "IISFT_END_OF_FILE"
+
+
+def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
+    """The script; with `slurm` an sbatch file that starts one torchrun per node.
+
+    `beside_run`: it is written into the run's folder, where the run's own copy of fitted rows lies.
+
+    Raises:
+        InputError: the plan has no model or no data, so there is nothing to write down, or its rows
+        are to be fitted.
+    """
+    if not beside_run and any(dataset.changes for dataset in plan.datasets):
+        raise InputError(
+            "script-refit",
+            "a script trains on rows as they are staged, and these would have to be fitted",
+            fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET "
+            "--model DIR --set ...",
+        )
+    if plan.view is None or not plan.datasets:
+        raise InputError("script-incomplete", "a script needs the model and the data to be there")
+    lines = [
+        "#!/usr/bin/env bash",
+        *(_slurm_header(plan) if slurm else ()),
+        f"# Written by iisft {__version__} from the preset {plan.document.name}; it runs without "
+        "iisft.",
+        f"# Global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
+        f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks.",
+        "set -euo pipefail",
+        f"run={shlex.quote(str(plan.folder.path))}",
+        'mkdir -p "$run/model" "$run/dataset" "$run/logs"',
+        *_model(plan),
+        *_data(plan),
+        *_file("train.yaml", render_yaml(plan.train_yaml if beside_run else _without_tokens(plan))),
+        f'unset {" ".join(CLEARED)} "${{!{CLEARED_PREFIX}@}}"',
+        *_environment(plan, slurm=slurm),
+        'cd "$run"',
+        *(_slurm_command(plan) if slurm else _command(plan)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _model(plan: Plan) -> Iterator[str]:
+    assert plan.view is not None
+    for name, target in plan.view.links.items():
+        yield f'ln -sfn {shlex.quote(str(target))} "$run/model/"{shlex.quote(name)}'
+    for name, text in plan.view.texts.items():
+        yield from _file(f"model/{name}", text)
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    entries = {}
+    for dataset in plan.datasets:
+        entries[dataset.name] = dataset_info.entry(f"{dataset.name}.jsonl", dataset.keys)
+        if dataset.changes is None:
+            yield (
+                f"ln -sfn {shlex.quote(str(dataset.file))} "
+                f'"$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+            )
+    yield from _file(f"dataset/{dataset_info.FILE_NAME}", dataset_info.render(entries))
+
+
+def _without_tokens(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in plan.train_yaml.items() if name != ARGUMENT}
+
+
+def _file(name: str, text: str) -> Iterator[str]:
+    yield f"cat > \"$run/\"{shlex.quote(name)} <<'{_END}'"
+    yield text.rstrip("\n")
+    yield _END
+
+
+def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
+    binaries = str(Path(plan.interpreter.path).parent)
+    yield f'export PATH={shlex.quote(binaries)}:"$PATH"'
+    left_out = ("PATH", *(node_environment("", "", "", "") if slurm else ()))
+    for name, value in redact(plan.env).items():
+        if HIDDEN in value:
+            yield f': "${{{name}:?is a secret: set it in your own environment}}"'
+        elif name not in left_out:
+            yield f"export {name}={shlex.quote(value)}"
+
+
+def _command(plan: Plan) -> Iterator[str]:
+    yield f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
+    yield f"{shlex.join(plan.argv)} 2>&1 | tee -a logs/train.log"
+    yield f'proofs=$(grep "^{PROOF_MARK}${PROOF_VARIABLE} " logs/train.log || true)'
+    for text in _proof_texts(plan):
+        yield f'proofs=$(grep -F {shlex.quote(text)} <<<"$proofs" || true)'
+    yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'
+    yield (
+        '  echo "not proven: not every rank reported the precision and attention of the preset" >&2'
+    )
+    yield "  exit 1"
+    yield "fi"
+
+
+def _proof_texts(plan: Plan) -> Iterator[str]:
+    """What each rank's line must hold, as the modelling file writes it."""
+    expected = plan.expected
+    facts = {
+        "world_size": expected.world_size,
+        "arithmetic": expected.arithmetic,
+        "autocast": expected.autocast,
+        "attention": expected.attention,
+        "attention_dtype": expected.compute_dtype,
+        "linear_dtype": expected.compute_dtype,
+    }
+    for name, value in facts.items():
+        yield json.dumps({name: value})[1:-1]
+
+
+def _slurm_header(plan: Plan) -> Iterator[str]:
+    yield f"#SBATCH --job-name={plan.folder.id}"
+    yield f"#SBATCH --nodes={plan.placement.nodes}"
+    yield "#SBATCH --ntasks-per-node=1"
+    if not plan.placement.on_cpu:
+        yield f"#SBATCH --gpus-per-node={plan.placement.ranks}"
+    yield "#SBATCH --output=%x-%j.log"
+
+
+def _slurm_command(plan: Plan) -> Iterator[str]:
+    yield 'host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    yield "port=$((20000 + SLURM_JOB_ID % 20000))"
+    variables = node_environment(str(plan.placement.nodes), "$SLURM_NODEID", '"$host"', '"$port"')
+    *common, (rank_name, rank) = variables.items()
+    yield "export " + " ".join(f"{name}={value}" for name, value in common)
+    yield f"srun bash -c '{rank_name}={rank} exec {shlex.join(plan.argv)}'"

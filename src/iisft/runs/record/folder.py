@@ -1,0 +1,191 @@
+"""The run folder: every file name that a run has, and the reading and writing of its records."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+
+EXIT = "exit.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run.
+
+    Node 0 owns the folder; other nodes of a shared workspace write files of their own beside.
+    """
+
+    path: Path
+    node_rank: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def marker(self) -> str:
+        """What the processes of this run's trainer on this node carry in their environment."""
+        return f"{self.path}{self._node}"
+
+    @property
+    def record(self) -> Path:
+        """What was asked and what was observed.
+
+        Written at creation, then by the supervisor alone.
+        """
+        return self.path / "run.json"
+
+    @property
+    def preset(self) -> Path:
+        return self.path / "preset.yaml"
+
+    @property
+    def train_yaml(self) -> Path:
+        return self.path / "train.yaml"
+
+    @property
+    def resume_yaml(self) -> Path:
+        """train.yaml and the checkpoint to go on from."""
+        return self.path / "resume.yaml"
+
+    @property
+    def reserve(self) -> Path:
+        """Room on the disk that is given back before the end is recorded."""
+        return self.path / f".reserve{self._node}"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by this node's supervisor as long as it lives."""
+        return self.path / f".supervisor{self._node}.lock"
+
+    @property
+    def resume_lock(self) -> Path:
+        """Held while a run is being brought back on this node."""
+        return self.path / f".resume{self._node}.lock"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "command.sh"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def train_log(self) -> Path:
+        return self.logs / f"train{self._node}.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / f"supervisor{self._node}.log"
+
+    @property
+    def events(self) -> Path:
+        return self.path / f"events{self._node}.jsonl"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / (f"exit{self._node}.json" if self.node_rank else EXIT)
+
+    @property
+    def processes(self) -> Path:
+        """Who supervises and who trains on this node."""
+        return self.path / f"processes{self._node}.json"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "stop.json"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    @property
+    def trainer_log(self) -> Path:
+        return self.output / "trainer_log.jsonl"
+
+    @property
+    def trainer_state(self) -> Path:
+        return self.output / "trainer_state.json"
+
+    @property
+    def model(self) -> Path:
+        """The view that the trainer loads."""
+        return self.path / "model"
+
+    @property
+    def dataset(self) -> Path:
+        return self.path / "dataset"
+
+    @property
+    def tokenized(self) -> Path:
+        """LLaMA-Factory's own tokens of the rows, where they were made while staging."""
+        return self.path / "tokenized"
+
+    @property
+    def modules_cache(self) -> Path:
+        return self.path / f"modules{self._node}"
+
+    @property
+    def predictions(self) -> Path:
+        """One file of answers for each dataset and checkpoint, and beside it how they were made."""
+        return self.path / "predictions"
+
+    def predictions_of(self, data: str, which: str) -> Path:
+        """Answers to the dataset `data` by `which`: a checkpoint's step, "final", "base", or
+        "api-MODEL".
+        """
+        return self.predictions / f"{data}@{which}.jsonl"
+
+    def log_of(self, command: str) -> Path:
+        """What the child of predict, chat, serve or export says."""
+        return self.logs / f"{command}.log"
+
+    @property
+    def _node(self) -> str:
+        return f".node-{self.node_rank}" if self.node_rank else ""
+
+    def read_record(self) -> dict[str, Any] | None:
+        return files.read_json_object(self.record)
+
+    def read_processes(self) -> dict[str, Any]:
+        """Who supervises and trains here.
+
+        Nothing when it was written for another folder, of which this is a copy.
+        """
+        found = files.read_json_object(self.processes) or {}
+        return found if found.get("run") == self.marker else {}
+
+    def update_record(self, **values: Any) -> None:
+        """Change some keys of run.json; only its one writer (the supervisor) may call this."""
+        files.write_json_atomically(self.record, (self.read_record() or {}) | values)
+
+    def append_event(self, kind: str, **values: Any) -> None:
+        """One line of events.jsonl with its time; on a full disk it is let go."""
+        with contextlib.suppress(OSError):
+            files.append_line(self.events, event_line(kind, **values))
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """All whole events so far; torn lines are passed over."""
+        for line in files.LineFollower(self.events).read():
+            if (event := parse_event(line)) is not None:
+                yield event
+
+
+def event_line(kind: str, **values: Any) -> str:
+    """An event of this moment."""
+    return json.dumps({"time": round(time.time(), 3), "kind": kind, **values})
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """One line of events.jsonl, or None when it is torn."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None

@@ -1,0 +1,131 @@
+"""What finished runs reached on this machine, kept beside the runs, and used by the next plan.
+Standard library only.
+
+runs/measured.jsonl: one line per finished run, appended by its supervisor. It outlives the run's
+folder.
+"""
+
+import contextlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from iisft import files
+from iisft.estimate.measured import Measured
+from iisft.runs.record.folder import RunFolder
+
+FILE = "measured.jsonl"
+_RECENT = 5
+_WARM_UP = 1  # the first step has caches to fill and kernels to choose
+
+
+def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
+    """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`.
+
+    What was not logged is left out.
+    """
+    steps, speeds, peaks = [], [], []
+    for event in events:
+        if event is None or event["kind"] not in ("metrics", "redone"):
+            continue
+        if isinstance(event.get("step_s"), int | float):
+            steps.append(float(event["step_s"]))
+        if isinstance(event.get("tokens_per_s"), int | float):
+            speeds.append(float(event["tokens_per_s"]))
+        if isinstance(event.get("vram_allocated_gib"), int | float):
+            peaks.append(float(event["vram_allocated_gib"]))
+    found = {}
+    if steps:
+        found["step_s"] = round(statistics.median(steps[_WARM_UP:] or steps), 4)
+    if speeds:
+        found["tokens_per_s"] = round(statistics.median(speeds[_WARM_UP:] or speeds), 2)
+    if peaks:
+        found["peak_gib"] = round(max(peaks), 3)
+    return found
+
+
+def keep(folder: RunFolder, record: dict[str, Any], found: dict[str, float]) -> None:
+    """Add a finished run to the machine's memory; on a full disk it is let go."""
+    planned = record.get("forecast")
+    if not found or not isinstance(planned, dict):
+        return
+    entry = {
+        "time": round(time.time()),
+        "run": folder.id,
+        "preset": record.get("preset_name"),
+        "machine": platform.node(),
+        "kin": planned.get("kin"),
+        "ranks": planned.get("ranks"),
+        "rows": planned.get("rows"),
+        "global_batch": planned.get("global_batch"),
+        "flops_per_token": planned.get("flops_per_token"),
+        "predicted": {key: planned.get(key) for key in ("peak_gib", "step_s")},
+        "measured": found,
+    }
+    with contextlib.suppress(OSError):
+        files.append_line(folder.path.parent / FILE, json.dumps(entry))
+
+
+def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None:
+    """What the latest runs of that kind reached on this machine.
+
+    Tokens per row only of the same `rows`.
+    """
+    machine = platform.node()
+    same: list[dict[str, Any]] = []
+    for line in files.last_lines(runs / FILE, 1024 * 1024):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("machine") == machine and entry.get("kin") == kin:
+            same.append(entry)
+    same = same[-_RECENT:]
+    if not same:
+        return None
+    return Measured(
+        runs=len(same),
+        tflops=_median(_rate(entry) for entry in same),
+        peak_ratio=_median(_ratio(entry, "peak_gib") for entry in same),
+        step_ratio=_median(_ratio(entry, "step_s") for entry in same),
+        row_tokens=_median(
+            _row_tokens(entry) for entry in same if rows and entry.get("rows") == rows
+        ),
+    )
+
+
+def _rate(entry: dict[str, Any]) -> float | None:
+    """TFLOP/s per GPU of a whole step."""
+    try:
+        return (
+            float(entry["measured"]["tokens_per_s"])
+            * float(entry["flops_per_token"])
+            / int(entry["ranks"])
+            / 1e12
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _row_tokens(entry: dict[str, Any]) -> float | None:
+    try:
+        found = entry["measured"]
+        return float(found["tokens_per_s"]) * float(found["step_s"]) / int(entry["global_batch"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _ratio(entry: dict[str, Any], name: str) -> float | None:
+    try:
+        return float(entry["measured"][name]) / float(entry["predicted"][name])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return statistics.median(known) if known else None

@@ -1,0 +1,145 @@
+"""The proof that a run does what its preset says: what the trainer reported against what was asked."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Of the base parameters, the share that may be in another dtype: norms that were asked to be
+# upcast.
+_OTHER_DTYPE_SHARE = 0.01
+# nf4 leaves embeddings and head as they are: 14 % of Qwen2.5-7B, about half of the smallest models.
+_NF4_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What every rank must report. `rows` is None where the trainer packs or splits them itself."""
+
+    weights_dtype: str
+    compute_dtype: str
+    autocast: str | None
+    attention: str
+    arithmetic: str
+    world_size: int
+    global_batch: int
+    rows: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Reports of the ranks of this node, and the trainer's own summary (only rank 0 prints one)."""
+
+    proofs: Mapping[int, Mapping[str, Any]]
+    summary: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The `observed` object of run.json; null where nothing was reported."""
+        first: Mapping[str, Any] = next(iter(self.proofs.values()), {})
+        return {
+            "weights_dtype": weights_dtype(first),
+            "compute_dtype": compute_dtype(first),
+            "attention": first.get("attention"),
+            "world_size": first.get("world_size"),
+            "global_batch": self.summary.get("global_batch"),
+            "rows": self.summary.get("rows"),
+            "trainable_parameters": self.summary.get("trainable_parameters")
+            or first.get("trainable_parameters"),
+            "autocast": first.get("autocast"),
+            "arithmetic": first.get("arithmetic"),
+            "class": first.get("class"),
+            "device": first.get("device"),
+        }
+
+
+def weights_dtype(proof: Mapping[str, Any]) -> str | None:
+    """The dtype of the base weights: nf4 when the linears are, else that of most parameters."""
+    counts = proof.get("weights") or {}
+    total = sum(counts.values())
+    if counts.get("nf4", 0) > _NF4_SHARE * total:
+        return "nf4"
+    return max(counts, key=lambda name: counts[name]) if counts else None
+
+
+def compute_dtype(proof: Mapping[str, Any]) -> str | None:
+    """The dtype in which a linear and an attention answered; both names when they differ."""
+    linear, attention = proof.get("linear_dtype"), proof.get("attention_dtype")
+    return linear if linear == attention else f"{linear} and {attention}"
+
+
+def differences(
+    expected: Expected,
+    observed: Observed,
+    local_ranks: int,
+    *,
+    is_first_node: bool,
+    complete: bool = True,
+) -> list[str]:
+    """Each line of the preset that the run does not hold, as a sentence.
+
+    A missing report is a difference too, unless more may come: `complete` is false.
+    """
+    found = []
+    missing = local_ranks - len(observed.proofs)
+    if complete and missing > 0:
+        found.append(
+            f"{missing} of {local_ranks} ranks did not report their precision: "
+            "the model class that proves it was not used"
+        )
+    for rank, proof in sorted(observed.proofs.items()):
+        found += [f"rank {rank}: {sentence}" for sentence in _rank_differences(expected, proof)]
+    if is_first_node:
+        unsaid = {} if complete else {"global_batch": expected.global_batch, "rows": expected.rows}
+        found += list(_summary_differences(expected, {**unsaid, **observed.summary}))
+    return found
+
+
+def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
+    yield from precision_differences(expected, proof)
+    if (seen := proof.get("world_size")) != expected.world_size:
+        yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+
+
+def precision_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
+    """What one process computes in otherwise than the preset says, while training or afterwards."""
+    facts = {
+        "base weights": (weights_dtype(proof), expected.weights_dtype),
+        "arithmetic": (compute_dtype(proof), expected.compute_dtype),
+        "autocast": (proof.get("autocast"), expected.autocast),
+        "attention": (proof.get("attention"), expected.attention),
+        "products": (proof.get("arithmetic"), expected.arithmetic),
+    }
+    for name, (seen, wanted) in facts.items():
+        if seen != wanted:
+            yield f"{name} {_said(seen)}, but the preset says {_said(wanted)}"
+    counts = proof.get("weights") or {}
+    other = sum(count for dtype, count in counts.items() if dtype != expected.weights_dtype)
+    if expected.weights_dtype != "nf4" and other > _OTHER_DTYPE_SHARE * sum(counts.values()):
+        yield f"{other:,} base parameters are not {expected.weights_dtype}: {dict(counts)}"
+    if expected.compute_dtype == "float32" and proof.get("float32_matmul_precision") not in (
+        None,
+        "highest",
+    ):
+        yield f"float32 products run at reduced precision ({proof.get('float32_matmul_precision')})"
+
+
+def _summary_differences(expected: Expected, summary: Mapping[str, int | None]) -> Iterator[str]:
+    if summary.get("global_batch") != expected.global_batch:
+        yield (
+            f"global batch {_said(summary.get('global_batch'))}, but the preset says "
+            f"{expected.global_batch}"
+        )
+    rows = summary.get("rows")
+    if expected.rows is not None and rows != expected.rows:
+        dropped = (
+            f": {expected.rows - rows} rows were dropped"
+            if rows is not None and rows < expected.rows
+            else ""
+        )
+        yield f"the trainer has {_said(rows)} rows, but {expected.rows} were staged{dropped}"
+
+
+def _said(value: Any) -> str:
+    return "not reported" if value is None else str(value)

@@ -1,0 +1,294 @@
+"""A run's state, derived from its files and the live processes, never remembered."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files, process
+from iisft.errors import RunStateError
+from iisft.process import ProcessIdentity
+from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.folder import EXIT, RunFolder, parse_event
+from iisft.runs.record.measurements import measure
+from iisft.workspace import Workspace
+
+LIVE = ("pending", "running", "stopping")
+UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
+_RECENT_STEPS = 21
+_YEAR_10000 = 253_402_300_800
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is known about one run now. `eta_s` counts from the present life of the trainer."""
+
+    folder: RunFolder
+    state: str
+    reason: str
+    preset: str
+    started: float | None
+    ended: float | None
+    ranks: int | None
+    metrics: dict[str, Any]
+    observed: dict[str, Any] | None = None
+    restarts: int = 0
+    findings: tuple[dict[str, Any], ...] = ()
+    forecast: dict[str, Any] | None = None
+    measured: dict[str, float] | None = None
+    fix: str = ""
+    comes_again: bool = False
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a resume has a chance: it ended early, not of what would come again."""
+        return self.state in ("lost", "stopped", "failed") and not self.comes_again
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def supervised(self) -> bool:
+        return self.reason != UNSUPERVISED
+
+    @property
+    def eta_s(self) -> float | None:
+        """Steps left x median of the last steps' seconds.
+
+        Nothing of it depends on when the run began.
+        """
+        step_s = self.metrics.get("median_step_s")
+        if not self.live or step_s is None or not self.metrics["total_steps"]:
+            return None
+        left = int(self.metrics["total_steps"]) - int(self.metrics["step"])
+        return round(float(step_s) * left, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.folder.id,
+            "state": self.state,
+            "reason": self.reason,
+            "preset": self.preset,
+            "started": self.started,
+            "ended": self.ended,
+            "step": self.metrics.get("step", 0),
+            "total_steps": self.metrics.get("total_steps"),
+            "loss": self.metrics.get("loss"),
+            "eta_s": self.eta_s,
+            "ranks": self.ranks,
+        }
+
+    def as_full_json(self) -> dict[str, Any]:
+        return self.as_json() | {
+            "observed": self.observed,
+            "checkpoints": [
+                saved.as_json() for saved in checkpoints(self.folder.output, self.ranks or 1)
+            ],
+            "restarts": self.restarts,
+            "findings": list(self.findings),
+            "run_dir": str(self.folder.path),
+            "metrics": self.metrics,
+            "forecast": self.forecast,
+            "measured": self.measured,
+        }
+
+
+def status_of(folder: RunFolder) -> RunStatus:
+    """Read one run; broken files show as what they are and never raise."""
+    record = folder.read_record()
+    events = list(folder.read_events())
+    outcome = files.read_json_object(folder.exit)
+    state, reason = _state(folder, record, outcome, events)
+    findings = [
+        {key: value for key, value in event.items() if key != "kind"}
+        for event in events
+        if event["kind"] == "finding"
+    ]
+    if reason == UNSUPERVISED:
+        fix = f"iisft resume {folder.id}"
+        findings.append({"id": "unsupervised", "severity": "warn", "message": reason, "fix": fix})
+    if state == "lost" and (left := process.processes_of_run(folder.marker)):
+        reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
+    # without a record nothing resumes
+    comes_again = record is None or (outcome or {}).get("comes_again") is True
+    record = record or {}
+    return RunStatus(
+        folder=folder,
+        state=state,
+        reason=reason,
+        preset=str(record.get("preset_name", "")),
+        started=_moment(record.get("created")),
+        ended=_moment((outcome or {}).get("ended")),
+        ranks=_ranks(record),
+        metrics=_latest_metrics(events),
+        fix=str((outcome or {}).get("fix") or ""),
+        comes_again=comes_again,
+        observed=record.get("observed"),
+        restarts=sum(event.get("state") == "restarting" for event in events),
+        findings=tuple(findings),
+        forecast=record.get("forecast"),
+        measured=measure(events),
+    )
+
+
+def brief_of(folder: RunFolder) -> RunStatus:
+    """What a list shows of a run: one file for an ended run, the end of the events for another."""
+    outcome = files.read_json_object(f"{folder.path}/{EXIT}")
+    if outcome is not None and "preset" in outcome:
+        return RunStatus(
+            folder=folder,
+            state=str(outcome.get("state", "failed")),
+            reason=str(outcome.get("reason", "")),
+            preset=str(outcome["preset"]),
+            started=_moment(outcome.get("started")),
+            ended=_moment(outcome.get("ended")),
+            ranks=_count(outcome.get("ranks")),
+            metrics=_figures({key: outcome.get(key) for key in ("step", "total_steps", "loss")}),
+        )
+    record = folder.read_record()
+    events = [
+        event
+        for line in files.last_lines(folder.events)
+        if (event := parse_event(line)) is not None
+    ]
+    state, reason = _state(folder, record, outcome, events)
+    record = record or {}
+    return RunStatus(
+        folder=folder,
+        state=state,
+        reason=reason,
+        preset=str(record.get("preset_name", "")),
+        started=_moment(record.get("created")),
+        ended=_moment((outcome or {}).get("ended")),
+        ranks=_ranks(record),
+        metrics=_latest_metrics(events),
+    )
+
+
+def all_runs(workspace: Workspace) -> list[RunStatus]:
+    """Every run of the workspace, newest first."""
+    try:
+        with os.scandir(workspace.runs) as entries:
+            names = [
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            ]
+    except OSError:
+        return []
+    found = [brief_of(RunFolder(workspace.runs / name)) for name in names]
+    return sorted(found, key=lambda status: status.started or 0, reverse=True)
+
+
+def find_run(workspace: Workspace, name: str | None) -> RunFolder:
+    """The run of that id, or the newest one.
+
+    Raises:
+        RunStateError: there is none; the message has the nearest ids.
+    """
+    if name is None:
+        runs = all_runs(workspace)
+        if not runs:
+            raise RunStateError(
+                "no-runs",
+                "there is no run yet",
+                where=str(workspace.runs),
+                fix="iisft train --preset demo",
+            )
+        return runs[0].folder
+    path = workspace.runs / name
+    if name and path.parent == workspace.runs and name != ".." and path.is_dir():
+        return RunFolder(path)
+    ids = [entry.name for entry in workspace.runs.glob("*") if entry.is_dir()]
+    near = difflib.get_close_matches(name, ids, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise RunStateError(
+        "no-such-run", f"no run named {name!r}{hint}", where=str(workspace.runs), fix="iisft runs"
+    )
+
+
+def _state(
+    folder: RunFolder,
+    record: dict[str, Any] | None,
+    outcome: dict[str, Any] | None,
+    events: list[dict[str, Any]],
+) -> tuple[str, str]:
+    if outcome is not None:
+        return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
+    if record is None:
+        return "lost", why_no_record(folder.record)
+    processes = folder.read_processes()
+    supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
+    trainer = ProcessIdentity.from_json(processes.get("trainer"))
+    if supervisor is not None and supervisor.alive():
+        last: dict[str, Any] = next(
+            (event for event in reversed(events) if event["kind"] == "state"), {}
+        )
+        if last.get("state") == "restarting":
+            return "running", f"restarting after: {last.get('message', '')}"
+        return ("stopping" if last.get("state") == "stopping" else "running"), ""
+    if trainer is not None and trainer.alive():
+        return "running", UNSUPERVISED
+    launcher = ProcessIdentity.from_json(record.get("launcher"))
+    if not folder.processes.exists() and launcher is not None and launcher.alive():
+        return "pending", ""
+    return "lost", "the supervisor and the trainer are gone and left no exit record"
+
+
+def why_no_record(record: Path) -> str:
+    """What is wrong with a run.json that can't be used."""
+    try:
+        record.read_bytes()
+    except FileNotFoundError:
+        return "run.json is missing"
+    except OSError as error:
+        return f"run.json can't be read: {error.strerror}"
+    return "run.json is broken"
+
+
+def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    step_times = []
+    for event in events:
+        if event["kind"] in ("metrics", "redone") and _count(event.get("step")) is not None:
+            metrics = {"total_steps": 0} | _figures(event)
+            step_times.append(metrics.get("step_s"))
+    known = sorted(float(seconds) for seconds in step_times[-_RECENT_STEPS:] if seconds is not None)
+    if known:
+        metrics["median_step_s"] = known[len(known) // 2]
+    return metrics
+
+
+def _ranks(record: dict[str, Any]) -> int | None:
+    expected = record.get("expected")
+    return _count(expected.get("world_size")) if isinstance(expected, dict) else None
+
+
+def _figures(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a metrics event or an outcome what is a figure; NaN and infinities stand there as text."""
+    counts = {
+        key: number
+        for key in ("step", "total_steps")
+        if (number := _count(values.get(key))) is not None
+    }
+    rest = {
+        key: value for key, value in values.items() if key not in ("kind", "step", "total_steps")
+    }
+    return counts | {key: value for key, value in rest.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _moment(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value < _YEAR_10000 else None

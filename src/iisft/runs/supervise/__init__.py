@@ -1,0 +1,1 @@
+"""Owning a trainer: started, watched, stopped, brought back."""

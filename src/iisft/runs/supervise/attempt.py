@@ -1,0 +1,353 @@
+"""One life of a trainer: started, or adopted when its supervisor died; watched until it ends."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from iisft import files, process
+from iisft.llamafactory.logs import TrainerLog, dead_rank, error_in, last_lines
+from iisft.runs.record import checkpoints
+from iisft.runs.record.events import Events, Recorder
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.proof import Expected, Observed, differences
+from iisft.runs.supervise import hang
+from iisft.runs.supervise.trainer import Start
+from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+
+_POLL_S = 1.0
+_MIN_STOP_GRACE_S = 180.0
+_FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
+_KILLED_FIX = (
+    "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
+)
+_NAN_FIX = (
+    "lower train.learning_rate, or another precision or attention (fp16 with eager "
+    "overflows on Qwen2)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a trainer ended.
+
+    `passing`: it crashed for a reason that another start may not meet. `cause` is the same for the
+    same reason, where `reason` has figures that differ each time.
+    """
+
+    state: Literal["finished", "stopped", "failed", "lost"]
+    reason: str
+    step: int
+    total_steps: int
+    returncode: int | None = None
+    fix: str = ""
+    passing: bool = False
+    cause: str = ""
+
+    @property
+    def comes_again(self) -> bool:
+        """A resume would only fail in the same way."""
+        return self.state == "failed" and not self.passing
+
+
+def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
+    """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
+    if median_step_s is None:
+        return max(_MIN_STOP_GRACE_S, _FIRST_STEPS_GRACE * hang_min_s)
+    return max(_MIN_STOP_GRACE_S, 3 * median_step_s + 120)
+
+
+class Attempt:
+    """A trainer and what is known about its life."""
+
+    def __init__(
+        self, folder: RunFolder, record: dict[str, Any], start: Start, events: Events
+    ) -> None:
+        self.folder = folder
+        self.events = events
+        self.record = record
+        self.start = start
+        self.expected = Expected(**record["expected"])
+        self.log = TrainerLog.follow(
+            folder.train_log, folder.trainer_log, start.begin, start.proof_word
+        )
+        self.recorder = Recorder(events, adopted=start.adopted)
+        self.proven = False
+        self.fault: Ending | None = None
+        self.stop_deadline: float | None = None
+        self.told_to_end = False
+        self._killed = False
+        self.phase = "loading"
+        watch = record["watch"]
+        self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
+        logging_steps = float(record.get("train_yaml", {}).get("logging_steps", 1))
+        self._hang = HangWatch(
+            float(watch["hang_min_s"]), float(watch["hang_factor"]), logging_steps
+        )
+        self._disk = DiskWatch(folder.path)
+        self._thermal = ThermalWatch()
+        self.kept: int | None = start.from_step or None
+
+    @property
+    def step(self) -> int:
+        return self.recorder.last.step if self.recorder.last else self.start.from_step
+
+    @property
+    def _world_size(self) -> int:
+        return self.expected.world_size
+
+    def run(self) -> Ending:
+        """Watch the trainer to its end; no process of it is left afterwards."""
+        while not self.start.trainer.wait(_POLL_S):
+            self._look()
+        self._look(at_end=True)
+        # ranks that outlived torchrun would keep their GPU
+        left = process.kill_run(self.folder.marker)
+        if left:
+            self._finding("unkillable", f"processes {left} can't be killed", severity="error")
+        return self._ending(self.start.trainer.returncode())
+
+    def _look(self, *, at_end: bool = False) -> None:
+        """One round: take in the log, prove, watch, answer a stop request."""
+        self.events.flush()
+        arrived = self.recorder.take(self.log.read(at_end=at_end))
+        saving = not self.folder.node_rank and self._note_checkpoints()
+        for metrics in arrived:
+            if (sentence := self._nan.see(metrics)) and self.fault is None:
+                self._fail("nan", sentence, fix=f"{self._kept_text()} is kept; {_NAN_FIX}")
+        if not self.proven and self.fault is None:
+            self._prove(at_end=at_end)
+        if self.fault is not None:
+            process.kill(process.processes_of_run(self.folder.marker))
+            return
+        waiting = "saving" if saving else "evaluating" if self.log.evaluating else "training"
+        self.phase = waiting if self.recorder.last else "loading"
+        if not at_end:
+            self._watch(moved=bool(arrived) or (self.phase == "loading" and self.log.grew))
+        self._answer_stop_request(at_end=at_end)
+
+    def _watch(self, *, moved: bool) -> None:
+        median, total = self.recorder.median_step_s, self.log.summary.get("total_steps", 0)
+        if sentence := self._hang.look(
+            self.phase, moved=moved, median_step_s=median, total_steps=total
+        ):
+            seen = hang.gpu_use()
+            stacks = hang.collect_stacks(self.folder)
+            fix = hang.likely_causes(self.record)
+            self._fail(
+                "hang", f"{sentence} at step {self.step}{seen}; {stacks}", fix=fix, passing=True
+            )
+        for finding in (self._disk.look(), self._thermal.look()):
+            if finding is not None:
+                self.events.append("finding", **finding)
+
+    def _prove(self, *, at_end: bool) -> None:
+        """Compare what was reported as soon as it was.
+
+        What is missing counts only where it should be there: after a step, or when the trainer
+        ended well. One that died before had no time to report: its crash is what there is to say.
+        """
+        if self._nothing_left_to_train():
+            self.proven = True
+            return
+        first_node = self.folder.node_rank == 0
+        observed = Observed(self.log.proofs, self.log.summary)
+        reported = len(self.log.proofs) >= self.record["ranks"] and (
+            not first_node or len(self.log.summary) == 4
+        )
+        # an evaluation before the first step is logged as well
+        trained = self.step > self.start.from_step
+        complete = (
+            reported or trained or (at_end and self.log.training_started and self._ended_well())
+        )
+        found = differences(
+            self.expected,
+            observed,
+            self.record["ranks"],
+            is_first_node=first_node,
+            complete=complete,
+        )
+        if not complete and not found:
+            return
+        if first_node:
+            try:
+                self.folder.update_record(observed=observed.as_json())
+            except OSError:
+                # a full disk: without the record there is no proof, so the next round tries again
+                return
+        self.events.append("observed", **observed.as_json())
+        if found:
+            self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
+        else:
+            self.proven = True
+
+    def _ended_well(self) -> bool:
+        """Ended by itself and without an error; of an adopted trainer, its last file tells."""
+        returncode = self.start.trainer.returncode()
+        return returncode == 0 or (returncode is None and self.folder.trainer_state.exists())
+
+    def _nothing_left_to_train(self) -> bool:
+        """The checkpoint was of the last step: no forward comes that could prove anything.
+
+        Earlier lives did.
+        """
+        total = self.log.summary.get("total_steps")
+        return (
+            total is not None
+            and self.start.from_step >= total
+            and bool(self.record.get("observed"))
+        )
+
+    def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
+        step, total = self.progress()
+        self.fault = Ending("failed", message, step, total, fix=fix, passing=passing, cause=finding)
+        self._finding(finding, message, severity="error", fix=fix)
+
+    def _finding(self, finding: str, message: str, *, severity: str, fix: str = "") -> None:
+        self.events.append("finding", id=finding, severity=severity, message=message, fix=fix)
+
+    def _note_checkpoints(self) -> bool:
+        """Seal what has become whole; whether one is being written now."""
+        writing = False
+        for saved in checkpoints.checkpoints(self.folder.output, self._world_size):
+            if saved.step <= self.start.from_step:
+                continue
+            if not saved.complete:
+                writing = writing or (
+                    not saved.folder.name.startswith("torn-") and saved.step >= self.step
+                )
+            elif checkpoints.is_sealed(saved) or self._seal(saved):
+                self.kept = saved.step
+                self._disk.needed = checkpoints.sealed_size(saved)
+        return writing
+
+    def _seal(self, saved: checkpoints.Saved) -> bool:
+        try:
+            checkpoints.seal(saved, self._world_size)
+        except OSError:
+            return False  # rotated away meanwhile, or a full disk: the next round looks again
+        self.events.append("checkpoint", step=saved.step)
+        return True
+
+    def _answer_stop_request(self, *, at_end: bool) -> None:
+        request = files.read_json_object(self.folder.stop_request)
+        if request is None and not self.told_to_end:
+            return
+        now = bool((request or {}).get("now"))
+        # they train, so they look for the request
+        if self.stop_deadline is None and not now and self.log.proofs:
+            if request is None:
+                with contextlib.suppress(OSError):  # a full disk: the deadline will end it
+                    files.write_json_atomically(
+                        self.folder.stop_request, {"now": False, "time": time.time()}
+                    )
+            self.stop_deadline = time.monotonic() + stop_grace_s(
+                self.recorder.median_step_s, self._hang.min_s
+            )
+            self.events.append(
+                "state", state="stopping", message="asked for a checkpoint after this step"
+            )
+        elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
+            self.stop_deadline = self.stop_deadline or time.monotonic()
+            if not at_end:
+                self._killed = True
+                process.kill(process.processes_of_run(self.folder.marker))
+
+    def _ending(self, returncode: int | None) -> Ending:
+        """How it ended, from everything but the trainer's own word: a stopped run ends with 0 as
+        well.
+        """
+        step, total = self.progress()
+        if self.fault is not None:
+            return self.fault
+        if self._did_all(returncode, step, total):
+            return Ending(
+                "finished", f"all {total} steps" if total else "node done", step, total, returncode
+            )
+        if self.stop_deadline is not None and not self._failed_meanwhile():
+            asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
+            state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"
+            return Ending(
+                state,
+                f"{asked} at step {step}; {self._kept_text()} is kept",
+                step,
+                total,
+                returncode,
+            )
+        return self._crash(returncode, step, total)
+
+    def _failed_meanwhile(self) -> bool:
+        """Asked to stop, it died by itself of what comes again: a resume would only meet that."""
+        if self._killed or self._ended_well():
+            return False
+        from iisft.llamafactory import failures
+
+        known = failures.diagnose(last_lines(self.folder.train_log, self.start.begin.log_offset))
+        return known is not None and not known.passing
+
+    def _crash(self, returncode: int | None, step: int, total: int) -> Ending:
+        from iisft.llamafactory import failures  # a table that a run that goes well never needs
+
+        lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
+        exception, killed, how = error_in(lines), dead_rank(lines), self._how(returncode)
+        known = failures.diagnose(lines)
+        # the others only lost the one that was killed
+        if known and not (killed and known.kind == "communication"):
+            phase = (
+                "training" if self.phase == "loading" and self.log.training_started else self.phase
+            )
+            where = f"while {phase} at step {step}: " if known.kind in ("memory", "disk") else ""
+            self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
+            said = failures.exception_of(known, lines) or known.cause
+            text = f"{where}{said} ({how}){self._planned_memory(known.id)}"
+            return Ending("failed", text, step, total, returncode, known.fix, known.passing)
+        if killed or how == "SIGKILL":
+            cause = killed or "the trainer was killed (SIGKILL)"
+            self._finding("killed", cause, severity="error", fix=_KILLED_FIX)
+            return Ending("failed", cause, step, total, returncode, _KILLED_FIX, passing=True)
+        if not exception and returncode in (0, None):
+            text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"
+            return Ending("failed", text, step, total, returncode, passing=True)
+        # An exception before the first step comes again at each start.
+        passing = self.step > self.start.from_step or not exception
+        text = f"{exception or 'the trainer died'} ({how})"
+        return Ending("failed", text, step, total, returncode, passing=passing)
+
+    def _planned_memory(self, failure: str) -> str:
+        """What the plan had said, beside an out-of-memory error."""
+        planned = self.record.get("forecast")
+        if failure != "gpu-out-of-memory" or not isinstance(planned, dict):
+            return ""
+        return (
+            f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: "
+            f"{planned['fits']} (iisft plan)"
+        )
+
+    def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
+        if not self.proven or returncode not in (0, None):
+            return False
+        # only node 0 sees the trainer's state: a trainer that ended unasked did its part
+        if self.folder.node_rank:
+            return returncode == 0 and self.stop_deadline is None
+        # The trainer writes this file after the adapter; an earlier one was removed before this
+        # start.
+        return bool(total) and step == total and self.folder.trainer_state.exists()
+
+    @staticmethod
+    def _how(returncode: int | None) -> str:
+        if returncode is None:
+            return "unsupervised at its end"
+        return f"exit code {returncode}" if returncode >= 0 else process.signal_name(returncode)
+
+    def _kept_text(self) -> str:
+        return f"checkpoint-{self.kept}" if self.kept is not None else "no checkpoint"
+
+    def progress(self) -> tuple[int, int]:
+        """Step and total, from the trainer's state when it wrote one, else from the last metrics."""
+        state = files.read_json_object(self.folder.trainer_state) or {}
+        try:
+            return int(state["global_step"]), int(state["max_steps"])
+        except (KeyError, TypeError, ValueError):
+            last = self.recorder.last
+            total = last.total_steps if last else self.log.summary.get("total_steps", 0)
+            return self.step, total

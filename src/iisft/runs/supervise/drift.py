@@ -1,0 +1,149 @@
+"""What a run has become unlike since it began, and what two runs differ in."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iisft.errors import EnvironmentFault, RunStateError
+from iisft.llamafactory import interpreter
+from iisft.llamafactory.environment import steering
+from iisft.machine.facts.gpus import visible_gpus
+from iisft.models.folder import identity
+from iisft.runs.record.folder import RunFolder
+
+_COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
+
+
+def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
+    """One sentence for each thing that a resumed trainer would meet otherwise than the run so far.
+
+    Raises:
+        RunStateError: the folder was moved or copied, so that its own files name another place.
+        EnvironmentFault: GPUs that the run needs are not there.
+    """
+    arguments = _yaml(folder.train_yaml)
+    if (place := str(arguments.get("output_dir", ""))) != str(folder.output):
+        raise RunStateError(
+            "moved",
+            f"{folder.id} was made at {Path(place).parent}: its files name that place",
+            where=str(folder.path),
+            fix=f"move it back, or start anew: iisft train --preset '{folder.preset}'",
+        )
+    return [
+        *_changed("train.yaml", record.get("train_yaml"), arguments),
+        *_changed(
+            "preset.yaml (read by nothing any more)", record.get("preset"), _yaml(folder.preset)
+        ),
+        *_changed_digests("model/", record.get("view"), folder.model),
+        *identity.changes(record["model"], Path(record["model"]["folder"]), copies=False),
+        *_data(folder, record["data"]),
+        *_packages(record),
+        *_shell(record),
+        *_gpus(record),
+    ]
+
+
+def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> the two values, for everything that two run.json say differently about how they
+    trained.
+    """
+    first, second = (
+        dict(_flat({key: record.get(key) for key in _COMPARED})) for record in (one, other)
+    )
+    keys = [*first, *(key for key in second if key not in first)]
+    return {
+        key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
+    }
+
+
+def view_digests(view: Path, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of the files that iisft wrote into a view."""
+    return {name: _sha256(view / name) for name in sorted(names)}
+
+
+def _data(folder: RunFolder, recorded: list[Mapping[str, Any]]) -> Iterator[str]:
+    for dataset in recorded:
+        file = folder.dataset / f"{dataset['name']}.jsonl"
+        if _sha256(file) != dataset["sha256"]:
+            yield (
+                f"the rows of {dataset['name']} have "
+                f"{'changed' if file.exists() else 'vanished'} ({file.resolve()})"
+            )
+
+
+def _packages(record: Mapping[str, Any]) -> Iterator[str]:
+    now = interpreter.inspect(Path(record["interpreter"]["path"])).packages
+    yield from _changed("package", record["packages"], now)
+
+
+def _shell(record: Mapping[str, Any]) -> Iterator[str]:
+    """A variable that this shell has not is taken from the record.
+
+    One that it has otherwise is a decision.
+    """
+    recorded, now = record.get("shell", {}), steering(os.environ)
+    for name in sorted(now):
+        if name not in record["env"] and now[name] != recorded.get(name):
+            yield f"variable {name} {recorded.get(name, 'unset')} -> {now[name]}"
+
+
+def _gpus(record: Mapping[str, Any]) -> Iterator[str]:
+    recorded = record.get("gpus") or []
+    if not recorded:
+        return
+    present = [gpu.arch for gpu in visible_gpus()]
+    if len(present) < record["ranks"]:
+        raise EnvironmentFault(
+            "gpus-missing",
+            f"the run has {record['ranks']} GPUs, {len(present)} are visible now",
+            fix="look at HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES",
+        )
+    before, now = recorded[: record["ranks"]], present[: record["ranks"]]
+    if before != now:
+        yield f"GPUs {', '.join(before)} -> {', '.join(now)}"
+
+
+def _changed(what: str, before: Any, now: Any) -> Iterator[str]:
+    first, second = dict(_flat(before or {})), dict(_flat(now or {}))
+    for key in [*first, *(key for key in second if key not in first)]:
+        if first.get(key) != second.get(key):
+            yield f"{what} {key} {first.get(key)} -> {second.get(key)}"
+
+
+def _changed_digests(what: str, before: Mapping[str, str] | None, place: Path) -> Iterator[str]:
+    for name, digest in (before or {}).items():
+        if _sha256(place / name) != digest:
+            yield f"{what}{name} was changed"
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(item, f"{prefix}.{number}")
+    else:
+        yield prefix, value
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunStateError(
+            "run-torn", f"{path.name} can't be read: {error}", where=str(path)
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,195 @@
+"""Bringing a run back: what it has become unlike since it began, and a new supervisor for it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iisft import files, process
+from iisft.errors import EnvironmentFault, RunStateError
+from iisft.llamafactory.environment import inherited
+from iisft.process import ProcessIdentity
+from iisft.runs.record.checkpoints import newest_complete
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.state import status_of, why_no_record
+from iisft.runs.supervise import drift, trainer
+from iisft.runs.supervise.spawn import start_supervisor
+from iisft.secrets import HIDDEN
+
+_DYING_S = 10.0
+_SECTIONS = ("preset", "env", "interpreter", "packages", "model", "expected", "watch")
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a resume did. `step` is the checkpoint that it goes on from, 0 for the beginning."""
+
+    folder: RunFolder
+    attached: bool
+    step: int
+
+
+def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = False) -> Resumed:
+    """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor
+    instead.
+
+    Args:
+        folder: the run.
+        accept_drift: go on though something has changed.
+        from_start: begin anew when no whole checkpoint is left.
+
+    Raises:
+        RunStateError: it is running, finished or being resumed by someone else; it drifted (with
+            the list of what differs); its folder was moved; or it has lost the checkpoints that it
+            had.
+        EnvironmentFault: its interpreter or a secret of its environment is missing.
+        RunFailed: the supervisor died at once.
+    """
+    status = status_of(folder)
+    if status.live and not status.supervised:
+        if attach(folder):
+            return Resumed(folder, attached=True, step=int(status.metrics.get("step", 0)))
+        status = status_of(folder)
+    if status.live:
+        raise RunStateError(
+            "already-running",
+            f"{folder.id} is {status.state}",
+            where=str(folder.path),
+            fix=f"iisft watch {folder.id}",
+        )
+    if status.state == "finished":
+        text = f"{folder.id} is finished ({status.reason}): nothing to resume"
+        raise RunStateError("nothing-to-resume", text, where=str(folder.path))
+    with only_one(folder):
+        if status_of(folder).live:  # another resume was faster
+            raise RunStateError(
+                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
+            )
+        record = record_of(folder)
+        env = environment_of(folder, record)
+        found = drift.differences(folder, record)
+        if found and not accept_drift:
+            text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
+            fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
+            raise RunStateError("drift", text, where=str(folder.path), fix=fix)
+        if found:
+            folder.append_event(
+                "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
+            )
+        if from_start and (
+            saved := newest_complete(folder.output, int(record["expected"]["world_size"]))
+        ):
+            text = (
+                f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
+                "make a new run"
+            )
+            raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
+        if from_start:
+            trainer.allow_from_start(folder)
+        trainer.whole_checkpoint(folder, record, thorough=False)
+        for name in (folder.stop_request, folder.exit):
+            name.unlink(missing_ok=True)
+        start_supervisor(folder, env)
+    chosen = folder.read_processes()
+    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
+
+
+def attach(folder: RunFolder) -> bool:
+    """Give a running trainer whose supervisor died a new one; False when that trainer has just
+    ended.
+
+    Raises:
+        RunStateError: someone else is doing that.
+        RunFailed: the supervisor died at once.
+    """
+    with only_one(folder):
+        processes = folder.read_processes()
+        trainer = ProcessIdentity.from_json(processes.get("trainer"))
+        if trainer is None or status_of(folder).supervised:
+            return status_of(folder).live
+        # A later restart must meet what the trainer met, secrets included; only its own environment
+        # has them all.
+        env = process.environment_of(trainer.pid)
+        # killed this moment: it has no memory any more, but is not gone yet
+        if process.RUN_MARKER not in env:
+            process.Adopted(trainer).wait(_DYING_S)
+            return False
+        del env[process.RUN_MARKER]  # by which a trainer's processes are known, and killed
+        start_supervisor(folder, env)
+        return True
+
+
+@contextlib.contextmanager
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Keep every other command from bringing back or removing this run meanwhile.
+
+    Raises:
+        RunStateError: another one is at it.
+        EnvironmentFault: the folder can't be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive_lock(folder.resume_lock))
+        except BlockingIOError:
+            raise _already_resuming(folder) from None
+        except OSError as error:
+            text = f"the run folder can't be written: {error.strerror}"
+            raise EnvironmentFault("output-unwritable", text, where=str(folder.path)) from error
+        yield
+
+
+def _already_resuming(folder: RunFolder) -> RunStateError:
+    text = f"{folder.id} is being resumed or removed by another command"
+    return RunStateError(
+        "already-resuming", text, where=str(folder.path), fix=f"iisft watch {folder.id}"
+    )
+
+
+def record_of(folder: RunFolder) -> dict[str, Any]:
+    """run.json.
+
+    Raises:
+        RunStateError: it is missing, unreadable or broken.
+    """
+    record = folder.read_record()
+    if record is None or not all(isinstance(record.get(name), dict) for name in _SECTIONS):
+        raise RunStateError(
+            "record-broken",
+            f"{folder.id}: {why_no_record(folder.record)}",
+            where=str(folder.record),
+            fix="its checkpoints are in output/; start a new run",
+        )
+    return record
+
+
+def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
+    """What the run was started with; values that are secret stand in no file, so they come from the
+    shell.
+
+    Raises:
+        EnvironmentFault: its interpreter or a secret is missing.
+    """
+    interpreter = Path(record["interpreter"]["path"])
+    if not interpreter.exists():
+        raise EnvironmentFault(
+            "interpreter-missing",
+            "the run's training interpreter is gone",
+            where=str(interpreter),
+            fix="make it anew at that place",
+        )
+    own = {name: value for name, value in record["env"].items() if HIDDEN not in value}
+    missing = [name for name in record["env"] if name not in own and name not in os.environ]
+    if missing:
+        text = (
+            f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in "
+            "no file"
+        )
+        raise EnvironmentFault(
+            "secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=..."
+        )
+    if folder.node_rank:
+        own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
+    shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}
+    return shell | inherited(os.environ) | own

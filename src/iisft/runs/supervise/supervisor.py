@@ -1,0 +1,179 @@
+"""The small process that owns a trainer: starts it, brings it back after a crash, and records how
+the run ended.
+
+Run as `python -m iisft.runs.supervise.supervisor RUN_FOLDER [NODE_RANK]`. It imports no pydantic,
+rich or typer, so that it stays small and starts whatever else is broken. The trainer writes to its
+log itself: the supervisor's death does not end it, and the next supervisor adopts it.
+"""
+
+import contextlib
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from iisft import files, process
+from iisft.errors import RunStateError
+from iisft.models.view.build import restore_base_model_name
+from iisft.runs.record import measurements
+from iisft.runs.record.events import Events
+from iisft.runs.record.folder import RunFolder, parse_event
+from iisft.runs.supervise import trainer
+from iisft.runs.supervise.attempt import Attempt, Ending
+
+_FIRST_BACKOFF_S = 3.0
+_BACKOFF_FACTOR = 3
+_LONGEST_BACKOFF_S = 60.0
+_RESERVE_BYTES = 256 * 1024
+
+
+class Supervisor:
+    """One node's run, from here to exit.json."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        record = folder.read_record()
+        if record is None:
+            raise SystemExit(f"no run to supervise in {folder.path}")
+        self.folder = folder
+        self.record = record
+        self.events = Events(folder)
+        self.restarts = 0
+        self._crashes: set[tuple[int, str]] = set()
+        self._furthest = -1
+        self._vain_restarts = 0
+        self._attempt: Attempt | None = None
+        self._told_to_end = False
+        self._came_again = False
+
+    def run(self) -> None:
+        """Supervise to the end."""
+        process.on_terminate(self._on_signal)
+        with contextlib.suppress(OSError):
+            self.folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
+        start = trainer.adopt(self.folder, self.events)
+        while True:
+            try:
+                start = start or trainer.start(self.folder, self.record, self.events)
+            except (OSError, RunStateError) as error:
+                fix = error.fix if isinstance(error, RunStateError) else ""
+                reason = f"the trainer can't be started: {error}"
+                before = self._attempt.progress() if self._attempt else (0, 0)
+                self.events.append(
+                    "finding", id="start-failed", severity="error", message=reason, fix=fix
+                )
+                self._finish(Ending("failed", reason, *before, fix=fix))
+                return
+            self._attempt = Attempt(self.folder, self.record, start, self.events)
+            self._attempt.told_to_end = self._told_to_end
+            ending = self._attempt.run()
+            self.record = self.folder.read_record() or self.record
+            if not self._may_restart(ending) or not self._wait_for_restart(ending):
+                break
+            start = None
+        self._finish(ending)
+
+    def _on_signal(self) -> None:
+        self._told_to_end = True
+        if self._attempt is not None:
+            self._attempt.told_to_end = True
+
+    def _may_restart(self, ending: Ending) -> bool:
+        """Not what would come again, and not with several nodes: one alone can't rejoin the others."""
+        if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
+            return False
+        crash = (ending.step, ending.cause or ending.reason)
+        self._came_again = crash in self._crashes
+        self._crashes.add(crash)
+        return (
+            not self._came_again
+            and self.restarts < int(self.record["watch"]["restarts"])
+            and not self._told_to_end
+        )
+
+    def _wait_for_restart(self, ending: Ending) -> bool:
+        """The pause before another start; False when a stop is asked for meanwhile."""
+        self._vain_restarts = 0 if ending.step > self._furthest else self._vain_restarts + 1
+        self._furthest = max(self._furthest, ending.step)
+        pause = min(_FIRST_BACKOFF_S * _BACKOFF_FACTOR**self._vain_restarts, _LONGEST_BACKOFF_S)
+        self.restarts += 1
+        self.events.append(
+            "state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s"
+        )
+        deadline = time.monotonic() + pause
+        while time.monotonic() < deadline:
+            if self._told_to_end or self.folder.stop_request.exists():
+                return False
+            time.sleep(0.1)
+        return True
+
+    def _finish(self, ending: Ending) -> None:
+        if not self.folder.node_rank:
+            self._restore_names()
+        if ending.state == "failed" and ending.passing and self._told_to_end:
+            ending = replace(
+                ending,
+                state="lost",
+                reason=f"told to end, as at a shutdown, after: {ending.reason}",
+            )
+        elif ending.state == "failed" and ending.passing and self.folder.stop_request.exists():
+            ending = replace(
+                ending, state="stopped", reason=f"stopped on request after: {ending.reason}"
+            )
+        elif self._came_again and not ending.fix:
+            # nothing is known that would make the next start another one
+            ending = replace(ending, passing=False)
+        found = (
+            {}
+            if self.folder.node_rank
+            else measurements.measure(map(parse_event, self.events.lines()))
+        )
+        outcome = self._outcome(ending) | {"measured": found}
+        self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
+        self.events.append("state", **outcome)
+        files.write_json_atomically(self.folder.exit, outcome)
+        if ending.state == "finished" and not self.folder.node_rank:
+            measurements.keep(self.folder, self.record, found)
+
+    def _restore_names(self) -> None:
+        try:
+            restore_base_model_name(
+                self.folder.output, self.folder.model, self.record["model"]["folder"]
+            )
+        except OSError as error:  # how the run ended matters more
+            message = f"the adapters still name the view as their base model: {error.strerror}"
+            self.events.append("finding", id="base-model-name", severity="warn", message=message)
+
+    def _outcome(self, ending: Ending) -> dict[str, Any]:
+        """All that a list of runs shows, so that it reads one file per ended run."""
+        last = self._attempt.recorder.last if self._attempt else None
+        return {
+            "state": ending.state,
+            "reason": ending.reason,
+            "fix": ending.fix,
+            "comes_again": ending.comes_again,
+            "returncode": ending.returncode,
+            "ended": time.time(),
+            "step": ending.step,
+            "total_steps": ending.total_steps,
+            "checkpoint": self._attempt.kept if self._attempt else None,
+            "loss": last.as_json().get("loss") if last else None,
+            "preset": self.record.get("preset_name"),
+            "started": self.record.get("created"),
+            "ranks": self.record["expected"]["world_size"],
+        }
+
+
+def main(argv: list[str]) -> None:
+    """Supervise the run in argv[0] as node argv[1] (0 when left out)."""
+    folder = RunFolder(Path(argv[0]), int(argv[1]) if len(argv) > 1 else 0)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive_lock(folder.supervisor_lock))
+        except BlockingIOError:
+            raise SystemExit("another supervisor has this run") from None
+        Supervisor(folder).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

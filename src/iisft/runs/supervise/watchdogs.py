@@ -1,0 +1,170 @@
+"""What the supervisor watches for: NaN, a hang, a disk that is getting full, a GPU that throttles."""
+
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iisft.llamafactory.logs import Metrics
+from iisft.machine.facts import sensors
+
+_NAN_STEPS = 2
+# GradScaler starts at 2**16 and halves at each overflow, whose step it skips; the loss stays finite
+# meanwhile.
+_SCALER_STEPS = 16
+_LONG_LIMIT = 12  # x hang_min_s: loading, the first step, saving, evaluating
+_ROOM = 1.1
+_DISK_EVERY_S = 30.0
+_GPU_EVERY_S = 60.0
+_THERMAL_EVERY_S = 3600.0
+
+
+@dataclass
+class NanWatch:
+    """Consecutive logged steps without a usable number. `reaction` is the preset's watch.nan."""
+
+    reaction: str
+    with_scaler: bool
+    _broken: int = 0
+    _overflows: int = 0
+
+    def see(self, metrics: Metrics) -> str:
+        """Why nothing is learnt any more, or ""."""
+        loss, norm = metrics.loss, metrics.grad_norm
+        if loss is None or self.reaction == "ignore":
+            return ""
+        no_gradient = norm is not None and not math.isfinite(norm)
+        # With logging_nan_inf_filter a NaN loss is logged as 0.0; ZeRO-3 on the CPU gave grad_norm
+        # 0 at any loss.
+        lost = not math.isfinite(loss) or norm == 0.0 or (loss == 0.0 and no_gradient)
+        overflow = no_gradient and self.with_scaler and not lost
+        self._broken = self._broken + 1 if lost or (no_gradient and not overflow) else 0
+        self._overflows = self._overflows + 1 if overflow else 0
+        if self._broken >= _NAN_STEPS or self._overflows > _SCALER_STEPS:
+            return (
+                f"loss {loss}, grad_norm {norm} at step {metrics.step}: nothing is learnt from "
+                "here on"
+            )
+        return ""
+
+
+@dataclass
+class HangWatch:
+    """Seconds without a sign of life, counted per phase: training, or one that may take long."""
+
+    min_s: float
+    factor: float
+    # the trainer's argument: every so many steps, or below 1 that share of all steps
+    logging_steps: float = 1
+    _phase: str = "loading"
+    _since: float = field(default_factory=time.monotonic)
+    _looked: float = field(default_factory=time.monotonic)
+
+    def look(
+        self, phase: str, *, moved: bool, median_step_s: float | None, total_steps: int = 0
+    ) -> str:
+        """Called every round; what hangs and since when, or "".
+
+        Args:
+            phase: loading, training, saving or evaluating.
+            moved: a step was logged, or the log grew while loading.
+            median_step_s: seconds per step so far.
+            total_steps: of the whole run, 0 while unknown.
+        """
+        now = time.monotonic()
+        # this process itself was stopped: it has not seen what happened meanwhile
+        if now - self._looked > 10:
+            moved = True
+        self._looked = now
+        if moved or phase != self._phase:
+            self._phase, self._since = phase, now
+        waited, limit = now - self._since, self._limit(phase, median_step_s, total_steps)
+        return (
+            f"no sign of life for {waited:.0f} s while {phase} (limit {limit:.0f} s)"
+            if waited > limit
+            else ""
+        )
+
+    def _limit(self, phase: str, median_step_s: float | None, total_steps: int) -> float:
+        # Steps between two logged ones are silent, however well they go.
+        every = self.logging_steps if self.logging_steps >= 1 else self.logging_steps * total_steps
+        silent = max(math.ceil(every) - 1, 0)
+        if phase == "training" and median_step_s is not None:
+            return max(self.min_s, self.factor * median_step_s) + silent * median_step_s
+        if median_step_s is None:
+            return _LONG_LIMIT * self.min_s * (1 + silent)
+        if phase == "evaluating":  # as long as many steps
+            return _LONG_LIMIT * max(self.min_s, self.factor * median_step_s)
+        return _LONG_LIMIT * self.min_s
+
+
+@dataclass
+class DiskWatch:
+    """Whether the next checkpoint will fit, asked long before it is written."""
+
+    place: Path
+    needed: int = 0  # bytes of the last checkpoint
+    _looked: float = -math.inf
+    _said: bool = False
+
+    def look(self) -> dict[str, Any] | None:
+        """A finding when the disk has become too full, once until there is room again."""
+        now = time.monotonic()
+        if not self.needed or now - self._looked < _DISK_EVERY_S:
+            return None
+        self._looked = now
+        try:
+            free = shutil.disk_usage(self.place).free
+        except OSError:
+            return None
+        short, said = free < self.needed * _ROOM, self._said
+        self._said = short
+        if not short or said:
+            return None
+        message = (
+            f"the next checkpoint needs {self.needed / 2**30:.2f} GiB, {free / 2**30:.2f} "
+            "GiB are free"
+        )
+        return {
+            "id": "disk-low",
+            "severity": "warn",
+            "message": message,
+            "fix": f"free some space below {self.place}",
+        }
+
+
+@dataclass
+class ThermalWatch:
+    """GPUs at their temperature limit, noted once an hour: a slower step has then a reason on
+    record.
+    """
+
+    _looked: float = -math.inf
+    _said: float = -math.inf
+
+    def look(self) -> dict[str, Any] | None:
+        now = time.monotonic()
+        if now - self._looked < _GPU_EVERY_S or now - self._said < _THERMAL_EVERY_S:
+            return None
+        self._looked = now
+        hot = [
+            f"{gpu.name or gpu.vendor}{_degrees(gpu.temperature_c)}"
+            for gpu in sensors.sample()
+            if gpu.throttled
+        ]
+        if not hot:
+            return None
+        self._said = now
+        message = f"throttled by temperature: {', '.join(hot)}"
+        return {
+            "id": "thermal",
+            "severity": "warn",
+            "message": message,
+            "fix": "check the fans and the air flow",
+        }
+
+
+def _degrees(temperature_c: float | None) -> str:
+    return "" if temperature_c is None else f" {temperature_c:.0f} C"
