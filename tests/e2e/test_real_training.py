@@ -125,7 +125,8 @@ def test_a_trainer_that_does_something_else_is_ended_with_1(
 # As a GPU that is too small for the first step, on one rank: the others have reported by then.
 OUT_OF_MEMORY = """
 import os, sys
-if os.environ.get("LOCAL_RANK", "0") == os.environ["BOOM"] and any("llamafactory" in part for part in sys.orig_argv):
+trains = any("llamafactory" in part for part in sys.orig_argv)
+if trains and os.environ.get("LOCAL_RANK", "0") == os.environ["BOOM"]:
     import torch
     def attention(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -1,4 +1,4 @@
-"""What a run that failed says: the crash's cause and its fix, and `iisft resume` only where that has a chance."""
+"""A run that failed says its cause and fix, and `iisft resume` only where that has a chance."""
 
 import json
 import time
@@ -81,8 +81,10 @@ def test_the_end_is_told_in_four_lines(
     end = train().err.splitlines()[-4:]
     assert end == [
         "run: failed - IndexError: index out of range in self (exit code 1)",
-        "  cause: A row holds a token that the model's embedding lacks: tokenizer and weights do not belong together.",
-        "  fix: take tokenizer and weights from the same model; --set model.template= that model's own",
+        "  cause: A row holds a token that the model's embedding lacks: tokenizer and weights do not "
+        "belong together.",
+        "  fix: take tokenizer and weights from the same model; --set model.template= that model's "
+        "own",
         f"  log: {folder.train_log}",
     ]
 
