@@ -89,7 +89,7 @@ def stage(
         )
     tokens = data_tokens.tokenize(target, name) if tokenize else None
     dataset = staged.dataset
-    console.findings(staged.findings.as_findings())
+    console.findings(staged.findings.first_of_each())
     if as_json:
         console.out_json(
             {

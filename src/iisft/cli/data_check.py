@@ -111,7 +111,7 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
 
 def _open_all(given: list[Path], formats: str | None, columns: list[str] | None) -> "list[Source]":
     """Every file, or all that is wrong with those that can't be opened."""
-    from iisft.errors import CheckFailed, Finding, InputError
+    from iisft.errors import CheckFailed, InputError
 
     sources, refused = [], []
     for file in given:
@@ -122,9 +122,7 @@ def _open_all(given: list[Path], formats: str | None, columns: list[str] | None)
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        raise CheckFailed(
-            [Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused]
-        )
+        raise CheckFailed([one.finding for one in refused])
     return sources
 
 
@@ -165,5 +163,5 @@ def _print_group(code: str, group: "Group") -> None:
         console.out(f"  {finding.where}  {finding.text}")
     if group.count > _SHOWN_ROWS:
         console.out(f"  and {group.count - _SHOWN_ROWS:,} more; --json lists them")
-    if fix := group.kept[0].problem.fix:
+    if fix := group.kept[0].fix:
         console.out(f"  fix: {fix}")

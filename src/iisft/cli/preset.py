@@ -87,7 +87,7 @@ def validate(
 
     Exit 3 when one is wrong.
     """
-    from iisft.errors import CheckFailed, Finding
+    from iisft.errors import CheckFailed
     from iisft.llamafactory.environment import env_findings
     from iisft.runs.plan.preflight import extra_argument_findings
 
@@ -99,7 +99,7 @@ def validate(
         except CheckFailed as error:
             found = list(error.findings)
         except IisftError as error:
-            found = [Finding(error.code, error.message, where=error.where, fix=error.fix)]
+            found = [error.finding]
         results.append(
             {"file": file, "ok": all(f.severity != "error" for f in found), "findings": found}
         )
