@@ -138,7 +138,8 @@ def _preset_model(preset: str, workspace: Workspace) -> str:
 
 
 def _check(
-    verify: Path | None, adopt: Path | None, model: str | None, revision: str | None, sources: tuple[str, ...],
+    verify: Path | None, adopt: Path | None, model: str | None, revision: str | None,
+    sources: tuple[str, ...],
     *, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from iisft.cli.transfer_bar import transfer_bar
