@@ -1,7 +1,7 @@
 """The Typer application and main(): errors become text and exit codes here and nowhere else."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -39,19 +39,18 @@ app = group(
     """,
     name="iisft",
 )
-app.command(rich_help_panel=PREPARE)(env_check)
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    PREPARE: (env_check, download, models, plan),
+    TRAIN: (train, status, watch, logs, wait, stop, resume),
+    USE: (predict, evaluate, compare, report, chat, serve, export),
+}
+for _heading, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_heading)(_command)
 app.add_typer(preset_app, name="preset", rich_help_panel=PREPARE)
-for _command in (download, models):
-    app.command(rich_help_panel=PREPARE)(_command)
 app.add_typer(model_app, name="model", rich_help_panel=PREPARE)
 app.add_typer(data_app, name="data", rich_help_panel=PREPARE)
-app.command(rich_help_panel=PREPARE)(plan)
-app.command(rich_help_panel=TRAIN)(train)
 app.add_typer(runs_app, name="runs", rich_help_panel=TRAIN)
-for _command in (status, watch, logs, wait, stop, resume):
-    app.command(rich_help_panel=TRAIN)(_command)
-for _command in (predict, evaluate, compare, report, chat, serve, export):
-    app.command(rich_help_panel=USE)(_command)
 
 
 def _print_version(wanted: bool) -> None:
