@@ -25,7 +25,8 @@ def check(
     file: Annotated[
         list[Path],
         typer.Argument(
-            help="A data file, or a staged dataset's name. Several: leaks between them too."
+            metavar="FILE...",
+            help="A data file, or a staged dataset's name. Several: leaks between them too.",
         ),
     ],
     formats: FormatOption = None,
@@ -40,10 +41,16 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its
-    tokens too.
+    """Check every row: what is wrong, where, and what repeats.
 
-    Exit code 3 when a row can't be trained on, or would be cut and the policy is fail.
+    With a preset or model its tokens are counted too. Exit 3 when a row can't be trained on,
+    or would be cut and the policy is fail.
+
+    \b
+    Examples:
+      iisft data check rows.jsonl
+      iisft data check train.jsonl val.jsonl
+      iisft data check rows.jsonl -p mi50 --html account.html
     """
     from iisft.cli.progress import bytes_bar
     from iisft.data.check import checking

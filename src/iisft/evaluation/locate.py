@@ -107,9 +107,10 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
         option = f" --checkpoint {checkpoint}" if checkpoint else ""
         there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
+        what += f" by {checkpoint}" if checkpoint else ""
         raise RunStateError(
             "no-predictions",
-            f"{what}{f' by {checkpoint}' if checkpoint else ''}{f'; there are {there}' if there else ''}",
+            f"{what}; there are {there}" if there else what,
             where=str(folder.predictions),
             fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
         )

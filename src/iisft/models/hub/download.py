@@ -208,7 +208,9 @@ def _require_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
 
 
 def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
-    """A file that will be replaced and is no weight may be the person's own work: it is kept aside."""
+    """A file that will be replaced and is no weight may be the person's own work: it is
+    kept aside.
+    """
     for file in missing:
         path = folder / file.path
         if (

@@ -305,7 +305,9 @@ class Attempt:
         return f"checkpoint-{self.kept}" if self.kept is not None else "no checkpoint"
 
     def progress(self) -> tuple[int, int]:
-        """Step and total, from the trainer's state when it wrote one, else from the last metrics."""
+        """Step and total, from the trainer's state when it wrote one, else from the
+        last metrics.
+        """
         state = files.read_json_object(self.folder.trainer_state) or {}
         try:
             return int(state["global_step"]), int(state["max_steps"])

@@ -76,7 +76,9 @@ class Supervisor:
             self._attempt.told_to_end = True
 
     def _may_restart(self, ending: Ending) -> bool:
-        """Not what would come again, and not with several nodes: one alone can't rejoin the others."""
+        """Not what would come again, and not with several nodes: one alone can't rejoin
+        the others.
+        """
         if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
             return False
         crash = (ending.step, ending.cause or ending.reason)

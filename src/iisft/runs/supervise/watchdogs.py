@@ -1,4 +1,6 @@
-"""What the supervisor watches for: NaN, a hang, a disk that is getting full, a GPU that throttles."""
+"""What the supervisor watches for: NaN, a hang, a disk that is getting full, a GPU
+that throttles.
+"""
 
 import math
 import shutil
