@@ -110,6 +110,5 @@ class _Lines:
         if time.monotonic() - self._said > _LINE_EVERY_S:
             self._said = time.monotonic()
             share = 100 * tally.done_bytes / max(tally.total_bytes, 1)
-            console.say(
-                f"  {share:.0f} %  {gb(tally.done_bytes)} of {gb(tally.total_bytes)}  {rate}".rstrip()
-            )
+            size = f"{gb(tally.done_bytes)} of {gb(tally.total_bytes)}"
+            console.say(f"  {share:.0f} %  {size}  {rate}".rstrip())
