@@ -131,7 +131,10 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     imports = {
         name: _imports(name, tree) & modules.keys() - {name} for name, tree in modules.items()
     }
-    assert imports["iisft.child.modeling_iisft"] == {"iisft.child.stopping_iisft"}
+    assert imports["iisft.child.modeling_iisft"] == {
+        "iisft.child.constants_iisft",
+        "iisft.child.stopping_iisft",
+    }
     assert sum(map(len, imports.values())) > 500
     graphlib.TopologicalSorter(imports).prepare()  # a CycleError names the files
 
