@@ -59,7 +59,9 @@ class Link:
 
 
 def load(spec):
-    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer and template."""
+    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer
+    and template.
+    """
     from llamafactory.chat import chat_model, hf_engine
     from llamafactory.model import load_model
 

@@ -39,8 +39,14 @@ def compare(
     text_rows: TextOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare predictions of the same rows: paired differences, flipped rows, and which checkpoint
-    is best.
+    """Compare predictions of the same rows, pair by pair.
+
+    Differences with intervals and tests, the rows that flipped, and which checkpoint is best.
+
+    \b
+    Examples:
+      iisft compare RUN
+      iisft compare RUN@base RUN@150 other.jsonl
     """
     from iisft.evaluation import locate
     from iisft.evaluation.compare import compare as judge

@@ -81,7 +81,7 @@ def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
         mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
-        say(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {finding.message}")
+        say(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {finding.text}")
         if finding.where:
             say(f"  where: {finding.where}")
         if finding.fix:
@@ -106,7 +106,7 @@ def failure(error: IisftError) -> None:
     if isinstance(error, CheckFailed):
         findings(error.findings)
     else:
-        findings([Finding(error.code, error.message, where=error.where, fix=error.fix)])
+        findings([error.finding])
 
 
 def duration(seconds: float) -> str:

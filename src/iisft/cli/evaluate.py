@@ -57,7 +57,7 @@ TextOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="NAME", help="Of a run: predictions of this dataset."),
+    typer.Option("--data", metavar="NAME", help="With a run: its predictions for this dataset."),
 ]
 
 
@@ -87,8 +87,15 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge predictions: figures with 95 % intervals, beside trivial answers, and what they mean in
-    sentences.
+    """Score predictions beside trivial baselines.
+
+    Figures with 95 % intervals, and sentences that say what they mean.
+
+    \b
+    Examples:
+      iisft evaluate RUN
+      iisft evaluate answers.jsonl --columns reference=truth,prediction=output
+      iisft evaluate RUN --label answer-shape --classes drop=UUID,keep=*
     """
     from iisft.evaluation import locate
     from iisft.evaluation.evaluate import evaluate as judge

@@ -117,10 +117,8 @@ def _table(title: str, found: "tuple[Suggestion, ...]", *, names: bool) -> Itera
         need = one.forecast.memory.needed / GIB
         text = one.change.reason if names else f"{one.change.text}   ({one.change.reason})"
         if names and one.forecast.fits == "no":
-            text += (
-                ": "
-                f"{', '.join(f'{name} {size / GIB:.1f}' for name, size in largest_parts(one.forecast)[:2])}"
-            )
+            largest = largest_parts(one.forecast)[:2]
+            text += f": {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}"
         yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
 
 

@@ -58,9 +58,14 @@ def predict(
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer every row of a dataset with the run's model, greedily.
+    """Answer every row of a dataset with the run's model.
 
-    After any kill the same command goes on.
+    Greedy, and on disk batch by batch: after a kill the same command goes on.
+
+    \b
+    Examples:
+      iisft predict RUN --data triage_test
+      iisft predict RUN --data triage_test --checkpoint all
     """
     from iisft.inference.predict import request_for
     from iisft.runs.record.state import find_run

@@ -167,9 +167,10 @@ def read_architecture(
         share = 0.5
     tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
     return Architecture(
-        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, vocabulary=vocabulary, tied=tied,
-        projections=projections, bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
+        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
+        kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
+        projections=projections,
+        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
         rotary_share=float(share or 1.0), **features,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ _AOTRITON_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
 def shape_of(preset: Preset, model: Architecture, stored: str, arch: str) -> StepShape:
-    """The step of a preset whose base weights are stored in dtype `stored`, on a GPU of that arch."""
+    """The step of a preset whose base weights are stored in dtype `stored`, on that GPU arch."""
     autocast = DTYPES[preset.precision] if preset.precision in ("fp16", "bf16") else None
     weights = DTYPES.get(preset.weights, stored)
     way = "native"

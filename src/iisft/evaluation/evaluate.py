@@ -4,7 +4,7 @@ beside them.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ class Evaluator:
             if self.options.text_rows is not None:
                 raise
             message = f"BLEU, ROUGE and chrF are left out: {fault.message}"
-            self.findings.append(Finding(fault.code, message, fix=fault.fix, severity="warn"))
+            self.findings.append(replace(fault.finding, message=message, severity="warn"))
             return
         for name, found in {MODEL: metrics, **baselines}.items():
             text = measure(scorer, self.sample, name)

@@ -1,4 +1,6 @@
-"""The trainer's known failures: what the end of its log says, why it happened, and what mends it."""
+"""The trainer's known failures: what the end of its log says, why it happened, and what
+mends it.
+"""
 
 import re
 from collections.abc import Iterator, Sequence

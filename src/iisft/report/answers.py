@@ -3,7 +3,7 @@ it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iisft.errors import Finding, IisftError
@@ -47,7 +47,7 @@ def judged(sources: Sequence[Source], options: Options) -> Judged:
             evaluation = evaluate(file, options, PredictionFile(base.path) if base else None)
         except IisftError as error:
             message = f"{source.name}: {error.message}"
-            found.findings.append(Finding(error.code, message, error.where, error.fix, "warn"))
+            found.findings.append(replace(error.finding, message=message, severity="warn"))
             continue
         evaluation.findings[:0] = source.findings
         found.findings += evaluation.findings

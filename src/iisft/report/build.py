@@ -4,7 +4,7 @@ side.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _groups(
         except RunStateError as error:
             if data is not None or "@" in name:
                 raise
-            findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+            findings.append(replace(error.finding, severity="warn"))
     datasets = sorted({source.data or "" for source in found})
     if len(datasets) > 1:
         message = (
@@ -145,7 +145,7 @@ def _comparison(
     try:
         found = compare(group, options, {})
     except IisftError as error:
-        findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+        findings.append(replace(error.finding, severity="warn"))
         return None
     return {
         "data": group[0].data,

@@ -56,8 +56,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     """
     survey = _Survey(folder)
     if survey.findings:
-        first = survey.findings[0]
-        raise InputError(first.id, first.message, where=first.where, fix=first.fix)
+        raise InputError.of(survey.findings[0])
     counts: Counter[str] = Counter()
     for name, tensor in survey.tensors.items():
         if not is_computed_buffer(name):

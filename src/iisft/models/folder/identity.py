@@ -1,4 +1,6 @@
-"""Whether a model folder still holds the weights that a run was trained on, without reading 15 GB."""
+"""Whether a model folder still holds the weights that a run was trained on, without reading
+15 GB.
+"""
 
 import hashlib
 import os

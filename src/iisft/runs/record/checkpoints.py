@@ -105,7 +105,9 @@ def seal(saved: Saved, ranks: int) -> None:
 
 
 def sealed_size(saved: Saved) -> int:
-    """Bytes of the sealed files, 0 when it is not sealed: what the next checkpoint will take too."""
+    """Bytes of the sealed files, 0 when it is not sealed: what the next checkpoint will
+    take too.
+    """
     return sum(int(entry["size"]) for entry in _sealed(saved.folder).values())
 
 

@@ -1,4 +1,6 @@
-"""The proof that a run does what its preset says: what the trainer reported against what was asked."""
+"""The proof that a run does what its preset says: what the trainer reported against what
+was asked.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
