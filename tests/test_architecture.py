@@ -144,7 +144,7 @@ def _module(path: Path) -> str:
 
 
 def _imports(importer: str, tree: ast.AST) -> set[str]:
-    """Dotted names, some of which are modules. The scripts in child/ import each other by file name."""
+    """Dotted names, some of which are modules; child/ scripts import each other by file name."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, dtypes and shapes of its tensors, checked against its size."""
+"""A safetensors header: names, dtypes and shapes, checked against the size of the file."""
 
 import json
 import math
