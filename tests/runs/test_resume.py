@@ -313,7 +313,7 @@ def test_without_a_whole_checkpoint_it_begins_anew(
     lose(folder)
     fake_trainer("ok")
     resumed = iisft("resume", "run")
-    assert (resumed.code, "run: no complete checkpoint, so it begins anew" in resumed.err) == (
+    assert (resumed.code, "run: no complete checkpoint, so it starts over" in resumed.err) == (
         0,
         True,
     )

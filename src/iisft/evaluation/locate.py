@@ -2,7 +2,7 @@
 them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,4 +161,4 @@ def _run(workspace: Workspace, run: str | None, name: str | None) -> RunFolder:
         message = f"{name} is neither a file nor a run" + (
             f": {error.message}" if "mean" in error.message else ""
         )
-        raise RunStateError(error.code, message, where=error.where, fix="iisft runs") from error
+        raise RunStateError.of(replace(error.finding, message=message, fix="iisft runs")) from error

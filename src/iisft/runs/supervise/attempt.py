@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iisft import files, process
+from iisft.errors import Finding
 from iisft.llamafactory.logs import TrainerLog, dead_rank, error_in, last_lines
 from iisft.runs.record import checkpoints
 from iisft.runs.record.events import Events, Recorder
@@ -98,7 +99,7 @@ class Attempt:
         # ranks that outlived torchrun would keep their GPU
         left = process.kill_run(self.folder.marker)
         if left:
-            self._finding("unkillable", f"processes {left} can't be killed", severity="error")
+            self.events.finding(Finding("unkillable", f"processes {left} can't be killed"))
         return self._ending(self.start.trainer.returncode())
 
     def _look(self, *, at_end: bool = False) -> None:
@@ -133,7 +134,7 @@ class Attempt:
             )
         for finding in (self._disk.look(), self._thermal.look()):
             if finding is not None:
-                self.events.append("finding", **finding)
+                self.events.finding(finding)
 
     def _prove(self, *, at_end: bool) -> None:
         """Compare as soon as everything was reported, and at the first step at the latest."""
@@ -177,10 +178,7 @@ class Attempt:
     def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
         step, total = self.progress()
         self.fault = Ending("failed", message, step, total, fix=fix, passing=passing, cause=finding)
-        self._finding(finding, message, severity="error", fix=fix)
-
-    def _finding(self, finding: str, message: str, *, severity: str, fix: str = "") -> None:
-        self.events.append("finding", id=finding, severity=severity, message=message, fix=fix)
+        self.events.finding(Finding(finding, message, fix=fix))
 
     def _note_checkpoints(self) -> bool:
         """Seal what has become whole; whether one is being written now."""
@@ -262,12 +260,12 @@ class Attempt:
             where = (
                 f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             )
-            self._finding(known.id, where + known.cause, severity="error", fix=known.fix)
+            self.events.finding(Finding(known.id, where + known.cause, fix=known.fix))
             text = f"{where}{exception or known.cause} ({how}){self._planned_memory(known.id)}"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if killed or how == "SIGKILL":
             cause = killed or "the trainer was killed (SIGKILL)"
-            self._finding("killed", cause, severity="error", fix=_KILLED_FIX)
+            self.events.finding(Finding("killed", cause, fix=_KILLED_FIX))
             return Ending("failed", cause, step, total, returncode, _KILLED_FIX, passing=True)
         if not exception and returncode in (0, None):
             text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"

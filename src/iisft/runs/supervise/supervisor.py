@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.errors import RunStateError
+from iisft.errors import Finding, RunStateError
 from iisft.models.view.build import restore_base_model_name
 from iisft.runs.record import measurements
 from iisft.runs.record.events import Events
@@ -58,9 +58,7 @@ class Supervisor:
                 fix = error.fix if isinstance(error, RunStateError) else ""
                 reason = f"the trainer can't be started: {error}"
                 before = self._attempt.progress() if self._attempt else (0, 0)
-                self.events.append(
-                    "finding", id="start-failed", severity="error", message=reason, fix=fix
-                )
+                self.events.finding(Finding("start-failed", reason, fix=fix))
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
             self._attempt = Attempt(self.folder, self.record, start, self.events)
@@ -140,7 +138,7 @@ class Supervisor:
             )
         except OSError as error:  # how the run ended matters more
             message = f"the adapters still name the view as their base model: {error.strerror}"
-            self.events.append("finding", id="base-model-name", severity="warn", message=message)
+            self.events.finding(Finding("base-model-name", message, severity="warn"))
 
     def _outcome(self, ending: Ending) -> dict[str, Any]:
         """All that a list of runs shows, so that it reads one file per ended run."""
