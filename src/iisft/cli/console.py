@@ -109,6 +109,18 @@ def failure(error: IisftError) -> None:
         findings([error.finding])
 
 
+def duration(seconds: float) -> str:
+    """3d 4h, 2h 05m, 3m 20s, 7s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
 def _coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     import os
 

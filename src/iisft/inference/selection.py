@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import RunStateError, UsageError
-from iisft.models.folder.checkpoint import read_header
+from iisft.models.folder.safetensors import read_header
 from iisft.runs.record.checkpoints import Saved, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of

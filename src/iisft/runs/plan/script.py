@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from iisft import __version__
+from iisft.child.constants_iisft import PROOF_MARK, PROOF_VARIABLE
 from iisft.errors import InputError
 from iisft.llamafactory import dataset_info
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
-from iisft.llamafactory.logs import PROOF_MARK, PROOF_VARIABLE
 from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.presets.dump import render_yaml
 from iisft.runs.plan.make import Plan
@@ -104,7 +104,7 @@ def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
 def _command(plan: Plan) -> Iterator[str]:
     yield f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
     yield f"{shlex.join(plan.argv)} 2>&1 | tee -a logs/train.log"
-    yield f'proofs=$(grep "^{PROOF_MARK}${PROOF_VARIABLE} " logs/train.log || true)'
+    yield f'proofs=$(grep "^{PROOF_MARK} ${PROOF_VARIABLE} " logs/train.log || true)'
     for text in _proof_texts(plan):
         yield f'proofs=$(grep -F {shlex.quote(text)} <<<"$proofs" || true)'
     yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'
