@@ -81,8 +81,8 @@ def test_the_end_is_told_in_four_lines(
     end = train().err.splitlines()[-4:]
     assert end == [
         "run: failed - IndexError: index out of range in self (exit code 1)",
-        "  cause: A row holds a token that the model's embedding lacks: tokenizer and weights do not "
-        "belong together.",
+        "  cause: A row holds a token that the model's embedding lacks: tokenizer and weights do "
+        "not belong together.",
         "  fix: take tokenizer and weights from the same model; --set model.template= that model's "
         "own",
         f"  log: {folder.train_log}",
