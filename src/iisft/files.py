@@ -5,6 +5,7 @@ read with suspicion.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -219,6 +220,15 @@ def read_json_object(path: Path | str, most: int = LARGEST) -> dict[str, Any] | 
     """read_json for files that must hold an object."""
     value = read_json(path, most)
     return value if isinstance(value, dict) else None
+
+
+def sha256_of(path: Path) -> str:
+    """The hex digest of a file's bytes; "" when it can't be read, which equals no digest."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager

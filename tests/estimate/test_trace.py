@@ -60,12 +60,13 @@ def case(kind: str, **step: Any) -> dict[str, Any]:
     name, special = FAMILIES[kind]
     config = {
         "model_type": kind, "architectures": [name], "hidden_size": 512, "intermediate_size": 1792,
-        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 4096,
-        "tie_word_embeddings": False, "pad_token_id": 0, **special,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "vocab_size": 4096, "tie_word_embeddings": False, "pad_token_id": 0, **special,
     }  # fmt: skip
     return {
-        "config": config, "weights": "bfloat16", "arithmetic": "native", "autocast": None, "batch": 1, "length": 512,
-        "checkpointing": True, "rank": 16, "dropout": 0.05, "target": "all", "optimizer": "adamw_torch", **step,
+        "config": config, "weights": "bfloat16", "arithmetic": "native", "autocast": None,
+        "batch": 1, "length": 512, "checkpointing": True, "rank": 16, "dropout": 0.05,
+        "target": "all", "optimizer": "adamw_torch", **step,
     }  # fmt: skip
 
 

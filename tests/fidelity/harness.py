@@ -67,7 +67,9 @@ def make_view(model: Path, folder: Path, precision: str, weights: str) -> Path:
 
 
 def train_arguments(model: Path, data: Path, output: Path, **more: Any) -> dict[str, Any]:
-    """A LoRA run of six updates with everything that could differ between two runs said explicitly."""
+    """A LoRA run of six updates with everything that could differ between two runs
+    said explicitly.
+    """
     return {
         "stage": "sft",
         "do_train": True,

@@ -46,7 +46,8 @@ def test_a_healthy_machine_gets_no_alarm(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "preset", "expected"),
     [
-        ("first-user", "mi50-recorded", [*COST_HIM, "R05", "R06", "R10", "R14", "R30", "llamafactory-version"]),
+        ("first-user", "mi50-recorded", [*COST_HIM, "R05", "R06", "R10", "R14", "R30",
+                                         "llamafactory-version"]),
         ("first-user", "mi50-fp16", [*COST_HIM, "R05", "R14", "R30", "llamafactory-version"]),
         ("two-mi50-healthy", "mi50", []),
         ("two-mi50-healthy", "mi50-fp16", []),

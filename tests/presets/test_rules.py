@@ -60,8 +60,9 @@ def test_a_rule_fires_and_is_silent(rule: str) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "bf16", "flash2"),
-    [("gfx906", False, False), ("gfx90a", True, True), ("gfx908", True, False), ("gfx1030", False, False),
-     ("gfx1100", True, False), ("sm_61", False, False), ("sm_75", False, False), ("sm_86", True, True),
+    [("gfx906", False, False), ("gfx90a", True, True), ("gfx908", True, False),
+     ("gfx1030", False, False), ("gfx1100", True, False), ("sm_61", False, False),
+     ("sm_75", False, False), ("sm_86", True, True),
      ("cpu", True, False)],
 )  # fmt: skip
 def test_what_an_architecture_computes_natively(arch: str, bf16: bool, flash2: bool) -> None:

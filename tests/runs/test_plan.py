@@ -55,7 +55,8 @@ def test_more_machines_keep_the_global_batch(dry: CLI) -> None:
         plan["global_batch"],
         plan["train_yaml"]["gradient_accumulation_steps"],
     ) == (4, 64, 16)
-    expected = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "MAX_RESTARTS": "0",
+    expected = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+                "MAX_RESTARTS": "0",
                 "NPROC_PER_NODE": "2", "FORCE_TORCHRUN": "1"}  # fmt: skip
     assert {name: plan["env"][name] for name in expected} == expected
 
@@ -109,8 +110,8 @@ def test_the_command_script_makes_the_same_folder_without_iisft(
     run = workspace / "runs" / "r"
     assert yaml.safe_load((run / "train.yaml").read_text()) == plan["train_yaml"]
     assert sorted(path.name for path in (run / "model").iterdir()) == [
-        "config.json", "model.safetensors", "modeling_iisft.py", "stopping_iisft.py", "tokenizer.json",
-        "tokenizer_config.json",
+        "config.json", "constants_iisft.py", "model.safetensors", "modeling_iisft.py",
+        "stopping_iisft.py", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert (run / "model" / "model.safetensors").resolve() == model / "model.safetensors"
     assert json.loads((run / "dataset" / "dataset_info.json").read_text()) == {

@@ -132,9 +132,7 @@ def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
         mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
-        _talk(
-            f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {visible(finding.message)}"
-        )
+        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {visible(finding.text)}")
         if finding.where:
             say(f"  where: {finding.where}")
         if finding.fix:
@@ -162,7 +160,19 @@ def failure(error: IisftError) -> None:
     if isinstance(error, CheckFailed):
         findings(error.findings)
     else:
-        findings([Finding(error.code, error.message, where=error.where, fix=error.fix)])
+        findings([error.finding])
+
+
+def duration(seconds: float) -> str:
+    """3d 4h, 2h 05m, 3m 20s, 7s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 def _coloured(text: str, colour: str, stream: TextIO | None = None) -> str:

@@ -22,7 +22,8 @@ _MARKS = {"read": ("", ""), "trained": ("⟦", "⟧"), "cut": ("⟨cut: ", "⟩"
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)
+        str,
+        typer.Argument(metavar="NAME", help="A staged dataset.", autocompletion=complete_datasets),
     ],
     row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
     preset: PresetOption = None,
@@ -30,11 +31,16 @@ def show(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One row as the model will see it: template applied, trained tokens in green, what would be
-    cut in red.
+    """Show one row as the model will see it.
 
-    Rendered for the model that it was staged for, or for --preset or --model; without any, the
+    The template is applied; trained tokens are green, what would be cut is red. Rendered for
+    the model that the dataset was staged for, or for --preset or --model; without any, the
     turns as they are.
+
+    \b
+    Examples:
+      iisft data show triage --row 3
+      iisft data show triage --row 3 --preset mi50
     """
     from iisft.data.read.conversation import from_row
     from iisft.data.stage import staging

@@ -41,9 +41,15 @@ def env_check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine: GPUs, driver, links, permissions, packages.
+    """Check this machine: GPUs, driver, links, packages.
 
-    Exit 4 when something would fail.
+    Every finding comes with its fix. Exit 4 when something would fail.
+
+    \b
+    Examples:
+      iisft env-check --preset mi50
+      iisft env-check --deep
+      iisft env-check --explain R08
     """
     if explain is not None:
         _explain(explain, as_json=as_json)

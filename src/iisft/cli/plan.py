@@ -58,9 +58,16 @@ def plan(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Memory per GPU by part, time and disk of a run, from config.json alone.
+    """Forecast memory, time and disk of a run from config.json alone.
 
-    Always ends with 0.
+    It always ends with 0: a run that does not fit is an answer, and the changes that would
+    fit stand beside it.
+
+    \b
+    Examples:
+      iisft plan --preset mi50 --device mi50-32g
+      iisft plan --preset mi50 --set weights=fp32
+      iisft plan --preset ampere --device a100-80g --best
     """
     from iisft.runs.plan import command
     from iisft.runs.plan.request import TrainRequest

@@ -62,7 +62,17 @@ def train(
     slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
+    """Check everything, then train what the preset says.
+
+    Ctrl-C stops the run with a checkpoint. Exit 3: preset, model or data are wrong; 4: the
+    machine or its memory; 1: training failed.
+
+    \b
+    Examples:
+      iisft train --preset mi50 --dry-run
+      iisft train --preset mi50 --set train.epochs=1 --detach
+      iisft train --preset demo --name first
+    """
     from iisft.cli.progress import rows_bar
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.request import TrainRequest

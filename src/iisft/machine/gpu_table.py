@@ -85,7 +85,8 @@ DEVICES: tuple[Device, ...] = (
                        "MI60", "gfx906", 31.98, 14.7, 29.5, None, 1024, 300, 8.0, source=_CATALOG),
     Device("radeon-vii", "AMD Radeon VII", "gfx906", 15.98, 13.4, 26.9, None, 1024, 300, 6.0),
     Device("mi100-32g", "AMD Instinct "
-                        "MI100", "gfx908", 31.98, 23.1, 184.6, 92.3, 1229, 300, 16.0, source=_CATALOG),
+                        "MI100", "gfx908", 31.98, 23.1, 184.6, 92.3, 1229, 300, 16.0,
+                        source=_CATALOG),
     Device("mi210-64g", "AMD Instinct MI210", "gfx90a", 63.98, 22.6, 181.0, 181.0, 1638, 300, 20.0),
     Device("mi300x", "AMD Instinct "
                      "MI300X", "gfx942", 191.5, 163.4, 1307.0, 1307.0, 5300, 750, 50.0),
@@ -119,6 +120,8 @@ def find_device(key: str) -> Device | None:
 
 
 def nearest_device(arch: str, memory_gib: float) -> Device | None:
-    """The known device of that architecture (gfx906, or a prefix as sm_8) with the nearest memory."""
+    """The known device of that architecture (gfx906, or a prefix as sm_8) with the
+    nearest memory.
+    """
     same = [device for device in DEVICES if arch and device.arch.startswith(arch)]
     return min(same, key=lambda device: abs(device.memory_gib - memory_gib), default=None)

@@ -117,7 +117,9 @@ def rule_sharding_stored_fp32(preset: Preset, world_size: int) -> Iterator[Objec
 
 
 def rule_fp32_quantised(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """LLaMA-Factory gives bitsandbytes a half-precision compute dtype unless fp16 or bf16 is set."""
+    """LLaMA-Factory gives bitsandbytes a half-precision compute dtype unless fp16 or bf16
+    is set.
+    """
     if preset.weights == "nf4" and preset.precision in ("fp32", "weights"):
         yield Objection(
             ("precision",),

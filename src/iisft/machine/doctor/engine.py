@@ -164,7 +164,8 @@ class Rule:
 
     @property
     def explanation(self) -> str:
-        return inspect.getdoc(self.look) or ""
+        paragraphs = (inspect.getdoc(self.look) or "").split("\n\n")
+        return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,9 @@ def preset(change: str, text: str = "") -> Fix:
 
 
 def torch_for(arch: str, host: Host) -> Fix:
-    """Install torch, torchvision and torchaudio that work on this hardware, then iisft beside them."""
+    """Install torch, torchvision and torchaudio that work on this hardware, then iisft
+    beside them.
+    """
     found = torch_set(arch, host.nvidia_major)
     first = "pip uninstall -y torch torchvision torchaudio triton pytorch-triton-rocm"
     commands = (

@@ -68,15 +68,7 @@ def inspected(
     try:
         found = interpreter.inspect(interpreter.training_interpreter())
     except IisftError as error:
-        return machine, [
-            Finding(
-                error.code,
-                error.message,
-                where=error.where,
-                fix=error.fix,
-                exit_code=error.exit_code,
-            )
-        ]
+        return machine, [error.finding]
     return with_interpreter(machine, found, say, fresh=fresh), []
 
 

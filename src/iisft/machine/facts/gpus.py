@@ -121,7 +121,8 @@ def _bus(properties: Mapping[str, int]) -> str:
     if "location_id" not in properties:
         return ""
     place = properties["location_id"]
-    return f"{properties.get('domain', 0):04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7}"
+    domain, bus, device = properties.get("domain", 0), place >> 8 & 0xFF, place >> 3 & 0x1F
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{place & 7}"
 
 
 def _no_atomics(reader: Reader, node: str) -> bool:

@@ -23,7 +23,9 @@ _PROGRAMS = ("git", "gcc", "g++", "mpirun", "nvidia-smi", "rocm-smi")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A device file: whether it is there, whether we may read and write it, and the group that may."""
+    """A device file: whether it is there, whether we may read and write it, and the group
+    that may.
+    """
 
     exists: bool
     usable: bool

@@ -71,7 +71,7 @@ def extra_argument_findings(
             return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
         known = llamafactory_interpreter.arguments(interpreter)
     except IisftError as error:
-        return [as_finding(error)]
+        return [error.finding]
     return [
         replace(finding, where=loaded.document.source(("llamafactory", name)).text)
         for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
@@ -104,7 +104,7 @@ def model_for(
             trust_remote_code=preset.model.trust_remote_code,
         )
     except IisftError as error:
-        findings.append(as_finding(error))
+        findings.append(error.finding)
         return None, None
     findings += _target_findings(preset, checkpoint)
     return checkpoint, view
@@ -150,7 +150,7 @@ def datasets_for(
         try:
             staged = staging.load(name, workspace)
         except IisftError as error:
-            findings.append(as_finding(error))
+            findings.append(error.finding)
             continue
         found.append(datasets.prepare(findings, preset, staged, model, progress))
     return found
@@ -168,11 +168,4 @@ def taken(folder: RunFolder) -> Finding:
 
 def taken_error(folder: RunFolder) -> RunStateError:
     """The same for a name that was taken between planning and starting."""
-    finding = taken(folder)
-    return RunStateError(finding.id, finding.message, where=finding.where, fix=finding.fix)
-
-
-def as_finding(error: IisftError) -> Finding:
-    return Finding(
-        error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code
-    )
+    return RunStateError.of(taken(folder))

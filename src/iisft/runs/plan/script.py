@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from iisft import __version__
+from iisft.child.constants_iisft import PROOF_MARK, PROOF_VARIABLE
 from iisft.errors import InputError
 from iisft.llamafactory import dataset_info
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
-from iisft.llamafactory.logs import PROOF_MARK, PROOF_VARIABLE
 from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.presets.dump import render_yaml
 from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
@@ -109,7 +109,7 @@ def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
 def _command(plan: Plan) -> Iterator[str]:
     yield f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
     yield f"{shell_words(plan.argv)} 2>&1 | tee -a logs/train.log"
-    yield f'proofs=$(grep "^{PROOF_MARK}${PROOF_VARIABLE} " logs/train.log || true)'
+    yield f'proofs=$(grep "^{PROOF_MARK} ${PROOF_VARIABLE} " logs/train.log || true)'
     for text in _proof_texts(plan):
         yield f'proofs=$(grep -F {shell_word(text)} <<<"$proofs" || true)'
     yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'

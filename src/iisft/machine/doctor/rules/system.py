@@ -39,7 +39,9 @@ def no_avx2(case: Case) -> Iterator[Seen]:
     basis="reported",
 )
 def heat(case: Case) -> Iterator[Seen]:
-    """A card near its limit throttles: slower than any estimate, and the first to fall off the bus."""
+    """A card near its limit throttles: slower than any estimate, and the first to fall off
+    the bus.
+    """
     for gpu in case.gpus:
         card = case.machine.card(gpu)
         if card is None:

@@ -136,7 +136,9 @@ def launcher_overwrites(case: Case) -> Iterator[Seen]:
     source="LLaMA-Factory misc.check_dependencies 0.9.5",
 )
 def version_check_off(case: Case) -> Iterator[Seen]:
-    """DISABLE_VERSION_CHECK hides that LLaMA-Factory and the libraries below it don't fit together."""
+    """DISABLE_VERSION_CHECK hides that LLaMA-Factory and the libraries below it don't
+    fit together.
+    """
     value = case.env.get("DISABLE_VERSION_CHECK", "").lower()
     if value in ("1", "true", "y", "yes"):
         yield Seen(
