@@ -225,7 +225,7 @@ def read_json_object(path: Path | str, most: int = LARGEST) -> dict[str, Any] | 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file's bytes; "" when it can't be read, which equals no digest."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return ""

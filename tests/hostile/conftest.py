@@ -1,4 +1,4 @@
-"""What the attacks share: the runs' tiny model and fake trainer, and places that must stay untouched."""
+"""What the attacks share: the runs' tiny model, rows and fake trainer."""
 
 import importlib.util
 import sys

@@ -45,7 +45,7 @@ def refused(iisft: CLI, file: Path) -> str:
 def test_a_chain_of_links_longer_than_a_path_may_be_writes_nothing(
     iisft: CLI, tmp_path: Path
 ) -> None:
-    """CVE-2025-4517: tarfile's data filter resolves the path, and stops where it becomes too long."""
+    """CVE-2025-4517: tarfile's data filter stops to resolve where a path becomes too long."""
     long, steps = "d" * 247, "abcdefghijklmnop"
     members, place = [], ""
     for step in steps:
@@ -134,8 +134,17 @@ def test_a_folder_that_was_sent_holds_only_its_own_files(iisft: CLI, tmp_path: P
     assert "stolen" not in result.out
 
 
-COMMANDS = ("x$(touch PWNED)", "x; touch PWNED", "x\ntouch PWNED", "`touch PWNED`", "x && touch PWNED",
-            "x'; touch PWNED; '", "--index-url=http://127.0.0.1/", "x\rtouch PWNED", "x\u2028touch PWNED")  # fmt: skip
+COMMANDS = (
+    "x$(touch PWNED)",
+    "x; touch PWNED",
+    "x\ntouch PWNED",
+    "`touch PWNED`",
+    "x && touch PWNED",
+    "x'; touch PWNED; '",
+    "--index-url=http://127.0.0.1/",
+    "x\rtouch PWNED",
+    "x\u2028touch PWNED",
+)
 
 
 @pytest.mark.parametrize("evil", COMMANDS)
@@ -149,20 +158,29 @@ def test_what_a_machine_says_is_never_a_command_of_the_fix_plan(
     }
     machine = replace(
         TWO_MI50,
-        packages={"torch": "2.7.1", "llamafactory": evil, evil: evil, "peft": evil, "deepspeed": evil},
+        packages={
+            "torch": "2.7.1",
+            "llamafactory": evil,
+            evil: evil,
+            "peft": evil,
+            "deepspeed": evil,
+        },
         path=f"/tmp/{evil}/python",
         launcher=f"/x/{evil}/launcher.py",
         steps=steps,
         environment={
-            f"DS_BUILD_{evil}": "1", "PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:True{evil}",
-            "HSA_OVERRIDE_GFX_VERSION": evil, "CUDA_VISIBLE_DEVICES": evil, "HIP_VISIBLE_DEVICES": evil,
+            f"DS_BUILD_{evil}": "1",
+            "PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:True{evil}",
+            "HSA_OVERRIDE_GFX_VERSION": evil,
+            "CUDA_VISIBLE_DEVICES": evil,
+            "HIP_VISIBLE_DEVICES": evil,
         },
         devices={"/dev/kfd": (True, False, evil), f"/dev/dri/{evil}": (True, False, evil)},
         container=True,
         system=f'PRETTY_NAME="{evil}"\nID=ubuntu\n',
         rocm=evil,
         amdgpu=evil,
-    )  # fmt: skip
+    )
     plan = tmp_path / "fix.sh"
     iisft("env-check", "--from", str(machine.build(tmp_path / "m")), "--fix-plan", str(plan))
     assert subprocess.run(["bash", "-n", str(plan)], check=False).returncode == 0
@@ -183,15 +201,19 @@ def test_what_a_machine_says_is_never_a_command_of_the_fix_plan(
     )
     assert list((tmp_path / "work").iterdir()) == []
     assert evil not in [
-        word for line in plan.read_text().splitlines() if line.startswith('"$PYTHON"')
+        word
+        for line in plan.read_text().splitlines()
+        if line.startswith('"$PYTHON"')
         for word in line.split()
-    ]  # fmt: skip
+    ]
 
 
 def test_a_name_that_is_left_out_is_said(iisft: CLI, tmp_path: Path) -> None:
     machine = replace(
-        MACHINES["t4"], steps={"peft": {"error": "no"}}, packages={**MACHINES["t4"].packages, "peft": "1$(id)"}
-    )  # fmt: skip
+        MACHINES["t4"],
+        steps={"peft": {"error": "no"}},
+        packages={**MACHINES["t4"].packages, "peft": "1$(id)"},
+    )
     plan = tmp_path / "fix.sh"
     iisft("env-check", "--from", str(machine.build(tmp_path / "m")), "--fix-plan", str(plan))
     assert "# left out, for this does not look like a name: '1$(id)'\n" in plan.read_text()

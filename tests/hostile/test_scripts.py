@@ -17,9 +17,20 @@ CLI = Callable[..., Any]
 
 @pytest.mark.parametrize(
     "name",
-    ["X;touch PWNED;Y", "X$(touch PWNED)", "X\ntouch PWNED", "1X", "", "X Y", "X-Y", "é", "BASH_FUNC_ls%%",
-     "X=1", "X\n"],
-)  # fmt: skip
+    [
+        "X;touch PWNED;Y",
+        "X$(touch PWNED)",
+        "X\ntouch PWNED",
+        "1X",
+        "",
+        "X Y",
+        "X-Y",
+        "é",
+        "BASH_FUNC_ls%%",
+        "X=1",
+        "X\n",
+    ],
+)
 def test_a_variable_is_called_as_a_shell_calls_it(
     name: str, iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,8 +51,17 @@ def test_a_variable_is_called_as_a_shell_calls_it(
 
 @pytest.mark.parametrize(
     "name",
-    ["LD_PRELOAD", "LD_AUDIT", "PATH", "PYTHONPATH", "PYTHONSTARTUP", "BASH_ENV", "BASH_FUNC_ls", "LD_LIBRARY_PATH"],
-)  # fmt: skip
+    [
+        "LD_PRELOAD",
+        "LD_AUDIT",
+        "PATH",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "BASH_ENV",
+        "BASH_FUNC_ls",
+        "LD_LIBRARY_PATH",
+    ],
+)
 def test_a_variable_that_brings_code_is_said(name: str, iisft: CLI) -> None:
     argv = ("train", "-p", "mi50", "--gpus", "1", "--set", f"env.{name}=/x", "--dry-run", "--json")
     found = [one for one in json.loads(iisft(*argv).out)["findings"] if one["id"] == "env-code"]
@@ -51,9 +71,17 @@ def test_a_variable_that_brings_code_is_said(name: str, iisft: CLI) -> None:
 @pytest.mark.parametrize("slurm", [False, True])
 @pytest.mark.parametrize(
     "evil",
-    ["x\ntouch PWNED\n#", "x$(touch PWNED)", "x'; touch PWNED; '", "x`touch PWNED`", "x\r\ntouch PWNED",
-     "x\n#SBATCH --output=PWNED", '"; touch PWNED; "', "x\udcff\ntouch PWNED"],
-)  # fmt: skip
+    [
+        "x\ntouch PWNED\n#",
+        "x$(touch PWNED)",
+        "x'; touch PWNED; '",
+        "x`touch PWNED`",
+        "x\r\ntouch PWNED",
+        "x\n#SBATCH --output=PWNED",
+        '"; touch PWNED; "',
+        "x\udcff\ntouch PWNED",
+    ],
+)
 def test_names_of_presets_folders_and_interpreters_are_words_of_a_script(
     evil: str,
     slurm: bool,

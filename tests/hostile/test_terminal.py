@@ -21,15 +21,28 @@ def run(workspace: Path) -> Path:
     folder = workspace / "runs" / "bad"
     (folder / "logs").mkdir(parents=True)
     preset = {"model": {"id": STEERING}, "summary": STEERING}
-    record = {"id": STEERING, "preset_name": STEERING, "preset": preset, "created": 1.0,
-              "observed": {"weights_dtype": STEERING, STEERING: STEERING}, "gpus": [STEERING],
-              "expected": {"world_size": 1}}  # fmt: skip
+    record = {
+        "id": STEERING,
+        "preset_name": STEERING,
+        "preset": preset,
+        "created": 1.0,
+        "observed": {"weights_dtype": STEERING, STEERING: STEERING},
+        "gpus": [STEERING],
+        "expected": {"world_size": 1},
+    }
     (folder / "run.json").write_text(json.dumps(record))
     events = [
-        {"time": 1.0, "kind": "finding", "id": STEERING, "severity": STEERING, "message": STEERING, "fix": STEERING},
+        {
+            "time": 1.0,
+            "kind": "finding",
+            "id": STEERING,
+            "severity": STEERING,
+            "message": STEERING,
+            "fix": STEERING,
+        },
         {"time": 2.0, "kind": "metrics", "step": 1, "total_steps": 2, "loss": float("nan")},
         {"time": 3.0, "kind": "state", "state": "restarting", "message": STEERING},
-    ]  # fmt: skip
+    ]
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (folder / "exit.json").write_text(
         json.dumps({"state": "failed", "reason": STEERING, "fix": STEERING, "preset": STEERING})
@@ -46,10 +59,21 @@ def steers(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "argv",
-    [("status", "bad"), ("runs",), ("logs", "bad"), ("watch", "bad"), ("wait", "bad"), ("resume", "bad"),
-     ("stop", "bad"), ("export", "bad"), ("chat", "bad"), ("predict", "bad"), ("evaluate", "bad"),
-     ("runs", "rm", "bad")],
-)  # fmt: skip
+    [
+        ("status", "bad"),
+        ("runs",),
+        ("logs", "bad"),
+        ("watch", "bad"),
+        ("wait", "bad"),
+        ("resume", "bad"),
+        ("stop", "bad"),
+        ("export", "bad"),
+        ("chat", "bad"),
+        ("predict", "bad"),
+        ("evaluate", "bad"),
+        ("runs", "rm", "bad"),
+    ],
+)
 @pytest.mark.parametrize("option", [(), ("--json",)])
 def test_no_command_lets_a_run_steer_the_terminal(
     argv: tuple[str, ...], option: tuple[str, ...], iisft: CLI, run: Path

@@ -58,7 +58,8 @@ _DECIDED = (
 )
 # What lets a preset of unknown origin run code of its own. ROCm's recipes set LD_LIBRARY_PATH.
 _CODE = ("PATH", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PROMPT_COMMAND",
-         "GCONV_PATH", "LD_LIBRARY_PATH", "CC", "CXX", "HIPCC", "NVCC", "TRITON_PTXAS_PATH")  # fmt: skip
+         "GCONV_PATH", "LD_LIBRARY_PATH", "CC", "CXX", "HIPCC", "NVCC",
+         "TRITON_PTXAS_PATH")  # fmt: skip
 _CODE_PREFIXES = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP",
                   "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONUSERBASE", "PYTHONEXECUTABLE",
                   "PYTHONPLATLIBDIR", "BASH_FUNC", "IISFT_")  # fmt: skip

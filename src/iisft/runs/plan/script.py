@@ -43,8 +43,8 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
         "#!/usr/bin/env bash",
         *(_slurm_header(plan) if slurm else ()),
         *shell_comment(
-            f"Written by iisft {__version__} from the preset {visible_line(plan.document.name)}; it "
-            "runs without iisft."
+            f"Written by iisft {__version__} from the preset {visible_line(plan.document.name)}; "
+            "it runs without iisft."
         ),
         f"# Global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
         f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks.",
