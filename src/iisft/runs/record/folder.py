@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, process
+from iisft.process import ProcessIdentity
 
 EXIT = "exit.json"
 
@@ -160,6 +161,22 @@ class RunFolder:
         """
         found = files.read_json_object(self.processes) or {}
         return found if found.get("run") == self.marker else {}
+
+    def live_supervisor(self) -> ProcessIdentity | None:
+        """Who supervises this run now: a process that was started for that."""
+        return self._live("supervisor", process.SUPERVISOR_MARKER)
+
+    def live_trainer(self) -> ProcessIdentity | None:
+        """The process that trains now, or None."""
+        return self._live("trainer", process.RUN_MARKER)
+
+    def _live(self, role: str, variable: str) -> ProcessIdentity | None:
+        found = ProcessIdentity.from_json(self.read_processes().get(role))
+        try:
+            owner = self.path.stat().st_uid
+        except OSError:
+            return None
+        return found if found and found.alive_for(variable, self.marker, owner) else None
 
     def update_record(self, **values: Any) -> None:
         """Change some keys of run.json; only its one writer (the supervisor) may call this."""
