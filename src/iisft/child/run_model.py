@@ -23,6 +23,7 @@ import types
 from pathlib import Path
 
 import torch
+from constants_iisft import ARITHMETIC_KEY
 
 
 class Link:
@@ -138,7 +139,7 @@ def observe(model, tokenizer):
 
     def describe(module, args, output):
         seen.update(
-            view.describe(base, getattr(base.config, "iisft_arithmetic", None), output[0].device)
+            view.describe(base, getattr(base.config, ARITHMETIC_KEY, None), output[0].device)
         )
 
     attention, linear = view.first_attention(backbone)

@@ -56,14 +56,16 @@ def compare(
     found = [source for name in what for source in locate.find(Workspace.current(), name, data)]
     comparison = judge(found, chosen, parse_columns(columns))
     if as_json:
-        console.out_json(comparison.as_json())
+        from iisft.evaluation.explain import verdict
+
+        console.out_json(comparison.as_json() | {"sentences": verdict(comparison)})
         return
     _print(comparison)
 
 
 def _print(found: "Comparison") -> None:
     from iisft.cli.evaluate import NAMES
-    from iisft.evaluation.verdict import verdict
+    from iisft.evaluation.explain import verdict
 
     console.findings(found.findings)
     figures = [

@@ -105,7 +105,7 @@ def download(
     if verify is not None or adopt is not None:
         _check(verify, adopt, model, revision, sources, as_json=as_json, quiet=quiet)
         return
-    from iisft.cli.transfer_bar import transfer_bar
+    from iisft.cli.progress import transfer_bar
     from iisft.models.hub import download as downloads
 
     workspace = Workspace.current()
@@ -142,7 +142,7 @@ def _check(
     sources: tuple[str, ...],
     *, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    from iisft.cli.transfer_bar import transfer_bar
+    from iisft.cli.progress import transfer_bar
     from iisft.models.hub import verify as verifying
 
     with transfer_bar(quiet=quiet) as show:

@@ -121,7 +121,10 @@ def evaluate(
     )
     evaluation.findings[:0] = source.findings
     if as_json:
+        from iisft.evaluation.explain import sentences
+
         about = {
+            "sentences": sentences(evaluation),
             "run": source.run.id if source.run else None,
             "checkpoint": source.checkpoint,
             "data": source.data,
@@ -158,7 +161,7 @@ def options(
 
 
 def _print(found: "Evaluation") -> None:
-    from iisft.evaluation.sentences import sentences
+    from iisft.evaluation.explain import sentences
 
     console.findings(found.findings)
     if found.task.found_labels:

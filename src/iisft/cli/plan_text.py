@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from iisft.cli.follow import duration
+from iisft.cli.console import duration
 from iisft.estimate.memory import GIB
 from iisft.runs.plan.fit import largest_parts
 

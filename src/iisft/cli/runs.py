@@ -28,7 +28,7 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
     """Every run, newest first."""
     if context.invoked_subcommand is not None:
         return
-    from iisft.cli.follow import duration
+    from iisft.cli.console import duration
     from iisft.runs.record.state import all_runs
 
     found = all_runs(Workspace.current())

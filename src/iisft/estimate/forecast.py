@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from iisft.estimate import step, timing
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.measured import Measured
 from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
-from iisft.estimate.shape import StepShape
+from iisft.estimate.shape import Measured, StepShape
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
 from iisft.presets.schema import Preset

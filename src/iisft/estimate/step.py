@@ -6,19 +6,16 @@ from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import Layout
 from iisft.estimate.shape import StepShape
 from iisft.gpu_table import architecture
+from iisft.models.view.support import DTYPES
 from iisft.presets.schema import Preset
-
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 _AOTRITON_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
 def shape_of(preset: Preset, model: Architecture, stored: str, arch: str) -> StepShape:
-    """The step of a preset whose base weights are stored in dtype `stored`, on a GPU of
-    that arch.
-    """
-    autocast = _DTYPES[preset.precision] if preset.precision in ("fp16", "bf16") else None
-    weights = _DTYPES.get(preset.weights, stored)
+    """The step of a preset whose base weights are stored in dtype `stored`, on that GPU arch."""
+    autocast = DTYPES[preset.precision] if preset.precision in ("fp16", "bf16") else None
+    weights = DTYPES.get(preset.weights, stored)
     way = "native"
     if preset.weights == "nf4":
         way = "nf4"

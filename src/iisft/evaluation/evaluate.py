@@ -83,7 +83,7 @@ class Tally:
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found. `as_json` is its document."""
+    """What `evaluate` found."""
 
     file: PredictionFile
     task: Task
@@ -94,13 +94,10 @@ class Evaluation:
     label_by: str | None
 
     def as_json(self) -> dict[str, Any]:
-        from iisft.evaluation.sentences import sentences
-
         return self.counts | {
             "label": self.label_by,
             "metrics": self.metrics,
             "baselines": self.baselines,
-            "sentences": sentences(self),
             "findings": [finding.as_json() for finding in self.findings],
             "file": str(self.file.path),
             "columns": dict(self.file.columns),

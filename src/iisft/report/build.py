@@ -137,8 +137,8 @@ def _comparison(
     group: Sequence[Source], options: Options, findings: list[Finding]
 ) -> dict[str, Any] | None:
     from iisft.evaluation.compare import compare
+    from iisft.evaluation.explain import verdict_with_tone
     from iisft.evaluation.texts import LANGUAGES
-    from iisft.evaluation.verdict import with_tone
 
     if len(group) < 2:
         return None
@@ -154,7 +154,7 @@ def _comparison(
         "scores": found.scores,
         "rows": found.rows,
         "pairs": [pair.as_json() for pair in found.pairs],
-        "sentences": {language: with_tone(found, language) for language in LANGUAGES},
+        "sentences": {language: verdict_with_tone(found, language) for language in LANGUAGES},
     }
 
 

@@ -2,11 +2,11 @@
 root or a reboot.
 """
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 from iisft.errors import Finding
 from iisft.machine.facts.machine import Machine
+from iisft.quoting import shell_comment, shell_word
 from iisft.rules import Fix, Stage
 
 _STAGES: tuple[tuple[Stage, str], ...] = (
@@ -41,12 +41,12 @@ def render(findings: Sequence[Finding], machine: Machine) -> str:
     if not wanted:
         return "\n".join([*lines, "", "# Nothing to fix."]) + "\n"
     if any(_fix(one).stage in ("python", "packages") for one in wanted):
-        lines += ["", f"PYTHON={shlex.quote(python)}"]
+        lines += ["", f"PYTHON={shell_word(python)}"]
     typed: set[str] = set()
     for number, (stage, title) in enumerate((s for s in _STAGES if _of(wanted, s[0])), 1):
         lines += ["", f"# {number}. {title}"]
         for one in _of(wanted, stage):
-            lines += ["", *_comment(f"{one.id} {one.message}")]
+            lines += ["", *shell_comment(f"{one.id} {one.message}")]
             commands = list(_commands(one, typed))
             lines += _until_reboot(commands, _fix(one).done) if stage == "reboot" else commands
         if stage == "login":
@@ -71,17 +71,16 @@ def _until_reboot(commands: list[str], done: str) -> list[str]:
 def _commands(one: Finding, typed: set[str]) -> Iterable[str]:
     """Each command once, however many findings it fixes."""
     if not _fix(one).commands:
-        yield from _comment(f"-> {one.fix or 'nothing to type'}")
+        yield from shell_comment(f"-> {one.fix or 'nothing to type'}")
         return
     new = [command for command in _fix(one).commands if command not in typed]
     typed.update(new)
     if not new:
         yield "# -> fixed by a command above"
     if _fix(one).stage == "shell":
-        new = [f"echo {shlex.quote(command)}" for command in new]
+        new = [f"echo {shell_word(command)}" for command in new]
     for command in new:
-        yield f'"$PYTHON" -m {command}' if command.startswith("pip ") else command
-
-
-def _comment(text: str) -> list[str]:
-    return [f"# {line}" for line in text.splitlines()]
+        if command.startswith("#"):
+            yield from shell_comment(command.lstrip("# "))
+        else:
+            yield f'"$PYTHON" -m {command}' if command.startswith("pip ") else command

@@ -16,7 +16,7 @@ from typing import Any
 
 from iisft import files
 from iisft.errors import IisftError
-from iisft.models.folder.checkpoint import read_header
+from iisft.models.folder.safetensors import read_header
 
 SEAL = "iisft-seal.json"
 _NUMBERED = re.compile(r"(torn-)?checkpoint-(\d+)(?:\.\d+)?")

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from iisft import files, process
+from iisft.child.constants_iisft import PROOF_VARIABLE, STOP_VARIABLE
 from iisft.errors import Finding, RunStateError
-from iisft.llamafactory.logs import PROOF_VARIABLE, Begin, TrainerLog
+from iisft.llamafactory.logs import Begin, TrainerLog
 from iisft.process import Adopted, Child, ProcessIdentity
 from iisft.runs.record import checkpoints
 from iisft.runs.record.checkpoints import Saved
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 
-STOP_VARIABLE = "IISFT_STOP_FILE"
 _FROM_START = "from-start"
 
 

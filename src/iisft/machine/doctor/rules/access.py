@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from iisft.errors import Finding
 from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import as_root, at_login, by_hand, container, export, unset
+from iisft.quoting import is_name
 from iisft.rules import Fix, rule, seen
 
 _MIB = 2**20
@@ -57,7 +58,9 @@ def kfd_permission(case: Case) -> Iterator[Finding]:
     elif closed:
         groups = sorted({devices[path].group for path in closed if devices[path].group})
         fix = (
-            container(f"{_DEVICES} " + " ".join(f"--group-add {name}" for name in groups))
+            container(
+                f"{_DEVICES} " + " ".join(f"--group-add {name}" for name in groups if is_name(name))
+            )
             if case.machine.host.container
             else at_login(
                 'sudo usermod -aG render,video "$USER"',

@@ -7,7 +7,7 @@ from iisft.llamafactory.arguments import needed_packages
 from iisft.llamafactory.interpreter import TESTED_VERSION
 from iisft.llamafactory.torch_sets import INSTALL_BESIDE_TORCH
 from iisft.machine.doctor.engine import Case
-from iisft.machine.doctor.fixes import by_hand, pip, torch_for
+from iisft.machine.doctor.fixes import by_hand, line, pip, torch_for
 from iisft.rules import Fix, rule, seen
 
 
@@ -166,8 +166,9 @@ def import_failed(case: Case) -> Iterator[Finding]:
         if name in ("torch", "torchvision", "devices"):
             fix = torch_fix(case)
         else:  # without --no-deps pip would fetch another torch
-            version = f"=={case.packages[name]}" if name in case.packages else ""
-            fix = pip(f"pip install --force-reinstall --no-deps {name}{version}")
+            wanted = (name, case.packages[name]) if name in case.packages else (name,)
+            words = "{}=={}" if len(wanted) == 2 else "{}"
+            fix = pip(line(f"pip install --force-reinstall --no-deps {words}", *wanted))
         yield seen(f"{name} can't be imported: {error}", _where(case), fix)
 
 
