@@ -15,6 +15,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import trainer
@@ -31,24 +32,31 @@ class StopTogether(TrainerCallback):
     SIGUSR1 writes every thread's stack.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, self._ask)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
-    def _ask(self, *_):
+    def _ask(self, *_: object) -> None:
         self.asked = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         stop_file = os.environ.get(STOP_VARIABLE)
         if _any_rank(self.asked or bool(stop_file and Path(stop_file).exists()), args.device):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Logging comes before saving: a step that broke the weights must not become the newest
         checkpoint.
         """
@@ -57,7 +65,7 @@ class StopTogether(TrainerCallback):
         names = ("loss",) if args.fp16 else ("loss", "grad_norm")
         if any(not math.isfinite((logs or {}).get(name, 0.0)) for name in names):
             control.should_save = False
-        if state.is_world_process_zero and "loss" in (logs or {}):
+        if state.is_world_process_zero and logs and "loss" in logs:
             norm = logs.get("grad_norm")
             said = {"step": state.global_step, "grad_norm": None if norm is None else float(norm)}
             say(SAID_MARK, said)
@@ -68,13 +76,13 @@ class Repeat(logging.Handler):
     steps: the text of a data row, which is printed as an example, may look the same.
     """
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if "*****" in message or " = " in message:
             say(SAID_MARK, {"log": message[:200]})
 
 
-def say(mark, document):
+def say(mark: str, document: dict[str, Any]) -> None:
     """One line of stdout with the word that only the starter of this process knows."""
     word = os.environ.get(PROOF_VARIABLE)
     line = f"\n{' '.join(filter(None, (mark, word, json.dumps(document))))}\n".encode()
@@ -86,7 +94,7 @@ def say(mark, document):
             os.write(1, line)
 
 
-def _any_rank(asked, device):
+def _any_rank(asked: bool, device: torch.device) -> bool:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return asked
     flag = torch.tensor([int(asked)], device=device)
@@ -94,7 +102,7 @@ def _any_rank(asked, device):
     return bool(flag.item())
 
 
-def install():
+def install() -> None:
     """Give every trainer of this process the callback and the handler, once."""
     # the same file is a module of another name in each view
     if not any(

@@ -41,6 +41,7 @@ MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
 COMPANIONS = ("constants_iisft.py", "stopping_iisft.py")
 
+_NO_CODE = "TRUSTED: Any = None"  # the line of the modelling file that trusted code replaces
 _TRUSTED_LINE = re.compile(r"^from \.\w+ import \w+ as TRUSTED$", re.MULTILINE)
 
 Arithmetic = Literal["float32", "native"]
@@ -156,7 +157,7 @@ def strange_code(view: Path, model: Path, *, trusted: bool) -> list[str]:
         if path.name in own:
             text = _read(path)
             if trusted:
-                text = _TRUSTED_LINE.sub("TRUSTED = None", text)
+                text = _TRUSTED_LINE.sub(_NO_CODE, text)
             if text != own[path.name] or path.is_symlink():
                 found.append(path.name)
         elif not (trusted and path.is_symlink() and path.resolve().parent == model.resolve()):
@@ -177,7 +178,7 @@ def renew_code(view: Path) -> None:
     for name in (CODE_FILE, *COMPANIONS):
         text = _child_source(name)
         if trusted and name == CODE_FILE:
-            text = text.replace("\nTRUSTED = None", f"\n{trusted[0]}")
+            text = text.replace(f"\n{_NO_CODE}", f"\n{trusted[0]}")
         write_text_atomically(view / name, text)
 
 
@@ -249,7 +250,7 @@ def _code(own_class: str | None) -> str:
     if own_class is None:
         return source
     module, _, name = own_class.rpartition(".")
-    placeholder, trusted = "\nTRUSTED = None", f"\nfrom .{module} import {name} as TRUSTED"
+    placeholder, trusted = f"\n{_NO_CODE}", f"\nfrom .{module} import {name} as TRUSTED"
     if source.count(placeholder) != 1:
         raise RuntimeError(f"{CODE_FILE} has lost its place for trusted code")
     return source.replace(placeholder, trusted)
