@@ -152,15 +152,19 @@ def of_record(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], 
     A run's folder is data, whoever made it: nothing in it is run as a program or a library. What
     this shell has itself stays.
     """
-    kept, refused = {}, []
-    for name, value in values.items():
-        if not is_variable(name) or not isinstance(value, str) or "\0" in value:
-            refused.append(name)
-        elif brings_code(name) and os.environ.get(name) != value and _inside(name, value, folder):
-            refused.append(name)
-        else:
-            kept[name] = value
-    return kept, refused
+    kept = {
+        name: value
+        for name, value in values.items()
+        if is_variable(name)
+        and isinstance(value, str)
+        and "\0" not in value
+        and (
+            not brings_code(name)
+            or os.environ.get(name) == value
+            or not _inside(name, value, folder)
+        )
+    }
+    return kept, [name for name in values if name not in kept]
 
 
 def _inside(name: str, value: str, folder: Path) -> bool:
