@@ -10,7 +10,7 @@ from typing import Any, get_args
 from iisft.errors import Finding
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets.schema import Preset, Sharding
-from iisft.secrets import is_secret
+from iisft.secrets import holds_secret, is_secret
 
 _ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 
@@ -216,8 +216,8 @@ def check_extra(
     found = []
     owned = own_arguments(preset)
     for name, value in extra.items():
-        if is_secret(name):
-            text = f"llamafactory.{name} is a secret: it would be written to files"
+        if is_secret(name) or holds_secret(value):
+            text = f"llamafactory.{name} holds a secret: it would be written to files"
             found.append(
                 (
                     name,

@@ -1,7 +1,6 @@
 """The run folder: every file name that a run has, and the reading and writing of its records."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from iisft import files, process
 from iisft.process import ProcessIdentity
+from iisft.secrets import hide
 
 EXIT = "exit.json"
 
@@ -196,13 +196,13 @@ class RunFolder:
 
 def event_line(kind: str, **values: Any) -> str:
     """An event of this moment."""
-    return json.dumps({"time": round(time.time(), 3), "kind": kind, **values})
+    return hide(files.json_text({"time": round(time.time(), 3), "kind": kind, **values}))
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
     """One line of events.jsonl, or None when it is torn."""
     try:
-        event = json.loads(line)
+        event = files.parse_json(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None
