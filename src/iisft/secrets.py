@@ -1,5 +1,6 @@
-"""What must never reach a file or a log: tokens, keys, passwords. Known by the name under which they
-are given, and then by their value wherever it turns up.
+"""What must never reach a file or a log: tokens, keys, passwords.
+
+Known by the name under which they are given, and then by their value wherever it turns up.
 """
 
 import json

@@ -100,7 +100,8 @@ def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text(
         "extends: mi50\n"
         f"summary: for {WORD}\n"
-        f"env: {{MY_PAT: other-{WORD}, PROXY: 'http://me:p@ss-{WORD}@proxy:1/', SAID: 'the {WORD}'}}\n"
+        f"env: {{MY_PAT: other-{WORD}, PROXY: 'http://me:p@ss-{WORD}@proxy:1/', "
+        f"SAID: 'the {WORD}'}}\n"
     )
     return file
 
