@@ -15,13 +15,13 @@ from typing import Any
 import typer
 import yaml
 
+from iisft import gpu_table
 from iisft.cli.app import app
 from iisft.cli.help import PREPARE, TRAIN, USE
 from iisft.errors import ExitCode
 from iisft.llamafactory.explain import explain, schema
 from iisft.llamafactory.failures import KNOWN
-from iisft.machine import gpu_table
-from iisft.machine.doctor.engine import rules
+from iisft.machine.doctor.engine import all_rules
 from iisft.presets import checking, documents
 from iisft.presets.schema import Preset
 from iisft.workspace import Workspace
@@ -210,16 +210,19 @@ def shipped_presets() -> str:
 
 def doctor_rules() -> str:
     lines = [
-        "# Rules of the doctor",
+        "# Rules",
         "",
-        "`iisft env-check` applies every rule to the machine; `train` does the same before it",
-        "starts. An error stops a run, a warning does not.",
+        "`iisft env-check` applies every rule to the machine and the preset; `train` does the same",
+        "before it starts. `preset validate` applies those that need no machine. An error stops a",
+        "run, a warning does not.",
         "",
     ]
-    for one in rules():
+    for one in all_rules():
         head = one.id if one.id == one.name else f"{one.id} {one.name}"
         lines += [f"## {head}", "", one.explanation, ""]
         lines += [f"Applies to: {one.applies}. Basis: {one.basis}. Source: {one.source}.", ""]
+        if one.preset_id:
+            lines += [f"Without a machine, from the preset alone: `{one.preset_id}`.", ""]
     return "\n".join(lines)
 
 
