@@ -228,7 +228,8 @@ def _extra_finding(
     key = f"llamafactory.{name}"
     past_the_view = preset.precision == "fp32" and preset.weights != "fp32"
     if is_secret(name) or holds_secret(value):
-        text = f"{key} holds a secret: it would be written to files"
+        verb = "is" if is_secret(name) else "holds"
+        text = f"{key} {verb} a secret: it would be written to files"
         fix = "put it into the environment (HF_TOKEN)"
         return Finding("llamafactory-secret", text, key, fix)
     if name in owned:
