@@ -2,7 +2,6 @@
 trusted to be whole.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from iisft import files
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.rows import Unreadable
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
@@ -160,7 +160,7 @@ class PredictionFile:
 
     def _objects(self) -> Iterator[dict[str, Any]]:
         try:
-            with self.path.open("rb") as stream:
+            with files.open_regular(self.path) as stream:
                 start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
                 stream.seek(0)
                 yield from self._array(stream) if start == b"[" else self._lines(stream)
@@ -255,7 +255,7 @@ def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
-        value = json.loads(line.decode("utf-8-sig", "replace"))
+        value = files.parse_json(line.decode("utf-8-sig", "replace"))
     return _without_surrogates(value)
 
 
@@ -283,4 +283,4 @@ def _text(value: Any) -> str | None:
     """Text as it is; what is already parsed becomes JSON again."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return files.json_text(value)
