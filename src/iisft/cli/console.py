@@ -145,10 +145,9 @@ def finding(found: Finding, message: str) -> None:
     and a blank line.
     """
     mark = _MARKS[found.severity]
+    shown = _coloured(mark + ":", _SEVERITY_STYLE[found.severity], sys.stdout)
     with contextlib.suppress(ReaderGone):
-        _write(
-            f"{_coloured(mark + ':', _SEVERITY_STYLE[found.severity], sys.stdout)} {visible(message)}\n"
-        )
+        _write(f"{shown} {visible(message)}\n")
     if found.where:
         out(f"  seen:  {found.where}")
     if found.fix:

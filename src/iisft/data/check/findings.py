@@ -14,7 +14,7 @@ KEPT = 5_000
 _SHOWN = 5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class RowFinding(Finding):
     """One thing about one row.
 
