@@ -253,12 +253,10 @@ def _call_problems(field: str, content: str) -> Iterator[Problem]:
     """What FunctionFormatter would end a training with."""
     try:
         tool_forms.call("qwen", content, tool_forms.THOUGHT_WORDS, tool_forms.CALL_WORDS)
-    except tool_forms.Unrenderable as error:
-        yield Problem(
-            field,
-            "tool-call-shape",
-            "no call that LLaMA-Factory can read: JSON with name and arguments, alone, after "
-            f"{'...'.join(tool_forms.THOUGHT_WORDS)!r}, or between "
-            f"{' and '.join(tool_forms.CALL_WORDS)}; {error}",
-            excerpt(content),
+    except tool_forms.Unrenderable:
+        text = (
+            "LLaMA-Factory can't read this call: it is JSON with name and arguments, alone, after "
+            f"a thought ({'...'.join(tool_forms.THOUGHT_WORDS)!r}), or between "
+            f"{' and '.join(tool_forms.CALL_WORDS)}"
         )
+        yield Problem(field, "tool-call-shape", text, excerpt(content))
