@@ -75,7 +75,8 @@ def alpaca(rng: random.Random) -> dict[str, Any]:
 def call(rng: random.Random) -> str:
     broken = ['{"name": "f"}', "[f(x)]", '{"arguments": {}}', "", f"text {CALL}"]
     sound = [
-        CALL, CALL, f"[{CALL}, {CALL}]", f"<think>\nhm\n</think>\n\n{CALL}", f"<think>hm</think>{CALL}",
+        CALL, CALL, f"[{CALL}, {CALL}]", f"<think>\nhm\n</think>\n\n{CALL}",
+        f"<think>hm</think>{CALL}",
         f"look:\n<tool_call>\n{CALL}\n</tool_call>", f"<tool_call>{CALL}</tool_call> after",
         f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>",
     ]  # fmt: skip

@@ -16,9 +16,10 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 QWEN_SYSTEM = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Qwen, created by Alibaba "
-    "Cloud. You are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if messages[0].role != 'system' %}<|im_start|>system\n"
+    f"{DEFAULT_SYSTEM}<|im_end|>\n{{% endif %}}"
 )
 QWEN_THINKS = CHATML + (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
@@ -36,8 +37,8 @@ GEMMA = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 R1 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role "
-    "== 'user' %}<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+    "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>"
     "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
@@ -125,7 +126,7 @@ def test_what_was_rendered_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     ("template", "extra", "words"),
     [
         ("qwen", {}, None),
-        ("chatml", {"default_system": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."}, None),
+        ("chatml", {"default_system": DEFAULT_SYSTEM}, None),
         ("chatml", {}, "it writes something else in what stands before the first question"),
         ("llama3", {}, "what stands between turns"),
         ("qwen3", {}, "it puts an empty thought (<think>) before answers"),

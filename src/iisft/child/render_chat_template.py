@@ -1,8 +1,8 @@
 """Render conversations by a model's own chat template, as transformers does.
 
-python render_chat_template.py JOB.json, with {"chat_template": ..., "variables": {"bos_token": ...},
-"conversations": [{"messages": ..., "tools": ..., "add_generation_prompt": ...}, ...]}. Prints a list
-of texts, null where the template refuses a conversation.
+python render_chat_template.py JOB.json, which has the text `chat_template`, the special tokens
+`variables`, and `conversations` as apply_chat_template() takes them. Prints a list of texts, null
+where the template refuses a conversation.
 
 Runs in iisft's own interpreter, as a process of its own because a downloaded template is code: the
 sandbox keeps it from the machine, the limits keep it from taking forever or all memory.

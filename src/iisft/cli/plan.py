@@ -10,13 +10,13 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.machine.gpu_table import Device
+    from iisft.gpu_table import Device
     from iisft.runs.plan.command import Planned
     from iisft.runs.plan.request import TrainRequest
 
 
 def complete_devices() -> list[str]:
-    from iisft.machine.gpu_table import DEVICES
+    from iisft.gpu_table import DEVICES
 
     return [device.key for device in DEVICES]
 
@@ -58,9 +58,16 @@ def plan(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Memory per GPU by part, time and disk of a run, from config.json alone.
+    """Forecast memory, time and disk of a run from config.json alone.
 
-    Always ends with 0.
+    It always ends with 0: a run that does not fit is an answer, and the changes that would
+    fit stand beside it.
+
+    \b
+    Examples:
+      iisft plan --preset mi50 --device mi50-32g
+      iisft plan --preset mi50 --set weights=fp32
+      iisft plan --preset ampere --device a100-80g --best
     """
     from iisft.runs.plan import command
     from iisft.runs.plan.request import TrainRequest
@@ -108,7 +115,7 @@ def _device(key: str | None) -> "Device | None":
         return None
     import difflib
 
-    from iisft.machine.gpu_table import DEVICES, find_device
+    from iisft.gpu_table import DEVICES, find_device
 
     found = find_device(key)
     if found is None:

@@ -1,4 +1,4 @@
-"""A model's own chat template: its text, its special tokens, and what it writes of a conversation."""
+"""A model's own chat template: its text, its special tokens, what it writes of a conversation."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def text_of(folder: Path) -> str:
 
 
 def token_names(folder: Path) -> dict[str, str]:
-    """bos_token and the others, from tokenizer_config.json and before it special_tokens_map.json."""
+    """bos_token and the others; tokenizer_config.json wins over special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         source = files.read_json_object(folder / name) or {}
@@ -87,7 +87,7 @@ def rendered(folder: Path, conversations: Sequence[Mapping[str, Any]]) -> list[s
     }
     content = json.dumps(job, sort_keys=True)
     file = cache_folder() / "chats" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-    known = files.read_json(file)
+    known: Any = files.read_json(file)
     if not _sound(known, len(conversations)):
         known = _ask(content)
         if not _sound(known, len(conversations)):

@@ -51,9 +51,9 @@ class Template:
     """One template.
 
     `user` and the others: texts with CONTENT in them and special tokens; each text is tokenised on
-    its own. `family` is the class that renders it. `tool_format` writes descriptions of tools (None:
-    the slots `tools` do), `call_format` the calls. `replace_eos`: the first stop word becomes the
-    tokenizer's end token. `efficient_eos`: one end token is put after the whole row, past the
+    its own. `family` is the class that renders it. `tool_format` writes descriptions of tools
+    (None: the slots `tools` do), `call_format` the calls. `replace_eos`: the first stop word
+    becomes the tokenizer's end token. `efficient_eos`: one end token is put after the whole row, past the
     truncation, instead of after each answer. `needs_processor`: rows can't even be tokenised for a
     model that has no image or audio processor.
     """
@@ -97,7 +97,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The templates of one version; `refused` are those that iisft can't render as it does, and why.
+    """The templates of one version; `refused`: those that iisft can't render as it does, and why.
 
     `probes` and `rendered`: conversations, and what that version made of them.
     """
@@ -244,7 +244,9 @@ def _checked(found: Catalogue) -> Catalogue:
 
 
 def after_end(template: Template) -> str:
-    """What stands in an answer after its end token: when only this is cut, the answer still ends."""
+    """What stands in an answer after its end token: when only this is cut, the answer
+    still ends.
+    """
     last = template.assistant[-1]
     if isinstance(last, Special) or last.endswith(CONTENT):
         return ""

@@ -79,7 +79,7 @@ class RowLengths:
 
 
 def count(conversations: Iterable[Conversation], tokens: Tokenization) -> Iterator[Pairs]:
-    """Tokens of each row in order, counted in batches; no pairs for a row that can't be rendered."""
+    """Tokens of each row in order, counted in batches; no pairs where a row can't be rendered."""
     for batch in _batches(conversations):
         yield from tokens.lengths(batch)
 

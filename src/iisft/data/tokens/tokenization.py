@@ -41,8 +41,8 @@ class Tokenization:
 
         Raises:
             InputError: LLaMA-Factory has no such template or refuses these arguments, an argument
-                changes tokens in ways unknown here, or there is no tokenizer.json. That it is broken
-                is told when it is first needed.
+                changes tokens in ways unknown here, or there is no tokenizer.json. That it is
+                broken is told when it is first needed.
         """
         catalogue = templates.catalogue()
         self.options = Options.of(extra)

@@ -26,7 +26,9 @@ def lora_parameters(checkpoint: Checkpoint, rank: int) -> int:
 
 
 def findings(preset: Preset, checkpoint: Checkpoint | None, runs: Path) -> Iterator[Finding]:
-    """A read-only place, and too little space for the checkpoints that are kept at the same time."""
+    """A read-only place, and too little space for the checkpoints that are kept at the
+    same time.
+    """
     place = runs
     while not place.exists():
         place = place.parent

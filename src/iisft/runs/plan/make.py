@@ -187,7 +187,8 @@ def make_plan(
         findings.append(Finding("tokens-cached", text, severity="info"))
     env = compile_environment(preset, interpreter, placement, folder.modules_cache)
     return Plan(
-        preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint, view,
+        preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint,
+        view,
         tuple(datasets), tokens, outlook, tuple(gpus), tuple(findings),
     )  # fmt: skip
 

@@ -158,7 +158,7 @@ def _rescaled(
     except InputError as error:
         if judge:
             raise
-        return Finding(error.code, error.message, where=error.where, fix=error.fix)
+        return error.finding
     document.override(
         ("train", "accumulation"), scaled, document.source(("train", "accumulation")).text
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.errors import EnvironmentFault, RunStateError
+from iisft.errors import EnvironmentFault, Finding, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import newest_complete
@@ -75,9 +75,8 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
             fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
             raise RunStateError("drift", text, where=str(folder.path), fix=fix)
         if found:
-            folder.append_event(
-                "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
-            )
+            said = Finding("drift", "resumed with " + "; ".join(found), severity="warn")
+            folder.append_event("finding", **said.as_json())
         if from_start and (
             saved := newest_complete(folder.output, int(record["expected"]["world_size"]))
         ):
