@@ -149,7 +149,7 @@ def test_both_judge_alike(tmp_path: Path) -> None:
         for number, row in enumerate(made, 1):
             real = next(answers)
             staged, problems = check(Row(number, number, row))
-            codes = {one.code for one in problems if one.severity == "error"}
+            codes = {one.id for one in problems if one.severity == "error"}
             seen[name, "taken" if staged else "refused"] += 1
             if staged is None:
                 assert codes & STRICTER or isinstance(real, str) or _lost(row, real), (row, real)

@@ -53,9 +53,9 @@ class Template:
     `user` and the others: texts with CONTENT in them and special tokens; each text is tokenised on
     its own. `family` is the class that renders it. `tool_format` writes descriptions of tools
     (None: the slots `tools` do), `call_format` the calls. `replace_eos`: the first stop word
-    becomes the tokenizer's end token. `efficient_eos`: one end token is put after the whole row, past the
-    truncation, instead of after each answer. `needs_processor`: rows can't even be tokenised for a
-    model that has no image or audio processor.
+    becomes the tokenizer's end token. `efficient_eos`: one end token is put after the whole row,
+    past the truncation, instead of after each answer. `needs_processor`: rows can't even be
+    tokenised for a model that has no image or audio processor.
     """
 
     name: str
