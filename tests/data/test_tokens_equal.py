@@ -27,7 +27,7 @@ from iisft.data.stage.fitting import Fitter, apply
 from iisft.data.tokens.fate import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.llamafactory import dataset_info
-from iisft.llamafactory.templates import snapshot
+from iisft.llamafactory.catalogue import snapshot
 from iisft.llamafactory.truncation import kept_lengths
 
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable

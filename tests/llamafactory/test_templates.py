@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from iisft.errors import InputError
-from iisft.llamafactory import interpreter, templates, turns
+from iisft.llamafactory import catalogue, interpreter, turns
 from iisft.llamafactory.interpreter import Interpreter
 
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
@@ -19,16 +19,16 @@ PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
 
 @pytest.fixture
 def shipped() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(templates.SNAPSHOT.read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads(catalogue.SNAPSHOT.read_text(encoding="utf-8"))
     return document
 
 
 def test_the_snapshot_is_what_the_installed_llamafactory_says(shipped: dict[str, Any]) -> None:
-    assert templates.ask(PYTHON) == shipped
+    assert catalogue.ask(PYTHON) == shipped
 
 
 def test_every_template_is_rendered_as_llamafactory_did() -> None:
-    found = templates.snapshot()
+    found = catalogue.snapshot()
     assert len(found.templates) == 121
     assert sum(not one.needs_processor for one in found.templates.values()) == 73
     for name, template in found.templates.items():
@@ -47,9 +47,9 @@ def other_version(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "缓存"))
     fake = Interpreter(tmp_path / "python", "3.11", {"llamafactory": "0.9.6"}, None)
-    monkeypatch.setattr(templates, "inspect", lambda path: fake)
-    monkeypatch.setattr(templates, "ask", ask)
-    templates._asked.cache_clear()
+    monkeypatch.setattr(catalogue, "inspect", lambda path: fake)
+    monkeypatch.setattr(catalogue, "ask", ask)
+    catalogue._asked.cache_clear()
     return asked
 
 
@@ -61,9 +61,9 @@ def test_another_version_is_asked_once(
     shipped["rendered"]["new"] = shipped["rendered"].pop("yuan")
     asked = other_version(monkeypatch, tmp_path, shipped)
     for _ in range(2):
-        found = templates.catalogue()
+        found = catalogue.catalogue()
         assert found.version == "0.9.6" and found.template("new").user and not found.refused
-        templates._asked.cache_clear()
+        catalogue._asked.cache_clear()
     assert len(asked) == 1
     with pytest.raises(InputError, match=r"LLaMA-Factory 0\.9\.6 has no template 'yuan'"):
         found.template("yuan")
@@ -75,7 +75,7 @@ def test_a_template_that_another_version_renders_otherwise_is_not_counted(
     shipped["version"] = "0.9.6"
     shipped["rendered"]["qwen"][0] = "something else"
     other_version(monkeypatch, tmp_path, shipped)
-    found = templates.catalogue()
+    found = catalogue.catalogue()
     assert list(found.refused) == ["qwen"]
     with pytest.raises(InputError, match="in a way that iisft does not know"):
         found.template("qwen")
@@ -85,22 +85,22 @@ def test_a_torn_answer_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shipped: dict[str, Any]
 ) -> None:
     asked = other_version(monkeypatch, tmp_path, shipped)
-    templates.catalogue()
+    catalogue.catalogue()
     [file] = (tmp_path / "缓存" / "iisft").glob("templates-*.json")
     file.write_text(json.dumps({**shipped, "templates": {"qwen": {"class": 1}}}))
-    templates._asked.cache_clear()
-    assert len(templates.catalogue().templates) == 121
+    catalogue._asked.cache_clear()
+    assert len(catalogue.catalogue().templates) == 121
     assert len(asked) == 2
 
 
 def test_an_interpreter_that_tells_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can't be read"):
-        templates.ask(tmp_path / "no python")
-    assert interpreter.TESTED_VERSION in templates.SNAPSHOT.name
+        catalogue.ask(tmp_path / "no python")
+    assert interpreter.TESTED_VERSION in catalogue.SNAPSHOT.name
 
 
 def test_a_name_with_a_typo() -> None:
     with pytest.raises(InputError) as caught:
-        templates.snapshot().template("qwem")
+        catalogue.snapshot().template("qwem")
     assert caught.value.code == "template-unknown"
     assert "did you mean qwen?" in caught.value.message

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from iisft import files
 from iisft.errors import Finding
 from iisft.llamafactory import chat_template, turns
-from iisft.llamafactory.templates import Catalogue, Piece, Special, Template, catalogue
+from iisft.llamafactory.catalogue import Catalogue, catalogue
+from iisft.llamafactory.templates import Piece, Special, Template
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
 

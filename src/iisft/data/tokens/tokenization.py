@@ -12,7 +12,7 @@ from typing import Any
 from iisft import files
 from iisft.data.read.conversation import Conversation
 from iisft.errors import InputError
-from iisft.llamafactory import chat_template, templates, turns
+from iisft.llamafactory import catalogue, chat_template, templates, turns
 from iisft.llamafactory.fitting_template import DEFAULT_EOS
 from iisft.llamafactory.templates import EOS, Piece, Special
 from iisft.llamafactory.tools import Unrenderable
@@ -44,9 +44,9 @@ class Tokenization:
                 changes tokens in ways unknown here, or there is no tokenizer.json. That it is
                 broken is told when it is first needed.
         """
-        catalogue = templates.catalogue()
+        found = catalogue.catalogue()
         self.options = Options.of(extra)
-        self.template = turns.under(catalogue.template(template), self.options)
+        self.template = turns.under(found.template(template), self.options)
         turns.refuse(self.template, extra)
         if names := turns.unfollowed(extra):
             raise InputError(
@@ -69,8 +69,8 @@ class Tokenization:
             for name in Options.__dataclass_fields__
             if (value := getattr(self.options, name)) != getattr(Options(), name)
         }
-        if catalogue is not templates.snapshot():
-            self.identity["llamafactory"] = catalogue.version
+        if found is not catalogue.snapshot():
+            self.identity["llamafactory"] = found.version
 
     @cached_property
     def _tokenizer(self) -> Any:
