@@ -201,6 +201,19 @@ def test_a_row_that_the_template_can_t_write_ends_the_training(
     assert staged.code == 3 and said in staged.err
 
 
+def test_arguments_under_which_nothing_is_counted_are_said(
+    iisft: CLI, rows: Path, model: Path, tmp_path: Path
+) -> None:
+    preset = tmp_path / "p.yaml"
+    extra = {"split_special_tokens": True}
+    preset.write_text(
+        json.dumps({"extends": "demo", "model": {"id": str(model)}, "llamafactory": extra})
+    )
+    result = iisft("data", "check", str(rows), "--preset", str(preset))
+    assert result.code == 0
+    assert "tokens are not counted: with split_special_tokens" in result.err
+
+
 def test_what_is_trained_on_follows_the_arguments(iisft: CLI, model: Path, tmp_path: Path) -> None:
     turns = ["Hello.", "Yes!", "And now?", "No."]
     messages = [
