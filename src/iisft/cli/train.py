@@ -150,12 +150,10 @@ def _prepare_demo(preset: str, workspace: Workspace) -> None:
 
 def _print_plan(plan: "Plan", *, as_json: bool) -> None:
     from iisft.presets.dump import render_yaml
-    from iisft.secrets import HIDDEN, is_secret, redact
+    from iisft.secrets import redact, redact_all
 
     env = redact(plan.env)
-    train_yaml = {
-        name: HIDDEN if is_secret(name) else value for name, value in plan.train_yaml.items()
-    }
+    train_yaml = redact_all(plan.train_yaml)
     if as_json:
         console.out_json(
             {

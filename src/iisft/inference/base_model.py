@@ -15,6 +15,7 @@ from iisft.inference import headroom
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
@@ -38,7 +39,16 @@ class Source:
 
     @property
     def python(self) -> Path:
-        return Path(self.record["interpreter"]["path"])
+        """The one that trains now; the record's may be anybody's program."""
+        return training_interpreter()
+
+    @property
+    def drift(self) -> str:
+        """What a person should know about the interpreter, or ""."""
+        before = str(self.record["interpreter"].get("path"))
+        if before == str(self.python):
+            return ""
+        return f"computed by {self.python}; the run was trained by {before} (IISFT_PYTHON)"
 
     @property
     def expected(self) -> Expected:
@@ -99,7 +109,7 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         EnvironmentFault: the run's interpreter or its GPUs are missing.
     """
     record = resume.record_of(folder)
-    checkpoint = _base_model(record, workspace, model)
+    checkpoint = _base_model(folder, record, workspace, model)
     preset = record["preset"]
     view = plan_view(
         checkpoint,
@@ -128,9 +138,18 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
     return Source(folder, record, checkpoint, view, env, on_cpu)
 
 
-def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None) -> Checkpoint:
+def _base_model(
+    folder: RunFolder, record: dict[str, Any], workspace: Workspace, given: str | None
+) -> Checkpoint:
     recorded = record["model"]
     place = workspace.model_folder(given) if given is not None else Path(recorded["folder"])
+    if given is None and place.resolve().is_relative_to(folder.path):
+        raise InputError(
+            "base-model-in-run",
+            "the run's record names a base model inside of the run's own folder",
+            where=str(place),
+            fix="if you trust it: --model DIR",
+        )
     if not place.is_dir():
         raise InputError(
             "base-model-missing",

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
+_LONGEST_START_S = 3600.0  # from the record to the supervisor; a record may name any process
 _RECENT_STEPS = 21
 _YEAR_10000 = 253_402_300_800
 
@@ -218,20 +220,18 @@ def _state(
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
     if record is None:
         return "lost", why_no_record(folder.record)
-    processes = folder.read_processes()
-    supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
-    trainer = ProcessIdentity.from_json(processes.get("trainer"))
-    if supervisor is not None and supervisor.alive():
+    if folder.live_supervisor() is not None:
         last: dict[str, Any] = next(
             (event for event in reversed(events) if event["kind"] == "state"), {}
         )
         if last.get("state") == "restarting":
             return "running", f"restarting after: {last.get('message', '')}"
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
-    if trainer is not None and trainer.alive():
+    if folder.live_trainer() is not None:
         return "running", UNSUPERVISED
     launcher = ProcessIdentity.from_json(record.get("launcher"))
-    if not folder.processes.exists() and launcher is not None and launcher.alive():
+    waiting = not folder.processes.exists() and launcher is not None and launcher.alive()
+    if waiting and 0 <= time.time() - (_moment(record.get("created")) or 0) < _LONGEST_START_S:
         return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 

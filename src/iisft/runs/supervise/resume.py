@@ -4,13 +4,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault, Finding, RunStateError
-from iisft.llamafactory.environment import inherited
-from iisft.process import ProcessIdentity
+from iisft.llamafactory.environment import inherited, of_record
+from iisft.llamafactory.interpreter import training_interpreter
+from iisft.models.view.build import renew_code
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import status_of, why_no_record
@@ -77,6 +77,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         if found:
             said = Finding("drift", "resumed with " + "; ".join(found), severity="warn")
             folder.append_event("finding", **said.as_json())
+            renew_code(folder.model)
         if from_start and (
             saved := newest_complete(folder.output, int(record["expected"]["world_size"]))
         ):
@@ -104,8 +105,7 @@ def attach(folder: RunFolder) -> bool:
         RunFailed: the supervisor died at once.
     """
     with only_one(folder):
-        processes = folder.read_processes()
-        trainer = ProcessIdentity.from_json(processes.get("trainer"))
+        trainer = folder.live_trainer()
         if trainer is None or status_of(folder).supervised:
             return status_of(folder).live
         # A later restart must meet what the trainer met, secrets included; only its own environment
@@ -170,16 +170,17 @@ def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
     Raises:
         EnvironmentFault: its interpreter or a secret is missing.
     """
-    interpreter = Path(record["interpreter"]["path"])
-    if not interpreter.exists():
+    python = training_interpreter()
+    if not python.exists():
         raise EnvironmentFault(
             "interpreter-missing",
-            "the run's training interpreter is gone",
-            where=str(interpreter),
-            fix="make it anew at that place",
+            "the training interpreter is not there",
+            where=str(python),
+            fix="set IISFT_PYTHON to the Python that trains, or unset it",
         )
-    own = {name: value for name, value in record["env"].items() if HIDDEN not in value}
-    missing = [name for name in record["env"] if name not in own and name not in os.environ]
+    recorded, _ = of_record(record["env"], folder.path)
+    own = {name: value for name, value in recorded.items() if HIDDEN not in value}
+    missing = [name for name in recorded if name not in own and name not in os.environ]
     if missing:
         text = (
             f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in "
@@ -190,5 +191,7 @@ def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
         )
     if folder.node_rank:
         own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
-    shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}
+    own["PATH"] = f"{python.parent}{os.pathsep}{own.get('PATH', os.environ.get('PATH', ''))}"
+    shell, _ = of_record(record.get("shell") or {}, folder.path)
+    shell = {name: value for name, value in shell.items() if HIDDEN not in value}
     return shell | inherited(os.environ) | own
