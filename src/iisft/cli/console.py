@@ -133,13 +133,8 @@ def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
 def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
-<<<<<<< HEAD
         mark = _MARKS[finding.severity]
-        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {visible(finding.text)}")
-=======
-        mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
         _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {_shown(finding.text)}")
->>>>>>> main
         if finding.where:
             say(f"  where: {finding.where}")
         if finding.fix:
@@ -153,21 +148,11 @@ def finding(found: Finding, message: str) -> None:
     mark = _MARKS[found.severity]
     shown = _coloured(mark + ":", _SEVERITY_STYLE[found.severity], sys.stdout)
     with contextlib.suppress(ReaderGone):
-<<<<<<< HEAD
-        _write(f"{shown} {visible(message)}\n")
+        _write(f"{shown} {_shown(message)}\n")
     if found.where:
         out(f"  seen:  {found.where}")
     if found.fix:
         out(f"  fix:   {found.fix}")
-=======
-        _write(
-            f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {_shown(message)}\n"
-        )
-    if evidence:
-        out(f"  seen:  {evidence}")
-    if fix:
-        out(f"  fix:   {fix}")
->>>>>>> main
     out()
 
 
