@@ -11,6 +11,7 @@ from pathlib import Path
 from iisft.data.stage import staging
 from iisft.errors import ExitCode, Finding, IisftError, RunStateError
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import fitting_template
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
@@ -110,6 +111,9 @@ def model_for(
         findings.append(error.finding)
         return None, None
     findings += _target_findings(preset, checkpoint)
+    objection = fitting_template.objection(folder, preset.model.template, preset.llamafactory)
+    if objection is not None and objection.severity == "warn":  # an error is told with the rows
+        findings.append(objection)
     return checkpoint, view
 
 
