@@ -156,7 +156,7 @@ def copy(
         )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text_atomically(file, source.read_text(encoding="utf-8"))
+        files.write_text_atomically(file, files.read_text(source))
     except OSError as error:
         raise InputError(
             "copy-write", f"can't be written: {error.strerror}", where=str(file)

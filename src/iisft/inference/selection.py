@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.errors import RunStateError, UsageError
 from iisft.models.folder.safetensors import read_header
 from iisft.runs.record.checkpoints import Saved, checkpoints
@@ -172,4 +173,4 @@ def _require_whole(adapter: Path, folder: RunFolder) -> None:
 
 
 def _same_file(one: Path, folder: Path | None) -> bool:
-    return folder is not None and one.read_bytes() == (folder / ADAPTER).read_bytes()
+    return folder is not None and files.sha256_of(one) == files.sha256_of(folder / ADAPTER)

@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
+from iisft import files
 from iisft.errors import InputError
 
 KeyPath = tuple[str | int, ...]
+_LARGEST = 2**20
+_DEEPEST = 20
 _LONGEST_INT = 1000  # characters; Python itself refuses to read more than 4300
 
 SCALARS: tuple[tuple[str, str], ...] = (
@@ -71,6 +74,10 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         loader.dispose()
 
 
+# what no name, path or variable can hold: NUL, other control characters, halves of surrogates
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
 class _Builder:
     """Plain values from nodes.
 
@@ -86,6 +93,10 @@ class _Builder:
         """The value of `node`, which stands at or below `line`."""
         if id(node) in self._seen:
             raise InputError("preset-yaml", "aliases are not allowed", where=f"{self.where}:{line}")
+        if len(path) > _DEEPEST:
+            raise InputError(
+                "preset-yaml", "no preset nests so deeply", where=f"{self.where}:{line}"
+            )
         self._seen.add(id(node))
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
@@ -117,6 +128,8 @@ class _Builder:
 def _scalar(node: yaml.Node, where: str) -> Any:
     tag, value = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
     match tag:
+        case "str" if _UNWRITABLE.search(value):
+            raise InputError("preset-yaml", "a control character in a text", where=where)
         case "str":
             return value
         case "null":
@@ -139,7 +152,7 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
         InputError: also when the file is missing, unreadable or not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_text(path, _LARGEST)
     except UnicodeDecodeError as error:
         raise InputError("preset-encoding", "not UTF-8 text", where=str(path)) from error
     except OSError as error:

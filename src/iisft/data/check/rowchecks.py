@@ -183,7 +183,7 @@ def read_tools(field: str, tools: Any) -> tuple[str, list[RowFinding]]:
             raise TypeError
         if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in parsed):
             raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError):
         text = "no JSON list of tools with a name each"
         return "", [flaw(field, "tools-shape", text, excerpt(tools))]
     written = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)

@@ -97,7 +97,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[st
             "parameters": checkpoint.parameters,
             "dtypes": checkpoint.dtypes,
             "config_sha256": hashlib.sha256(
-                (plan.model_folder / "config.json").read_bytes()
+                files.read_bytes(plan.model_folder / "config.json")
             ).hexdigest(),
             "files": {
                 name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files

@@ -239,7 +239,7 @@ def _state(
 def why_no_record(record: Path) -> str:
     """What is wrong with a run.json that can't be used."""
     try:
-        record.read_bytes()
+        files.read_bytes(record)
     except FileNotFoundError:
         return "run.json is missing"
     except OSError as error:

@@ -163,9 +163,7 @@ def _resume_yaml(folder: RunFolder, saved: Saved | None) -> str:
     """
     own = ("overwrite_output_dir:", "resume_from_checkpoint:")
     lines = [
-        line
-        for line in folder.train_yaml.read_text(encoding="utf-8").splitlines()
-        if not line.startswith(own)
+        line for line in files.read_text(folder.train_yaml).splitlines() if not line.startswith(own)
     ]
     if saved is None:
         # an earlier life came to no checkpoint: begin anew
