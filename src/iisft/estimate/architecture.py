@@ -104,6 +104,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "chatglm": {},
     "phi3": {},
 }
+_LARGEST_SIZE = 2**24
+_MOST_LAYERS = 2000
 _FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
 _FUSED_ATTENTION = ("chatglm", "phi3")
 _TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
@@ -143,7 +145,7 @@ def read_architecture(
     assert hidden and layers and heads and vocabulary and intermediate
     kv_heads = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
     head_dim = _size(config, "head_dim", "kv_channels") or hidden // heads
-    if heads % kv_heads:
+    if heads % kv_heads or layers > _MOST_LAYERS:
         return None
     given = target.split(",") if isinstance(target, str) else target
     wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
@@ -160,9 +162,11 @@ def read_architecture(
     ):
         if flag in features:
             features[flag] = bool(config.get(key, True))
-    share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get(
-        "partial_rotary_factor"
-    )
+    rope = config.get("rope_parameters")
+    share = config.get("partial_rotary_factor")
+    if not share and isinstance(rope, Mapping):
+        share = rope.get("partial_rotary_factor")
+    share = share if isinstance(share, int | float) and 0 < share <= 1 else None
     if share is None and kind in ("glm", "glm4", "chatglm"):
         share = 0.5
     tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
@@ -195,6 +199,6 @@ def _biases(config: Mapping[str, Any], kind: str, query: int, key: int) -> int:
 def _size(config: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if type(value) is int and 0 < value <= _LARGEST_SIZE:
             return value
     return None

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from iisft.evaluation.locate import FINAL, Source
+from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
 
 _STEPS_IN_MEAN = 10
@@ -19,7 +20,7 @@ def losses_at(source: Source) -> dict[str, Any]:
     None where nothing is known.
     """
     checkpoint = source.checkpoint or ""
-    if source.run is None or not (checkpoint == FINAL or checkpoint.isdigit()):
+    if source.run is None or not (checkpoint == FINAL or is_count(checkpoint)):
         return {"step": None, "train_loss": None, "eval_loss": None}
     size = source.run.events.stat().st_size if source.run.events.exists() else 0
     trained, evaluated = _history(source.run, size)

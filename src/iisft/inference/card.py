@@ -73,7 +73,10 @@ def _which(chosen: Chosen) -> str:
 
 
 def _date(seconds: Any) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(float(seconds)))
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(float(seconds)))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "an unknown day"
 
 
 def _yaml_text(text: str) -> str:

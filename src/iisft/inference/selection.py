@@ -7,6 +7,7 @@ from typing import Any
 from iisft import files
 from iisft.errors import RunStateError, UsageError
 from iisft.models.folder.safetensors import read_header
+from iisft.quoting import is_count
 from iisft.runs.record.checkpoints import Saved, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
@@ -52,7 +53,7 @@ def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
     if wanted == ALL:
         raise UsageError("checkpoint-all", "--checkpoint all is for predict alone")
     if wanted is not None and wanted != FINAL:
-        if not wanted.isdigit():
+        if not is_count(wanted):
             words = f"{FINAL}, {BEST}, {BASE} or {ALL}"
             raise UsageError("checkpoint-word", f"--checkpoint is a step, {words}, not {wanted!r}")
         return _numbered(folder, int(wanted))

@@ -16,7 +16,7 @@ from iisft.errors import InputError
 KeyPath = tuple[str | int, ...]
 _LARGEST = 2**20
 _DEEPEST = 20
-_LONGEST_INT = 1000  # characters; Python itself refuses to read more than 4300
+_LONGEST_INT = 40  # characters: what is longer is no float either, and nobody counts so far
 
 SCALARS: tuple[tuple[str, str], ...] = (
     ("null", r"^(?:~|null|Null|NULL|)$"),

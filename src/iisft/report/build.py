@@ -20,6 +20,7 @@ from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
+_SAME_START = 100  # bytes, before anything that differs from report to report
 _MOST_BYTES = 9_500_000
 _FEWEST_ROWS = 20
 
@@ -81,13 +82,29 @@ def write(
             break
         most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))  # very long prompts
     try:
-        files.write_bytes_atomically(to, page)
+        files.write_named(to, page, replace=_is_report(to, page))
+    except FileExistsError as error:
+        raise RunStateError(
+            "file-exists",
+            "the file exists and is not a report of iisft",
+            where=str(to),
+            fix="-o FILE with another name",
+        ) from error
     except OSError as error:
         message = f"the report can't be written: {error.strerror}"
         raise EnvironmentFault(
             "output-unwritable", message, where=str(to), fix="-o FILE in a writable folder"
         ) from error
     return Report(to, len(page), sum(len(each["rows"]) for each in shown), _once(findings))
+
+
+def _is_report(file: Path, page: bytes) -> bool:
+    """A report is made again and again; anything else of that name is not replaced."""
+    try:
+        with files.open_regular(file) as stream:
+            return stream.read(_SAME_START) == page[:_SAME_START]
+    except OSError:
+        return False
 
 
 def _groups(

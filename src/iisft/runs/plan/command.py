@@ -20,6 +20,7 @@ from iisft.runs.plan.fit import Outlook
 from iisft.runs.plan.request import Resolved, TrainRequest, resolve
 from iisft.workspace import Workspace
 
+_LONGEST_S = 1e9  # thirty years: no calendar needs to say when that ends
 _FALLBACK = "mi50"
 
 
@@ -141,7 +142,7 @@ def _range(span: Span | None, unit: float) -> list[float] | None:
 
 
 def _finish(total: Span | None) -> str | None:
-    if total is None:
+    if total is None or total.typical > _LONGEST_S:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() + total.typical))
 

@@ -126,6 +126,10 @@ def look(
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return Outlook(place, facts, None, None, tuple(findings))
+    if not any(adapted for *_, adapted in model.projections):
+        text = "lora.target names no layer that the plan knows: memory and time are not known"
+        findings.append(Finding("plan-no-target", text, where="lora.target", severity="warn"))
+        return Outlook(place, facts, None, None, tuple(findings))
     if not known_family(facts.config):
         kind = facts.config.get("model_type")
         text = (
