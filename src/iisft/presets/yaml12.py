@@ -55,6 +55,7 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """
     loader = _Loader(text)
     try:
+        _check_depth(text, where)
         node = loader.get_single_node()
         if node is None:
             return None, {}
@@ -76,6 +77,21 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
 
 # what no name, path or variable can hold: NUL, other control characters, halves of surrogates
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def _check_depth(text: str, where: str) -> None:
+    """libyaml's composer calls itself for each level, and ends the process at some thousands."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST + 1:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise InputError(
+                    "preset-yaml", "no preset nests so deeply", where=f"{where}:{line}"
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class _Builder:
