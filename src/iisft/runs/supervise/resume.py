@@ -4,8 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault, RunStateError
@@ -13,13 +11,13 @@ from iisft.llamafactory.environment import inherited
 from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.record.state import status_of, why_no_record
+from iisft.runs.record.run_record import RunRecord
+from iisft.runs.record.state import status_of
 from iisft.runs.supervise import drift, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
 
 _DYING_S = 10.0
-_SECTIONS = ("preset", "env", "interpreter", "packages", "model", "expected", "watch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
             raise RunStateError(
                 "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
             )
-        record = record_of(folder)
+        record = folder.whole_record()
         env = environment_of(folder, record)
         found = drift.differences(folder, record)
         if found and not accept_drift:
@@ -78,9 +76,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
             folder.append_event(
                 "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
             )
-        if from_start and (
-            saved := newest_complete(folder.output, int(record["expected"]["world_size"]))
-        ):
+        if from_start and (saved := newest_complete(folder.output, record.world_size or 1)):
             text = (
                 f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
                 "make a new run"
@@ -147,40 +143,22 @@ def _already_resuming(folder: RunFolder) -> RunStateError:
     )
 
 
-def record_of(folder: RunFolder) -> dict[str, Any]:
-    """run.json.
-
-    Raises:
-        RunStateError: it is missing, unreadable or broken.
-    """
-    record = folder.read_record()
-    if record is None or not all(isinstance(record.get(name), dict) for name in _SECTIONS):
-        raise RunStateError(
-            "record-broken",
-            f"{folder.id}: {why_no_record(folder.record)}",
-            where=str(folder.record),
-            fix="its checkpoints are in output/; start a new run",
-        )
-    return record
-
-
-def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
+def environment_of(folder: RunFolder, record: RunRecord) -> dict[str, str]:
     """What the run was started with; values that are secret stand in no file, so they come from the
     shell.
 
     Raises:
         EnvironmentFault: its interpreter or a secret is missing.
     """
-    interpreter = Path(record["interpreter"]["path"])
-    if not interpreter.exists():
+    if not record.interpreter.exists():
         raise EnvironmentFault(
             "interpreter-missing",
             "the run's training interpreter is gone",
-            where=str(interpreter),
+            where=str(record.interpreter),
             fix="make it anew at that place",
         )
-    own = {name: value for name, value in record["env"].items() if HIDDEN not in value}
-    missing = [name for name in record["env"] if name not in own and name not in os.environ]
+    own = {name: value for name, value in record.env.items() if HIDDEN not in value}
+    missing = [name for name in record.env if name not in own and name not in os.environ]
     if missing:
         text = (
             f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in "
@@ -191,5 +169,5 @@ def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
         )
     if folder.node_rank:
         own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
-    shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}
+    shell = {name: value for name, value in record.shell.items() if HIDDEN not in value}
     return shell | inherited(os.environ) | own

@@ -15,6 +15,7 @@ from iisft.runs.record import checkpoints
 from iisft.runs.record.checkpoints import Saved
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 
 STOP_VARIABLE = "IISFT_STOP_FILE"
 _FROM_START = "from-start"
@@ -50,7 +51,7 @@ def adopt(folder: RunFolder, events: Events) -> Start | None:
     return start
 
 
-def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: bool) -> Saved | None:
+def whole_checkpoint(folder: RunFolder, record: RunRecord, *, thorough: bool) -> Saved | None:
     """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing
     is lost anew.
 
@@ -58,8 +59,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
         RunStateError: there were whole checkpoints and none is left, or they are of a kind that
         iisft can't check.
     """
-    sharding = record["preset"]["sharding"]
-    if sharding == "fsdp" and folder.output.exists():
+    if record.setting("sharding") == "fsdp" and folder.output.exists():
         text = (
             "fsdp's checkpoints are of a kind that iisft can't check: none of them was ever resumed"
         )
@@ -69,9 +69,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
             where=str(folder.output),
             fix=f"use {folder.train_yaml} yourself",
         )
-    saved = checkpoints.newest_complete(
-        folder.output, int(record["expected"]["world_size"]), thorough=thorough
-    )
+    saved = checkpoints.newest_complete(folder.output, record.world_size or 1, thorough=thorough)
     if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
@@ -95,7 +93,7 @@ def _had_checkpoint(folder: RunFolder) -> bool:
     return had
 
 
-def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
+def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
     """Start the trainer from the last complete checkpoint, from the beginning when there is none.
 
     Raises:
@@ -106,7 +104,7 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
     saved = whole_checkpoint(folder, record, thorough=True)
     from_step = saved.step if saved else 0
     _record_unseen_steps(folder, events, from_step)
-    argv = list(record["argv"])
+    argv = list(record.argv)
     if not folder.node_rank:
         for name in checkpoints.put_torn_aside(folder.output, from_step):
             message = (
