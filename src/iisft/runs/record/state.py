@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from iisft import files, process
 from iisft.errors import RunStateError
@@ -121,6 +121,25 @@ def status_of(folder: RunFolder) -> RunStatus:
     )
 
 
+class Living(NamedTuple):
+    """Which of a run's processes on this node live."""
+
+    supervisor: bool
+    trainer: bool
+
+
+def living(folder: RunFolder) -> Living:
+    """Asked again where a moment ago may be too long ago; it reads one small file."""
+    if folder.exit.exists():
+        return Living(supervisor=False, trainer=False)
+    processes = folder.read_processes()
+    supervisor, trainer = (
+        identity is not None and identity.alive()
+        for identity in (ProcessIdentity.from_json(processes.get(name)) for name in Living._fields)
+    )
+    return Living(supervisor, trainer)
+
+
 def brief_of(folder: RunFolder) -> RunStatus:
     """What a list shows of a run: one file for an ended run, the end of the events for another."""
     outcome = files.read_json_object(f"{folder.path}/{EXIT}")
@@ -204,17 +223,15 @@ def _state(
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
     if record is None:
         return "lost", why_unusable(folder.record)
-    processes = folder.read_processes()
-    supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
-    trainer = ProcessIdentity.from_json(processes.get("trainer"))
-    if supervisor is not None and supervisor.alive():
+    alive = living(folder)
+    if alive.supervisor:
         last: dict[str, Any] = next(
             (event for event in reversed(events) if event["kind"] == "state"), {}
         )
         if last.get("state") == "restarting":
             return "running", f"restarting after: {last.get('message', '')}"
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
-    if trainer is not None and trainer.alive():
+    if alive.trainer:
         return "running", UNSUPERVISED
     launcher = record.launcher
     if not folder.processes.exists() and launcher is not None and launcher.alive():

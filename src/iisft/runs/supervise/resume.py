@@ -12,7 +12,7 @@ from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.record.state import status_of
+from iisft.runs.record.state import RunStatus, living, status_of
 from iisft.runs.supervise import drift, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
@@ -50,6 +50,27 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         if attach(folder):
             return Resumed(folder, attached=True, step=int(status.metrics.get("step", 0)))
         status = status_of(folder)
+    _require_ended(status)
+    with only_one(folder):
+        if any(living(folder)):  # another resume was faster
+            raise RunStateError(
+                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
+            )
+        record = folder.whole_record()
+        env = environment_of(folder, record)
+        _accept(drift.differences(folder, record), folder, accept_drift=accept_drift)
+        if from_start:
+            _begin_again(folder, record)
+        trainer.whole_checkpoint(folder, record, thorough=False)
+        for name in (folder.stop_request, folder.exit):
+            name.unlink(missing_ok=True)
+        start_supervisor(folder, env)
+    chosen = folder.read_processes()
+    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
+
+
+def _require_ended(status: RunStatus) -> None:
+    folder = status.folder
     if status.live:
         raise RunStateError(
             "already-running",
@@ -60,36 +81,29 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path))
-    with only_one(folder):
-        if status_of(folder).live:  # another resume was faster
-            raise RunStateError(
-                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
-            )
-        record = folder.whole_record()
-        env = environment_of(folder, record)
-        found = drift.differences(folder, record)
-        if found and not accept_drift:
-            text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
-            fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
-            raise RunStateError("drift", text, where=str(folder.path), fix=fix)
-        if found:
-            folder.append_event(
-                "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
-            )
-        if from_start and (saved := newest_complete(folder.output, record.world_size or 1)):
-            text = (
-                f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
-                "make a new run"
-            )
-            raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
-        if from_start:
-            trainer.allow_from_start(folder)
-        trainer.whole_checkpoint(folder, record, thorough=False)
-        for name in (folder.stop_request, folder.exit):
-            name.unlink(missing_ok=True)
-        start_supervisor(folder, env)
-    chosen = folder.read_processes()
-    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
+
+
+def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
+    """Drift is refused, or recorded."""
+    if found and not accept_drift:
+        text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
+        fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
+        raise RunStateError("drift", text, where=str(folder.path), fix=fix)
+    if found:
+        folder.append_event(
+            "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
+        )
+
+
+def _begin_again(folder: RunFolder, record: RunRecord) -> None:
+    """Let the run begin from its first step, which only a run without a whole checkpoint may."""
+    if saved := newest_complete(folder.output, record.world_size or 1):
+        text = (
+            f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
+            "make a new run"
+        )
+        raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
+    trainer.allow_from_start(folder)
 
 
 def attach(folder: RunFolder) -> bool:
@@ -101,10 +115,10 @@ def attach(folder: RunFolder) -> bool:
         RunFailed: the supervisor died at once.
     """
     with only_one(folder):
-        processes = folder.read_processes()
-        trainer = ProcessIdentity.from_json(processes.get("trainer"))
-        if trainer is None or status_of(folder).supervised:
-            return status_of(folder).live
+        trainer = ProcessIdentity.from_json(folder.read_processes().get("trainer"))
+        alive = living(folder)
+        if trainer is None or alive.supervisor or not alive.trainer:
+            return alive.supervisor
         # A later restart must meet what the trainer met, secrets included; only its own environment
         # has them all.
         env = process.environment_of(trainer.pid)
