@@ -94,23 +94,23 @@ def _case(
     """What would run: the preset, its model's configuration where that is known, and whether the
     plan says it fits.
     """
-    from dataclasses import replace
-
     from iisft.machine.doctor.engine import Case
 
     if preset is None:
         return Case(machine), []
-    from iisft.presets import checking, documents
-    from iisft.runs.plan import fit
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.request import Request
 
-    loaded = checking.check(documents.read_document(preset, workspace), judge=False)
-    found, ranks = loaded.preset, max(loaded.preset.hardware.gpus, 1)
-    case = Case(machine, found, ranks)
-    place = fit.place_for(found, case.gpus, ranks)
-    seen = fit.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
-    config = seen.facts.config if seen.facts else {}
-    need_gib = seen.forecast.peak_gib if seen.forecast else None
-    return replace(case, model=config, fits=seen.fits, need_gib=need_gib), list(loaded.warnings)
+    plan = make_plan(Request(preset), workspace, gpus=machine.visible)
+    case = Case(
+        machine,
+        plan.preset,
+        plan.placement.ranks,
+        model=plan.facts.config if plan.facts else {},
+        fits=plan.fits,
+        need_gib=plan.forecast.peak_gib if plan.forecast else None,
+    )
+    return case, list(plan.loaded.warnings)
 
 
 def _deep(case: "Case") -> "Case":

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -25,6 +25,15 @@ Basis = Literal["documented", "reported", "inferred", "observed"]
 _ORDER = {"error": 0, "warn": 1, "info": 2}
 SMALLEST_GIB = 3.5
 _NUMBER = re.compile(r"\d+")
+
+
+def training_gpus(visible: Sequence[Gpu], vendor: str) -> list[Gpu]:
+    """Those of the vendor, if there are any.
+
+    A processor's own graphics, which has a few hundred MiB, is not a GPU to train on.
+    """
+    large = [gpu for gpu in visible if not 0 < gpu.memory_gib < SMALLEST_GIB]
+    return [gpu for gpu in large if gpu.vendor == vendor] or large
 
 
 @dataclass(frozen=True)
@@ -55,15 +64,12 @@ class Case:
     def gpus(self) -> list[Gpu]:
         """The GPUs that would train: of the preset's vendor, else of the one that torch is built
         for, if there are any.
-
-        A processor's own graphics, which has a few hundred MiB, is no GPU to train on.
         """
         if self.on_cpu or (self.preset is not None and self.preset.hardware.vendor == "cpu"):
             return []
-        large = [gpu for gpu in self.machine.visible if not 0 < gpu.memory_gib < SMALLEST_GIB]
         built_for = "amd" if self.hip else "nvidia" if self.torch.get("cuda") else ""
         vendor = self.preset.hardware.vendor if self.preset else built_for
-        return [gpu for gpu in large if gpu.vendor == vendor] or large
+        return training_gpus(self.machine.visible, vendor)
 
     @property
     def amd(self) -> list[Gpu]:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from iisft import __version__, files, process
 from iisft.errors import EnvironmentFault, RunStateError
@@ -13,7 +14,7 @@ from iisft.llamafactory.environment import inherited, steering
 from iisft.models.folder import identity
 from iisft.models.view.build import build_view
 from iisft.presets.dump import render_yaml
-from iisft.runs.plan import datasets, fit, script, token_cache
+from iisft.runs.plan import datasets, forecast, script, token_cache
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.plan.make import Plan
 from iisft.runs.plan.preflight import taken_error
@@ -90,14 +91,19 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunReco
         model=_model_record(plan),
         data=tuple(dataset.as_record() for dataset in written),
         tokens=plan.tokens.name if plan.tokens else None,
-        forecast=fit.record_of(
-            plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu
-        ),
+        forecast=_forecast_record(plan),
         expected=plan.expected.as_json(),
         observed=None,
         watch=Watch.from_json(plan.preset.watch.model_dump(mode="json")),
         launcher=process.identity_of(os.getpid()),
     )
+
+
+def _forecast_record(plan: Plan) -> dict[str, Any] | None:
+    if plan.forecast is None:
+        return None
+    on_cpu = plan.placement.on_cpu
+    return forecast.record_of(plan.preset, plan.forecast, plan.datasets, on_cpu=on_cpu)
 
 
 def _model_record(plan: Plan) -> ModelRecord:
