@@ -38,7 +38,9 @@ import os
 if "LOCAL_RANK" in os.environ:
     import torch
     torch.serialization.register_package(
-        5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+        5,
+        lambda storage: None,
+        lambda storage, location: storage if location.startswith("cpu:") else None,
     )
 """
 SAVE_EVERY = 20

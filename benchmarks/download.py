@@ -111,7 +111,9 @@ def first_byte(hub: HubServer, folder: Path, runs: int) -> None:
 
 
 def kills(hub: HubServer, folder: Path, names: Sequence[str]) -> None:
-    """The same random kills for each client, then a run to the end: what was sent more than once."""
+    """The same random kills for each client, then a run to the end: what was sent more
+    than once.
+    """
     total = sum(map(len, hub.repos[REPO].files.values()))
     for name in names:
         chance, to, before = random.Random(1), folder / "killed", hub.sent

@@ -26,8 +26,9 @@ TRACE = Path(__file__).parents[1] / "src/iisft/child/trace_step.py"
 def config(kind: str, name: str, sizes: tuple[int, ...], **more: Any) -> dict[str, Any]:
     hidden, intermediate, layers, heads, kv_heads, vocabulary = sizes
     return {
-        "model_type": kind, "architectures": [name], "hidden_size": hidden, "intermediate_size": intermediate,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "model_type": kind, "architectures": [name], "hidden_size": hidden,
+        "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary, "tie_word_embeddings": False, **more,
     }  # fmt: skip
 
@@ -105,7 +106,8 @@ def draw(chance: random.Random) -> dict[str, Any]:
         "batch": batch, "length": length, "checkpointing": chance.random() < 0.6,
         "rank": chance.choice([8, 16, 64, 128]), "dropout": chance.choice([0.0, 0.05]),
         "target": "all" if name.startswith("Phi") else targets,
-        "optimizer": chance.choice(["adamw_torch", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor"]),
+        "optimizer": chance.choice(["adamw_torch", "adamw_torch", "adamw_torch_fused", "sgd",
+                                    "adafactor"]),
         "sharding": "fsdp" if shared else "none", "ranks": chance.choice([2, 4]) if shared else 1,
     }  # fmt: skip
 
@@ -115,8 +117,9 @@ def predicted(case: dict[str, Any]) -> tuple[int, int]:
     model = read_architecture(case["config"], case["target"])
     assert model is not None
     shape = StepShape(
-        case["weights"], "exact" if case["arithmetic"] == "float32" else "native", case["autocast"], case["attention"],
-        case["batch"], case["length"], case["checkpointing"], case["rank"], case["dropout"],
+        case["weights"], "exact" if case["arithmetic"] == "float32" else "native", case["autocast"],
+        case["attention"], case["batch"], case["length"], case["checkpointing"], case["rank"],
+        case["dropout"],
     )  # fmt: skip
     layout = Layout(
         case["ranks"], case["sharding"], case["optimizer"], 1, case["autocast"] is not None

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from iisft.child.constants_iisft import STOP_VARIABLE
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.supervise.trainer import STOP_VARIABLE
 
 FAKE = Path(__file__).parents[1] / "tests" / "fakes" / "llamafactory_cli.py"
 

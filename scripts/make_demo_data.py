@@ -17,8 +17,9 @@ INSTRUCTIONS = {
     "zh": "请筛选这条简报，用一行 JSON 回答。",
 }
 PLACES = {
-    "Oslo": "奥斯陆", "Lagos": "拉各斯", "Lima": "利马", "Hanoi": "河内", "Izmir": "伊兹密尔", "Quito": "基多",
-    "Tunis": "突尼斯", "Porto": "波尔图", "Riga": "里加", "Perth": "珀斯", "Busan": "釜山", "Accra": "阿克拉",
+    "Oslo": "奥斯陆", "Lagos": "拉各斯", "Lima": "利马", "Hanoi": "河内", "Izmir": "伊兹密尔",
+    "Quito": "基多", "Tunis": "突尼斯", "Porto": "波尔图", "Riga": "里加", "Perth": "珀斯",
+    "Busan": "釜山", "Accra": "阿克拉",
 }  # fmt: skip
 TOPICS = {
     "energy": {

@@ -4,9 +4,9 @@ Domain code raises; iisft.cli turns it into text and exit codes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 
 class ExitCode(IntEnum):
@@ -27,7 +27,10 @@ Severity = Literal["error", "warn", "info"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a check saw: what is wrong, where, and the command or change that mends it."""
+    """One thing that a check saw: what is wrong, where, and the command or change that fixes it.
+
+    `id` is stable for scripts. `where` is a place (file:line, a key) or what was seen there.
+    """
 
     id: str
     message: str
@@ -36,30 +39,55 @@ class Finding:
     severity: Severity = "error"
     exit_code: ExitCode = ExitCode.INPUT
 
+    @property
+    def text(self) -> str:
+        """The message as a person reads it."""
+        return self.message
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "severity": self.severity,
-            "message": self.message,
+            "message": self.text,
             "where": self.where,
             "fix": self.fix,
         }
 
 
 class IisftError(Exception):
-    """An error that a person can mend.
+    """An error that a person can fix; `finding` says what, where and how.
 
-    `code` is stable for scripts; `fix` is the command or change to make.
+    `code` is the finding's id under the name that it has in the JSON of an error.
     """
 
     exit_code = ExitCode.FAILED
 
     def __init__(self, code: str, message: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(message)
-        self.code = code
-        self.message = message
-        self.where = where
-        self.fix = fix
+        self.finding = Finding(code, message, where, fix, exit_code=self.exit_code)
+
+    @classmethod
+    def of(cls, finding: Finding) -> Self:
+        """The error of this kind that carries the finding."""
+        error = cls(finding.id, finding.message)
+        error.finding = replace(finding, exit_code=cls.exit_code)
+        return error
+
+    @property
+    def code(self) -> str:
+        return self.finding.id
+
+    @property
+    def message(self) -> str:
+        return self.finding.message
+
+    @property
+    def where(self) -> str:
+        return self.finding.where
+
+    @property
+    def fix(self) -> str:
+        return self.finding.fix
 
     def as_json(self) -> dict[str, Any]:
         return {"code": self.code, "message": self.message, "where": self.where, "fix": self.fix}
@@ -109,7 +137,7 @@ class CheckFailed(IisftError):
         self.findings = tuple(findings)
         self.errors = tuple(f for f in findings if f.severity == "error")
         first = self.errors[0]
-        super().__init__(first.id, first.message, where=first.where, fix=first.fix)
+        super().__init__(first.id, first.text, where=first.where, fix=first.fix)
         self.exit_code = ExitCode(min(f.exit_code for f in self.errors))
 
     def as_json(self) -> dict[str, Any]:

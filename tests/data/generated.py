@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 WORDS = (  # noqa: SIM905 - a list would take forty lines
-    "the minister said on Tuesday that exports of rare earths fell by 12.5 % 央行 今天 宣布 下调 存款 准备金 率 "
-    "边境 "
-    "冲突 升级 ， 。 🇨🇳 👩‍👩‍👧 naïve café résumé \t \n\n e\u0301 <|im_end|> {{idx}} {{content}} "
+    "the minister said on Tuesday that exports of rare earths fell by 12.5 % "
+    "央行 今天 宣布 下调 存款 准备金 率 边境 冲突 升级 ， 。 "
+    "🇨🇳 👩‍👩‍👧 naïve café résumé \t \n\n e\u0301 <|im_end|> {{idx}} {{content}} "
     "http://example.com/a%20b?c=1 https://www.chinanews.com.cn/tp/2025/11-12/10514600.shtml "
     "94a1d86d-6c1c-4f80-82e8-2af69b378d2d ''' \\n 0x1F"
 ).split(" ")

@@ -108,7 +108,7 @@ def in_a_process_of_its_own(file: Path) -> tuple[list[Any], float]:
         "import sys, json; from pathlib import Path; from iisft.data.check.checking import check; "
         "from iisft.data.read.source import open_source; report = "
         "check([open_source(Path(sys.argv[1]))]); "
-        "print(json.dumps([[f.row, f.line, f.problem.code] for f in report.findings])); "
+        "print(json.dumps([[f.row, f.line, f.id] for f in report.findings])); "
         "print(next(line for line in open('/proc/self/status') if "
         "line.startswith('VmHWM')).split()[1])"
     )

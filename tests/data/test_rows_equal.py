@@ -62,12 +62,14 @@ CASES: dict[str, list[Any]] = {
         {"messages": [{"role": "system", "content": "s"}, *turns("a", "b", **OPENAI)]},
         {"messages": turns("c", "d", **OPENAI)},
     ],
-    "openai-tools": [{"messages": CALLS, "tools": [{"type": "function", "function": {"name": "f"}}]}],
+    "openai-tools": [{"messages": CALLS, "tools": [{"type": "function",
+                                                    "function": {"name": "f"}}]}],
     # Read as they stand, LLaMA-Factory would make timestamps of these, or end with an error.
     "all-answers-dates": alpaca(20, output="2025-01-02"),
     "all-inputs-dates": [{**ROW, "input": f"2025-01-{day:02}"} for day in range(1, 20)],
     "dates-in-the-last-chunk": [*alpaca(_rows_of_a_chunk()), *alpaca(10, output="2025-01-02")],
-    "dates-in-the-middle": [*alpaca(10), *alpaca(LONG // 1000, output="2025-01-02T10:00"), *alpaca(10)],
+    "dates-in-the-middle": [*alpaca(10), *alpaca(LONG // 1000, output="2025-01-02T10:00"),
+                            *alpaca(10)],
     "late-history": [*alpaca(LONG // 2000), *alpaca(2, history=[["q", "a"]])],
     "late-system": [*alpaca(LONG // 2000), *alpaca(2, system="s")],
 }  # fmt: skip

@@ -66,7 +66,7 @@ def test_every_wrong_row_is_told_with_number_line_and_field(workspace: Workspace
     with pytest.raises(CheckFailed) as caught:
         staging.stage(file, "x", workspace)
     assert {
-        (finding.message, finding.where.rpartition(":")[2]) for finding in caught.value.findings
+        (finding.text, finding.where.rpartition(":")[2]) for finding in caught.value.findings
     } == {
         ("row 2: output: missing (LLaMA-Factory would drop or garble the row)", "2"),
         ("row 3: output: an empty answer trains on the end-of-turn alone", "3"),

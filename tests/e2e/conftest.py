@@ -22,7 +22,9 @@ import os
 if "LOCAL_RANK" in os.environ:
     import torch
     torch.serialization.register_package(
-        5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+        5,
+        lambda storage: None,
+        lambda storage, location: storage if location.startswith("cpu:") else None,
     )
 """
 
@@ -34,11 +36,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([str(PYTHON), str(TINY_MODELS), str(folder), "qwen2-tied"], check=True, env=env)
     return folder
-
-
-@pytest.fixture
-def workspace() -> Path:
-    return Path(os.environ["IISFT_HOME"])
 
 
 @pytest.fixture

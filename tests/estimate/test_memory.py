@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import shape_of
 
 from iisft.estimate.architecture import Architecture, read_architecture
 from iisft.estimate.memory import GIB, Layout, estimate_memory
@@ -30,8 +31,8 @@ def qwen_7b() -> Architecture:
 
 def peak_gib(model: Architecture, *, ranks: int = 2, sharding: str = "none", **shape: Any) -> float:
     given = {
-        "weights": "bfloat16", "way": "native", "autocast": None, "attention": "eager", "batch": 1, "length": 1024,
-        "checkpointing": True, "rank": 64, "dropout": 0.05,
+        "weights": "bfloat16", "way": "native", "autocast": None, "attention": "eager", "batch": 1,
+        "length": 1024, "checkpointing": True, "rank": 64, "dropout": 0.05,
     } | shape  # fmt: skip
     layout = Layout(ranks, sharding, "adamw_torch", 1, given["autocast"] is not None)
     return estimate_memory(model, StepShape(**given), layout, 31.98).peak / GIB
@@ -69,18 +70,7 @@ def test_every_recorded_trace_is_met_within_a_fifth_of_a_percent() -> None:
     missed = []
     for case in RECORDED["cases"]:
         model = architecture(RECORDED["models"][case["model"]], case["target"])
-        way = "exact" if case["arithmetic"] == "float32" else "native"
-        same = (
-            "weights",
-            "autocast",
-            "attention",
-            "batch",
-            "length",
-            "checkpointing",
-            "rank",
-            "dropout",
-        )
-        shape = StepShape(way=way, **{name: case[name] for name in same})
+        shape = shape_of(case)
         layout = Layout(1, "none", case["optimizer"], 1, case["autocast"] is not None)
         ratio = estimate_memory(model, shape, layout, 80.0).peak / case["peak"]
         if abs(ratio - 1) > 0.002:
@@ -144,8 +134,9 @@ def test_more_ranks_share_the_weights(qwen_7b: Architecture, sharding: str) -> N
 
 def test_chatglms_own_names_are_understood() -> None:
     config = {
-        "model_type": "chatglm", "hidden_size": 4096, "num_layers": 40, "num_attention_heads": 32, "kv_channels": 128,
-        "multi_query_group_num": 2, "ffn_hidden_size": 13696, "padded_vocab_size": 151552, "add_qkv_bias": True,
+        "model_type": "chatglm", "hidden_size": 4096, "num_layers": 40, "num_attention_heads": 32,
+        "kv_channels": 128, "multi_query_group_num": 2, "ffn_hidden_size": 13696,
+        "padded_vocab_size": 151552, "add_qkv_bias": True,
     }  # fmt: skip
     model = architecture(config)
     assert model.parameters == 9_399_951_360  # as THUDM/glm-4-9b publishes it
@@ -158,9 +149,10 @@ def test_chatglms_own_names_are_understood() -> None:
     [
         {},
         {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 16},
-        {"hidden_size": "8", "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 1, "intermediate_size": 1},
-        {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 2, "vocab_size": 1,
+        {"hidden_size": "8", "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 1,
          "intermediate_size": 1},
+        {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 3,
+         "num_key_value_heads": 2, "vocab_size": 1, "intermediate_size": 1},
         {**RECORDED["models"]["qwen2.5-7b 4 layers"], "num_experts": 8},
     ],
 )  # fmt: skip

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from iisft.gpu_table import DEVICES
 from iisft.machine.facts.gpus import Gpu
-from iisft.machine.gpu_table import DEVICES
 from iisft.presets import documents
 
 CLI = Callable[..., Any]
 NAMES = sorted(path.stem for path in documents.shipped_presets_folder().glob("*.yaml"))
 LLAMA = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -62,7 +62,8 @@ def test_every_shipped_preset_fits_its_own_hardware(plan: CLI, name: str) -> Non
 def test_the_keys_of_the_design_and_their_arithmetic(plan: CLI) -> None:
     found = plan("--preset", "mi50", "--device", "mi50-32g")
     assert list(found)[:9] == [
-        "fits", "gpu_gib", "peak_gib", "phase", "parts", "overhead_gib", "suggestions", "step_s", "total_h",
+        "fits", "gpu_gib", "peak_gib", "phase", "parts", "overhead_gib", "suggestions", "step_s",
+        "total_h",
     ]  # fmt: skip
     assert sum(found["parts"].values()) == pytest.approx(found["peak_gib"], abs=1e-6)
     assert sum(found["overhead"].values()) == pytest.approx(found["overhead_gib"], abs=1e-6)

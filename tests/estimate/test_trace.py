@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import shape_of
 
 from iisft.estimate.architecture import read_architecture
 from iisft.estimate.memory import Layout, estimate_memory
-from iisft.estimate.shape import StepShape
 
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
@@ -60,34 +60,23 @@ def case(kind: str, **step: Any) -> dict[str, Any]:
     name, special = FAMILIES[kind]
     config = {
         "model_type": kind, "architectures": [name], "hidden_size": 512, "intermediate_size": 1792,
-        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 4096,
-        "tie_word_embeddings": False, "pad_token_id": 0, **special,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "vocab_size": 4096, "tie_word_embeddings": False, "pad_token_id": 0, **special,
     }  # fmt: skip
     return {
-        "config": config, "weights": "bfloat16", "arithmetic": "native", "autocast": None, "batch": 1, "length": 512,
-        "checkpointing": True, "rank": 16, "dropout": 0.05, "target": "all", "optimizer": "adamw_torch", **step,
+        "config": config, "weights": "bfloat16", "arithmetic": "native", "autocast": None,
+        "batch": 1, "length": 512, "checkpointing": True, "rank": 16, "dropout": 0.05,
+        "target": "all", "optimizer": "adamw_torch", **step,
     }  # fmt: skip
 
 
 def predicted(one: dict[str, Any]) -> int:
     model = read_architecture(one["config"], one["target"])
     assert model is not None
-    way = "exact" if one["arithmetic"] == "float32" else "native"
-    same = (
-        "weights",
-        "autocast",
-        "attention",
-        "batch",
-        "length",
-        "checkpointing",
-        "rank",
-        "dropout",
-    )
-    shape = StepShape(way=way, **{name: one[name] for name in same})
     layout = Layout(
         one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"])
     )
-    return estimate_memory(model, shape, layout, 1.0).peak
+    return estimate_memory(model, shape_of(one), layout, 1.0).peak
 
 
 def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:

@@ -69,6 +69,10 @@ def test_what_pythons_json_writes_is_read(iisft: CLI, tmp_path: Path) -> None:
     file.write_text("\ufeff" + "\n\n".join(json.dumps(row) for row in rows) + "\r\n")
     code, found = evaluated(iisft, file)
     assert (code, found["rows"], found["metrics"]["exact_match"]) == (0, 2, 0.5)
+    del rows[0]["score"]
+    file.write_text("\ufeff" + json.dumps(rows))
+    code, found = evaluated(iisft, file)
+    assert (code, found["rows"], found["metrics"]["exact_match"]) == (0, 2, 0.5)
 
 
 def test_references_that_are_parsed_already_are_text_again(iisft: CLI, write: Write) -> None:

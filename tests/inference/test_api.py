@@ -13,6 +13,7 @@ from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
 MakeRun = Callable[..., RunFolder]
+Plan = Callable[[str, int], tuple[int, dict[str, str], Any]]
 
 
 class Server(ThreadingHTTPServer):
@@ -25,7 +26,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.lock = threading.Lock()
-        self.plan: Callable[[str, int], tuple[int, dict[str, str], Any]] = lambda question, number: (
+        self.plan: Plan = lambda question, number: (
             200,
             {},
             answer(question),

@@ -85,7 +85,8 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         (("train.max_steps=7",), {"max_steps": 7}),
         (
             ("data.eval=held", "save.eval_every_steps=5"),
-            {"eval_dataset": "held", "per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 5},
+            {"eval_dataset": "held", "per_device_eval_batch_size": 1, "eval_strategy": "steps",
+             "eval_steps": 5},
         ),
         (("train.gradient_checkpointing=false",), {"disable_gradient_checkpointing": True}),
         (

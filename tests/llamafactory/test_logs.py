@@ -9,7 +9,7 @@ STARTS = "[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running traini
 SUMMARY = """[INFO|trainer.py:1468] 2026-11-23 23:01:56,861 >>   Num examples = 5,600
 [INFO|trainer.py:1469] 2026-11-23 23:01:56,861 >>   Num Epochs = 5
 [INFO|trainer.py:1471] 2026-11-23 23:01:56,861 >>   Instantaneous batch size per device = 1
-[INFO|trainer.py:1474] 2026-11-23 >>   Total train batch size (w. parallel, distributed & accumulation) = 64
+[INFO|trainer.py:1474] >>   Total train batch size (w. parallel, distributed & accumulation) = 64
 [INFO|trainer.py:1476] 2026-11-23 23:01:56,861 >>   Total optimization steps = 440
 [INFO|trainer.py:1477] 2026-11-23 23:01:56,861 >>   Number of trainable parameters = 161,480,704
 """
@@ -78,7 +78,8 @@ def test_an_evaluation_between_two_steps_breaks_no_pair(tmp_path: Path) -> None:
     files.add(STARTS)
     evaluated = files.add(printed("1.5", "2") + "{'eval_loss': '1.4', 'epoch': "
                                                 "'0.1'}\n" + printed("1.3", "4"),
-                          entry(1, loss=1.5) + entry(1, eval_loss=1.4) + entry(2, loss=1.3))  # fmt: skip
+                          entry(1, loss=1.5) + entry(1, eval_loss=1.4) +
+                          entry(2, loss=1.3))  # fmt: skip
     assert [(m.step, m.loss, m.grad_norm, m.eval_loss) for m in evaluated] == [
         (1, 1.5, 2.0, None),
         (1, None, None, 1.4),

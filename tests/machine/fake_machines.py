@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
-SOUND = {"torchvision": "", "torchaudio": "", "transformers": "5.5.4", "peft": "0.18.1", "accelerate": "1.11.0",
+SOUND = {"torchvision": "", "torchaudio": "", "transformers": "5.5.4", "peft": "0.18.1",
+         "accelerate": "1.11.0",
          "datasets": "4.0.0", "llamafactory": "0.9.5"}  # fmt: skip
 HEALTHY_STEPS = ("torchvision", "torchaudio", "transformers", "peft", "accelerate", "llamafactory")
 
@@ -62,9 +63,11 @@ class Torch:
 
 ROCM63 = Torch("2.7.1+rocm6.3", "6.3.42131-fa1d09cbd", None,
                ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1101"),
-               ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100"))  # fmt: skip
+               ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100")
+               )  # fmt: skip
 ROCM64 = Torch("2.9.1+rocm6.4", "6.4.43484-123eb5128", None,
-               ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1101", "gfx1201"),
+               ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1101",
+                "gfx1201"),
                ("gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"))  # fmt: skip
 CU130 = Torch(
     "2.11.0+cu130", None, "13.0", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -163,13 +166,15 @@ class Fake:
         keys = ("exists", "usable", "group")
         return {
             "environment": dict(self.environment),
-            "devices": {path: dict(zip(keys, about, strict=True)) for path, about in devices.items()},
+            "devices": {path: dict(zip(keys, about, strict=True))
+                        for path, about in devices.items()},
             "spaces": {
                 "/dev/shm": {"total": self.shm_mib * 2**20, "free": self.shm_mib * 2**20},
                 "workspace": {"total": 2000 * GIB, "free": self.free_gib * GIB},
             },
             "programs": list(self.programs),
-            "nvidia_smi": {"status": self.smi, "output": "\n".join(lines) if self.smi == "ok" else self.smi_said}
+            "nvidia_smi": {"status": self.smi,
+                           "output": "\n".join(lines) if self.smi == "ok" else self.smi_said}
             if self.nvidia
             else {"status": "missing", "output": ""},
         }  # fmt: skip
@@ -193,8 +198,13 @@ class Fake:
                 if self.torch.sees is not None
                 else len(self.amd if self.torch.hip else self.nvidia)
             )
-            steps["torch"] = {"version": self.torch.version, "hip": self.torch.hip, "cuda": self.torch.cuda,
-                              "arch_list": list(self.torch.archs), "blas_archs": self.torch.blas}  # fmt: skip
+            steps["torch"] = {
+                "version": self.torch.version,
+                "hip": self.torch.hip,
+                "cuda": self.torch.cuda,
+                "arch_list": list(self.torch.archs),
+                "blas_archs": self.torch.blas,
+            }
             steps["devices"] = {
                 "available": seen > 0,
                 "devices": [{"name": "GPU"}] * seen,
@@ -203,8 +213,9 @@ class Fake:
             steps |= {name: {} for name in HEALTHY_STEPS}
         steps |= self.steps
         return {
-            "path": self.path, "python": self.python, "packages": {k: v for k, v in packages.items() if v},
-            "launcher": self.launcher, "launcher_present": self.launcher_present,
+            "path": self.path, "python": self.python,
+            "packages": {k: v for k, v in packages.items() if v}, "launcher": self.launcher,
+            "launcher_present": self.launcher_present,
             "report": {"steps": steps, "died": self.died},
         }  # fmt: skip
 
@@ -262,8 +273,13 @@ def _amd_card(root: Path, node: int, card: Amd) -> None:
     _write(root, f"{device}/mem_info_vram_total", f"{card.gib * GIB}\n")
     visible = card.gib * GIB if card.visible_mib is None else card.visible_mib * 2**20
     _write(root, f"{device}/mem_info_vis_vram_total", f"{visible}\n")
-    sensors = {"temp2_label": "junction", "temp2_input": card.junction_c * 1000, "temp2_crit": 105000,
-               "power1_cap": card.cap_w * 10**6, "power1_cap_default": card.default_w * 10**6}  # fmt: skip
+    sensors = {
+        "temp2_label": "junction",
+        "temp2_input": card.junction_c * 1000,
+        "temp2_crit": 105000,
+        "power1_cap": card.cap_w * 10**6,
+        "power1_cap_default": card.default_w * 10**6,
+    }
     for name, text in sensors.items():
         _write(root, f"{device}/hwmon/hwmon3/{name}", f"{text}\n")
 
@@ -291,7 +307,8 @@ MI50 = Fake(amd=(Amd(),), torch=ROCM63, amdgpu="6.10.5", rocm="6.3.1-48")
 TWO_MI50 = replace(MI50, amd=(Amd(), Amd(bus="0000:83:00.0", numa=0, group="2")))
 # design notes and record of the first user, December 2025
 FIRST_USER = Fake(
-    amd=(Amd(iommu="DMA-FQ", group="17"), Amd(bus="0000:83:00.0", numa=1, iommu="DMA-FQ", group="58")),
+    amd=(Amd(iommu="DMA-FQ", group="17"),
+         Amd(bus="0000:83:00.0", numa=1, iommu="DMA-FQ", group="58")),
     torch=Torch("2.4.1+rocm6.1", "6.1.40091-a8dbc0c19", None,
                 ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100"),
                 ("gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100")),
@@ -329,13 +346,14 @@ MACHINES: dict[str, Fake] = {
     ),
     "mixed-gpus": replace(
         MI50,
-        amd=(Amd(version=100302, gib=8, device="0x73ff", name="Radeon RX "
-                                                              "6600"), Amd(bus="0000:83:00.0", group="2")),
+        amd=(Amd(version=100302, gib=8, device="0x73ff", name="Radeon RX 6600"),
+             Amd(bus="0000:83:00.0", group="2")),
     ),
     "p100": P100,
     "t4": T4,
     "eight-h100": Fake(
-        nvidia=tuple(replace(H100, bus=f"0000:{number:02x}:00.0", group=str(number)) for number in range(0x10, 0x18)),
+        nvidia=tuple(replace(H100, bus=f"0000:{number:02x}:00.0", group=str(number))
+                     for number in range(0x10, 0x18)),
         driver="580.95.05",
     ),
     "none": NONE,

@@ -103,6 +103,11 @@ NATIVE = tuple(
     {**one, "tflops": rate} for one, rate in zip(RATES, (60.0, 200.0, 190.0), strict=True)
 )
 
+
+def preset(*sets: str, ranks: int = 1) -> Scene:
+    return on(V100, "v100", *sets, ranks=ranks)
+
+
 # rule -> (it fires, it is silent)
 CASES: dict[str, tuple[Scene, Scene]] = {
     "R01": (on(replace(MI50, torch=CU130)), on(MI50)),
@@ -123,8 +128,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     ),
     "R06": (on(T4, "ampere"), on(A100, "ampere")),
     "R07": (
-        on(V100, "v100", "model.id=local", "model.template=llama3", "attention=eager", model={"model_type": "qwen2"}),
-        on(V100, "v100", "model.id=local", "model.template=llama3", "attention=eager", model={"model_type": "llama"}),
+        on(V100, "v100", "model.id=local", "model.template=llama3", "attention=eager",
+           model={"model_type": "qwen2"}),
+        on(V100, "v100", "model.id=local", "model.template=llama3", "attention=eager",
+           model={"model_type": "llama"}),
     ),
     "R08": (on(IOMMU_ON), on(TWO_MI50)),
     "R09": (
@@ -141,9 +148,11 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         on(packages(replace(MI50, torch=ROCM61), transformers="4.57.1"), "mi50"),
         on(packages(replace(MI50, torch=ROCM61), transformers="4.51.3"), "mi50"),
     ),
-    "R14": (on(replace(MI50, torch=ROCM61, rocm="6.4.0-47")), on(replace(MI50, torch=ROCM61, rocm="6.3.1-48"))),
+    "R14": (on(replace(MI50, torch=ROCM61, rocm="6.4.0-47")),
+            on(replace(MI50, torch=ROCM61, rocm="6.3.1-48"))),
     "R15": (
-        on(replace(MI50, devices=dict.fromkeys(("/dev/kfd", "/dev/dri/renderD128"), (True, False, "render")))),
+        on(replace(MI50, devices=dict.fromkeys(("/dev/kfd", "/dev/dri/renderD128"),
+                                               (True, False, "render")))),
         on(MI50),
     ),
     "R16": (on(replace(TWO_MI50, shm_mib=64)), on(replace(MI50, shm_mib=64))),
@@ -156,14 +165,16 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R19": (on(amd(TWO_MI50, visible_mib=256)), on(TWO_MI50)),
     "R20": (
         on(replace(TWO_MI50, torch=replace(ROCM63, peers=((0, 1), (1, 0))))),
-        on(shell(replace(TWO_MI50, torch=replace(ROCM63, peers=((0, 1), (1, 0)))), HSA_FORCE_FINE_GRAIN_PCIE="1")),
+        on(shell(replace(TWO_MI50, torch=replace(ROCM63, peers=((0, 1), (1, 0)))),
+                 HSA_FORCE_FINE_GRAIN_PCIE="1")),
     ),
     "R21": (
         on(shell(MI50, PYTORCH_HIP_ALLOC_CONF="expandable_segments:True")),
         on(shell(T4, PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")),
     ),
     "R22": (
-        on(shell(T4, PYTORCH_CUDA_ALLOC_CONF="max_split_size_mb:512", PYTORCH_ALLOC_CONF="max_split_size_mb:256")),
+        on(shell(T4, PYTORCH_CUDA_ALLOC_CONF="max_split_size_mb:512",
+                 PYTORCH_ALLOC_CONF="max_split_size_mb:256")),
         on(shell(T4, PYTORCH_CUDA_ALLOC_CONF="max_split_size_mb:512")),
     ),
     "R23": (
@@ -181,7 +192,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     ),
     "R27": (on(amd(MI50, flags=0b1101)), on(MI50)),
     "R28": (on(packages(MI50, deepspeed="0.18.8")), on(packages(MI50, deepspeed="0.18.4"))),
-    "R29": (on(shell(T4, DS_BUILD_OPS="1")), on(shell(T4, DS_BUILD_OPS="0", DS_BUILD_CPU_ADAM="1"))),
+    "R29": (on(shell(T4, DS_BUILD_OPS="1")),
+            on(shell(T4, DS_BUILD_OPS="0", DS_BUILD_CPU_ADAM="1"))),
     "R30": (on(shell(T4, DISABLE_VERSION_CHECK="1")), on(shell(T4, DISABLE_VERSION_CHECK="0"))),
     "R31": (on(replace(T4, python="3.10.12")), on(replace(T4, python="3.12.3"))),
     "R32": (on(T4, "ampere", "attention=flash2"), on(A100, "ampere", "attention=flash2")),
@@ -192,10 +204,12 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R34": (on(RDNA3), on(shell(RDNA3, TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL="1"))),
     "R35": (on(MI50), on(shell(MI50, TORCH_BLAS_PREFER_HIPBLASLT="0"))),
     "R36": (on(MI50, "mi50-fp16", "llamafactory.enable_liger_kernel=true"), on(MI50, "mi50-fp16")),
-    "R37": (on(P40, "v100", "llamafactory.torch_compile=true"), on(V100, "v100", "llamafactory.torch_compile=true")),
+    "R37": (on(P40, "v100", "llamafactory.torch_compile=true"),
+            on(V100, "v100", "llamafactory.torch_compile=true")),
     "R38": (on(RDNA2, "ampere"), on(RDNA3, "ampere")),
     "R39": (on(replace(RDNA2, torch=ROCM7)), on(RDNA2)),
-    "R40": (on(V100, "v100", "llamafactory.quantization_bit=8"), on(T4, "t4", "llamafactory.quantization_bit=8")),
+    "R40": (on(V100, "v100", "llamafactory.quantization_bit=8"),
+            on(T4, "t4", "llamafactory.quantization_bit=8")),
     "R41": (on(P40), on(P100)),
     "R42": (on(FIRST_USER), on(TWO_MI50)),
     "R43": (
@@ -241,17 +255,34 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "llamafactory-cli-missing": (on(replace(T4, launcher_present=False)), on(T4)),
     "llamafactory-missing": (on(replace(T4, torch=None, packages={"peft": "0.18.1"})), on(T4)),
     "llamafactory-version": (on(packages(T4, llamafactory="0.9.3")), on(T4)),
+    "eval-never": (preset("data.eval=x"), preset("save.eval_every_steps=5", "data.eval=x")),
+    "eval-without-data": (
+        preset("save.eval_every_steps=5"),
+        preset("save.eval_every_steps=5", "data.eval=x"),
+    ),
+    "flash2-fp32": (preset("attention=flash2", "precision=fp32"), preset("attention=flash2")),
+    "global-batch": (preset("train.global_batch=63"), preset("train.global_batch=64")),
+    "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
+    "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),
+    "sharding-one-gpu": (preset("sharding=zero2"), preset("sharding=zero2", ranks=2)),
+    "sharding-unverified": (preset("sharding=zero2", ranks=2), preset(ranks=2)),
+    "stored-fp32-sharded": (
+        preset("sharding=fsdp", "precision=fp32", ranks=2),
+        preset("sharding=fsdp", "precision=fp32", "weights=fp32", ranks=2),
+    ),
     "memory-short": (
         on(deep(T4, "memory", device="cuda:0", wanted_gib=14.0, gib=6.0, error="out of memory")),
         on(deep(T4, "memory", device="cuda:0", wanted_gib=14.0, gib=14.0)),
     ),
     "no-gpu": (on(NONE), on(T4)),
     "no-pip": (on(replace(T4, versions={})), on(T4)),
-    "nvidia-driver-old": (on(replace(T4, driver="550.90.07")), on(replace(T4, torch=CU126, driver="550.90.07"))),
+    "nvidia-driver-old": (on(replace(T4, driver="550.90.07")),
+                          on(replace(T4, torch=CU126, driver="550.90.07"))),
     "nvidia-smi": (on(replace(T4, smi="hangs")), on(T4)),
     "on-cpu": (on(NONE, "v100", ranks=1, on_cpu=True), on(NONE, "demo", ranks=1, on_cpu=True)),
     "other-gpu": (on(T4, "v100"), on(V100, "v100")),
-    "package-missing": (on(A100, "qlora-24g"), on(packages(A100, bitsandbytes="0.48.2"), "qlora-24g")),
+    "package-missing": (on(A100, "qlora-24g"),
+                        on(packages(A100, bitsandbytes="0.48.2"), "qlora-24g")),
     "sdpa-self-test": (
         on(deep(T4, "sdpa", device="cuda:0", finite=False)),
         on(deep(T4, "sdpa", device="cuda:0", finite=True, eager_finite=False)),

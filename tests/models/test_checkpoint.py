@@ -7,7 +7,8 @@ import pytest
 from models_on_disk import write_json, write_raw, write_safetensors
 
 from iisft.errors import InputError
-from iisft.models.folder.checkpoint import Tensor, checkpoint_findings, inspect_checkpoint
+from iisft.models.folder.checkpoint import checkpoint_findings, inspect_checkpoint
+from iisft.models.folder.safetensors import Tensor
 
 
 def codes(folder: Path) -> list[str]:

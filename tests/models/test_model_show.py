@@ -178,8 +178,15 @@ def test_options_that_exclude_each_other(iisft: CLI, copied: Path) -> None:
 
 
 def test_model_show_tells_what_a_folder_holds(downloaded: Path, iisft: CLI) -> None:
-    config = {**CONFIG, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-              "hidden_size": 3584, "vocab_size": 152064, "max_position_embeddings": 32768}  # fmt: skip
+    config = {
+        **CONFIG,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "hidden_size": 3584,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+    }
     write_json(downloaded / "config.json", config)
     assert iisft("download", REPO, "--adopt", str(downloaded), "--source", "local").code == 0
     result = iisft("model", "show", REPO)

@@ -46,7 +46,12 @@ def test_the_whole_plan_of_exact_float32(model_folder: Path) -> None:
         name: model_folder / name
         for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
-    assert sorted(made.texts) == ["config.json", "modeling_iisft.py", "stopping_iisft.py"]
+    assert sorted(made.texts) == [
+        "config.json",
+        "constants_iisft.py",
+        "modeling_iisft.py",
+        "stopping_iisft.py",
+    ]
     assert json.loads(made.texts["config.json"]) == made.config
     assert made.texts["modeling_iisft.py"] == CODE
     assert (made.expected_weights_dtype, made.expected_compute_dtype) == ("bfloat16", "float32")

@@ -13,8 +13,8 @@ import pytest
 
 FAKES = Path(__file__).with_name("fakes")
 TOOLS = (
-    "bash", "basename", "cat", "cp", "cut", "dirname", "env", "flock", "grep", "mkdir", "mv", "readlink", "rm", "sed",
-    "sha256sum",
+    "bash", "basename", "cat", "cp", "cut", "dirname", "env", "flock", "grep", "mkdir", "mv",
+    "readlink", "rm", "sed", "sha256sum",
 )  # fmt: skip
 FOREIGN = {"torch": "2.7.1+rocm6.3", "torchvision": "0.22.1+rocm6.3", "torchaudio": "2.7.1+rocm6.3"}
 

@@ -79,6 +79,6 @@ def test_explain_gives_the_presets_own_reason_the_place_and_the_arguments() -> N
 def test_the_schema_names_every_section() -> None:
     schema = explain.schema()
     assert set(schema["properties"]) == {
-        "extends", "summary", "run_on", "hardware", "model", "precision", "weights", "attention", "lora", "train",
-        "sharding", "data", "save", "watch", "env", "llamafactory",
+        "extends", "summary", "run_on", "hardware", "model", "precision", "weights", "attention",
+        "lora", "train", "sharding", "data", "save", "watch", "env", "llamafactory",
     }  # fmt: skip

@@ -15,8 +15,8 @@ def test_scalars_are_those_of_yaml_1_2() -> None:
     )
     values, _ = yaml12.parse(text, where="x")
     assert values == {
-        "a": 1e-5, "b": 1e-5, "c": "no", "d": True, "e": 15, "f": 31, "g": float("inf"), "h": None, "i": "1e-5",
-        "j": "1_000", "k": "12:30", "l": 7, "m": -0.5,
+        "a": 1e-5, "b": 1e-5, "c": "no", "d": True, "e": 15, "f": 31, "g": float("inf"), "h": None,
+        "i": "1e-5", "j": "1_000", "k": "12:30", "l": 7, "m": -0.5,
     }  # fmt: skip
 
 

@@ -43,8 +43,8 @@ def by_id(result: Any) -> dict[str, dict[str, Any]]:
 
 def huge(model: Path) -> None:
     sizes = {
-        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-        "num_key_value_heads": 8, "vocab_size": 152064,
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 152064,
     }  # fmt: skip
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | sizes))
@@ -139,13 +139,13 @@ def test_the_next_plan_uses_what_this_machine_reached(
 ) -> None:
     before = json.loads(iisft("plan", *staged, "--json").out)
     kin = {
-        "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager", "checkpointing": True,
-        "sharding": "none",
+        "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager",
+        "checkpointing": True, "sharding": "none",
     }  # fmt: skip
     entry = {
-        "machine": platform.node(), "kin": kin, "ranks": 2, "flops_per_token": 4.0e10, "global_batch": 64,
-        "predicted": {"peak_gib": 10.0, "step_s": 100.0}, "measured": {"tokens_per_s": 500.0, "step_s": 80.0,
-        "peak_gib": 11.0},
+        "machine": platform.node(), "kin": kin, "ranks": 2, "flops_per_token": 4.0e10,
+        "global_batch": 64, "predicted": {"peak_gib": 10.0, "step_s": 100.0},
+        "measured": {"tokens_per_s": 500.0, "step_s": 80.0, "peak_gib": 11.0},
     }  # fmt: skip
     file = workspace / "runs" / measurements.FILE
     file.parent.mkdir(exist_ok=True)
@@ -158,7 +158,8 @@ def test_the_next_plan_uses_what_this_machine_reached(
     file.write_text("\n".join(lines) + "\n")
     after = json.loads(iisft("plan", *staged, "--json").out)
     assert after["measured"] == {
-        "runs": 1, "tflops": 10.0, "peak_measured_over_predicted": 1.1, "step_measured_over_predicted": 0.8,
+        "runs": 1, "tflops": 10.0, "peak_measured_over_predicted": 1.1,
+        "step_measured_over_predicted": 0.8,
     }  # fmt: skip
     assert after["overhead"]["measured excess"] == pytest.approx(0.1 * before["peak_gib"], abs=1e-3)
     assert after["step_s"] != before["step_s"]
@@ -214,8 +215,8 @@ def test_a_probe_runs_real_steps_and_keeps_only_what_it_measured(
     iisft: CLI, staged: list[str], workspace: Path, fake_trainer: Callable[..., None]
 ) -> None:
     fake_trainer("ok", STEPS="4", STEP_S="1.2")
-    result = iisft("plan", *staged, "--set", "hardware.vendor=cpu", "--set", "hardware.arch=cpu", "--set",
-                   "hardware.gpus=1", "--probe", "--json")  # fmt: skip
+    result = iisft("plan", *staged, "--set", "hardware.vendor=cpu", "--set", "hardware.arch=cpu",
+                   "--set", "hardware.gpus=1", "--probe", "--json")  # fmt: skip
     found = json.loads(result.out)
     assert found["probe"]["steps"] == 4
     assert found["probe"]["step_s"] == pytest.approx(1.2, rel=0.5)

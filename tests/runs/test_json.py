@@ -1,4 +1,6 @@
-"""Every command that prints data prints one JSON document with --json, and nothing else on stdout."""
+"""Every command that prints data prints one JSON document with --json, and nothing else
+on stdout.
+"""
 
 import json
 from collections.abc import Callable

@@ -200,14 +200,14 @@ def test_the_list_is_the_newest_first_and_holds_what_ended(
         run = RunFolder(workspace / "runs" / f"r{number}")
         run.path.mkdir()
         outcome = {
-            "state": "stopped", "reason": "why", "preset": "p", "started": 2000.0 + number, "ended": 1.0,
-            "step": number, "total_steps": 9, "loss": 0.5, "ranks": 2,
+            "state": "stopped", "reason": "why", "preset": "p", "started": 2000.0 + number,
+            "ended": 1.0, "step": number, "total_steps": 9, "loss": 0.5, "ranks": 2,
         }  # fmt: skip
         run.exit.write_text(json.dumps(outcome))
     (workspace / "runs" / ".half-made").mkdir()
     listed = [status.as_json() for status in all_runs(Workspace(workspace))]
     assert [run["id"] for run in listed] == ["r2", "r1", "r0", "run"]
     assert listed[0] == {
-        "id": "r2", "state": "stopped", "reason": "why", "preset": "p", "started": 2002.0, "ended": 1.0, "step": 2,
-        "total_steps": 9, "loss": 0.5, "eta_s": None, "ranks": 2,
+        "id": "r2", "state": "stopped", "reason": "why", "preset": "p", "started": 2002.0,
+        "ended": 1.0, "step": 2, "total_steps": 9, "loss": 0.5, "eta_s": None, "ranks": 2,
     }  # fmt: skip

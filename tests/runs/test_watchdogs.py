@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from iisft.errors import Finding
 from iisft.llamafactory.logs import Metrics
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.supervise import watchdogs
@@ -165,12 +166,12 @@ def test_a_checkpoint_that_will_not_fit_is_told_once_and_again_after_there_was_r
     assert watch.look() is None  # no checkpoint yet, so nobody knows what the next one takes
     watch.needed = 2 * 2**30
     free[0] = 2**30
-    assert watch.look() == {
-        "id": "disk-low",
-        "severity": "warn",
-        "message": "the next checkpoint needs 2.00 GiB, 1.00 GiB are free",
-        "fix": f"free some space below {tmp_path}",
-    }
+    assert watch.look() == Finding(
+        "disk-low",
+        "the next checkpoint needs 2.00 GiB, 1.00 GiB are free",
+        fix=f"free some space below {tmp_path}",
+        severity="warn",
+    )
     clock.now += 31
     assert watch.look() is None
     free[0] = 9 * 2**30
@@ -187,7 +188,7 @@ def test_throttling_is_noted_once_an_hour(clock: Clock, monkeypatch: pytest.Monk
     monkeypatch.setattr(watchdogs.sensors, "sample", lambda: [hot, nameless])
     watch = ThermalWatch()
     found = watch.look()
-    assert found is not None and found["message"] == "throttled by temperature: MI50 105 C, nvidia"
+    assert found is not None and found.message == "throttled by temperature: MI50 105 C, nvidia"
     clock.now += 61
     assert watch.look() is None
     clock.now += 3600

@@ -57,7 +57,9 @@ def build_tokenizer(texts):
 
 
 def build_model(tokenizer, texts):
-    """Next-token training on the texts, in float32, then rounded to bf16 as published models are."""
+    """Next-token training on the texts, in float32, then rounded to bf16 as published
+    models are.
+    """
     torch.manual_seed(42)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

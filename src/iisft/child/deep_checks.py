@@ -102,7 +102,9 @@ def copy(spec):
 
 
 def sdpa(spec):
-    """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and in float32."""
+    """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and
+    in float32.
+    """
     import torch
 
     device = torch.device(spec["device"])

@@ -26,12 +26,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK, PROOF_VARIABLE
 from .stopping_iisft import install
 
 # a view of a model with its own, trusted code imports that code's class under this name
 TRUSTED = None
-ARITHMETICS = ("float32", "native")
-MARK = "iisft-observed"
 LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
 
 
@@ -248,10 +247,10 @@ def plain(dtype):
 def _write_line(observed):
     # A word that only the starter of this process knows: text of a data row, which the trainer
     # prints, can't forge it.
-    words = filter(None, (MARK, os.environ.get("IISFT_PROOF"), json.dumps(observed)))
+    words = filter(None, (PROOF_MARK, os.environ.get(PROOF_VARIABLE), json.dumps(observed)))
     line = f"\n{' '.join(words)}\n".encode()
     if len(line) >= LONGEST_LINE:
-        raise RuntimeError(f"{MARK}: {len(line)} bytes are too many for one line")
+        raise RuntimeError(f"{PROOF_MARK}: {len(line)} bytes are too many for one line")
     # when nobody reads, the run goes on; without this line it is not proven
     with contextlib.suppress(OSError):
         os.write(1, line)
@@ -267,17 +266,17 @@ def __getattr__(name):
 
     class Observed(base):
         def __init__(self, config, *inputs, **kwargs):
-            arithmetic = getattr(config, "iisft_arithmetic", None)
+            arithmetic = getattr(config, ARITHMETIC_KEY, None)
             if arithmetic not in ARITHMETICS:
                 raise ValueError(
-                    f"config.json: iisft_arithmetic is {arithmetic!r}, not one of {ARITHMETICS}"
+                    f"config.json: {ARITHMETIC_KEY} is {arithmetic!r}, not one of {ARITHMETICS}"
                 )
             if not isinstance(config, base.config_class):
                 raise ValueError(
                     f"config.json: model_type {config.model_type} does not belong to {name}"
                 )
             super().__init__(config, *inputs, **kwargs)
-            if arithmetic == "float32":
+            if arithmetic == FLOAT32:
                 make_exact(self)
             Witness(self, arithmetic)
             install()

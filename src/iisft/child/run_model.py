@@ -23,6 +23,7 @@ import types
 from pathlib import Path
 
 import torch
+from constants_iisft import ARITHMETIC_KEY
 
 
 class Link:
@@ -58,7 +59,9 @@ class Link:
 
 
 def load(spec):
-    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer and template."""
+    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer
+    and template.
+    """
     from llamafactory.chat import chat_model, hf_engine
     from llamafactory.model import load_model
 
@@ -136,7 +139,7 @@ def observe(model, tokenizer):
 
     def describe(module, args, output):
         seen.update(
-            view.describe(base, getattr(base.config, "iisft_arithmetic", None), output[0].device)
+            view.describe(base, getattr(base.config, ARITHMETIC_KEY, None), output[0].device)
         )
 
     attention, linear = view.first_attention(backbone)

@@ -18,7 +18,7 @@ import torch
 from transformers import trainer
 from transformers.trainer_callback import TrainerCallback
 
-STOP_FILE = "IISFT_STOP_FILE"
+from .constants_iisft import STOP_VARIABLE
 
 
 class StopTogether(TrainerCallback):
@@ -39,7 +39,7 @@ class StopTogether(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        stop_file = os.environ.get(STOP_FILE)
+        stop_file = os.environ.get(STOP_VARIABLE)
         if _any_rank(self.asked or bool(stop_file and Path(stop_file).exists()), args.device):
             control.should_save = True
             control.should_training_stop = True

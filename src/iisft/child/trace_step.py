@@ -112,7 +112,8 @@ def build(case):
         model_name_or_path="traced", disable_gradient_checkpointing=not case["checkpointing"]
     )
     finetuning = FinetuningArguments(
-        finetuning_type="lora", lora_rank=case["rank"], lora_alpha=case["rank"], lora_dropout=case["dropout"],
+        finetuning_type="lora", lora_rank=case["rank"], lora_alpha=case["rank"],
+        lora_dropout=case["dropout"],
         lora_target=case["target"],
     )  # fmt: skip
     prepare_model_for_training(model, model_args)

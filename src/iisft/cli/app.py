@@ -1,7 +1,8 @@
 """The Typer application and main(): errors become text and exit codes here and nowhere else."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -15,39 +16,42 @@ from iisft.cli.download import download
 from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.export import export
+from iisft.cli.help import PREPARE, TRAIN, USE, group
 from iisft.cli.model import model_app, models
 from iisft.cli.plan import plan
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
 from iisft.cli.report import report
-from iisft.cli.run import register_run_commands
+from iisft.cli.run import logs, resume, status, stop, wait
 from iisft.cli.runs import runs_app
 from iisft.cli.serve import serve
 from iisft.cli.train import train
 from iisft.cli.watch import watch
 from iisft.errors import EnvironmentFault, ExitCode, IisftError
 
-app = typer.Typer(
+app = group(
+    """Fine-tune language models on the GPUs you own: LLaMA-Factory runs that do exactly what
+    their preset says.
+
+    \b
+    Examples:
+      iisft train --preset demo
+      iisft train --preset mi50 --dry-run
+    """,
     name="iisft",
-    help="Fine-tune language models on the GPUs you own: LLaMA-Factory runs that do exactly what "
-    "their preset says.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
-app.command()(train)
-app.command()(plan)
-app.command()(download)
-app.command()(models)
-app.add_typer(model_app, name="model")
-app.add_typer(preset_app, name="preset")
-app.add_typer(data_app, name="data")
-app.add_typer(runs_app, name="runs")
-register_run_commands(app)
-app.command()(watch)
-for _command in (env_check, predict, evaluate, compare, report, chat, serve, export):
-    app.command()(_command)
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    PREPARE: (env_check, download, models, plan),
+    TRAIN: (train, status, watch, logs, wait, stop, resume),
+    USE: (predict, evaluate, compare, report, chat, serve, export),
+}
+for _heading, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_heading)(_command)
+app.add_typer(preset_app, name="preset", rich_help_panel=PREPARE)
+app.add_typer(model_app, name="model", rich_help_panel=PREPARE)
+app.add_typer(data_app, name="data", rich_help_panel=PREPARE)
+app.add_typer(runs_app, name="runs", rich_help_panel=TRAIN)
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,7 +77,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         app(args=list(argv), prog_name="iisft")
     except SystemExit as finished:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's word for a closed pipe
+            return ExitCode.OK
         return finished.code if isinstance(finished.code, int) else ExitCode.OK
+    except console.ReaderGone:
+        return ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:

@@ -35,7 +35,15 @@ def chat(
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Talk to a run's model as it was trained. Questions from a pipe are answered line by line."""
+    """Talk to a run's model.
+
+    It computes as in training. Questions from a pipe are answered line by line.
+
+    \b
+    Examples:
+      iisft chat RUN
+      echo 'What is LoRA?' | iisft chat RUN
+    """
     from iisft.cli.loading import prepare
     from iisft.inference import talk
 
@@ -72,7 +80,7 @@ def _answer_all(
                 for text in parts:
                     answer += text
                     if not quiet:
-                        console.out_part(text)
+                        console.out_live(text, end="")
             if not quiet:
                 console.out()
             turns.append({"question": question, "answer": answer})

@@ -39,8 +39,14 @@ def compare(
     text_rows: TextOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare predictions of the same rows: paired differences, flipped rows, and which checkpoint
-    is best.
+    """Compare predictions of the same rows, pair by pair.
+
+    Differences with intervals and tests, the rows that flipped, and which checkpoint is best.
+
+    \b
+    Examples:
+      iisft compare RUN
+      iisft compare RUN@base RUN@150 other.jsonl
     """
     from iisft.evaluation import locate
     from iisft.evaluation.compare import compare as judge
@@ -50,14 +56,16 @@ def compare(
     found = [source for name in what for source in locate.find(Workspace.current(), name, data)]
     comparison = judge(found, chosen, parse_columns(columns))
     if as_json:
-        console.out_json(comparison.as_json())
+        from iisft.evaluation.explain import verdict
+
+        console.out_json(comparison.as_json() | {"sentences": verdict(comparison)})
         return
     _print(comparison)
 
 
 def _print(found: "Comparison") -> None:
     from iisft.cli.evaluate import NAMES
-    from iisft.evaluation.verdict import verdict
+    from iisft.evaluation.explain import verdict
 
     console.findings(found.findings)
     figures = [

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from iisft.cli import console, data_tokens
+from iisft.cli import console, data_tokens, help
 from iisft.cli.data_check import check
 from iisft.cli.data_show import show
 from iisft.cli.data_split import split
@@ -13,9 +13,13 @@ from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, Pres
 from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption
 from iisft.workspace import Workspace
 
-data_app = typer.Typer(
-    help="Datasets: check, split and stage them.", no_args_is_help=True, rich_markup_mode=None
-)
+data_app = help.group("""Check, split and stage datasets.
+
+\b
+Examples:
+  iisft data check rows.jsonl --preset mi50
+  iisft data stage rows.jsonl --name triage --preset mi50
+""")
 data_app.command()(check)
 data_app.command()(show)
 data_app.command()(split)
@@ -24,7 +28,10 @@ data_app.command()(split)
 @data_app.command()
 def stage(
     file: Annotated[
-        Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON array, JSON lines, CSV or Parquet, gzipped or not."
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
@@ -49,10 +56,15 @@ def stage(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row and copy it to data/NAME, where presets find it.
+    """Check every row and copy the file to data/NAME for training.
 
-    With a preset or model the rows' tokens are counted, and overlong rows are refused, fitted,
-    dropped or let be.
+    With a preset or model the tokens of each row are counted, and rows over cutoff_len are
+    refused, fitted, dropped or let through.
+
+    \b
+    Examples:
+      iisft data stage rows.jsonl --name triage
+      iisft data stage rows.jsonl --name triage -p mi50 --overlong fit
     """
     from iisft.cli.progress import bytes_bar
     from iisft.data.stage import staging
@@ -89,7 +101,7 @@ def stage(
         )
     tokens = data_tokens.tokenize(target, name) if tokenize else None
     dataset = staged.dataset
-    console.findings(staged.findings.as_findings())
+    console.findings(staged.findings.first_of_each())
     if as_json:
         console.out_json(
             {
@@ -126,7 +138,12 @@ def stage(
 
 @data_app.command("list")
 def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Staged datasets."""
+    """List the staged datasets.
+
+    \b
+    Examples:
+      iisft data list
+    """
     from iisft.data.stage import staging
     from iisft.errors import InputError
 

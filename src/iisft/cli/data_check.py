@@ -25,7 +25,8 @@ def check(
     file: Annotated[
         list[Path],
         typer.Argument(
-            help="A data file, or a staged dataset's name. Several: leaks between them too."
+            metavar="FILE...",
+            help="A data file, or a staged dataset's name. Several: leaks between them too.",
         ),
     ],
     formats: FormatOption = None,
@@ -40,10 +41,16 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every row: what is wrong with it, where, and what repeats; with a preset or model, its
-    tokens too.
+    """Check every row: what is wrong, where, and what repeats.
 
-    Exit code 3 when a row can't be trained on, or would be cut and the policy is fail.
+    With a preset or model its tokens are counted too. Exit 3 when a row can't be trained on,
+    or would be cut and the policy is fail.
+
+    \b
+    Examples:
+      iisft data check rows.jsonl
+      iisft data check train.jsonl val.jsonl
+      iisft data check rows.jsonl -p mi50 --html account.html
     """
     from iisft.cli.progress import bytes_bar
     from iisft.data.check import checking
@@ -111,7 +118,7 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
 
 def _open_all(given: list[Path], formats: str | None, columns: list[str] | None) -> "list[Source]":
     """Every file, or all that is wrong with those that can't be opened."""
-    from iisft.errors import CheckFailed, Finding, InputError
+    from iisft.errors import CheckFailed, InputError
 
     sources, refused = [], []
     for file in given:
@@ -122,9 +129,7 @@ def _open_all(given: list[Path], formats: str | None, columns: list[str] | None)
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        raise CheckFailed(
-            [Finding(one.code, one.message, where=one.where, fix=one.fix) for one in refused]
-        )
+        raise CheckFailed([one.finding for one in refused])
     return sources
 
 
@@ -165,5 +170,5 @@ def _print_group(code: str, group: "Group") -> None:
         console.out(f"  {finding.where}  {finding.text}")
     if group.count > _SHOWN_ROWS:
         console.out(f"  and {group.count - _SHOWN_ROWS:,} more; --json lists them")
-    if fix := group.kept[0].problem.fix:
+    if fix := group.kept[0].fix:
         console.out(f"  fix: {fix}")

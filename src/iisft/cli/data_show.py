@@ -8,6 +8,7 @@ import typer
 from iisft.cli import console
 from iisft.cli.data_tokens import ModelOption, PresetOption
 from iisft.cli.options import JsonOption, SetOption, complete_datasets
+from iisft.quoting import visible
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ _MARKS = {"read": ("", ""), "trained": ("⟦", "⟧"), "cut": ("⟨cut: ", "⟩"
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A staged dataset.", autocompletion=complete_datasets)
+        str,
+        typer.Argument(metavar="NAME", help="A staged dataset.", autocompletion=complete_datasets),
     ],
     row: Annotated[int, typer.Option("--row", help="Which row, from 1.")] = 1,
     preset: PresetOption = None,
@@ -29,11 +31,16 @@ def show(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One row as the model will see it: template applied, trained tokens in green, what would be
-    cut in red.
+    """Show one row as the model will see it.
 
-    Rendered for the model that it was staged for, or for --preset or --model; without any, the
+    The template is applied; trained tokens are green, what would be cut is red. Rendered for
+    the model that the dataset was staged for, or for --preset or --model; without any, the
     turns as they are.
+
+    \b
+    Examples:
+      iisft data show triage --row 3
+      iisft data show triage --row 3 --preset mi50
     """
     from iisft.data.read.conversation import from_row
     from iisft.data.stage import staging
@@ -95,7 +102,8 @@ def _print_segments(segments: list["Segment"], limit: "Limit | None") -> None:
     if sys.stdout.isatty() and not screen.no_color:
         from rich.text import Text
 
-        screen.print(Text.assemble(*((s.text, _STYLES[s.kind]) for s in segments)), soft_wrap=True)
+        parts = ((visible(s.text), _STYLES[s.kind]) for s in segments)
+        console.out_rich(screen, Text.assemble(*parts), soft_wrap=True)
         return
     marked = (f"{_MARKS[s.kind][0]}{s.text}{_MARKS[s.kind][1]}" for s in segments)
     console.out("".join(marked))

@@ -18,7 +18,10 @@ _SHOWN_NAME = 60
 
 def split(
     file: Annotated[
-        Path, typer.Argument(help="JSON array, JSON lines, CSV or Parquet, gzipped or not.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON array, JSON lines, CSV or Parquet, gzipped or not."
+        ),
     ],
     to: Annotated[
         Path | None, typer.Option(help="Folder for the files; left out = beside the file.")
@@ -35,9 +38,9 @@ def split(
             "lines 'KEY: value', or answer-shape.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random order.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 42,
     stable: Annotated[
-        bool, typer.Option("--stable", help="By hash: a row keeps its side when others come.")
+        bool, typer.Option("--stable", help="By hash: a row keeps its side when rows are added.")
     ] = False,
     ratio: Annotated[
         list[str] | None,
@@ -60,7 +63,15 @@ def split(
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Split a file into train, val and test. Rows with the same prompt stay on one side."""
+    """Split a file into train, val and test.
+
+    Rows with the same prompt stay on one side.
+
+    \b
+    Examples:
+      iisft data split rows.jsonl --by answer-shape
+      iisft data split rows.jsonl --parts 9:1 --stable
+    """
     from iisft.cli.progress import bytes_bar
     from iisft.data.read.source import open_source
     from iisft.data.split import splitting

@@ -1,4 +1,6 @@
-"""What `data check` and `data stage` say about tokens: their options, and the account for people."""
+"""What `data check` and `data stage` say about tokens: their options, and the account
+for people.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

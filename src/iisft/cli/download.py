@@ -35,7 +35,13 @@ def download(
         typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's."),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", "-p", help="Whose model.", autocompletion=complete_presets)
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            help="The preset whose model is wanted.",
+            autocompletion=complete_presets,
+        ),
     ] = "mi50",
     source: Annotated[
         Source,
@@ -64,7 +70,7 @@ def download(
     ] = Transfer.IISFT,
     allow_pickle: Annotated[
         bool,
-        typer.Option("--allow-pickle", help="Weights that can run code when they are loaded, too."),
+        typer.Option("--allow-pickle", help="Also fetch weights that can run code when loaded."),
     ] = False,
     verify: Annotated[
         Path | None,
@@ -81,7 +87,16 @@ def download(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Get a model from Hugging Face, ModelScope or a mirror: resumable, and every byte proven."""
+    """Download a model, resumable and verified; or verify a folder.
+
+    Run it again after a kill, Ctrl-C or a lost line: it goes on at the byte where it stopped.
+
+    \b
+    Examples:
+      iisft download
+      iisft download Qwen/Qwen2.5-7B-Instruct --source modelscope
+      iisft download --verify models/Qwen/Qwen2.5-7B-Instruct
+    """
     if verify is not None and adopt is not None:
         raise UsageError("verify-or-adopt", "--verify and --adopt exclude each other")
     if source is Source.LOCAL and adopt is None:
@@ -90,7 +105,7 @@ def download(
     if verify is not None or adopt is not None:
         _check(verify, adopt, model, revision, sources, as_json=as_json, quiet=quiet)
         return
-    from iisft.cli.transfer_bar import transfer_bar
+    from iisft.cli.progress import transfer_bar
     from iisft.models.hub import download as downloads
 
     workspace = Workspace.current()
@@ -123,10 +138,11 @@ def _preset_model(preset: str, workspace: Workspace) -> str:
 
 
 def _check(
-    verify: Path | None, adopt: Path | None, model: str | None, revision: str | None, sources: tuple[str, ...],
+    verify: Path | None, adopt: Path | None, model: str | None, revision: str | None,
+    sources: tuple[str, ...],
     *, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    from iisft.cli.transfer_bar import transfer_bar
+    from iisft.cli.progress import transfer_bar
     from iisft.models.hub import verify as verifying
 
     with transfer_bar(quiet=quiet) as show:

@@ -57,7 +57,7 @@ TextOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="NAME", help="Of a run: predictions of this dataset."),
+    typer.Option("--data", metavar="NAME", help="With a run: its predictions for this dataset."),
 ]
 
 
@@ -87,8 +87,15 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge predictions: figures with 95 % intervals, beside trivial answers, and what they mean in
-    sentences.
+    """Score predictions beside trivial baselines.
+
+    Figures with 95 % intervals, and sentences that say what they mean.
+
+    \b
+    Examples:
+      iisft evaluate RUN
+      iisft evaluate answers.jsonl --columns reference=truth,prediction=output
+      iisft evaluate RUN --label answer-shape --classes drop=UUID,keep=*
     """
     from iisft.evaluation import locate
     from iisft.evaluation.evaluate import evaluate as judge
@@ -114,7 +121,10 @@ def evaluate(
     )
     evaluation.findings[:0] = source.findings
     if as_json:
+        from iisft.evaluation.explain import sentences
+
         about = {
+            "sentences": sentences(evaluation),
             "run": source.run.id if source.run else None,
             "checkpoint": source.checkpoint,
             "data": source.data,
@@ -151,7 +161,7 @@ def options(
 
 
 def _print(found: "Evaluation") -> None:
-    from iisft.evaluation.sentences import sentences
+    from iisft.evaluation.explain import sentences
 
     console.findings(found.findings)
     if found.task.found_labels:

@@ -18,14 +18,21 @@ def export(
     checkpoint: CheckpointOption = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="fp32|fp16|bf16", help="Of the weights; left out = the base model's."),
+        typer.Option(
+            metavar="fp32|fp16|bf16", help="The weights' dtype; left out = the base model's."
+        ),
     ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge a run's adapter into its base model, check that it answers the same, and write a folder
-    for any tool.
+    """Merge the adapter into its base model and check the result.
+
+    The merged model must give the adapter's answers before the folder gets its name.
+
+    \b
+    Examples:
+      iisft export RUN -o merged --dtype bf16
     """
     from iisft.cli.loading import prepare
     from iisft.inference import export as exporting

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iisft.cli import console
+from iisft.cli import console, help
 from iisft.cli.options import JsonOption, QuietOption
 from iisft.errors import ExitCode
 from iisft.workspace import Workspace
@@ -12,7 +12,12 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.models.describe import Description
 
-model_app = typer.Typer(help="One model folder.", no_args_is_help=True, rich_markup_mode=None)
+model_app = help.group("""Inspect one model folder.
+
+\b
+Example:
+  iisft model show Qwen/Qwen2.5-7B-Instruct
+""")
 
 
 def complete_models() -> list[str]:
@@ -21,7 +26,13 @@ def complete_models() -> list[str]:
 
 
 def models(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """The models in this workspace."""
+    """List the models in this workspace.
+
+    \b
+    Examples:
+      iisft models
+      iisft models --json
+    """
     from iisft.models import describe
     from iisft.models.folder.manifest import gb
 
@@ -61,8 +72,14 @@ def show(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """What a model folder holds, from its JSON files and safetensors headers: no weight is loaded,
-    no code runs.
+    """Show parameters, dtypes, template and faults of a model folder.
+
+    It reads JSON files and safetensors headers; no weight is loaded and no code runs.
+
+    \b
+    Examples:
+      iisft model show Qwen/Qwen2.5-7B-Instruct
+      iisft model show /data/qwen --json
     """
     from iisft.models import describe
 

@@ -27,8 +27,8 @@ RunArgument = Annotated[
         metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

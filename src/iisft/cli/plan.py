@@ -12,16 +12,16 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.estimate.forecast import Forecast
-    from iisft.estimate.measured import Measured
+    from iisft.estimate.shape import Measured
     from iisft.estimate.suggestions import Suggestion
     from iisft.estimate.timing import Span
-    from iisft.machine.gpu_table import Device
+    from iisft.gpu_table import Device
     from iisft.runs.plan.make import Plan
     from iisft.runs.plan.request import Request
 
 
 def complete_devices() -> list[str]:
-    from iisft.machine.gpu_table import DEVICES
+    from iisft.gpu_table import DEVICES
 
     return [device.key for device in DEVICES]
 
@@ -63,9 +63,16 @@ def plan(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Memory per GPU by part, time and disk of a run, from config.json alone.
+    """Forecast memory, time and disk of a run from config.json alone.
 
-    Always ends with 0.
+    It always ends with 0: a run that does not fit is an answer, and the changes that would
+    fit stand beside it.
+
+    \b
+    Examples:
+      iisft plan --preset mi50 --device mi50-32g
+      iisft plan --preset mi50 --set weights=fp32
+      iisft plan --preset ampere --device a100-80g --best
     """
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.request import Request, default_preset
@@ -110,7 +117,7 @@ def _device(key: str | None) -> "Device | None":
         return None
     import difflib
 
-    from iisft.machine.gpu_table import DEVICES, find_device
+    from iisft.gpu_table import DEVICES, find_device
 
     found = find_device(key)
     if found is None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from iisft.cli.follow import duration
+from iisft.cli.console import duration
 from iisft.estimate.memory import GIB
 from iisft.runs.plan.forecast import largest_parts
 
@@ -117,10 +117,8 @@ def _table(title: str, found: "list[Suggestion]", *, names: bool) -> Iterator[st
         need = one.forecast.memory.needed / GIB
         text = one.change.reason if names else f"{one.change.text}   ({one.change.reason})"
         if names and one.forecast.fits == "no":
-            text += (
-                ": "
-                f"{', '.join(f'{name} {size / GIB:.1f}' for name, size in largest_parts(one.forecast)[:2])}"
-            )
+            largest = largest_parts(one.forecast)[:2]
+            text += f": {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}"
         yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
 
 

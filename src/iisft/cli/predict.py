@@ -58,9 +58,14 @@ def predict(
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer every row of a dataset with the run's model, greedily.
+    """Answer every row of a dataset with the run's model.
 
-    After any kill the same command goes on.
+    Greedy, and on disk batch by batch: after a kill the same command goes on.
+
+    \b
+    Examples:
+      iisft predict RUN --data triage_test
+      iisft predict RUN --data triage_test --checkpoint all
     """
     from iisft.inference.predict import request_for
     from iisft.runs.record.state import find_run
@@ -172,24 +177,17 @@ class _Display:
         if not sys.stderr.isatty():
             console.say(first)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from iisft.cli.progress import facts_bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-        self._bar = Progress(
-            *columns, TextColumn("{task.fields[facts]}"), console=console.rich_stderr()
-        )
-        self._task = self._bar.add_task(first, total=None, facts="")
-        self._bar.start()
+        self._bar, self._task = facts_bar(first, counted=True)
 
     def load(self, run: str, need: "Need") -> None:
         console.say(f"{run} {need.sentence}")
         self.begin("loading the model")
 
     def show(self, progress: "Progress") -> None:
-        from iisft.cli.follow import duration
-
         eta = (
-            f"ETA {duration(progress.eta_s)}  "
+            f"ETA {console.duration(progress.eta_s)}  "
             if progress.eta_s is not None and progress.share < 1
             else ""
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iisft.cli import console
+from iisft.cli import console, help
 from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
 from iisft.errors import ExitCode, IisftError, InputError, RunStateError
 from iisft.secrets import redact
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from iisft.llamafactory.explain import Explanation
     from iisft.presets.checking import LoadedPreset
 
-preset_app = typer.Typer(
-    help="Presets: typed recipes of a run.", no_args_is_help=True, rich_markup_mode=None
-)
+preset_app = help.group("""List, show, check and copy presets: the recipes of runs.
+
+\b
+Examples:
+  iisft preset list
+  iisft preset show mi50 --explain
+""")
 
 PresetArgument = Annotated[
     str,
@@ -30,7 +34,12 @@ PresetArgument = Annotated[
 
 @preset_app.command("list")
 def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Shipped presets and the workspace's own."""
+    """List the shipped presets and the workspace's own.
+
+    \b
+    Examples:
+      iisft preset list
+    """
     from iisft.presets import documents
 
     rows = []
@@ -59,7 +68,13 @@ def show(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A preset with everything it extends and every default."""
+    """Print a preset with everything it extends and every default.
+
+    \b
+    Examples:
+      iisft preset show mi50 --explain
+      iisft preset show mi50 --set lora.rank=16
+    """
     from iisft.llamafactory.explain import explain as explain_values
     from iisft.presets.dump import render_yaml
 
@@ -83,11 +98,15 @@ def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Preset files or names.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Check presets: syntax, keys, types, rules, and LLaMA-Factory's own arguments.
+    """Check presets: syntax, keys, types, rules, arguments.
 
-    Exit 3 when one is wrong.
+    All errors at once, each with its file and line. Exit 3 when a preset is wrong.
+
+    \b
+    Examples:
+      iisft preset validate presets/mine.yaml
     """
-    from iisft.errors import CheckFailed, Finding
+    from iisft.errors import CheckFailed
     from iisft.llamafactory.environment import env_findings
     from iisft.runs.plan.preflight import extra_argument_findings
 
@@ -99,7 +118,7 @@ def validate(
         except CheckFailed as error:
             found = list(error.findings)
         except IisftError as error:
-            found = [Finding(error.code, error.message, where=error.where, fix=error.fix)]
+            found = [error.finding]
         results.append(
             {"file": file, "ok": all(f.severity != "error" for f in found), "findings": found}
         )
@@ -115,11 +134,17 @@ def validate(
 @preset_app.command()
 def copy(
     name: PresetArgument,
-    file: Annotated[Path, typer.Argument(help="Where to, for example presets/mine.yaml.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to, for example presets/mine.yaml.")
+    ],
 ) -> None:
-    """A preset's file for you to change.
+    """Copy a preset's file for you to change.
 
-    A shorter one holds only `extends: NAME` and what differs.
+    A file of your own may hold only `extends: NAME` and what differs.
+
+    \b
+    Examples:
+      iisft preset copy mi50 presets/mine.yaml
     """
     from iisft import files
     from iisft.presets import documents
@@ -141,7 +166,12 @@ def copy(
 
 @preset_app.command()
 def schema() -> None:
-    """JSON Schema of preset files, for editors."""
+    """Print the JSON Schema of preset files, for editors.
+
+    \b
+    Examples:
+      iisft preset schema > preset.schema.json
+    """
     from iisft.llamafactory.explain import schema as preset_schema
 
     console.out_json(preset_schema())

@@ -37,8 +37,14 @@ def report(
     error_marker: MarkerOption = "ERROR_GENERATION",
     as_json: JsonOption = False,
 ) -> None:
-    """One self-contained HTML file of a run: what ran, its curves, its evaluation, and every
-    prediction to look at.
+    """Write a run as one HTML file that needs no network.
+
+    It holds what ran, the curves, the evaluation, and every prediction beside its reference.
+
+    \b
+    Examples:
+      iisft report RUN
+      iisft report --compare A B -o both.html
     """
     from iisft.evaluation.locate import split
     from iisft.report import build

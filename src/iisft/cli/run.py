@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from iisft.runs.supervise.resume import Resumed
 
 
-def register_run_commands(app: typer.Typer) -> None:
-    """Put this file's commands at the top level."""
-    for command in (status, logs, wait, stop, resume):
-        app.command()(command)
-
-
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """One run: state, progress, what was observed, checkpoints, findings."""
+    """Show one run: progress, what was observed, checkpoints.
+
+    \b
+    Examples:
+      iisft status
+      iisft status RUN --json
+    """
     from iisft.cli.follow import describe_forecast, describe_metrics
     from iisft.runs.record.state import find_run, status_of
 
@@ -51,7 +51,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         if finding.get("fix"):
             console.out(f"  fix: {finding['fix']}")
     console.out(f"folder       {found.folder.path}")
-    if found.state in ("lost", "stopped", "failed"):
+    if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
 
 
@@ -67,8 +67,15 @@ def logs(
         ),
     ] = False,
 ) -> None:
-    """The trainer's log, or the run's events."""
+    """Print the trainer's log, or the run's events.
+
+    \b
+    Examples:
+      iisft logs -f
+      iisft logs RUN --json
+    """
     from iisft.files import LineFollower
+    from iisft.runs.record.folder import parse_event
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
@@ -80,7 +87,10 @@ def logs(
 
     def show() -> None:
         for line in lines.read():
-            console.out(line)
+            if not as_json:
+                console.out_live(line)
+            elif (event := parse_event(line)) is not None:
+                console.out_json_line(event)
 
     show()
     if follow:
@@ -88,7 +98,14 @@ def logs(
 
 
 def wait(run: RunArgument = None, as_json: JsonOption = False) -> None:
-    """Block until a run has ended, and end as it did: 0 finished, 1 failed or lost, 130 stopped."""
+    """Wait until a run has ended, and end as it did.
+
+    Exit 0: finished; 1: failed or lost; 130: stopped.
+
+    \b
+    Examples:
+      iisft wait RUN && iisft predict RUN
+    """
     from iisft.cli.follow import say_end
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
@@ -107,7 +124,13 @@ def stop(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop a run: with a checkpoint where possible."""
+    """Stop a run with a checkpoint, after the present step.
+
+    \b
+    Examples:
+      iisft stop
+      iisft stop RUN --now
+    """
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
@@ -136,7 +159,7 @@ def resume(
         ),
     ] = False,
     from_start: Annotated[
-        bool, typer.Option("--from-start", help="Begin anew when no whole checkpoint is left.")
+        bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
     ] = False,
     node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
     detach: Annotated[
@@ -147,8 +170,14 @@ def resume(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from its last complete checkpoint, or supervise a trainer again that still
-    runs.
+    """Resume a run from its last complete checkpoint.
+
+    If its trainer is still alive, the run gets a new supervisor instead.
+
+    \b
+    Examples:
+      iisft resume RUN
+      iisft resume --all-lost
     """
     from iisft.cli.follow import follow, say_end
     from iisft.runs.record.folder import RunFolder
@@ -160,7 +189,7 @@ def resume(
     if all_lost:
         if run is not None or accept_drift or from_start:
             raise UsageError(
-                "all-lost", "--all-lost takes no run, accepts no drift and begins nothing anew"
+                "all-lost", "--all-lost takes no run, accepts no drift and starts nothing over"
             )
         _resume_all_lost(workspace, as_json=as_json)
         return
@@ -214,7 +243,7 @@ def _describe(resumed: "Resumed") -> str:
         return f"{name}: the trainer still runs; a new supervisor took over at step {resumed.step}"
     if resumed.step:
         return f"{name}: goes on from checkpoint-{resumed.step}"
-    return f"{name}: no complete checkpoint, so it begins anew"
+    return f"{name}: no complete checkpoint, so it starts over"
 
 
 def _as_json(resumed: "Resumed") -> dict[str, object]:

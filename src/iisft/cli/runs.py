@@ -5,12 +5,22 @@ from typing import Annotated
 
 import typer
 
-from iisft.cli import console
+from iisft.cli import console, help
 from iisft.cli.options import JsonOption, QuietOption, complete_runs
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
-runs_app = typer.Typer(help="Every run, newest first.", invoke_without_command=True)
+runs_app = help.group(
+    """List the runs, newest first; compare or delete them.
+
+\b
+Examples:
+  iisft runs
+  iisft runs diff A B
+""",
+    no_args_is_help=False,
+    invoke_without_command=True,
+)
 
 
 @runs_app.callback()
@@ -18,7 +28,7 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
     """Every run, newest first."""
     if context.invoked_subcommand is not None:
         return
-    from iisft.cli.follow import duration
+    from iisft.cli.console import duration
     from iisft.runs.record.state import all_runs
 
     found = all_runs(Workspace.current())
@@ -51,11 +61,16 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
 @runs_app.command()
 def rm(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Ids.", autocompletion=complete_runs)
+        list[str], typer.Argument(metavar="RUN...", help="Run ids.", autocompletion=complete_runs)
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
-    """Delete runs that are not running, with their checkpoints and adapters."""
+    """Delete runs that are not running, with their checkpoints.
+
+    \b
+    Examples:
+      iisft runs rm demo-20261124-204849
+    """
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
@@ -75,11 +90,18 @@ def rm(
 
 @runs_app.command()
 def diff(
-    one: Annotated[str, typer.Argument(metavar="A", autocompletion=complete_runs)],
-    other: Annotated[str, typer.Argument(metavar="B", autocompletion=complete_runs)],
+    one: Annotated[str, typer.Argument(metavar="A", help="A run.", autocompletion=complete_runs)],
+    other: Annotated[
+        str, typer.Argument(metavar="B", help="Another.", autocompletion=complete_runs)
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """What two runs differ in: preset, data, model, versions, and what was observed."""
+    """Compare two runs: preset, data, model, versions, observations.
+
+    \b
+    Examples:
+      iisft runs diff A B
+    """
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import drift
 

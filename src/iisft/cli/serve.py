@@ -25,9 +25,14 @@ def serve(
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer OpenAI's chat API with a run's model, on this machine alone unless asked.
+    """Serve a run's model over an OpenAI-style API.
 
-    Ctrl-C ends it.
+    On this machine alone unless --host says otherwise. Ctrl-C ends it.
+
+    \b
+    Examples:
+      iisft serve RUN --port 8000
+      iisft serve RUN --host 0.0.0.0
     """
     from iisft.cli.loading import prepare
     from iisft.inference import talk

@@ -1,6 +1,5 @@
 """iisft train: preflight, then a supervised run."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import typer
 from iisft.cli import console
 from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
 from iisft.errors import UsageError
+from iisft.quoting import shell_word, shell_words
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,7 +62,17 @@ def train(
     slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything, then train: a LLaMA-Factory run that does exactly what the preset says."""
+    """Check everything, then train what the preset says.
+
+    Ctrl-C stops the run with a checkpoint. Exit 3: preset, model or data are wrong; 4: the
+    machine or its memory; 1: training failed.
+
+    \b
+    Examples:
+      iisft train --preset mi50 --dry-run
+      iisft train --preset mi50 --set train.epochs=1 --detach
+      iisft train --preset demo --name first
+    """
     from iisft.cli.progress import rows_bar
     from iisft.runs.plan.make import Preflight, make_plan
     from iisft.runs.plan.request import Request
@@ -161,8 +171,8 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
     else:
         console.out(f"# {plan.folder.path}")
         for name, value in env.items():
-            console.out(f"export {name}={shlex.quote(value)}")
-        console.out(shlex.join(plan.argv))
+            console.out(f"export {name}={shell_word(value)}")
+        console.out(shell_words(plan.argv))
         console.out(
             f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks"
         )
@@ -183,7 +193,7 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
             "script-write", f"can't be written: {error.strerror}", where=str(file)
         ) from error
     console.findings(plan.findings)
-    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shlex.quote(str(file))}")
+    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shell_word(str(file))}")
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:

@@ -23,7 +23,15 @@ def watch(
     run: RunArgument = None,
     once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
 ) -> None:
-    """Watch a run: progress, curves, GPUs, log. Ctrl-C leaves it running."""
+    """Watch a run live: progress, curves, GPUs, log.
+
+    Ctrl-C leaves the run alone.
+
+    \b
+    Examples:
+      iisft watch
+      iisft watch RUN --once
+    """
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
@@ -66,7 +74,7 @@ def _print_frame(view: "View") -> None:
     from iisft.cli.frame import frame
 
     terminal = console.rich_stdout()
-    terminal.print(frame(view, terminal), no_wrap=True, overflow="ellipsis")
+    console.out_rich(terminal, frame(view, terminal), no_wrap=True, overflow="ellipsis")
 
 
 class _Watched:

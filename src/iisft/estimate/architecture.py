@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iisft.models.folder.checkpoint import has_experts
+
 Projection = tuple[str, int, int, bool]  # name, inputs, outputs, whether it has an adapter
 
 
@@ -111,7 +113,6 @@ _CHATGLM_NAMES = {
     "dense_h_to_4h": "gate_up_proj",
     "dense_4h_to_h": "down_proj",
 }
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def known_family(config: Mapping[str, Any]) -> bool:
@@ -129,7 +130,7 @@ def read_architecture(
         config: config.json's content.
         target: lora.target of a preset.
     """
-    if any(config.get(key) for key in _EXPERTS):
+    if has_experts(config):
         return None
     kind = str(config.get("model_type", ""))
     hidden = _size(config, "hidden_size")
@@ -166,9 +167,10 @@ def read_architecture(
         share = 0.5
     tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
     return Architecture(
-        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, vocabulary=vocabulary, tied=tied,
-        projections=projections, bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
+        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
+        kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
+        projections=projections,
+        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
         rotary_share=float(share or 1.0), **features,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.estimate.suggestions import changed
-from iisft.presets import rules
+from iisft.presets.rules import is_refused
 from iisft.presets.schema import Preset
 
 _MOST = 5
@@ -38,10 +38,7 @@ def best(preset: Preset, workload: Workload) -> list[tuple[dict[str, Any], Forec
             "sharding": sharding,
         }
         candidate = changed(preset, values)
-        if any(
-            objection.severity == "error"
-            for objection in rules.object_to(candidate, workload.ranks)
-        ):
+        if is_refused(candidate, workload.ranks):
             continue
         result = forecast(candidate, workload)
         if result.fits == "yes" and result.step_s is not None:

@@ -1,4 +1,6 @@
-"""The parts of a decoder layer on the counting tape: norm, rotary embedding, attention's kernels."""
+"""The parts of a decoder layer on the counting tape: norm, rotary embedding,
+attention's kernels.
+"""
 
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
@@ -69,7 +71,9 @@ def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
 
 
 def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
-    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the first rotary_share of each head."""
+    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the first rotary_share of
+    each head.
+    """
     if model.rotary_share == 0.0:
         return x
     turned, passed = x, None

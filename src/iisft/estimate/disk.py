@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from iisft.models.folder.checkpoint import Tensor
+from iisft.models.folder.safetensors import Tensor
 
 _BYTES_PER_PARAMETER = 12  # float32 adapter and AdamW's two moments
 _TOKENIZER_BYTES = 20 * 2**20

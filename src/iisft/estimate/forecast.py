@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 from iisft.estimate import disk, step, timing
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.measured import Measured
 from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
-from iisft.estimate.shape import StepShape
+from iisft.estimate.shape import Measured, StepShape
 from iisft.estimate.timing import Span
-from iisft.machine.gpu_table import Device
+from iisft.gpu_table import Device
 from iisft.presets.schema import Preset
 
 

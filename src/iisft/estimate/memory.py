@@ -76,7 +76,9 @@ class Memory:
 def estimate_memory(
     model: Architecture, shape: StepShape, layout: Layout, gpu_gib: float
 ) -> Memory:
-    """The peak of one step on one GPU, optimizer state included (the second step and later ones)."""
+    """The peak of one step on one GPU, optimizer state included (the second step and
+    later ones).
+    """
     phases = _shared(model, shape, layout, _segments(model, _computed(shape, layout)))
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     parts = {name: size for name, size in phases[phase].items() if size}

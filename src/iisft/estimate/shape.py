@@ -1,4 +1,4 @@
-"""What a step computes with, apart from the model: dtypes, kernel, batch, adapter."""
+"""What a forecast starts from, apart from the model: the step's shape, and what was measured."""
 
 from dataclasses import dataclass
 
@@ -24,3 +24,14 @@ class StepShape:
     @property
     def rows(self) -> int:
         return self.batch * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What earlier runs of the same kind reached on this machine: medians over `runs` of them."""
+
+    runs: int
+    tflops: float | None
+    peak_ratio: float | None  # measured / predicted
+    step_ratio: float | None
+    row_tokens: float | None = None  # of the same rows

@@ -12,7 +12,8 @@ from itertools import combinations
 from typing import Any
 
 from iisft.estimate.forecast import Forecast, Workload, forecast
-from iisft.presets import rules
+from iisft.gpu_table import architecture
+from iisft.presets.rules import is_refused
 from iisft.presets.schema import Preset
 
 _MOST = 5
@@ -146,9 +147,7 @@ def _first_that_fits(preset: Preset, workload: Workload, family: list[Change]) -
 
 def _try(preset: Preset, workload: Workload, change: Change) -> Suggestion | None:
     candidate = changed(preset, change.values)
-    if any(
-        objection.severity == "error" for objection in rules.object_to(candidate, workload.ranks)
-    ):
+    if is_refused(candidate, workload.ranks):
         return None
     return Suggestion(change, forecast(candidate, workload))
 
@@ -190,8 +189,8 @@ def _families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
         ]
     if workload.ranks > 1 and preset.sharding == "none":
         yield [Change({"sharding": "fsdp"}, f"the weights over {workload.ranks} GPUs", 1)]
-    arithmetic = rules.native_arithmetic(workload.accelerator.arch)
-    half = "bf16" if arithmetic and arithmetic.bf16 else "fp16"
+    known = architecture(workload.accelerator.arch)
+    half = "bf16" if known and known.bf16 else "fp16"
     if preset.precision == "fp32":
         values = {"precision": half, "weights": "stored", "attention": "sdpa"}
         yield [Change(values, f"{half} arithmetic over the stored weights", 2)]

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import Layout
 from iisft.estimate.shape import StepShape
-from iisft.machine.gpu_table import Device
+from iisft.gpu_table import Device
+from iisft.models.view.support import DTYPES
 
 _CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy
 _REACHED_BANDWIDTH = 0.7  # of the memory's peak; inferred
-_HALF = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+_WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def micro_batch_flops(model: Architecture, shape: StepShape, length: float | Non
 
 def computed_precision(shape: StepShape) -> str:
     """The dtype of the products, as a device's rates are named."""
-    return "fp32" if shape.way == "exact" else _HALF[shape.autocast or shape.weights]
+    return "fp32" if shape.way == "exact" else _WORDS[shape.autocast or shape.weights]
 
 
 def step_seconds(

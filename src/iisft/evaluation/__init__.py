@@ -1,1 +1,3 @@
-"""What predictions are worth: figures beside trivial baselines, intervals, and paired comparisons."""
+"""What predictions are worth: figures beside trivial baselines, intervals, and
+paired comparisons.
+"""

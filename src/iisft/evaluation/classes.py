@@ -1,4 +1,6 @@
-"""Answers as classes: by one key, by a JSON pointer, by the whole answer, or by the answer's shape."""
+"""Answers as classes: by one key, by a JSON pointer, by the whole answer, or by the
+answer's shape.
+"""
 
 import json
 from collections import Counter

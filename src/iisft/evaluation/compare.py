@@ -91,8 +91,6 @@ class Comparison:
     findings: list[Finding] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        from iisft.evaluation.verdict import verdict
-
         return {
             "figure": self.figure,
             "rows": self.rows,
@@ -106,7 +104,6 @@ class Comparison:
             ],
             "pairs": [pair.as_json() for pair in self.pairs],
             "baselines": self.evaluations[self.best].baselines,
-            "sentences": verdict(self),
             "findings": [finding.as_json() for finding in self.findings],
         }
 

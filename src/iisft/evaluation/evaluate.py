@@ -4,7 +4,7 @@ beside them.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Tally:
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found. `as_json` is its document."""
+    """What `evaluate` found."""
 
     file: PredictionFile
     task: Task
@@ -94,13 +94,10 @@ class Evaluation:
     label_by: str | None
 
     def as_json(self) -> dict[str, Any]:
-        from iisft.evaluation.sentences import sentences
-
         return self.counts | {
             "label": self.label_by,
             "metrics": self.metrics,
             "baselines": self.baselines,
-            "sentences": sentences(self),
             "findings": [finding.as_json() for finding in self.findings],
             "file": str(self.file.path),
             "columns": dict(self.file.columns),
@@ -211,7 +208,7 @@ class Evaluator:
             if self.options.text_rows is not None:
                 raise
             message = f"BLEU, ROUGE and chrF are left out: {fault.message}"
-            self.findings.append(Finding(fault.code, message, fix=fault.fix, severity="warn"))
+            self.findings.append(replace(fault.finding, message=message, severity="warn"))
             return
         for name, found in {MODEL: metrics, **baselines}.items():
             text = measure(scorer, self.sample, name)

@@ -2,7 +2,7 @@
 them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,10 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
         option = f" --checkpoint {checkpoint}" if checkpoint else ""
         there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
+        what += f" by {checkpoint}" if checkpoint else ""
         raise RunStateError(
             "no-predictions",
-            f"{what}{f' by {checkpoint}' if checkpoint else ''}{f'; there are {there}' if there else ''}",
+            f"{what}; there are {there}" if there else what,
             where=str(folder.predictions),
             fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
         )
@@ -160,4 +161,4 @@ def _run(workspace: Workspace, run: str | None, name: str | None) -> RunFolder:
         message = f"{name} is neither a file nor a run" + (
             f": {error.message}" if "mean" in error.message else ""
         )
-        raise RunStateError(error.code, message, where=error.where, fix="iisft runs") from error
+        raise RunStateError.of(replace(error.finding, message=message, fix="iisft runs")) from error

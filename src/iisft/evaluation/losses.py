@@ -1,4 +1,6 @@
-"""What training said at a checkpoint: its loss and the last evaluation loss, from the run's events."""
+"""What training said at a checkpoint: its loss and the last evaluation loss, from the
+run's events.
+"""
 
 import math
 from functools import lru_cache

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from iisft.data.read.jsonarray import json_array
+from iisft.data.read.rows import Unreadable
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
 
 ROLES = ("prediction", "reference", "prompt")
@@ -208,19 +210,19 @@ class PredictionFile:
         return found
 
     def _array(self, stream: Any) -> Iterator[dict[str, Any]]:
-        import ijson  # type: ignore[import-untyped]
-
-        number = 0
-        try:
-            for value in ijson.items(stream, "item", use_float=True):
-                number += 1
-                if not isinstance(value, dict):
-                    message = f"element {number} is no JSON object"
-                    raise InputError("not-an-object", message, where=str(self.path))
-                yield value
-        except ijson.JSONError as error:
-            message = f"the JSON array breaks off or is broken after element {number}: {error}"
-            raise InputError("not-json", message, where=str(self.path)) from error
+        for element in json_array(stream, self.path):
+            value = element.value
+            if isinstance(value, Unreadable):
+                message = (
+                    "the JSON array breaks off or is broken after element "
+                    f"{element.number - 1}: {value.message}"
+                )
+                raise InputError("not-json", message, where=str(self.path), fix=value.fix)
+            if not isinstance(value, dict):
+                message = f"element {element.number} is not a JSON object"
+                raise InputError("not-an-object", message, where=str(self.path))
+            # orjson, which gave the raw bytes, lets no half of a surrogate pair through
+            yield value if element.raw is not None else _without_surrogates(value)
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -254,15 +256,17 @@ def _parsed(line: bytes) -> Any:
         return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
         value = json.loads(line.decode("utf-8-sig", "replace"))
-    return (
-        {key: _without_surrogates(item) for key, item in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    return _without_surrogates(value)
 
 
-def _without_surrogates(item: Any) -> Any:
-    return item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
+def _without_surrogates(value: Any) -> Any:
+    """An object whose texts can be written as UTF-8."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: item.encode("utf-8", "replace").decode() if isinstance(item, str) else item
+        for key, item in value.items()
+    }
 
 
 def _failure(value: Any) -> str | None:

@@ -7,14 +7,13 @@ characters for BLEU with smoothing method 3, each figure the mean over the rows.
 
 import contextlib
 import heapq
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from iisft.evaluation import optional
+from iisft.workspace import cache_folder
 
 FIGURES = ("bleu4", "rouge1", "rouge2", "rougel", "chrf")
 ALL_ROWS = sys.maxsize
@@ -34,7 +33,7 @@ class Scorer:
     def __init__(self) -> None:
         self._jieba = optional.load("jieba", _PURPOSE)
         self._jieba.setLogLevel("ERROR")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
+        cache = cache_folder()
         with contextlib.suppress(OSError):  # without a cache it is only slower
             cache.mkdir(parents=True, exist_ok=True)
             # its own place, /tmp/jieba.cache, is anybody's to write

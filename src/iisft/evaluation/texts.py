@@ -31,7 +31,8 @@ SENTENCES = {
     "class": (
         "{name}: recall {recall}{span}, {right} of {support}; precision {precision}, {right} of "
         "{predicted}.",
-        "{name}：召回率 {recall}{span}，{support} 中对 {right}；精确率 {precision}，{predicted} 中对 {right}。",
+        "{name}：召回率 {recall}{span}，{support} 中对 {right}；"
+        "精确率 {precision}，{predicted} 中对 {right}。",
     ),
     "lopsided": (
         "The model answers {name} to {share} of the rows; it is right for {asked}.",
@@ -126,13 +127,15 @@ VERDICTS = {
     "sure": (
         "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only "
         "{other}, {p}.",
-        "{other}（{score}）差 {difference}：只有最好者对 {won} 行，只有 {other} 对 {lost} 行，{p}。",
+        "{other}（{score}）差 {difference}：只有最好者对 {won} 行，"
+        "只有 {other} 对 {lost} 行，{p}。",
     ),
     "chance": (
         "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only "
         "{other}, {p}; "
         "that can be chance.",
-        "{other}（{score}）差 {difference}：只有最好者对 {won} 行，只有 {other} 对 {lost} 行，{p}；可能只是偶然。",
+        "{other}（{score}）差 {difference}：只有最好者对 {won} 行，"
+        "只有 {other} 对 {lost} 行，{p}；可能只是偶然。",
     ),
     "none-good": (
         "Even the best is NOT better than the trivial answer '{rival}' ({score}).",

@@ -43,7 +43,9 @@ class Source:
 
     @property
     def expected(self) -> Expected:
-        """What the trainer had to report, and what a child that loads the same has to report again."""
+        """What the trainer had to report, and what a child that loads the same has to
+        report again.
+        """
         return self.record.proof
 
     @property

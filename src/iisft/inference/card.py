@@ -1,4 +1,6 @@
-"""The model card of an exported model: what it was made of, and what was proven about its training."""
+"""The model card of an exported model: what it was made of, and what was proven about
+its training.
+"""
 
 import time
 

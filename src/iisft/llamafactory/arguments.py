@@ -263,7 +263,9 @@ def check_extra(
 
 
 def fits(value: Any, argument: Argument) -> bool:
-    """Whether the argument takes this value: its type, an integer for a float, one of its choices."""
+    """Whether the argument takes this value: its type, an integer for a float, one of
+    its choices.
+    """
     if argument.choices is not None and isinstance(value, str):
         return value in argument.choices
     name = "null" if value is None else type(value).__name__

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-
-PROOF_MARK = "iisft-observed "
-PROOF_VARIABLE = "IISFT_PROOF"
+from iisft.child.constants_iisft import PROOF_MARK
 
 _SUMMARY = {
     "rows": re.compile(r"Num examples = ([\d,]+)$"),
@@ -123,7 +121,7 @@ class TrainerLog:
         return list(self._pair(at_end))
 
     def _take_line(self, line: str) -> None:
-        mark = PROOF_MARK + self.proof_word
+        mark = f"{PROOF_MARK} {self.proof_word}"
         if line.startswith(mark):
             try:
                 proof = json.loads(line.removeprefix(mark))

@@ -229,7 +229,9 @@ def unfollowed(extra: Mapping[str, Any]) -> list[str]:
 
 
 def after_end(template: Template) -> str:
-    """What stands in an answer after its end token: when only this is cut, the answer still ends."""
+    """What stands in an answer after its end token: when only this is cut, the answer
+    still ends.
+    """
     last = template.assistant[-1]
     if isinstance(last, Special) or last.endswith(CONTENT):
         return ""

@@ -70,6 +70,8 @@ def torch_set(arch: str, nvidia_driver: int | None = None) -> TorchSet | None:
 
 
 def install_commands(arch: str, nvidia_driver: int | None = None) -> tuple[str, ...]:
-    """The commands that set up the training interpreter, torch first so that nothing replaces it."""
+    """The commands that set up the training interpreter, torch first so that nothing
+    replaces it.
+    """
     found = torch_set(arch, nvidia_driver)
     return (INSTALL,) if found is None else (found.command, INSTALL_BESIDE_TORCH)

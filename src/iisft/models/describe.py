@@ -82,9 +82,10 @@ class Description:
         known = {
             name: getattr(self, name)
             for name in (
-                "source", "endpoint", "repo", "revision", "commit", "licence", "architecture", "model_type",
-                "parameters", "dtypes", "layers", "heads", "kv_heads", "hidden_size", "vocabulary", "context",
-                "tied_embeddings", "template", "chat_template", "precisions", "state", "size",
+                "source", "endpoint", "repo", "revision", "commit", "licence", "architecture",
+                "model_type", "parameters", "dtypes", "layers", "heads", "kv_heads", "hidden_size",
+                "vocabulary", "context", "tied_embeddings", "template", "chat_template",
+                "precisions", "state", "size",
             )
         }  # fmt: skip
         return {

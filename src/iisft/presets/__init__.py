@@ -1,1 +1,3 @@
-"""Presets: the typed recipe, where its files are found, how they are read, checked and explained."""
+"""Presets: the typed recipe, where its files are found, how they are read, checked
+and explained.
+"""

@@ -4,7 +4,7 @@ changes. No checks yet.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,8 @@ def _find_base(
         beside = extending.parent / base
         return beside.absolute() if beside.is_file() else find(base, workspace)
     except InputError as error:
-        raise InputError(
-            error.code, f"extends: {error.message}", where=where, fix=error.fix
+        raise InputError.of(
+            replace(error.finding, message=f"extends: {error.message}", where=where)
         ) from error
 
 

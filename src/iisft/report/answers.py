@@ -3,17 +3,17 @@ it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iisft.errors import Finding, IisftError
 from iisft.evaluation.classes import NO_LABEL, shown
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
+from iisft.evaluation.explain import sentences_with_tone
 from iisft.evaluation.locate import Source, base_of
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
-from iisft.evaluation.sentences import with_tone
 from iisft.evaluation.task import Task
 from iisft.evaluation.texts import LANGUAGES
 
@@ -47,7 +47,7 @@ def judged(sources: Sequence[Source], options: Options) -> Judged:
             evaluation = evaluate(file, options, PredictionFile(base.path) if base else None)
         except IisftError as error:
             message = f"{source.name}: {error.message}"
-            found.findings.append(Finding(error.code, message, error.where, error.fix, "warn"))
+            found.findings.append(replace(error.finding, message=message, severity="warn"))
             continue
         evaluation.findings[:0] = source.findings
         found.findings += evaluation.findings
@@ -86,7 +86,9 @@ def _set(source: Source, evaluation: Evaluation) -> dict[str, Any]:
         "counts": evaluation.counts,
         "metrics": evaluation.metrics,
         "baselines": evaluation.baselines,
-        "sentences": {language: with_tone(evaluation, language) for language in LANGUAGES},
+        "sentences": {
+            language: sentences_with_tone(evaluation, language) for language in LANGUAGES
+        },
         "label": labels.by if labels else None,
         "json": evaluation.task.json,
         "generation": source.facts.get("generation"),

@@ -4,7 +4,7 @@ side.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _groups(
         except RunStateError as error:
             if data is not None or "@" in name:
                 raise
-            findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+            findings.append(replace(error.finding, severity="warn"))
     datasets = sorted({source.data or "" for source in found})
     if len(datasets) > 1:
         message = (
@@ -137,15 +137,15 @@ def _comparison(
     group: Sequence[Source], options: Options, findings: list[Finding]
 ) -> dict[str, Any] | None:
     from iisft.evaluation.compare import compare
+    from iisft.evaluation.explain import verdict_with_tone
     from iisft.evaluation.texts import LANGUAGES
-    from iisft.evaluation.verdict import with_tone
 
     if len(group) < 2:
         return None
     try:
         found = compare(group, options, {})
     except IisftError as error:
-        findings.append(Finding(error.code, error.message, error.where, error.fix, "warn"))
+        findings.append(replace(error.finding, severity="warn"))
         return None
     return {
         "data": group[0].data,
@@ -154,7 +154,7 @@ def _comparison(
         "scores": found.scores,
         "rows": found.rows,
         "pairs": [pair.as_json() for pair in found.pairs],
-        "sentences": {language: with_tone(found, language) for language in LANGUAGES},
+        "sentences": {language: verdict_with_tone(found, language) for language in LANGUAGES},
     }
 
 

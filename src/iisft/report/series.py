@@ -66,7 +66,9 @@ def series_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def _few(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many as a person can look at: the last 200 checkpoints, the first 500 of everything else."""
+    """As many as a person can look at: the last 200 checkpoints, the first 500 of
+    everything else.
+    """
     saved = [mark for mark in marks if mark["kind"] == "checkpoint"][-_MOST_CHECKPOINTS:]
     others = [mark for mark in marks if mark["kind"] != "checkpoint"][:_MOST_MARKS]
     return sorted(saved + others, key=lambda mark: float(mark["time"]))

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from iisft.data.check.findings import KEPT, Findings, RowFinding
+from iisft.data.check.findings import KEPT, Findings, RowFinding, flaw
 from iisft.data.check.messagechecks import message_checker
 from iisft.data.check.repeats import Repeats, answer_of
-from iisft.data.check.rowchecks import Checker, Problem, alpaca_checker, excerpt
+from iisft.data.check.rowchecks import Checker, alpaca_checker, excerpt
 from iisft.data.read.rows import Row
 from iisft.data.read.source import Progress, Source, read_rows
 
@@ -39,7 +39,7 @@ class Report:
                 {"file": str(source.file), "format": source.describe()} for source in self.sources
             ],
             "counts": {code: group.count for code, group in groups.items()},
-            "findings": [finding.as_json() for finding in self.findings],
+            "findings": [finding.as_row_json() for finding in self.findings],
         }
 
 
@@ -132,14 +132,14 @@ class JsonAnswers:
                 return
         self._broken += 1
         if len(self._kept) < KEPT:
-            problem = Problem(
+            problem = flaw(
                 self._source.layout.answer_field,
                 "answer-no-json",
                 "no JSON object or list, unlike most answers",
                 excerpt(answer),
                 "warn",
             )
-            self._kept.append(RowFinding(Path(self._source.file), row.number, row.line, problem))
+            self._kept.append(problem.at(Path(self._source.file), row.number, row.line))
 
     def report(self, findings: Findings) -> None:
         if self._parsed > self._broken:

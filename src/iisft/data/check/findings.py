@@ -3,57 +3,71 @@ fills no memory.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.data.check.rowchecks import Problem
 from iisft.errors import Finding, Severity
 
 KEPT = 5_000
-"""Findings of one code that are kept with their row; more are only counted."""
+"""Findings of one id that are kept with their row; more are only counted."""
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class RowFinding:
-    """One thing about one row. `line` is 0 where the file has no lines."""
+class RowFinding(Finding):
+    """One thing about one row.
 
-    file: Path
-    row: int
-    line: int
-    problem: Problem
+    An error keeps the row from being staged, a warning doesn't. `line` is 0 where the file has no
+    lines.
+    """
 
-    def as_json(self) -> dict[str, Any]:
+    field: str = "row"
+    excerpt: str = ""
+    file: Path = Path()
+    row: int = 0
+    line: int = 0
+
+    @property
+    def text(self) -> str:
+        shown = f": {self.excerpt}" if self.excerpt else ""
+        place = f"row {self.row}: " + (f"{self.field}: " if self.field != "row" else "")
+        return f"{place}{self.message}{shown}"
+
+    def at(self, file: Path, row: int, line: int) -> "RowFinding":
+        where = f"{file}:{line}" if line else str(file)
+        return replace(self, file=file, row=row, line=line, where=where)
+
+    def as_row_json(self) -> dict[str, Any]:
         return {
             "file": str(self.file),
             "row": self.row,
             "line": self.line or None,
-            "field": self.problem.field,
-            "code": self.problem.code,
-            "severity": self.problem.severity,
-            "message": self.problem.message,
-            "excerpt": self.problem.excerpt,
+            "field": self.field,
+            "code": self.id,
+            "severity": self.severity,
+            "message": self.message,
+            "excerpt": self.excerpt,
         }
 
-    @property
-    def where(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else str(self.file)
 
-    @property
-    def text(self) -> str:
-        shown = f": {self.problem.excerpt}" if self.problem.excerpt else ""
-        place = f"row {self.row}: " + (
-            f"{self.problem.field}: " if self.problem.field != "row" else ""
-        )
-        return f"{place}{self.problem.message}{shown}"
+def flaw(
+    field: str,
+    id: str,
+    message: str,
+    excerpt: str = "",
+    severity: Severity = "error",
+    fix: str = "",
+) -> RowFinding:
+    """What a check of one row says; it learns its place when it is kept."""
+    return RowFinding(id, message, fix=fix, severity=severity, field=field, excerpt=excerpt)
 
 
 @dataclass(slots=True)
 class Group:
-    """All findings of one code: `count` of them, the first ones kept."""
+    """All findings of one id: `count` of them, the first ones kept."""
 
-    severity: str
+    severity: Severity
     count: int = 0
     kept: list[RowFinding] = field(default_factory=list)
 
@@ -64,22 +78,22 @@ class Findings:
     def __init__(self) -> None:
         self.groups: dict[str, Group] = {}
 
-    def add(self, file: Path, row: int, line: int, problem: Problem) -> None:
-        group = self.groups.get(problem.code)
+    def add(self, file: Path, row: int, line: int, found: RowFinding) -> None:
+        group = self.groups.get(found.id)
         if group is None:
-            group = self.groups[problem.code] = Group(problem.severity)
+            group = self.groups[found.id] = Group(found.severity)
         group.count += 1
         if len(group.kept) < KEPT:
-            group.kept.append(RowFinding(file, row, line, problem))
+            group.kept.append(found.at(file, row, line))
 
     def add_many(self, found: Iterable[RowFinding], count: int) -> None:
-        """Add the kept ones of a code that was counted elsewhere.
+        """Add the kept ones of an id that was counted elsewhere.
 
         `count` is how many there are in all.
         """
         kept = list(found)
         if kept:
-            group = self.groups.setdefault(kept[0].problem.code, Group(kept[0].problem.severity))
+            group = self.groups.setdefault(kept[0].id, Group(kept[0].severity))
             group.count += count
             group.kept += kept
 
@@ -100,23 +114,17 @@ class Findings:
         }
         yield from sorted(kept, key=lambda finding: (files[finding.file], finding.row))
 
-    def as_findings(self, only: Severity | None = None) -> list[Finding]:
-        """For an error or for talk: the first rows of each code, and how many more there are."""
-        shown = []
+    def first_of_each(self, only: Severity | None = None) -> list[Finding]:
+        """For an error or for talk: the first rows of each id, and how many more there are."""
+        shown: list[Finding] = []
         for group in self._by_severity():
             if only is not None and group.severity != only:
                 continue
-            first = group.kept[0]
-            severity: Severity = "error" if group.severity == "error" else "warn"
-            for one in group.kept[:_SHOWN]:
-                fix = first.problem.fix if one is first else ""
-                shown.append(
-                    Finding(one.problem.code, one.text, where=one.where, fix=fix, severity=severity)
-                )
+            first, *others = group.kept[:_SHOWN]
+            shown += [first, *(replace(one, fix="") for one in others)]
             if group.count > _SHOWN:
-                more = group.count - _SHOWN
-                text = f"and {more:,} more of the same kind ({first.problem.code})"
-                shown.append(Finding("data-more", text, severity=severity))
+                text = f"and {group.count - _SHOWN:,} more of the same kind ({first.id})"
+                shown.append(Finding("data-more", text, severity=group.severity))
         return shown
 
     def _by_severity(self) -> list[Group]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
+from iisft.data.check.findings import RowFinding, flaw
 from iisft.data.check.rowchecks import (
     Checked,
     Checker,
-    Problem,
     answer_problems,
     excerpt,
     may_be_odd,
@@ -45,7 +45,7 @@ def message_checker(layout: Layout) -> Checker:
             return None, [unusable(value)]
         if value.get(messages_key) is None:
             state = "null" if messages_key in value else "missing"
-            return None, [Problem(messages_key, "field-missing", f"{state}: there are no messages")]
+            return None, [flaw(messages_key, "field-missing", f"{state}: there are no messages")]
         conversation = _Conversation(layout)
         problems = list(conversation.read(value))
         if any(problem.severity == "error" for problem in problems):
@@ -104,11 +104,11 @@ class _Conversation:
     def staged(self) -> dict[str, Any]:
         return {"messages": self._messages, "system": self._system, "tools": self._tools}
 
-    def read(self, value: dict[str, Any]) -> Iterator[Problem]:
+    def read(self, value: dict[str, Any]) -> Iterator[RowFinding]:
         columns = self._layout.columns
         messages = value[columns["messages"]]
         if not isinstance(messages, list):
-            yield Problem(
+            yield flaw(
                 columns["messages"], "field-type", f"a list is expected, not {type_name(messages)}"
             )
             return
@@ -119,14 +119,16 @@ class _Conversation:
         for number, message in enumerate(messages):
             field = f"{columns['messages']}[{number}]"
             if not isinstance(message, dict):
-                yield Problem(
+                yield flaw(
                     field, "message-no-object", f"an object is expected, not {type_name(message)}"
                 )
                 return
             yield from self._read_message(field, number, message)
         yield from self._end(columns["messages"])
 
-    def _read_message(self, field: str, number: int, message: dict[str, Any]) -> Iterator[Problem]:
+    def _read_message(
+        self, field: str, number: int, message: dict[str, Any]
+    ) -> Iterator[RowFinding]:
         spelled = message.get(self._role_key)
         role = self._layout.roles.get(spelled) if isinstance(spelled, str) else None
         if role is None:
@@ -136,7 +138,7 @@ class _Conversation:
                 if spelled is not None
                 else "the role is missing"
             )
-            yield Problem(f"{field}.{self._role_key}", "role-unknown", text)
+            yield flaw(f"{field}.{self._role_key}", "role-unknown", text)
         content = message.get(self._content_key)
         calls = message.get("tool_calls") or message.get("function_call")
         content_field = f"{field}.{self._content_key}"
@@ -144,13 +146,13 @@ class _Conversation:
             role = "function_call"
             if content:
                 text = "text beside tool calls: LLaMA-Factory holds either in one message"
-                yield Problem(content_field, "tool-call-text", text, excerpt(content))
+                yield flaw(content_field, "tool-call-text", text, excerpt(content))
             content, problem = _calls_as_text(calls)
             if problem:
-                yield Problem(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
+                yield flaw(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
             yield from text_problems(f"{field}.tool_calls", content)
         elif content is None:
-            yield Problem(
+            yield flaw(
                 content_field,
                 "field-missing",
                 "null" if self._content_key in message else "missing",
@@ -164,17 +166,17 @@ class _Conversation:
                     "no JSON object with name and arguments, which LLaMA-Factory wants of a "
                     "function call"
                 )
-                yield Problem(content_field, "tool-call-shape", text, excerpt(content))
+                yield flaw(content_field, "tool-call-shape", text, excerpt(content))
         yield from self._other_keys(field, message)
         yield from self._place(field, number, role, spelled, content)
 
     def _place(
         self, field: str, number: int, role: str | None, spelled: Any, content: Any
-    ) -> Iterator[Problem]:
+    ) -> Iterator[RowFinding]:
         """Take the message up, or say why it may not stand here."""
         if role == "system" and number == 0:
             if self._system and self._system != content:
-                yield Problem(
+                yield flaw(
                     field,
                     "system-twice",
                     "a system message beside another system text",
@@ -198,24 +200,24 @@ class _Conversation:
                     "several tool results in a row: LLaMA-Factory holds one message between "
                     "two answers"
                 )
-            yield Problem(f"{field}.{self._role_key}", "role-order", text)
+            yield flaw(f"{field}.{self._role_key}", "role-order", text)
         if not content and side == 0 and role in _SIDES[0] and content is not None:
-            yield Problem(f"{field}.{self._content_key}", "prompt-empty", "the prompt is empty")
+            yield flaw(f"{field}.{self._content_key}", "prompt-empty", "the prompt is empty")
         self._messages.append({"role": role or _SIDES[side][0], "content": content})
 
-    def _other_keys(self, field: str, message: dict[str, Any]) -> Iterator[Problem]:
+    def _other_keys(self, field: str, message: dict[str, Any]) -> Iterator[RowFinding]:
         if len(message) == 2:
             return
         if message.get("weight") == 0:
             text = "weight 0 is not honoured: LLaMA-Factory trains on every answer of a row"
-            yield Problem(f"{field}.weight", "message-weight", text)
+            yield flaw(f"{field}.weight", "message-weight", text)
         for key, value in message.items():
             if value and key not in self._known_keys:
-                yield Problem(
+                yield flaw(
                     f"{field}.{key}", "message-key", "is not trained on", excerpt(value), "warn"
                 )
 
-    def _read_tools(self, field: str, tools: Any) -> Iterator[Problem]:
+    def _read_tools(self, field: str, tools: Any) -> Iterator[RowFinding]:
         if not tools:
             return
         try:
@@ -225,16 +227,16 @@ class _Conversation:
                 raise TypeError
             self._tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
         except (ValueError, TypeError, KeyError, AttributeError):
-            yield Problem(
+            yield flaw(
                 field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools)
             )
         yield from text_problems(field, self._tools)
 
-    def _end(self, field: str) -> Iterator[Problem]:
+    def _end(self, field: str) -> Iterator[RowFinding]:
         if not self._messages:
-            yield Problem(field, "messages-empty", "there is no message to answer")
+            yield flaw(field, "messages-empty", "there is no message to answer")
         elif len(self._messages) % 2 and self._messages[-1]["role"] in _SIDES[0]:
-            yield Problem(field, "answer-missing", "the last message is no answer")
+            yield flaw(field, "answer-missing", "the last message is no answer")
 
 
 def _calls_as_text(calls: Any) -> tuple[str, str]:

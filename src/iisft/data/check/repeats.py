@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from iisft.data.check.findings import KEPT, Findings, RowFinding
-from iisft.data.check.rowchecks import Problem
+from iisft.data.check.findings import KEPT, Findings, RowFinding, flaw
 
 _PARTS = 64
 _IN_MEMORY = 1_000_000
@@ -120,26 +119,26 @@ class Repeats:
             f"the prompt of row {first[1]} of {self._files[first[0]].name} again, with "
             f"{answer}: a leak between files"
         )
-        return self._finding(place, Problem("row", "leak", text, fix=_SPLIT))
+        return self._finding(place, flaw("row", "leak", text, fix=_SPLIT))
 
     def _duplicate(self, found: "_Repeat") -> RowFinding:
         place, first, _ = found
         return self._finding(
-            place, Problem("row", "duplicate", f"the same as row {first[1]}", "", "warn")
+            place, flaw("row", "duplicate", f"the same as row {first[1]}", "", "warn")
         )
 
     def _conflict(self, found: "_Repeat") -> RowFinding:
         place, first, _ = found
         return self._finding(
             place,
-            Problem(
+            flaw(
                 "row", "conflict", f"the prompt of row {first[1]} with another answer", "", "warn"
             ),
         )
 
-    def _finding(self, place: "_Place", problem: Problem) -> RowFinding:
+    def _finding(self, place: "_Place", problem: RowFinding) -> RowFinding:
         file, row, line = place
-        return RowFinding(self._files[file], row, line, problem)
+        return problem.at(self._files[file], row, line)
 
 
 _SPLIT = "iisft data split keeps rows with the same prompt on one side"

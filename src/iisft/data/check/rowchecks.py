@@ -8,26 +8,16 @@ only for others.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from iisft.data.check.findings import RowFinding, flaw
 from iisft.data.read.layouts import Layout
 from iisft.data.read.rows import Row, Unreadable
 
 EXCERPT = 60
 
 
-class Problem(NamedTuple):
-    """`severity`: an error keeps the row from being staged, a warn doesn't."""
-
-    field: str
-    code: str
-    message: str
-    excerpt: str = ""
-    severity: str = "error"
-    fix: str = ""
-
-
-Checked = tuple[dict[str, Any] | None, Sequence[Problem]]
+Checked = tuple[dict[str, Any] | None, Sequence[RowFinding]]
 Checker = Callable[[Row], Checked]
 
 # What a line of JSON must hold for its texts to hold any of _ODD. Each pattern begins with one
@@ -90,13 +80,13 @@ def _slow_alpaca(value: Any, layout: Layout) -> Checked:
     return row, problems
 
 
-def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[Problem]:
+def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFinding]:
     keys = layout.columns
     prompt_is_input = keys["instruction"] not in value and bool(value.get(keys["input"]))
     for field in ("instruction", "output"):
         if value.get(keys[field]) is None and not (field == "instruction" and prompt_is_input):
             state = "null" if keys[field] in value else "missing"
-            yield Problem(
+            yield flaw(
                 keys[field],
                 "field-missing",
                 f"{state} (LLaMA-Factory would drop or garble the row)",
@@ -107,18 +97,18 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[Problem]
     yield from answer_problems(keys["output"], value.get(keys["output"]))
     instruction, text = value.get(keys["instruction"]), value.get(keys["input"])
     if instruction == "" and not text:
-        yield Problem(keys["instruction"], "prompt-empty", "the prompt is empty")
+        yield flaw(keys["instruction"], "prompt-empty", "the prompt is empty")
     history = value.get(keys["history"])
     if history is None or history == "":
         return
     if not (isinstance(history, list) and all(_is_turn(turn) for turn in history)):
         text = "a list of [question, answer] texts is expected"
-        yield Problem(keys["history"], "history-shape", text, excerpt(history))
+        yield flaw(keys["history"], "history-shape", text, excerpt(history))
         return
     for number, (question, answer) in enumerate(history):
         yield from text_problems(f"{keys['history']}[{number}][0]", question)
         if not question:
-            yield Problem(f"{keys['history']}[{number}][0]", "prompt-empty", "the prompt is empty")
+            yield flaw(f"{keys['history']}[{number}][0]", "prompt-empty", "the prompt is empty")
         yield from text_problems(f"{keys['history']}[{number}][1]", answer)
         yield from answer_problems(f"{keys['history']}[{number}][1]", answer)
 
@@ -127,54 +117,50 @@ def _is_turn(turn: Any) -> bool:
     return isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
 
-def unusable(value: Any) -> Problem:
+def unusable(value: Any) -> RowFinding:
     """The problem of a row that is no object at all."""
     if isinstance(value, Unreadable):
-        return Problem("row", value.code, value.message, value.excerpt, fix=value.fix)
-    return Problem(
+        return flaw("row", value.code, value.message, value.excerpt, fix=value.fix)
+    return flaw(
         "row", "row-no-object", f"an object is expected, not {type_name(value)}", excerpt(value)
     )
 
 
-def text_problems(field: str, text: Any) -> Iterator[Problem]:
+def text_problems(field: str, text: Any) -> Iterator[RowFinding]:
     """What is wrong with a value that should be text."""
     if not isinstance(text, str):
-        yield Problem(
-            field, "field-type", f"text is expected, not {type_name(text)}", excerpt(text)
-        )
+        yield flaw(field, "field-type", f"text is expected, not {type_name(text)}", excerpt(text))
         return
     seen: set[str] = set()
     for match in _ODD.finditer(text):
         problem = _odd(field, match.group(), text[max(0, match.start() - 20) : match.end() + 20])
-        if problem.code not in seen:
-            seen.add(problem.code)
+        if problem.id not in seen:
+            seen.add(problem.id)
             yield problem
 
 
-def _odd(field: str, found: str, around: str) -> Problem:
+def _odd(field: str, found: str, around: str) -> RowFinding:
     shown = repr(around)[1:-1]
     if found.startswith("<|"):
         text = (
             f"the text holds {found}, which a tokenizer that has this token reads as the token "
             "itself"
         )
-        return Problem(field, "control-token", text, shown, "warn")
+        return flaw(field, "control-token", text, shown, "warn")
     if "\ud800" <= found <= "\udfff":
-        return Problem(
+        return flaw(
             field, "field-encoding", "half of a surrogate pair, which no file can hold", shown
         )
     if found == "\ufffd":
         text = "U+FFFD: a character was lost when the text was converted"
-        return Problem(field, "character-lost", text, shown, "warn")
-    return Problem(
-        field, "control-character", f"control character U+{ord(found):04X}", shown, "warn"
-    )
+        return flaw(field, "character-lost", text, shown, "warn")
+    return flaw(field, "control-character", f"control character U+{ord(found):04X}", shown, "warn")
 
 
-def answer_problems(field: str, answer: Any) -> Iterator[Problem]:
+def answer_problems(field: str, answer: Any) -> Iterator[RowFinding]:
     """What is wrong with a text that the model learns to say."""
     if isinstance(answer, str) and (not answer or answer.isspace()):
-        yield Problem(field, "answer-empty", "an empty answer trains on the end-of-turn alone")
+        yield flaw(field, "answer-empty", "an empty answer trains on the end-of-turn alone")
 
 
 def type_name(value: Any) -> str:

@@ -53,7 +53,9 @@ def from_alpaca(row: Mapping[str, Any]) -> Conversation:
 
 
 def from_row(row: Mapping[str, Any]) -> Conversation:
-    """The conversation of a checked row as it is staged, in either form (Alpaca keys, or messages)."""
+    """The conversation of a checked row as it is staged, in either form (Alpaca keys,
+    or messages).
+    """
     if "messages" not in row:
         return from_alpaca(row)
     messages = tuple(Message(message["role"], message["content"]) for message in row["messages"])

@@ -232,7 +232,9 @@ def _message_keys(
 def _told_message_keys(
     name: LayoutName | None, columns: Mapping[str, str], keys: Counter[str], where: str
 ) -> tuple[str, str, str]:
-    """The keys where no row shows them (every row is broken): what was said, else the format's own."""
+    """The keys where no row shows them (every row is broken): what was said, else the
+    format's own.
+    """
     defaults = (
         ("conversations", "from", "value")
         if name == "sharegpt"

@@ -16,7 +16,9 @@ from iisft.data.read import encodings
 from iisft.data.read.rows import Row, Unreadable
 
 ROW_LIMIT = 16 * 2**20
-"""Bytes (lines), or characters (array, CSV), of the longest row that is read; no model trains on a longer one."""
+"""Bytes (lines), or characters (array, CSV), of the longest row that is read; no model trains
+on a longer one.
+"""
 CHUNK = 2**20
 EXCERPT = 40
 _BOM = b"\xef\xbb\xbf"

@@ -19,7 +19,9 @@ from iisft.data.check.repeats import answer_of
 MISSING = "(none)"
 ANSWER_SHAPE = "answer-shape"
 WORTHLESS = "worthless"
-"""The name by which a mix may call answers that are an object with one key, such as {"UUID": ...}."""
+"""The name by which a mix may call answers that are an object with one key, such as
+{"UUID": ...}.
+"""
 _LONGEST = 80
 
 Label = Callable[[Any, dict[str, Any]], str]

@@ -180,7 +180,7 @@ def _first_pass(
         if weights is not None and weight is not None:
             weights.add(0, weight(row.value, staged))
     if findings.errors:
-        raise CheckFailed(findings.as_findings("error"))
+        raise CheckFailed(findings.first_of_each("error"))
     for path, labelled in ((request.by, rows), (request.weights, weights)):
         if path and labelled and set(labelled.names) == {MISSING}:
             fix = f"iisft data check {source.file} names the keys; answer.KEY looks into the answer"

@@ -1,4 +1,6 @@
-"""Writing staged rows: a temporary file that gets its name, by its digest, when all rows are in it."""
+"""Writing staged rows: a temporary file that gets its name, by its digest, when all rows are
+in it.
+"""
 
 import errno
 import hashlib

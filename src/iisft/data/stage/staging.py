@@ -194,7 +194,7 @@ def _originals(folder: Path) -> RowsFile:
 def _require_sound(check: Check, written: RowsFile, source: Source, policy: Policy | None) -> None:
     objections = policy.findings() if policy else []
     if check.findings.errors or objections:
-        raise CheckFailed([*check.findings.as_findings(), *objections])
+        raise CheckFailed([*check.findings.first_of_each(), *objections])
     if not written.rows:
         raise InputError("data-empty", "there is no row in it", where=str(source.file))
 

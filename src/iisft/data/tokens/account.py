@@ -1,4 +1,6 @@
-"""The token account of a data set: how long its rows are, and which of them a limit would damage."""
+"""The token account of a data set: how long its rows are, and which of them a limit
+would damage.
+"""
 
 import heapq
 import math

@@ -8,11 +8,21 @@ from typing import Any, Literal
 from iisft.data.tokens.account import Account
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .25rem .7rem; text-align: right; }
-th { border-bottom: 1px solid #999; } td.text, th.text { text-align: left; } pre { white-space: pre-wrap; }
-svg { width: 100%; height: auto; } rect { fill: #4a7ab5; } rect.over { fill: #c0504d; } text { font: 11px sans-serif; }
-@media (prefers-color-scheme: dark) { body { background: #1b1b1b; color: #ddd; } text { fill: #ddd; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .7rem; text-align: right; }
+th { border-bottom: 1px solid #999; }
+td.text, th.text { text-align: left; }
+pre { white-space: pre-wrap; }
+svg { width: 100%; height: auto; }
+rect { fill: #4a7ab5; }
+rect.over { fill: #c0504d; }
+text { font: 11px sans-serif; }
+@media (prefers-color-scheme: dark) {
+  body { background: #1b1b1b; color: #ddd; }
+  text { fill: #ddd; }
+}
 """
 _PARTS: dict[Literal["total", "prompt", "answer"], str] = {
     "total": "tokens",

@@ -207,7 +207,9 @@ class Tokenization:
 
 
 def countable(conversation: Conversation) -> bool:
-    """Tools are written into the prompt in forms of each model's own, which are not counted here."""
+    """Tools are written into the prompt in forms of each model's own, which are not
+    counted here.
+    """
     return not conversation.tools and all(
         message.role != "function_call" for message in conversation.messages
     )
@@ -294,7 +296,9 @@ def _config(model: Path) -> dict[str, Any]:
 
 
 def _token_names(model: Path) -> dict[str, str]:
-    """bos_token and the others, from tokenizer_config.json and before it special_tokens_map.json."""
+    """bos_token and the others, from tokenizer_config.json and before
+    it special_tokens_map.json.
+    """
     found: dict[str, str] = {}
     for source in (files.read_json_object(model / "special_tokens_map.json") or {}, _config(model)):
         for name in _NAMED_TOKENS:

@@ -6,8 +6,8 @@ from typing import Any
 
 from iisft.machine.facts.machine import Machine
 
-_PACKAGES = ("torch", "torchvision", "torchaudio", "transformers", "peft", "accelerate", "llamafactory", "deepspeed",
-             "bitsandbytes")  # fmt: skip
+_PACKAGES = ("torch", "torchvision", "torchaudio", "transformers", "peft", "accelerate",
+             "llamafactory", "deepspeed", "bitsandbytes")  # fmt: skip
 
 
 def facts(machine: Machine) -> dict[str, Any]:

@@ -1,1 +1,3 @@
-"""What the machine is: read from files below a root, and from what only the running one can answer."""
+"""What the machine is: read from files below a root, and from what only the running one
+can answer.
+"""

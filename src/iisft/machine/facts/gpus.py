@@ -11,8 +11,8 @@ from pathlib import Path
 
 from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi, parse_nvidia_smi
 from iisft.machine.facts.reader import Reader
+from iisft.machine.facts.sensors import AMD_VENDOR
 
-_AMD_VENDOR = 0x1002
 _NODES = "sys/class/kfd/kfd/topology/nodes"
 _MASKS = {
     "amd": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
@@ -63,7 +63,7 @@ def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
         node = f"{_NODES}/{name}"
         properties = _properties(reader, f"{node}/properties")
         version = properties.get("gfx_target_version", 0)
-        if properties.get("vendor_id") == _AMD_VENDOR and version > 0:
+        if properties.get("vendor_id") == AMD_VENDOR and version > 0:
             # linux kfd_topology: major * 10000 + minor * 100 + stepping, the stepping printed in
             # hex
             arch = f"gfx{version // 10000}{version // 100 % 100}{version % 100:x}"
@@ -121,7 +121,8 @@ def _bus(properties: Mapping[str, int]) -> str:
     if "location_id" not in properties:
         return ""
     place = properties["location_id"]
-    return f"{properties.get('domain', 0):04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7}"
+    domain, bus, device = properties.get("domain", 0), place >> 8 & 0xFF, place >> 3 & 0x1F
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{place & 7}"
 
 
 def _no_atomics(reader: Reader, node: str) -> bool:

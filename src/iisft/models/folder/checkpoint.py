@@ -4,59 +4,27 @@ loaded.
 
 import contextlib
 import json
-import math
-import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
 from iisft.models.folder.manifest import mend_command, quick_findings
+from iisft.models.folder.safetensors import Tensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
-
-# name in the header -> (torch's name, bits), from the safetensors format
-DTYPES: dict[str, tuple[str, int]] = {
-    "BOOL": ("bool", 8),
-    "U8": ("uint8", 8),
-    "I8": ("int8", 8),
-    "F8_E4M3": ("float8_e4m3fn", 8),
-    "F8_E5M2": ("float8_e5m2", 8),
-    "F8_E8M0": ("float8_e8m0fnu", 8),
-    "U16": ("uint16", 16),
-    "I16": ("int16", 16),
-    "F16": ("float16", 16),
-    "BF16": ("bfloat16", 16),
-    "U32": ("uint32", 32),
-    "I32": ("int32", 32),
-    "F32": ("float32", 32),
-    "U64": ("uint64", 64),
-    "I64": ("int64", 64),
-    "F64": ("float64", 64),
-    "C64": ("complex64", 64),
-}
 
 # Their content is never asked for an auto_map, and they are the only big JSON files of a model.
 PURE_DATA_JSON = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", INDEX_FILE})
 
+# what the families of mixtures call the number of their experts
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-
-class Tensor(NamedTuple):
-    """One tensor as a safetensors header describes it; `dtype` is torch's name."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +56,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     """
     survey = _Survey(folder)
     if survey.findings:
-        first = survey.findings[0]
-        raise InputError(first.id, first.message, where=first.where, fix=first.fix)
+        raise InputError.of(survey.findings[0])
     counts: Counter[str] = Counter()
     for name, tensor in survey.tensors.items():
         if not is_computed_buffer(name):
@@ -121,6 +88,11 @@ def checkpoint_findings(folder: Path) -> list[Finding]:
     return survey.findings + [
         finding for finding in quick_findings(folder) if finding.where not in told
     ]
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a mixture of experts."""
+    return any(config.get(key) for key in _EXPERT_COUNTS)
 
 
 def is_computed_buffer(name: str) -> bool:
@@ -268,60 +240,3 @@ class _Survey:
             self.report("model-shard-torn", f"{name} can't be loaded: {error}", path)
             return False
         return True
-
-
-def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file.
-
-    Raises:
-        OSError: the file can't be read.
-        ValueError: the header or the file's length is not what the safetensors format asks for.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise ValueError("it ends before its header")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(LONGEST_HEADER, size - 8):
-            raise ValueError(f"its header claims {length} bytes of a file of {size}")
-        header = json.loads(stream.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
-    return _tensors(header, size - 8 - length, path.name)
-
-
-def _tensors(header: dict[str, Any], available: int, file: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    spans: list[tuple[int, int]] = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        tensors[name], span = _tensor(name, entry, file)
-        spans.append(span)
-    position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise ValueError("its tensors overlap or leave gaps")
-        position = end
-    if position != available:
-        raise ValueError(f"its tensors need {position} bytes, the file holds {available}")
-    return tensors
-
-
-def _tensor(name: str, entry: Any, file: str) -> tuple[Tensor, tuple[int, int]]:
-    try:
-        dtype, bits = DTYPES[entry["dtype"]]
-        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"its header describes tensor {name} in a way that no loader knows"
-        ) from None
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError(f"its header gives tensor {name} a shape or place that is no whole number")
-    if (end - begin) * 8 != math.prod(shape) * bits:
-        raise ValueError(
-            f"its header gives tensor {name} {end - begin} bytes, which is not its shape "
-            f"{list(shape)}"
-        )
-    return Tensor(dtype, shape, file), (begin, end)

@@ -1,10 +1,14 @@
-"""Whether a model folder still holds the weights that a run was trained on, without reading 15 GB."""
+"""Whether a model folder still holds the weights that a run was trained on, without reading
+15 GB.
+"""
 
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from iisft.files import sha256_of
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
@@ -38,7 +42,7 @@ def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Itera
         copies: let a file with another time and the same samples pass, as a copy has them. Training
             goes on only over the very files that it began with.
     """
-    if _sha256(folder / "config.json") != recorded["config_sha256"]:
+    if sha256_of(folder / "config.json") != recorded["config_sha256"]:
         yield f"the model's config.json has changed ({folder})"
     for name, before in recorded["files"].items():
         path = folder / name
@@ -62,11 +66,3 @@ def _sample_digest(path: Path, size: int) -> str:
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // _SAMPLES, os.SEEK_SET)
             digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""

@@ -5,7 +5,7 @@ gets its name.
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iisft import files
@@ -208,7 +208,9 @@ def _require_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
 
 
 def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
-    """A file that will be replaced and is no weight may be the person's own work: it is kept aside."""
+    """A file that will be replaced and is no weight may be the person's own work: it is
+    kept aside.
+    """
     for file in missing:
         path = folder / file.path
         if (
@@ -280,7 +282,7 @@ def _remarks(folder: Path, wanted: Sequence[RemoteFile]) -> Iterator[Finding]:
         text = f"the hub gives no digest of {', '.join(unproven)}: only the size was compared"
         yield Finding("unproven", text, severity="warn")
     for finding in checkpoint_findings(folder):
-        yield Finding(finding.id, finding.message, where=finding.where, severity="warn")
+        yield replace(finding, fix="", severity="warn")
     if code := code_files(folder):
         text = (
             f"the model brings code of its own: {', '.join(code)}. None of it runs unless a "

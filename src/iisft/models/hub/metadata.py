@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from iisft.errors import CheckFailed, ExitCode, Finding, IisftError, TransferError, UsageError
@@ -128,9 +129,7 @@ class Hubs:
 
 def transfer_finding(error: IisftError) -> Finding:
     """An error as one finding of several."""
-    return Finding(
-        error.code, error.message, where=error.where, fix=error.fix, exit_code=ExitCode.TRANSFER
-    )
+    return replace(error.finding, exit_code=ExitCode.TRANSFER)
 
 
 def endpoint_of(source: str) -> str:

@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from iisft.child.constants_iisft import ARITHMETIC_KEY
 from iisft.errors import InputError
 from iisft.files import read_json_object, write_json_atomically, write_text_atomically
 from iisft.models.folder.checkpoint import PURE_DATA_JSON, Checkpoint, auto_maps, json_files
@@ -33,7 +34,7 @@ from iisft.models.view.support import (
 
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
-STOPPING_FILE = "stopping_iisft.py"
+COMPANIONS = ("constants_iisft.py", "stopping_iisft.py")
 
 Arithmetic = Literal["float32", "native"]
 
@@ -92,12 +93,12 @@ def plan_view(
         "dtype": memory,  # transformers 5 reads this one,
         "torch_dtype": memory,  # older readers that one; together they can't disagree
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
-        "iisft_arithmetic": arithmetic,
+        ARITHMETIC_KEY: arithmetic,
     }
     texts = {
         "config.json": _json_text(config),
         CODE_FILE: _code(own_class),
-        STOPPING_FILE: _child_source(STOPPING_FILE),
+        **{name: _child_source(name) for name in COMPANIONS},
     }
     texts |= {} if with_code else _harmless_jsons(checkpoint.folder)
     return ViewPlan(
@@ -167,7 +168,9 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
 
 
 def _harmless_jsons(folder: Path) -> dict[str, str]:
-    """JSON files that name code, without the naming: trust_remote_code opens the tokenizer's too."""
+    """JSON files that name code, without the naming: trust_remote_code opens the
+    tokenizer's too.
+    """
     texts: dict[str, str] = {}
     for name, content in json_files(folder):
         if name not in NEVER_LINKED and next(auto_maps(content), None) is not None:
@@ -190,7 +193,7 @@ def _links(checkpoint: Checkpoint, texts: dict[str, str], *, with_code: bool) ->
         wanted = path.suffix in LINKED_SUFFIXES and path.name not in NEVER_LINKED
         if wanted and path.is_file() and (path.suffix != ".json" or path.name in readable):
             names.add(path.name)
-        if with_code and path.suffix == ".py" and path.name not in (CODE_FILE, STOPPING_FILE):
+        if with_code and path.suffix == ".py" and path.name not in (CODE_FILE, *COMPANIONS):
             names.add(path.name)
     return {name: checkpoint.folder / name for name in sorted(names - texts.keys())}
 
@@ -212,7 +215,7 @@ def _child_source(name: str) -> str:
 
 def _is_view(folder: Path) -> bool:
     config = read_json_object(folder / "config.json") if folder.is_dir() else None
-    return config is not None and "iisft_arithmetic" in config
+    return config is not None and ARITHMETIC_KEY in config
 
 
 def _json_text(value: Any) -> str:

@@ -3,7 +3,12 @@
 from typing import Any
 
 from iisft.errors import InputError
-from iisft.models.folder.checkpoint import TOKENIZER_FILES, Checkpoint, is_computed_buffer
+from iisft.models.folder.checkpoint import (
+    TOKENIZER_FILES,
+    Checkpoint,
+    has_experts,
+    is_computed_buffer,
+)
 from iisft.models.folder.manifest import mend_command
 
 AUTO_CLASS = "AutoModelForCausalLM"
@@ -26,7 +31,6 @@ EXACT_ARCHITECTURES = frozenset(
     }
 )
 
-EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 MULTIMODAL_KEYS = ("vision_config", "audio_config", "text_config", "thinker_config")
 
 
@@ -122,7 +126,7 @@ def refuse_inexact(
 ) -> None:
     """float32 arithmetic over narrower weights only where the tests have shown that it is exact."""
     reason = None
-    if any(checkpoint.config.get(key) for key in EXPERT_KEYS):
+    if has_experts(checkpoint.config):
         reason = (
             f"{checkpoint.architecture} has experts, which multiply by weights in their own ways"
         )

@@ -1,4 +1,6 @@
-"""From a plan to a running trainer: the run folder, made whole or not at all, and its supervisor."""
+"""From a plan to a running trainer: the run folder, made whole or not at all, and
+its supervisor.
+"""
 
 import hashlib
 import os

@@ -204,11 +204,11 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _uncounted(error: IisftError, policy: Overlong) -> Finding:
     """A template or tokenizer that can't be counted is no error; one that is broken is."""
-    known = error.code in ("template-uncounted", "tokens-uncounted", "tokenizer-missing")
-    return Finding(
-        "overlong-unchecked" if known else error.code,
-        f"whether rows are cut was not checked: {error.message}" if known else error.message,
-        where=error.where,
-        fix=error.fix,
-        severity=("info" if policy == "allow" else "warn") if known else "error",
+    if error.code not in ("template-uncounted", "tokens-uncounted", "tokenizer-missing"):
+        return error.finding
+    return replace(
+        error.finding,
+        id="overlong-unchecked",
+        message=f"whether rows are cut was not checked: {error.message}",
+        severity="info" if policy == "allow" else "warn",
     )

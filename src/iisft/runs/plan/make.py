@@ -16,6 +16,7 @@ from typing import Any
 from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
+from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
 from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.environment import Placement, compile_environment, env_findings
@@ -24,7 +25,6 @@ from iisft.machine.doctor import inspect
 from iisft.machine.doctor.engine import training_gpus
 from iisft.machine.facts.gpus import Gpu, visible_gpus
 from iisft.machine.facts.machine import Machine
-from iisft.machine.gpu_table import Device
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.build import ViewPlan

@@ -40,24 +40,27 @@ def doctor_findings(
     fits: str | None,
     say: Callable[[str], None],
 ) -> tuple[Interpreter, list[Finding]]:
-    """The interpreter that trains, and what the doctor's rules object to about this run on this
-    machine.
+    """The interpreter that trains, and what the rules say against this run on this machine.
 
-    `fits` is the plan's verdict for these GPUs; None when it has none. An objection of the preset
-    that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
+    `fits` is the plan's verdict for these GPUs; None when it has none. Mere notes are env-check's.
     """
     machine, wrong = inspect.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
     case = engine.Case(
-        machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes, fits
+        loaded.preset,
+        placement.ranks,
+        placement.on_cpu,
+        config,
+        placement.nodes,
+        loaded.document,
+        machine,
+        fits,
     )
-    diagnoses = [one for one in engine.diagnose(case) if one.seen.severity != "info"]
-    said = {name for one in diagnoses for name in one.rule.replaces}
-    found = [warning for warning in loaded.warnings if warning.id not in said]
+    found = [one for one in engine.diagnose(case) if one.severity != "info"]
     interpreter = machine.interpreter or Interpreter(
         llamafactory_interpreter.training_interpreter(), "", {}, None
     )
-    return interpreter, [*found, *wrong, *(one.as_finding() for one in diagnoses)]
+    return interpreter, [*wrong, *found]
 
 
 def extra_argument_findings(
@@ -76,7 +79,7 @@ def extra_argument_findings(
             return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
         known = llamafactory_interpreter.arguments(interpreter)
     except IisftError as error:
-        return [as_finding(error)]
+        return [error.finding]
     return [
         replace(finding, where=loaded.document.source(("llamafactory", name)).text)
         for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
@@ -86,7 +89,7 @@ def extra_argument_findings(
 def disk_findings(
     preset: Preset, checkpoint: Checkpoint | None, forecast: Forecast | None, runs: Path
 ) -> Iterator[Finding]:
-    """A read-only place, and too little space for the checkpoints that are kept at the same time."""
+    """A read-only place, and too little room for the checkpoints that lie there at once."""
     place = runs
     while not place.exists():
         place = place.parent
@@ -152,7 +155,7 @@ def model_for(preset: Preset, folder: Path) -> CheckedModel:
             trust_remote_code=preset.model.trust_remote_code,
         )
     except IisftError as error:
-        return CheckedModel(findings=(*faults, as_finding(error)))
+        return CheckedModel(findings=(*faults, error.finding))
     return CheckedModel(checkpoint, view, (*faults, *_target_findings(preset, checkpoint)))
 
 
@@ -198,7 +201,7 @@ def datasets_for(
         try:
             staged = staging.load(name, workspace)
         except IisftError as error:
-            findings.append(as_finding(error))
+            findings.append(error.finding)
             continue
         found.append(datasets.prepare(findings, preset, staged, model, progress))
     return found, findings
@@ -216,11 +219,4 @@ def taken(folder: RunFolder) -> Finding:
 
 def taken_error(folder: RunFolder) -> RunStateError:
     """The same for a name that was taken between planning and starting."""
-    finding = taken(folder)
-    return RunStateError(finding.id, finding.message, where=finding.where, fix=finding.fix)
-
-
-def as_finding(error: IisftError) -> Finding:
-    return Finding(
-        error.code, error.message, where=error.where, fix=error.fix, exit_code=error.exit_code
-    )
+    return RunStateError.of(taken(folder))

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 
 from iisft.errors import Finding, IisftError, InputError, UsageError
+from iisft.gpu_table import Device
 from iisft.llamafactory.environment import Placement
 from iisft.machine.facts.gpus import visible_gpus
-from iisft.machine.gpu_table import Device
 from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
@@ -136,7 +136,7 @@ def _rescaled(document: Document, accumulation: int, before: int, after: int) ->
     try:
         scaled = _rescale(accumulation, before, after)
     except InputError as error:
-        return Finding(error.code, error.message, where=error.where, fix=error.fix)
+        return error.finding
     document.override(
         ("train", "accumulation"), scaled, document.source(("train", "accumulation")).text
     )

@@ -186,7 +186,7 @@ def _refusal(error: IisftError) -> dict[str, Any]:
     """All of it, where several findings speak against the run."""
     several = error.errors if isinstance(error, CheckFailed) else ()
     return {
-        "error": "; ".join(finding.message for finding in several) or error.message,
+        "error": "; ".join(finding.text for finding in several) or error.message,
         "fix": error.fix,
     }
 

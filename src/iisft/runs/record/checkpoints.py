@@ -16,7 +16,7 @@ from typing import Any
 
 from iisft import files
 from iisft.errors import IisftError
-from iisft.models.folder.checkpoint import read_header
+from iisft.models.folder.safetensors import read_header
 
 SEAL = "iisft-seal.json"
 _NUMBERED = re.compile(r"(torn-)?checkpoint-(\d+)(?:\.\d+)?")
@@ -105,7 +105,9 @@ def seal(saved: Saved, ranks: int) -> None:
 
 
 def sealed_size(saved: Saved) -> int:
-    """Bytes of the sealed files, 0 when it is not sealed: what the next checkpoint will take too."""
+    """Bytes of the sealed files, 0 when it is not sealed: what the next checkpoint will
+    take too.
+    """
     return sum(int(entry["size"]) for entry in _sealed(saved.folder).values())
 
 

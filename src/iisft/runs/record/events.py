@@ -9,6 +9,7 @@ from collections import deque
 from typing import Any
 
 from iisft import files
+from iisft.errors import Finding
 from iisft.llamafactory.logs import Metrics
 from iisft.runs.record.folder import RunFolder, event_line, parse_event
 
@@ -36,6 +37,10 @@ class Events:
         """
         self._waiting.append(event_line(kind, **values))
         self.flush()
+
+    def finding(self, finding: Finding) -> None:
+        """Put a finding on record."""
+        self.append("finding", **finding.as_json())
 
     def flush(self) -> None:
         """Write what waits, as far as there is room."""

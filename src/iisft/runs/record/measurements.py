@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.estimate.measured import Measured
+from iisft.estimate.shape import Measured
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
 

@@ -1,6 +1,5 @@
 """What a run has become unlike since it began, and what two runs differ in."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from iisft.errors import EnvironmentFault, RunStateError
+from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import steering
 from iisft.machine.facts.gpus import visible_gpus
@@ -62,13 +62,13 @@ def compare(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
 
 def view_digests(view: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 of the files that iisft wrote into a view."""
-    return {name: _sha256(view / name) for name in sorted(names)}
+    return {name: sha256_of(view / name) for name in sorted(names)}
 
 
 def _data(folder: RunFolder, recorded: Iterable[DatasetRecord]) -> Iterator[str]:
     for dataset in recorded:
         file = folder.dataset / f"{dataset.name}.jsonl"
-        if _sha256(file) != dataset.sha256:
+        if sha256_of(file) != dataset.sha256:
             yield (
                 f"the rows of {dataset.name} have "
                 f"{'changed' if file.exists() else 'vanished'} ({file.resolve()})"
@@ -116,7 +116,7 @@ def _changed(what: str, before: Any, now: Any) -> Iterator[str]:
 
 def _changed_digests(what: str, before: Mapping[str, str] | None, place: Path) -> Iterator[str]:
     for name, digest in (before or {}).items():
-        if _sha256(place / name) != digest:
+        if sha256_of(place / name) != digest:
             yield f"{what}{name} was changed"
 
 
@@ -139,11 +139,3 @@ def _yaml(path: Path) -> dict[str, Any]:
             "run-torn", f"{path.name} can't be read: {error}", where=str(path)
         ) from error
     return content if isinstance(content, dict) else {}
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""

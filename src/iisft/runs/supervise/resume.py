@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from iisft import files, process
-from iisft.errors import EnvironmentFault, RunStateError
+from iisft.errors import EnvironmentFault, Finding, RunStateError
 from iisft.llamafactory.environment import inherited
 from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import newest_complete
@@ -90,9 +90,8 @@ def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
         fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
         raise RunStateError("drift", text, where=str(folder.path), fix=fix)
     if found:
-        folder.append_event(
-            "finding", id="drift", severity="warn", message="resumed with " + "; ".join(found)
-        )
+        said = Finding("drift", "resumed with " + "; ".join(found), severity="warn")
+        folder.append_event("finding", **said.as_json())
 
 
 def _begin_again(folder: RunFolder, record: RunRecord) -> None:

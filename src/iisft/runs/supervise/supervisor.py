@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.errors import RunStateError
+from iisft.errors import Finding, RunStateError
 from iisft.models.view.build import restore_base_model_name
 from iisft.runs.record import measurements
 from iisft.runs.record.events import Events
@@ -44,6 +44,7 @@ class Supervisor:
         self._vain_restarts = 0
         self._attempt: Attempt | None = None
         self._told_to_end = False
+        self._came_again = False
 
     def run(self) -> None:
         """Supervise to the end."""
@@ -58,9 +59,7 @@ class Supervisor:
                 fix = error.fix if isinstance(error, RunStateError) else ""
                 reason = f"the trainer can't be started: {error}"
                 before = self._attempt.progress() if self._attempt else (0, 0)
-                self.events.append(
-                    "finding", id="start-failed", severity="error", message=reason, fix=fix
-                )
+                self.events.finding(Finding("start-failed", reason, fix=fix))
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
             self._attempt = Attempt(self.folder, self.record, start, self.events)
@@ -78,13 +77,19 @@ class Supervisor:
             self._attempt.told_to_end = True
 
     def _may_restart(self, ending: Ending) -> bool:
-        """Not what would come again, and not with several nodes: one alone can't rejoin the others."""
+        """Not what would come again, and not with several nodes: one alone can't rejoin
+        the others.
+        """
         if ending.state != "failed" or not ending.passing or self.record.nodes > 1:
             return False
         crash = (ending.step, ending.cause or ending.reason)
-        known = crash in self._crashes
+        self._came_again = crash in self._crashes
         self._crashes.add(crash)
-        return not known and self.restarts < self.record.watch.restarts and not self._told_to_end
+        return (
+            not self._came_again
+            and self.restarts < self.record.watch.restarts
+            and not self._told_to_end
+        )
 
     def _wait_for_restart(self, ending: Ending) -> bool:
         """The pause before another start; False when a stop is asked for meanwhile."""
@@ -115,6 +120,9 @@ class Supervisor:
             ending = replace(
                 ending, state="stopped", reason=f"stopped on request after: {ending.reason}"
             )
+        elif self._came_again and not ending.fix:
+            # nothing is known that would make the next start another one
+            ending = replace(ending, passing=False)
         found = (
             {}
             if self.folder.node_rank
@@ -134,7 +142,7 @@ class Supervisor:
             )
         except OSError as error:  # how the run ended matters more
             message = f"the adapters still name the view as their base model: {error.strerror}"
-            self.events.append("finding", id="base-model-name", severity="warn", message=message)
+            self.events.finding(Finding("base-model-name", message, severity="warn"))
 
     def _outcome(self, ending: Ending) -> dict[str, Any]:
         """All that a list of runs shows, so that it reads one file per ended run."""
@@ -143,6 +151,7 @@ class Supervisor:
             "state": ending.state,
             "reason": ending.reason,
             "fix": ending.fix,
+            "comes_again": ending.comes_again,
             "returncode": ending.returncode,
             "ended": time.time(),
             "step": ending.step,

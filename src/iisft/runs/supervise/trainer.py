@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from iisft import files, process
-from iisft.errors import RunStateError
-from iisft.llamafactory.logs import PROOF_VARIABLE, Begin, TrainerLog
+from iisft.child.constants_iisft import PROOF_VARIABLE, STOP_VARIABLE
+from iisft.errors import Finding, RunStateError
+from iisft.llamafactory.logs import Begin, TrainerLog
 from iisft.process import Adopted, Child, ProcessIdentity
 from iisft.runs.record import checkpoints
 from iisft.runs.record.checkpoints import Saved
@@ -17,7 +18,6 @@ from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
 
-STOP_VARIABLE = "IISFT_STOP_FILE"
 _FROM_START = "from-start"
 
 
@@ -110,7 +110,7 @@ def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
             message = (
                 f"{name} was not complete, so it was put aside; delete it when you need the room"
             )
-            events.append("finding", id="torn-checkpoint", severity="warn", message=message)
+            events.finding(Finding("torn-checkpoint", message, severity="warn"))
         folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
         if saved is None:
             # as the trainer does when it begins anew, before it is followed

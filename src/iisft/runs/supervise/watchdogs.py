@@ -1,12 +1,14 @@
-"""What the supervisor watches for: NaN, a hang, a disk that is getting full, a GPU that throttles."""
+"""What the supervisor watches for: NaN, a hang, a disk that is getting full, a GPU
+that throttles.
+"""
 
 import math
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from iisft.errors import Finding
 from iisft.llamafactory.logs import Metrics
 from iisft.machine.facts import sensors
 
@@ -109,7 +111,7 @@ class DiskWatch:
     _looked: float = -math.inf
     _said: bool = False
 
-    def look(self) -> dict[str, Any] | None:
+    def look(self) -> Finding | None:
         """A finding when the disk has become too full, once until there is room again."""
         now = time.monotonic()
         if not self.needed or now - self._looked < _DISK_EVERY_S:
@@ -127,12 +129,8 @@ class DiskWatch:
             f"the next checkpoint needs {self.needed / 2**30:.2f} GiB, {free / 2**30:.2f} "
             "GiB are free"
         )
-        return {
-            "id": "disk-low",
-            "severity": "warn",
-            "message": message,
-            "fix": f"free some space below {self.place}",
-        }
+        fix = f"free some space below {self.place}"
+        return Finding("disk-low", message, fix=fix, severity="warn")
 
 
 @dataclass
@@ -144,7 +142,7 @@ class ThermalWatch:
     _looked: float = -math.inf
     _said: float = -math.inf
 
-    def look(self) -> dict[str, Any] | None:
+    def look(self) -> Finding | None:
         now = time.monotonic()
         if now - self._looked < _GPU_EVERY_S or now - self._said < _THERMAL_EVERY_S:
             return None
@@ -158,12 +156,8 @@ class ThermalWatch:
             return None
         self._said = now
         message = f"throttled by temperature: {', '.join(hot)}"
-        return {
-            "id": "thermal",
-            "severity": "warn",
-            "message": message,
-            "fix": "check the fans and the air flow",
-        }
+        fix = "check the fans and the air flow"
+        return Finding("thermal", message, fix=fix, severity="warn")
 
 
 def _degrees(temperature_c: float | None) -> str:

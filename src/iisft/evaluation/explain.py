@@ -1,27 +1,28 @@
-"""What an evaluation means, in plain sentences: first what a person must not overlook."""
+"""What an evaluation or a comparison means, in plain sentences in two languages.
+
+The figures' modules know nothing of prose: commands and the report ask here.
+"""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iisft.evaluation import texts as wording
 from iisft.evaluation.classes import NO_LABEL, shown
-
-if TYPE_CHECKING:
-    from iisft.evaluation.evaluate import Evaluation
+from iisft.evaluation.compare import Comparison, Pair
+from iisft.evaluation.evaluate import MAJORITY, Evaluation
 
 _Fact = tuple[str, dict[str, Any]]
 _WEAK_RECALL = 0.5
 _OF_CLASSES = ("accuracy", "balanced_accuracy")
-_MAJORITY = "most frequent answer"
 _LOPSIDED = 0.2
 
 
-def sentences(found: "Evaluation", language: str = wording.ENGLISH) -> list[str]:
-    """What an evaluation means as text, without markup."""
-    return [text for _, text in with_tone(found, language)]
+def sentences(found: Evaluation, language: str = wording.ENGLISH) -> list[str]:
+    """What an evaluation means: first what a person must not overlook."""
+    return [text for _, text in sentences_with_tone(found, language)]
 
 
-def with_tone(found: "Evaluation", language: str) -> list[tuple[str, str]]:
+def sentences_with_tone(found: Evaluation, language: str) -> list[tuple[str, str]]:
     """Each sentence after its tone: bad, warn, good, or "" for a plain fact."""
     facts = [
         *_failures(found),
@@ -39,6 +40,58 @@ def with_tone(found: "Evaluation", language: str) -> list[tuple[str, str]]:
     ]
 
 
+def verdict(found: Comparison, language: str = wording.ENGLISH) -> list[str]:
+    """Which one is best and why, how sure that is, and whether it beats trivial answers."""
+    return [text for _, text in verdict_with_tone(found, language)]
+
+
+def verdict_with_tone(found: Comparison, language: str) -> list[tuple[str, str]]:
+    """Each sentence of the verdict after its tone: bad, warn, good, or "" for a plain fact."""
+
+    def say(key: str, **values: object) -> tuple[str, str]:
+        return wording.TONES.get(key, ""), wording.pick(wording.VERDICTS[key], language).format(
+            **values
+        )
+
+    figure = wording.pick(wording.FIGURES[found.figure], language)
+    score = percent(found.scores[found.best])
+    said = [say("best", name=found.best, figure=figure, score=score, rows=found.rows)]
+    if len(found.tied) > 1:
+        others = ", ".join(name for name in found.tied if name != found.best)
+        steps = [found.losses[name]["step"] for name in found.tied]
+        said.append(say("tied-earlier" if all(steps) else "tied", others=others))
+    for pair in found.pairs:
+        key = "chance" if pair.chance else "sure"
+        facts = {
+            "other": pair.other,
+            "score": percent(found.scores[pair.other]),
+            "difference": _points(pair, language),
+        }
+        flips = {"won": len(pair.won), "lost": len(pair.lost), "p": _p(pair.p_value)}
+        said.append(say(key, **facts, **flips))
+    rival = max(
+        (
+            (metrics[found.figure], name)
+            for name, metrics in found.evaluations[found.best].baselines.items()
+            if found.figure in metrics
+        ),
+        default=None,
+    )
+    if rival is not None and rival[0] >= found.scores[found.best]:
+        said.append(say("none-good", rival=rival[1], score=percent(rival[0])))
+    known = {
+        name: loss
+        for name, losses in found.losses.items()
+        if (loss := losses["eval_loss"]) is not None
+    }
+    if (
+        len(set(known.values())) > 1
+        and (lowest := min(known, key=lambda name: known[name])) != found.best
+    ):
+        said.append(say("eval-loss", name=lowest, loss=f"{known[lowest]:.4f}"))
+    return said
+
+
 def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
@@ -48,7 +101,7 @@ def span(interval: Any) -> str:
     return f" ({100 * interval[0]:.1f} - {100 * interval[1]:.1f})" if interval else ""
 
 
-def _failures(found: "Evaluation") -> Iterator[_Fact]:
+def _failures(found: Evaluation) -> Iterator[_Fact]:
     counts = found.counts
     generated = counts["generated"]
     if errors := counts["generation_errors"]:
@@ -66,7 +119,7 @@ def _failures(found: "Evaluation") -> Iterator[_Fact]:
             yield name.replace("_", "-"), {"count": count, "generated": generated, "rate": rate}
 
 
-def _classes(found: "Evaluation") -> Iterator[_Fact]:
+def _classes(found: Evaluation) -> Iterator[_Fact]:
     metrics = found.metrics
     if "per_class" not in metrics:
         return
@@ -85,7 +138,7 @@ def _classes(found: "Evaluation") -> Iterator[_Fact]:
         yield "no-class", {"count": none}
 
 
-def _against_baselines(found: "Evaluation", language: str) -> Iterator[_Fact]:
+def _against_baselines(found: Evaluation, language: str) -> Iterator[_Fact]:
     metrics = found.metrics
     for name, words in wording.FIGURES.items():
         if name not in metrics:
@@ -101,8 +154,8 @@ def _against_baselines(found: "Evaluation", language: str) -> Iterator[_Fact]:
             if interval and interval[0] <= value < own
         }
         if name in _OF_CLASSES:  # its class is one of the constant ones
-            better.pop(_MAJORITY, None)
-            near.pop(_MAJORITY, None)
+            better.pop(MAJORITY, None)
+            near.pop(MAJORITY, None)
         if name == "balanced_accuracy":  # every constant answer has one and the same
             better, near = (_without_twins(values) for values in (better, near))
         facts = {
@@ -119,7 +172,7 @@ def _against_baselines(found: "Evaluation", language: str) -> Iterator[_Fact]:
             yield "better", facts | {"rivals": _listed(dict([best]), language)}
 
 
-def _json(found: "Evaluation") -> Iterator[_Fact]:
+def _json(found: Evaluation) -> Iterator[_Fact]:
     metrics, generated = found.metrics, found.counts["generated"]
     for key, name in (("valid-json", "valid_json"), ("schema", "schema_valid")):
         if name in metrics:
@@ -142,7 +195,7 @@ def _json(found: "Evaluation") -> Iterator[_Fact]:
         )
 
 
-def _text(found: "Evaluation") -> Iterator[_Fact]:
+def _text(found: Evaluation) -> Iterator[_Fact]:
     rows = found.metrics.get("text_rows")
     if rows is not None and rows < found.counts["generated"] - found.counts["without_reference"]:
         yield "text-sample", {"count": rows}
@@ -163,3 +216,13 @@ def _readable(name: str, language: str) -> str:
     if constant != name:
         return wording.pick(wording.ALWAYS, language).format(name=shown(constant))
     return wording.pick(wording.RIVALS[name], language) if name in wording.RIVALS else name
+
+
+def _points(pair: Pair, language: str) -> str:
+    low, high = pair.interval
+    unit = wording.pick(wording.POINTS, language)
+    return f"{100 * pair.difference:.1f} {unit} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

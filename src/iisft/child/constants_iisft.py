@@ -1,0 +1,10 @@
+"""Names that iisft and the code in the training interpreter both use.
+
+It imports nothing: iisft reads it, and a copy lies in every view beside the modelling file.
+"""
+
+PROOF_MARK = "iisft-observed"
+PROOF_VARIABLE = "IISFT_PROOF"
+STOP_VARIABLE = "IISFT_STOP_FILE"
+ARITHMETIC_KEY = "iisft_arithmetic"
+FLOAT32, NATIVE = ARITHMETICS = ("float32", "native")
