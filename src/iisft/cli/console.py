@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from iisft.errors import CheckFailed, Finding, IisftError
 from iisft.quoting import visible, visible_json, visible_line
+from iisft.secrets import hide
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,7 @@ def out_live(text: str = "", end: str = "\n") -> None:
     Raises:
         ReaderGone: nobody reads any more.
     """
-    _write(visible(text) + end)
+    _write(_shown(text) + end)
 
 
 def out_json(value: Any) -> None:
@@ -55,7 +56,7 @@ def out_json_line(value: Any) -> None:
 def _as_json(value: Any, indent: int | None) -> str:
     from iisft import files
 
-    text = visible_json(files.json_text(value, indent=indent))
+    text = visible_json(hide(files.json_text(value, indent=indent)))
     plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in ("utf-8", "utf8")
     return text if plain else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
@@ -71,7 +72,7 @@ def _write(text: str) -> None:
 
 def say(text: str = "") -> None:
     """Talk. Nothing fails because nobody listens."""
-    _talk(visible(text))
+    _talk(_shown(text))
 
 
 def _talk(text: str, end: str = "\n") -> None:
@@ -132,7 +133,7 @@ def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
         mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
-        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {visible(finding.text)}")
+        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {_shown(finding.text)}")
         if finding.where:
             say(f"  where: {finding.where}")
         if finding.fix:
@@ -146,7 +147,7 @@ def finding(severity: str, message: str, evidence: str, fix: str) -> None:
     mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
     with contextlib.suppress(ReaderGone):
         _write(
-            f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {visible(message)}\n"
+            f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {_shown(message)}\n"
         )
     if evidence:
         out(f"  seen:  {evidence}")
@@ -173,6 +174,10 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minutes:02d}m"
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _shown(text: str) -> str:
+    return visible(hide(text))
 
 
 def _coloured(text: str, colour: str, stream: TextIO | None = None) -> str:

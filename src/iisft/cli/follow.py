@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
 from iisft.files import LineFollower
 from iisft.quoting import visible
@@ -88,7 +89,8 @@ class _LogLines:
 
     def update(self) -> None:
         for line in self._lines.read():
-            console.say(line)
+            if not line.startswith(SAID_MARK):  # the trainer's own line stands beside it
+                console.say(line)
 
 
 class _Bar:

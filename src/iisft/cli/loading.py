@@ -44,6 +44,8 @@ def prepare(
     folder = find_run(workspace, run)
     chosen = selection.choose_one(folder, checkpoint)
     source = sources.find(folder, workspace, model=model, cpu=cpu)
+    if source.drift:
+        console.say(source.drift)
     if chosen.reason:
         console.say(chosen.reason)
     need = source.need(chosen)

@@ -9,7 +9,7 @@ import typer
 from iisft.cli import console, help
 from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
 from iisft.errors import ExitCode, IisftError, InputError, RunStateError
-from iisft.secrets import redact
+from iisft.secrets import redact_all
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
 def show(
     name: PresetArgument,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Each value's reason and what it becomes.")
+        bool, typer.Option("--explain", help="Show each value's reason and what it becomes.")
     ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -79,7 +79,7 @@ def show(
     from iisft.presets.dump import render_yaml
 
     loaded = _load(name, overrides or [])
-    values = loaded.preset.model_dump(mode="json") | {"env": redact(loaded.preset.env)}
+    values = redact_all(loaded.preset.model_dump(mode="json"))
     if as_json:
         console.out_json(
             {"explanations": [value.as_json() for value in explain_values(loaded)]}
@@ -135,7 +135,7 @@ def validate(
 def copy(
     name: PresetArgument,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where to, for example presets/mine.yaml.")
+        Path, typer.Argument(metavar="FILE", help="The new file, for example presets/mine.yaml.")
     ],
 ) -> None:
     """Copy a preset's file for you to change.

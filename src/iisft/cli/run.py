@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
 from iisft.cli.options import JsonOption, RunArgument
 from iisft.errors import UsageError
@@ -58,7 +59,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
 def logs(
     run: RunArgument = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run ends.")
+        bool, typer.Option("--follow", "-f", help="Follow until the run ends.")
     ] = False,
     as_json: Annotated[
         bool,
@@ -88,7 +89,8 @@ def logs(
     def show() -> None:
         for line in lines.read():
             if not as_json:
-                console.out_live(line)
+                if not line.startswith(SAID_MARK):  # the trainer's own line stands beside it
+                    console.out_live(line)
             elif (event := parse_event(line)) is not None:
                 console.out_json_line(event)
 
@@ -150,23 +152,23 @@ def stop(
 def resume(
     run: RunArgument = None,
     all_lost: Annotated[
-        bool, typer.Option("--all-lost", help="Every run that was lost, as after a reboot.")
+        bool, typer.Option("--all-lost", help="Resume every lost run, as after a reboot.")
     ] = False,
     accept_drift: Annotated[
         bool,
         typer.Option(
-            "--accept-drift", help="Go on though model, data, packages or files have changed."
+            "--accept-drift", help="Resume even if model, data, packages or files have changed."
         ),
     ] = False,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
     ] = False,
-    node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
+    node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return at once; the run goes on.")
+        bool, typer.Option("--detach", help="Return at once; the run continues.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+        bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

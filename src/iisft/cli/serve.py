@@ -1,25 +1,28 @@
 """iisft serve: an OpenAI-style API over a run's model."""
 
+import json
+import os
 from typing import Annotated
 
 import typer
 
 from iisft.cli import console
 from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, JsonOption, RunArgument
+from iisft.quoting import shell_word
 
 
 def serve(
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
     host: Annotated[
-        str, typer.Option(help="0.0.0.0 lets other machines ask; a key is made then.")
+        str, typer.Option(help="0.0.0.0 lets other machines connect, with a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 = any free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="The model's name in the API; left out = the run's id.")
+        str | None, typer.Option(help="The model's name in the API; default: the run's id.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
     ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
@@ -53,13 +56,17 @@ def serve(
 
 
 def _say(url: str, known_as: str, key: str | None) -> None:
+    from iisft.inference.talk import KEY_VARIABLE
+
     console.out(url)
-    if key is not None:
-        console.say(f"key: {key}   (IISFT_API_KEY sets your own)")
-    authorization = f"-H 'Authorization: Bearer {key}' " if key is not None else ""
-    body = f'{{"model": "{known_as}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    if key is not None and os.environ.get(KEY_VARIABLE) != key:
+        console.say(f"{KEY_VARIABLE}={key}   (set it yourself for a key of your own)")
+    authorization = f'-H "Authorization: Bearer ${KEY_VARIABLE}" ' if key is not None else ""
+    body = (
+        f'{{"model": {json.dumps(known_as)}, "messages": [{{"role": "user", "content": "hello"}}]}}'
+    )
     console.say(
         f"try: curl {url}/chat/completions {authorization}-H 'Content-Type: application/json' -d "
-        f"'{body}'"
+        f"{shell_word(body)}"
     )
     console.say("Ctrl-C ends it")

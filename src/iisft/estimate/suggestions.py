@@ -13,7 +13,7 @@ from typing import Any
 
 from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.gpu_table import architecture
-from iisft.presets.rules import is_refused
+from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
 
 _MOST = 5

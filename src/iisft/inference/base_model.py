@@ -15,6 +15,7 @@ from iisft.inference import headroom
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
@@ -39,7 +40,16 @@ class Source:
 
     @property
     def python(self) -> Path:
-        return self.record.interpreter
+        """The one that trains now; the record's may be anybody's program."""
+        return training_interpreter()
+
+    @property
+    def drift(self) -> str:
+        """What a person should know about the interpreter, or ""."""
+        before = str(self.record.interpreter)
+        if before == str(self.python):
+            return ""
+        return f"computed by {self.python}; the run was trained by {before} (IISFT_PYTHON)"
 
     @property
     def expected(self) -> Expected:
@@ -100,7 +110,7 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         EnvironmentFault: the run's interpreter or its GPUs are missing.
     """
     record = folder.whole_record()
-    checkpoint = _base_model(record.model, workspace, model)
+    checkpoint = _base_model(folder, record.model, workspace, model)
     view = plan_view(
         checkpoint,
         precision=record.setting("precision"),
@@ -128,8 +138,17 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
     return Source(folder, record, checkpoint, view, env, on_cpu)
 
 
-def _base_model(recorded: ModelRecord, workspace: Workspace, given: str | None) -> Checkpoint:
+def _base_model(
+    folder: RunFolder, recorded: ModelRecord, workspace: Workspace, given: str | None
+) -> Checkpoint:
     place = workspace.model_folder(given) if given is not None else recorded.folder
+    if given is None and place.resolve().is_relative_to(folder.path):
+        raise InputError(
+            "base-model-in-run",
+            "the run's record names a base model inside of the run's own folder",
+            where=str(place),
+            fix="if you trust it: --model DIR",
+        )
     if not place.is_dir():
         raise InputError(
             "base-model-missing",

@@ -11,7 +11,7 @@ from typing import Any
 from iisft.errors import InputError, UsageError
 from iisft.presets import yaml12
 from iisft.presets.yaml12 import KeyPath
-from iisft.secrets import HIDDEN, is_secret
+from iisft.secrets import HIDDEN, hide, is_secret
 from iisft.workspace import Workspace
 
 FREE_SECTIONS = ("env", "llamafactory")
@@ -189,7 +189,7 @@ def _merge(
 def describe_override(text: str) -> str:
     """The override as a place in messages; the value of a secret is hidden."""
     key = text.partition("=")[0].strip()
-    return f"--set {key}={HIDDEN}" if is_secret(key) else f"--set {text}"
+    return f"--set {key}={HIDDEN}" if is_secret(key) else hide(f"--set {text}")
 
 
 def parse_override(text: str) -> tuple[KeyPath, Any]:

@@ -24,7 +24,7 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import ModelRecord, RunRecord, Watch
 from iisft.runs.supervise import drift
 from iisft.runs.supervise.spawn import start_supervisor
-from iisft.secrets import redact
+from iisft.secrets import redact, redact_all
 
 _SHARED_FOLDER_TIMEOUT_S = 300.0
 
@@ -64,7 +64,7 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     if plan.tokens is not None:
         token_cache.link_into(plan.tokens, folder.tokenized)
     files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
-    preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
+    preset = redact_all(plan.preset.model_dump(mode="json"))
     files.write_text_atomically(folder.preset, render_yaml(preset))
     files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
     files.write_json_atomically(folder.record, _record(plan, folder, written).as_json())
@@ -77,7 +77,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunReco
         created=time.time(),
         iisft=__version__,
         preset_name=plan.document.name,
-        preset=plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)},
+        preset=redact_all(plan.preset.model_dump(mode="json")),
         argv=tuple(plan.argv),
         env=redact(plan.env),
         shell=steering(os.environ),

@@ -1,17 +1,18 @@
 """The run folder: every file name that a run has, and the reading and writing of its records."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, process
 from iisft.errors import RunStateError
+from iisft.process import ProcessIdentity
 from iisft.runs.record import run_record
 from iisft.runs.record.run_record import RunRecord
+from iisft.secrets import hide
 
 EXIT = "exit.json"
 
@@ -181,6 +182,22 @@ class RunFolder:
         found = files.read_json_object(self.processes) or {}
         return found if found.get("run") == self.marker else {}
 
+    def live_supervisor(self) -> ProcessIdentity | None:
+        """Who supervises this run now: a process that was started for that."""
+        return self._live("supervisor", process.SUPERVISOR_MARKER)
+
+    def live_trainer(self) -> ProcessIdentity | None:
+        """The process that trains now, or None."""
+        return self._live("trainer", process.RUN_MARKER)
+
+    def _live(self, role: str, variable: str) -> ProcessIdentity | None:
+        found = ProcessIdentity.from_json(self.read_processes().get(role))
+        try:
+            owner = self.path.stat().st_uid
+        except OSError:
+            return None
+        return found if found and found.alive_for(variable, self.marker, owner) else None
+
     def update_record(self, **values: Any) -> None:
         """Change some keys of run.json; only its one writer (the supervisor) may call this."""
         before = files.read_json_object(self.record) or {}
@@ -200,13 +217,13 @@ class RunFolder:
 
 def event_line(kind: str, **values: Any) -> str:
     """An event of this moment."""
-    return json.dumps({"time": round(time.time(), 3), "kind": kind, **values})
+    return hide(files.json_text({"time": round(time.time(), 3), "kind": kind, **values}))
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
     """One line of events.jsonl, or None when it is torn."""
     try:
-        event = json.loads(line)
+        event = files.parse_json(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None

@@ -2,13 +2,13 @@
 
 import difflib
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from iisft import files, process
-from iisft.errors import RunStateError
-from iisft.process import ProcessIdentity
+from iisft.errors import Finding, RunStateError
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import EXIT, RunFolder, parse_event
 from iisft.runs.record.measurements import measure
@@ -17,6 +17,7 @@ from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
+_LONGEST_START_S = 3600.0  # from the record to the supervisor; a record may name any process
 _RECENT_STEPS = 21
 
 
@@ -108,7 +109,7 @@ def status_of(folder: RunFolder) -> RunStatus:
     ]
     if reason == UNSUPERVISED:
         fix = f"iisft resume {folder.id}"
-        findings.append({"id": "unsupervised", "severity": "warn", "message": reason, "fix": fix})
+        findings.append(Finding("unsupervised", reason, fix=fix, severity="warn").as_json())
     if state == "lost" and (left := process.processes_of_run(folder.marker)):
         reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
     # without a record nothing resumes
@@ -132,23 +133,13 @@ def status_of(folder: RunFolder) -> RunStatus:
     )
 
 
-class Living(NamedTuple):
-    """Which of a run's processes on this node live."""
-
-    supervisor: bool
-    trainer: bool
-
-
-def living(folder: RunFolder) -> Living:
-    """Asked again where a moment ago may be too long ago; it reads one small file."""
+def is_live(folder: RunFolder) -> bool:
+    """Whether a supervisor or trainer of it lives: asked again where the status of a moment ago may
+    be too old, it reads two small files.
+    """
     if folder.exit.exists():
-        return Living(supervisor=False, trainer=False)
-    processes = folder.read_processes()
-    supervisor, trainer = (
-        identity is not None and identity.alive()
-        for identity in (ProcessIdentity.from_json(processes.get(name)) for name in Living._fields)
-    )
-    return Living(supervisor, trainer)
+        return False
+    return folder.live_supervisor() is not None or folder.live_trainer() is not None
 
 
 def brief_of(folder: RunFolder) -> RunStatus:
@@ -234,18 +225,19 @@ def _state(
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
     if record is None:
         return "lost", why_unusable(folder.record)
-    alive = living(folder)
-    if alive.supervisor:
+    if folder.live_supervisor() is not None:
         last: dict[str, Any] = next(
             (event for event in reversed(events) if event["kind"] == "state"), {}
         )
         if last.get("state") == "restarting":
             return "running", f"restarting after: {last.get('message', '')}"
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
-    if alive.trainer:
+    if folder.live_trainer() is not None:
         return "running", UNSUPERVISED
-    launcher = record.launcher
-    if not folder.processes.exists() and launcher is not None and launcher.alive():
+    waiting = (
+        not folder.processes.exists() and record.launcher is not None and record.launcher.alive()
+    )
+    if waiting and 0 <= time.time() - (record.created or 0) < _LONGEST_START_S:
         return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 

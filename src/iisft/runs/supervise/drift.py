@@ -10,9 +10,10 @@ import yaml
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
-from iisft.llamafactory.environment import steering
+from iisft.llamafactory.environment import of_record, steering
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
+from iisft.models.view.build import strange_code
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
@@ -38,9 +39,11 @@ def differences(folder: RunFolder, record: RunRecord) -> list[str]:
         *_changed("train.yaml", record.train_yaml, arguments),
         *_changed("preset.yaml (read by nothing any more)", record.preset, _yaml(folder.preset)),
         *_changed_digests("model/", record.view, folder.model),
+        *_view_code(folder, record),
         *identity.changes(record.model.as_json(), record.model.folder, copies=False),
         *_data(folder, record.data),
         *_packages(record),
+        *_code(folder, record),
         *_shell(record),
         *_gpus(record),
     ]
@@ -76,8 +79,24 @@ def _data(folder: RunFolder, recorded: Iterable[DatasetRecord]) -> Iterator[str]
 
 
 def _packages(record: RunRecord) -> Iterator[str]:
-    now = interpreter.inspect(record.interpreter).packages
-    yield from _changed("package", record.packages, now)
+    before, now = str(record.interpreter), interpreter.training_interpreter()
+    if before != str(now):
+        yield f"interpreter {before} -> {now} (IISFT_PYTHON={before} takes the one of before)"
+    yield from _changed("package", record.packages, interpreter.inspect(now).packages)
+
+
+def _view_code(folder: RunFolder, record: RunRecord) -> Iterator[str]:
+    """The trainer runs what lies there; the record that has its digests lies beside it."""
+    trusted = record.setting("model.trust_remote_code") is True
+    for name in strange_code(folder.model, record.model.folder, trusted=trusted):
+        yield f"model/{name} is not the code of this iisft: its own is put there"
+
+
+def _code(folder: RunFolder, record: RunRecord) -> Iterator[str]:
+    """Variables of the record that would let the run's folder decide what is executed."""
+    for values in (record.env, record.shell):
+        for name in of_record(values, folder.path)[1]:
+            yield f"variable {name} of the record would bring code of its own: it is left out"
 
 
 def _shell(record: RunRecord) -> Iterator[str]:
@@ -116,7 +135,7 @@ def _changed(what: str, before: Any, now: Any) -> Iterator[str]:
 
 def _changed_digests(what: str, before: Mapping[str, str] | None, place: Path) -> Iterator[str]:
     for name, digest in (before or {}).items():
-        if sha256_of(place / name) != digest:
+        if not name.endswith(".py") and sha256_of(place / name) != digest:
             yield f"{what}{name} was changed"
 
 

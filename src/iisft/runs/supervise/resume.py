@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault, Finding, RunStateError
-from iisft.llamafactory.environment import inherited
-from iisft.process import ProcessIdentity
+from iisft.llamafactory.environment import inherited, of_record
+from iisft.llamafactory.interpreter import training_interpreter
+from iisft.models.view.build import renew_code
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.record.state import RunStatus, living, status_of
+from iisft.runs.record.state import RunStatus, is_live, status_of
 from iisft.runs.supervise import drift, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
@@ -52,7 +53,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         status = status_of(folder)
     _require_ended(status)
     with only_one(folder):
-        if any(living(folder)):  # another resume was faster
+        if is_live(folder):  # another resume was faster
             raise RunStateError(
                 "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
             )
@@ -92,6 +93,7 @@ def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
     if found:
         said = Finding("drift", "resumed with " + "; ".join(found), severity="warn")
         folder.append_event("finding", **said.as_json())
+        renew_code(folder.model)
 
 
 def _begin_again(folder: RunFolder, record: RunRecord) -> None:
@@ -114,10 +116,9 @@ def attach(folder: RunFolder) -> bool:
         RunFailed: the supervisor died at once.
     """
     with only_one(folder):
-        trainer = ProcessIdentity.from_json(folder.read_processes().get("trainer"))
-        alive = living(folder)
-        if trainer is None or alive.supervisor or not alive.trainer:
-            return alive.supervisor
+        trainer, supervisor = folder.live_trainer(), folder.live_supervisor()
+        if trainer is None or supervisor is not None or folder.exit.exists():
+            return is_live(folder)
         # A later restart must meet what the trainer met, secrets included; only its own environment
         # has them all.
         env = process.environment_of(trainer.pid)
@@ -163,15 +164,17 @@ def environment_of(folder: RunFolder, record: RunRecord) -> dict[str, str]:
     Raises:
         EnvironmentFault: its interpreter or a secret is missing.
     """
-    if not record.interpreter.exists():
+    python = training_interpreter()
+    if not python.exists():
         raise EnvironmentFault(
             "interpreter-missing",
-            "the run's training interpreter is gone",
-            where=str(record.interpreter),
-            fix="make it anew at that place",
+            "the training interpreter is not there",
+            where=str(python),
+            fix="set IISFT_PYTHON to the Python that trains, or unset it",
         )
-    own = {name: value for name, value in record.env.items() if HIDDEN not in value}
-    missing = [name for name in record.env if name not in own and name not in os.environ]
+    recorded, _ = of_record(record.env, folder.path)
+    own = {name: value for name, value in recorded.items() if HIDDEN not in value}
+    missing = [name for name in recorded if name not in own and name not in os.environ]
     if missing:
         text = (
             f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in "
@@ -182,5 +185,7 @@ def environment_of(folder: RunFolder, record: RunRecord) -> dict[str, str]:
         )
     if folder.node_rank:
         own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
-    shell = {name: value for name, value in record.shell.items() if HIDDEN not in value}
+    own["PATH"] = f"{python.parent}{os.pathsep}{own.get('PATH', os.environ.get('PATH', ''))}"
+    shell, _ = of_record(record.shell, folder.path)
+    shell = {name: value for name, value in shell.items() if HIDDEN not in value}
     return shell | inherited(os.environ) | own

@@ -21,6 +21,7 @@ from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt, Ending
+from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
@@ -149,8 +150,8 @@ class Supervisor:
         last = self._attempt.recorder.last if self._attempt else None
         return {
             "state": ending.state,
-            "reason": ending.reason,
-            "fix": ending.fix,
+            "reason": hide(ending.reason),
+            "fix": hide(ending.fix),
             "comes_again": ending.comes_again,
             "returncode": ending.returncode,
             "ended": time.time(),

@@ -10,8 +10,9 @@ from typing import Any
 from iisft import files, process
 from iisft.child.constants_iisft import PROOF_VARIABLE, STOP_VARIABLE
 from iisft.errors import Finding, RunStateError
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.llamafactory.logs import Begin, TrainerLog
-from iisft.process import Adopted, Child, ProcessIdentity
+from iisft.process import Adopted, Child
 from iisft.runs.record import checkpoints
 from iisft.runs.record.checkpoints import Saved
 from iisft.runs.record.events import Events, Recorder
@@ -38,8 +39,8 @@ class Start:
 def adopt(folder: RunFolder, events: Events) -> Start | None:
     """Take over the trainer of a supervisor that died; None when there is no such trainer."""
     processes = folder.read_processes()
-    identity = ProcessIdentity.from_json(processes.get("trainer"))
-    if identity is None or not identity.alive():
+    identity = folder.live_trainer()
+    if identity is None:
         return None
     begin = _begin_of(processes)
     word = process.environment_of(identity.pid).get(PROOF_VARIABLE, "")
@@ -104,7 +105,9 @@ def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
     saved = whole_checkpoint(folder, record, thorough=True)
     from_step = saved.step if saved else 0
     _record_unseen_steps(folder, events, from_step)
-    argv = list(record.argv)
+    # never the record's command: a run's folder is data
+    argv = [str(training_interpreter().parent / "llamafactory-cli"), "train"]
+    argv.append(folder.train_yaml.name)
     if not folder.node_rank:
         for name in checkpoints.put_torn_aside(folder.output, from_step):
             message = (
@@ -122,9 +125,12 @@ def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
     # The environment comes by inheritance, never from run.json: secrets stand in no file.
     env = dict(os.environ) | {
         process.RUN_MARKER: folder.marker,
+        # its working directory is the run's folder: no `python -m` of it imports from there
+        "PYTHONSAFEPATH": "1",
         PROOF_VARIABLE: word,
         STOP_VARIABLE: str(folder.stop_request),
     }
+    env.pop(process.SUPERVISOR_MARKER, None)
     started = Start(
         Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step
     )
@@ -139,7 +145,8 @@ def _record_unseen_steps(folder: RunFolder, events: Events, up_to: int) -> None:
     """
     processes = folder.read_processes()
     if processes:
-        log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes))
+        word = str(processes.get("proof_word", ""))
+        log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes), word)
         unseen = [metrics for metrics in log.read(at_end=True) if metrics.step <= up_to]
         Recorder(events, adopted=True).take(unseen)
 
@@ -179,6 +186,8 @@ def _record(folder: RunFolder, start: Start) -> None:
             "log_offset": start.begin.log_offset,
             "metrics_offset": start.begin.metrics_offset,
             "from_step": start.from_step,
+            # it need not be secret: whatever a row of the data holds was written before the run
+            "proof_word": start.proof_word,
             "started": time.time(),
         },
     )
