@@ -189,7 +189,7 @@ def _print(case: "Case", found: list[Finding]) -> None:
             rule = find_rule(one.id)
             title = f"{one.id} {rule.name}" if rule and one.id == rule.id != rule.name else one.id
             inferred = " (inferred, not documented)" if rule and rule.basis == "inferred" else ""
-            console.finding(severity, f"{title}: {one.message}{inferred}", one.where, one.fix)
+            console.finding(one, f"{title}: {one.message}{inferred}")
     if case.machine.deep and case.machine.deep.get("results"):
         _print_deep(case.machine.deep)
     console.out(

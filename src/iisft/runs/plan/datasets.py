@@ -14,6 +14,7 @@ from iisft.data.stage import overlong
 from iisft.data.stage.overlong import Changes, Survey
 from iisft.data.stage.policy import damage_finding, unfit_findings
 from iisft.data.stage.staging import REPORT, StagedDataset
+from iisft.data.tokens.counting import unrenderable_finding
 from iisft.data.tokens.fate import Limit
 from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
@@ -130,12 +131,9 @@ def _prepare(
         )
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
-    if survey.uncounted:
-        text = (
-            f"{survey.uncounted:,} rows of {staged.name} have tools: whether they are cut was "
-            "not counted"
-        )
-        findings.append(Finding("tools-uncounted", text, where=str(dataset.file), severity="warn"))
+    if survey.refused:
+        refusal = unrenderable_finding(survey.uncounted, *survey.refused)
+        findings.append(replace(refusal, where=str(dataset.file)))
     if not survey.damaged:
         return dataset
     if policy in ("fail", "allow"):

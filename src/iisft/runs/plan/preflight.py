@@ -16,6 +16,7 @@ from iisft.estimate import disk
 from iisft.estimate.forecast import Forecast
 from iisft.estimate.memory import GIB
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import fitting_template
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
@@ -156,7 +157,11 @@ def model_for(preset: Preset, folder: Path) -> CheckedModel:
         )
     except IisftError as error:
         return CheckedModel(findings=(*faults, error.finding))
-    return CheckedModel(checkpoint, view, (*faults, *_target_findings(preset, checkpoint)))
+    findings = [*faults, *_target_findings(preset, checkpoint)]
+    objection = fitting_template.objection(folder, preset.model.template, preset.llamafactory)
+    if objection is not None and objection.severity == "warn":  # an error is told with the rows
+        findings.append(objection)
+    return CheckedModel(checkpoint, view, tuple(findings))
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
