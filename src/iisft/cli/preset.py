@@ -181,8 +181,7 @@ def _load(name: str, overrides: list[str], *, judge: bool = True) -> "LoadedPres
     from iisft.presets import checking, documents
 
     document = documents.read_document(name, Workspace.current())
-    for text in overrides:
-        document.override(*documents.parse_override(text), documents.describe_override(text))
+    document.change(overrides)
     return checking.check(document, judge=judge)
 
 
