@@ -147,3 +147,9 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
             "preset-unreadable", f"can't be read: {error.strerror}", where=str(path)
         ) from error
     return parse(text, where=str(path))
+
+
+def render_yaml(value: dict[str, Any]) -> str:
+    """Order kept, floats as floats (1.0e-05, never the text 1e-05), no folding of long lines."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+    return text
