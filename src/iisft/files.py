@@ -165,6 +165,18 @@ def open_regular(path: Path | str) -> io.BufferedReader:
     raise OSError(errno.EINVAL, f"{_kind(mode)}, not a regular file", str(path))
 
 
+def lines_of(stream: IO[bytes], most: int = LARGEST) -> Iterator[bytes]:
+    """The lines of an open file, each with its end.
+
+    Raises:
+        OSError: a line is longer than `most` bytes: nobody wrote that.
+    """
+    while line := stream.readline(most + 1):
+        if len(line) > most:
+            raise OSError(errno.EFBIG, f"a line is longer than {_mib(most)}", str(stream.name))
+        yield line
+
+
 def read_bytes(path: Path | str, most: int = LARGEST) -> bytes:
     """A whole regular file of at most so many bytes.
 

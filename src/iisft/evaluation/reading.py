@@ -170,7 +170,7 @@ class PredictionFile:
 
     def _lines(self, stream: Any) -> Iterator[dict[str, Any]]:
         faults: list[tuple[int, str, str]] = []
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(files.lines_of(stream), 1):
             if not line.strip(b"\xef\xbb\xbf \t\r\n"):
                 continue
             try:

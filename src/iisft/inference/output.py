@@ -44,7 +44,7 @@ class Predictions:
         except FileNotFoundError:
             return
         with stream:
-            for line in stream:
+            for line in files.lines_of(stream):
                 with contextlib.suppress(ValueError):
                     row = files.parse_json(line)
                     if isinstance(row, dict) and type(row.get("row")) is int:

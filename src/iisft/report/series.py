@@ -131,7 +131,7 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     with stream:
-        for line in stream:
+        for line in files.lines_of(stream):
             try:
                 event = orjson.loads(line)
             except ValueError:
