@@ -167,6 +167,7 @@ def test_right_arguments_pass() -> None:
     assert arguments.check_extra({"neat_packing": True}, load("mi50", "weights=fp32"), KNOWN) == []
 
 
+@pytest.mark.slow
 def test_every_way_past_the_view_is_an_argument_of_the_installed_llamafactory() -> None:
     known = interpreter.arguments(interpreter.inspect(interpreter.training_interpreter()))
     assert [name for name in arguments._PAST_THE_VIEW if name not in known] == []

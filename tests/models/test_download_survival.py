@@ -37,6 +37,7 @@ def start(hub: HubServer) -> Callable[..., subprocess.Popen[str]]:
     return run
 
 
+@pytest.mark.slow
 def test_ten_kills_lose_only_what_was_on_its_way(
     hub: HubServer, start: Callable[..., subprocess.Popen[str]], iisft: CLI, target: Path
 ) -> None:
