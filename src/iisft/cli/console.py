@@ -15,6 +15,7 @@ from iisft.secrets import hide
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MARKS = {"error": "error", "warn": "warning", "info": "note"}
 _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _WIDTH_WITHOUT_TERMINAL = 100
 
@@ -132,7 +133,7 @@ def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
 def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
-        mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
+        mark = _MARKS[finding.severity]
         _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {_shown(finding.text)}")
         if finding.where:
             say(f"  where: {finding.where}")
@@ -140,19 +141,18 @@ def findings(found: Iterable[Finding]) -> None:
             say(f"  fix:   {finding.fix}")
 
 
-def finding(severity: str, message: str, evidence: str, fix: str) -> None:
+def finding(found: Finding, message: str) -> None:
     """One finding of a command whose data findings are: on stdout, with what was seen and the fix,
     and a blank line.
     """
-    mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
+    mark = _MARKS[found.severity]
+    shown = _coloured(mark + ":", _SEVERITY_STYLE[found.severity], sys.stdout)
     with contextlib.suppress(ReaderGone):
-        _write(
-            f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {_shown(message)}\n"
-        )
-    if evidence:
-        out(f"  seen:  {evidence}")
-    if fix:
-        out(f"  fix:   {fix}")
+        _write(f"{shown} {_shown(message)}\n")
+    if found.where:
+        out(f"  seen:  {found.where}")
+    if found.fix:
+        out(f"  fix:   {found.fix}")
     out()
 
 

@@ -219,7 +219,8 @@ def tokenize(target: "Target", name: str) -> Path:
     workspace, model = Workspace.current(), target.limit.tokens.model
     interpreter = training.inspect(training.training_interpreter())
     findings = interpreter_errors(interpreter)
-    datasets = preflight.datasets_for(findings, preset, workspace, model)
+    datasets, of_data = preflight.datasets_for(preset, workspace, model)
+    findings += of_data
     if any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     console.say("LLaMA-Factory tokenises the rows (it takes half a minute to start)")

@@ -51,4 +51,4 @@ def prepare(
     need = source.need(chosen)
     console.say(f"{folder.id} {need.sentence}")
     need.require()
-    return Ready(source, chosen, max_tokens or int(source.record["preset"]["train"]["cutoff_len"]))
+    return Ready(source, chosen, max_tokens or int(source.record.setting("train.cutoff_len")))

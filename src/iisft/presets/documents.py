@@ -3,7 +3,7 @@ changes. No checks yet.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,21 @@ class Document:
             section = section[str(key)]
         section[str(path[-1])] = value
         self.sources[path] = Source(source)
+
+    def change(
+        self, overrides: Iterable[str], *, model: str | None = None, data: str | None = None
+    ) -> None:
+        """What the command line says: each --set, then --model and --data.
+
+        Raises:
+            UsageError: an override is not KEY=VALUE.
+        """
+        for text in overrides:
+            self.override(*parse_override(text), describe_override(text))
+        if model is not None:
+            self.override(("model", "id"), model, "--model")
+        if data is not None:
+            self.override(("data", "name"), data, "--data")
 
 
 def shipped_presets_folder() -> Path:

@@ -57,10 +57,7 @@ def resolve(
     if preset is None:
         return _without_preset(workspace, model, overrides, overlong)
     document = documents.read_document(preset, workspace)
-    for text in overrides:
-        document.override(*documents.parse_override(text), documents.describe_override(text))
-    if model is not None:
-        document.override(("model", "id"), model, "--model")
+    document.change(overrides, model=model)
     loaded = checking.check(document).preset
     policy = overlong or loaded.data.overlong
     options = _spelled(preset, model, overrides)

@@ -20,6 +20,7 @@ from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info
 from iisft.presets.schema import Overlong, Preset
+from iisft.runs.record.run_record import DatasetRecord
 
 Progress = Callable[[int, int], None]
 """Called with the rows counted so far and the rows in all."""
@@ -42,16 +43,24 @@ class RunDataset:
     source: str
     changes: Changes | None = None
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> DatasetRecord:
         """For run.json; `fitted` says what the rows were fitted to for this run."""
-        about = {"name": self.name, "rows": self.rows, "sha256": self.sha256, "source": self.source}
-        if self.changes is None:
-            return about
-        counts = {"shortened": len(self.changes.cuts), "left_out": len(self.changes.left_out)}
-        return {
-            **about,
-            "fitted": {"overlong": self.changes.policy, **counts, **self.changes.limit},
-        }
+        fitted: dict[str, Any] | None = None
+        if self.changes is not None:
+            cuts, left_out = len(self.changes.cuts), len(self.changes.left_out)
+            fitted = {
+                "overlong": self.changes.policy,
+                "shortened": cuts,
+                "left_out": left_out,
+                **self.changes.limit,
+            }
+        return DatasetRecord(
+            name=self.name,
+            rows=self.rows,
+            sha256=self.sha256,
+            source=self.source,
+            fitted=fitted,
+        )
 
 
 def prepare(

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
+from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
+from iisft.runs.record import run_record
+from iisft.runs.record.run_record import RunRecord
 from iisft.secrets import hide
 
 EXIT = "exit.json"
@@ -151,8 +154,25 @@ class RunFolder:
     def _node(self) -> str:
         return f".node-{self.node_rank}" if self.node_rank else ""
 
-    def read_record(self) -> dict[str, Any] | None:
-        return files.read_json_object(self.record)
+    def read_record(self) -> RunRecord | None:
+        """run.json, None when it can't be used; what it lacks is named by its `missing`."""
+        return run_record.read(self.record)
+
+    def whole_record(self) -> RunRecord:
+        """run.json with everything that a trainer is started from.
+
+        Raises:
+            RunStateError: it is missing, unreadable, broken, or of a format that is not known.
+        """
+        record = self.read_record()
+        if record is None or record.missing:
+            raise RunStateError(
+                "record-broken",
+                f"{self.id}: {run_record.why_unusable(self.record)}",
+                where=str(self.record),
+                fix="its checkpoints are in output/; start a new run",
+            )
+        return record
 
     def read_processes(self) -> dict[str, Any]:
         """Who supervises and trains here.
@@ -180,7 +200,8 @@ class RunFolder:
 
     def update_record(self, **values: Any) -> None:
         """Change some keys of run.json; only its one writer (the supervisor) may call this."""
-        files.write_json_atomically(self.record, (self.read_record() or {}) | values)
+        before = files.read_json_object(self.record) or {}
+        files.write_json_atomically(self.record, before | values)
 
     def append_event(self, kind: str, **values: Any) -> None:
         """One line of events.jsonl with its time; on a full disk it is let go."""

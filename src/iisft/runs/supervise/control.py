@@ -77,8 +77,8 @@ def wait_for_kill(folder: RunFolder) -> RunStatus:
 def _end_what_is_left(folder: RunFolder) -> None:
     """Ranks whose parents died hold their GPUs; nobody else is there to record the end."""
     left = process.kill_run(folder.marker)
-    ranks = status_of(folder).ranks or 1
-    saved = newest_complete(folder.output, ranks)
+    record = folder.read_record()
+    saved = newest_complete(folder.output, (record and record.world_size) or 1)
     kept = f"checkpoint-{saved.step} is kept" if saved else "no checkpoint is kept"
     reason = f"stopped on request without a supervisor; {kept}" + (
         f"; {left} can't be killed" if left else ""

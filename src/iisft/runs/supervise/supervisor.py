@@ -34,7 +34,7 @@ class Supervisor:
 
     def __init__(self, folder: RunFolder) -> None:
         record = folder.read_record()
-        if record is None:
+        if record is None or record.missing:
             raise SystemExit(f"no run to supervise in {folder.path}")
         self.folder = folder
         self.record = record
@@ -81,14 +81,14 @@ class Supervisor:
         """Not what would come again, and not with several nodes: one alone can't rejoin
         the others.
         """
-        if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
+        if ending.state != "failed" or not ending.passing or self.record.nodes > 1:
             return False
         crash = (ending.step, ending.cause or ending.reason)
         self._came_again = crash in self._crashes
         self._crashes.add(crash)
         return (
             not self._came_again
-            and self.restarts < int(self.record["watch"]["restarts"])
+            and self.restarts < self.record.watch.restarts
             and not self._told_to_end
         )
 
@@ -139,7 +139,7 @@ class Supervisor:
     def _restore_names(self) -> None:
         try:
             restore_base_model_name(
-                self.folder.output, self.folder.model, self.record["model"]["folder"]
+                self.folder.output, self.folder.model, str(self.record.model.folder)
             )
         except OSError as error:  # how the run ended matters more
             message = f"the adapters still name the view as their base model: {error.strerror}"
@@ -159,9 +159,9 @@ class Supervisor:
             "total_steps": ending.total_steps,
             "checkpoint": self._attempt.kept if self._attempt else None,
             "loss": last.as_json().get("loss") if last else None,
-            "preset": self.record.get("preset_name"),
-            "started": self.record.get("created"),
-            "ranks": self.record["expected"]["world_size"],
+            "preset": self.record.preset_name,
+            "started": self.record.created,
+            "ranks": self.record.world_size,
         }
 
 

@@ -17,6 +17,7 @@ from iisft.runs.record import checkpoints
 from iisft.runs.record.checkpoints import Saved
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 
 _FROM_START = "from-start"
 
@@ -51,7 +52,7 @@ def adopt(folder: RunFolder, events: Events) -> Start | None:
     return start
 
 
-def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: bool) -> Saved | None:
+def whole_checkpoint(folder: RunFolder, record: RunRecord, *, thorough: bool) -> Saved | None:
     """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing
     is lost anew.
 
@@ -59,8 +60,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
         RunStateError: there were whole checkpoints and none is left, or they are of a kind that
         iisft can't check.
     """
-    sharding = record["preset"]["sharding"]
-    if sharding == "fsdp" and folder.output.exists():
+    if record.setting("sharding") == "fsdp" and folder.output.exists():
         text = (
             "fsdp's checkpoints are of a kind that iisft can't check: none of them was ever resumed"
         )
@@ -70,9 +70,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
             where=str(folder.output),
             fix=f"use {folder.train_yaml} yourself",
         )
-    saved = checkpoints.newest_complete(
-        folder.output, int(record["expected"]["world_size"]), thorough=thorough
-    )
+    saved = checkpoints.newest_complete(folder.output, record.world_size or 1, thorough=thorough)
     if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
@@ -96,7 +94,7 @@ def _had_checkpoint(folder: RunFolder) -> bool:
     return had
 
 
-def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
+def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
     """Start the trainer from the last complete checkpoint, from the beginning when there is none.
 
     Raises:
