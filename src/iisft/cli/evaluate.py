@@ -59,32 +59,33 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="NAME", help="With a run: its predictions for this dataset."),
 ]
+_WhatArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE_OR_RUN",
+        help="A file of predictions, RUN, or RUN@CHECKPOINT; left out = the newest run.",
+        autocompletion=complete_runs,
+    ),
+]
+_SchemaOption = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema for the answers.")
+]
+_BaseOption = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="FILE", help="What the base model predicts: one more baseline."),
+]
 
 
 def evaluate(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE_OR_RUN",
-            help="A file of predictions, RUN, or RUN@CHECKPOINT; left out = the newest run.",
-            autocompletion=complete_runs,
-        ),
-    ] = None,
+    what: _WhatArgument = None,
     data: DataOption = None,
     columns: ColumnsOption = None,
     label: LabelOption = None,
     classes: ClassesOption = None,
-    schema: Annotated[
-        Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema for the answers.")
-    ] = None,
+    schema: _SchemaOption = None,
     error_marker: MarkerOption = "ERROR_GENERATION",
     text_rows: TextOption = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            "--base", metavar="FILE", help="What the base model predicts: one more baseline."
-        ),
-    ] = None,
+    base: _BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score predictions beside trivial baselines.

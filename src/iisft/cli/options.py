@@ -50,6 +50,9 @@ BaseModelOption = Annotated[
 CpuOption = Annotated[
     bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")
 ]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import BaseModelOption, CpuOption, JsonOption, RunArgument, complete_datasets
+from iisft.cli.options import (
+    BaseModelOption,
+    CpuOption,
+    JsonOption,
+    MaxTokensOption,
+    RunArgument,
+    complete_datasets,
+)
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
@@ -20,40 +27,45 @@ if TYPE_CHECKING:
     from iisft.runs.record.folder import RunFolder
 
 
+_CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP|final|best|all|base",
+        help="A step; final; best = lowest eval loss; all; base = no adapter. Left out = "
+        "final, or the newest.",
+    ),
+]
+_DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Staged dataset; left out = the run's data.eval.", autocompletion=complete_datasets
+    ),
+]
+_LimitOption = Annotated[int | None, typer.Option(help="Only the first N rows.")]
+_BatchSizeOption = Annotated[
+    int, typer.Option(help="Rows answered at once; halved where memory runs out.")
+]
+_BackendOption = Annotated[
+    str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")
+]
+_UrlOption = Annotated[str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")]
+_ApiModelOption = Annotated[str | None, typer.Option(help="With api: the model's name there.")]
+_ParallelOption = Annotated[int, typer.Option(help="With api: requests at once.")]
+_FromStartOption = Annotated[bool, typer.Option("--from-start", help="Throw earlier answers away.")]
+
+
 def predict(
     run: RunArgument = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STEP|final|best|all|base",
-            help="A step; final; best = lowest eval loss; all; base = no adapter. Left out = "
-            "final, or the newest.",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Staged dataset; left out = the run's data.eval.", autocompletion=complete_datasets
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Rows answered at once; halved where memory runs out.")
-    ] = 8,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")
-    ] = "local",
-    url: Annotated[
-        str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")
-    ] = None,
-    api_model: Annotated[str | None, typer.Option(help="With api: the model's name there.")] = None,
-    parallel: Annotated[int, typer.Option(help="With api: requests at once.")] = 8,
-    from_start: Annotated[
-        bool, typer.Option("--from-start", help="Throw earlier answers away.")
-    ] = False,
+    checkpoint: _CheckpointOption = None,
+    data: _DataOption = None,
+    limit: _LimitOption = None,
+    batch_size: _BatchSizeOption = 8,
+    max_tokens: MaxTokensOption = None,
+    backend: _BackendOption = "local",
+    url: _UrlOption = None,
+    api_model: _ApiModelOption = None,
+    parallel: _ParallelOption = 8,
+    from_start: _FromStartOption = False,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,

@@ -11,26 +11,28 @@ from iisft.cli.options import JsonOption, complete_runs
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
+_RunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run's id; left out = the newest.",
+        autocompletion=complete_runs,
+        show_default=False,
+    ),
+]
+_CompareOption = Annotated[
+    bool, typer.Option("--compare", help="Several runs side by side: report --compare A B.")
+]
+_OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Where to; else RUN.html in this folder."),
+]
+
 
 def report(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN]",
-            help="A run's id; left out = the newest.",
-            autocompletion=complete_runs,
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Several runs side by side: report --compare A B.")
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to; else RUN.html in this folder."
-        ),
-    ] = None,
+    runs: _RunsArgument = None,
+    compare: _CompareOption = False,
+    output: _OutputOption = None,
     data: DataOption = None,
     label: LabelOption = None,
     classes: ClassesOption = None,

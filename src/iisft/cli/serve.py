@@ -5,7 +5,14 @@ from typing import Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, JsonOption, RunArgument
+from iisft.cli.options import (
+    BaseModelOption,
+    CheckpointOption,
+    CpuOption,
+    JsonOption,
+    MaxTokensOption,
+    RunArgument,
+)
 
 
 def serve(
@@ -18,9 +25,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in the API; left out = the run's id.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
-    ] = None,
+    max_tokens: MaxTokensOption = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,

@@ -83,20 +83,29 @@ def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str
         },
     }
     if with_intervals:
-        rng, total = np.random.default_rng(_SEED), int(table.sum())
-        drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(
-            RESAMPLES, *table.shape
-        )
-        _, recalls, _, f1s = _from_tables(drawn)
-        found["intervals"] = {
-            "accuracy": rate_interval(round(float(accuracy) * total), total),
-            "balanced_accuracy": _percentiles(recalls.mean(axis=1)),
-            "macro_f1": _percentiles(f1s.mean(axis=1)),
-        } | {
-            f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum()))
-            for i, name in enumerate(classes)
-        }
+        found["intervals"] = _class_intervals(table, classes)
     return found
+
+
+def _class_intervals(table: Any, classes: Sequence[str]) -> dict[str, Interval]:
+    """Of accuracy and recalls as rates; of balanced accuracy and macro F1 by resampling rows."""
+    total, right = int(table.sum()), round(float(table.diagonal().sum()))
+    _, recalls, _, f1s = _from_tables(_resampled(table))
+    return {
+        "accuracy": rate_interval(right, total),
+        "balanced_accuracy": _percentiles(recalls.mean(axis=1)),
+        "macro_f1": _percentiles(f1s.mean(axis=1)),
+    } | {
+        f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum()))
+        for i, name in enumerate(classes)
+    }
+
+
+def _resampled(table: Any) -> Any:
+    """Tables of as many rows, drawn with replacement."""
+    rng, total = numpy().random.default_rng(_SEED), int(table.sum())
+    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES)
+    return drawn.reshape(RESAMPLES, *table.shape)
 
 
 def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
@@ -124,10 +133,7 @@ def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> I
     table = np.array(
         [[joint.get((label, *cell), 0) for cell in cells] for label in classes], dtype=float
     )
-    rng, total = np.random.default_rng(_SEED), int(table.sum())
-    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(
-        RESAMPLES, *table.shape
-    )
+    drawn = _resampled(table)
     difference = (drawn[:, :, 1] - drawn[:, :, 2]) / np.maximum(drawn.sum(axis=2), 1)
     return _percentiles(difference.mean(axis=1))
 
