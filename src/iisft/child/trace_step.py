@@ -202,8 +202,6 @@ def trace(case):
     (names separated by commas, or "all"), optimizer; sharding ("none" or "fsdp") and ranks may be
     left out. DDP's buckets are in no trace.
     """
-    from accelerate.utils.operations import convert_outputs_to_fp32
-
     started = time.perf_counter()
     sharded = case.get("sharding") == "fsdp"
     # LLaMA-Factory looks at them
@@ -216,44 +214,16 @@ def trace(case):
     if sharded:
         shard(model, fake_mode, case)
     memory = LiveBytes()
-    base_bytes = {True: "adapter", False: "weights"}
-    for parameter in model.parameters():
-        memory.add(parameter, base_bytes[parameter.requires_grad])
-    for buffer in model.buffers():
-        memory.add(buffer, "weights")
+    _follow_weights(model, memory)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    autocast = DTYPES.get(case["autocast"])
     functional.dropout = _cuda_dropout
     with fake_mode, memory:
         optimizer = optimizer_for(case["optimizer"], trainable)
-        for parameter in trainable:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
-        for state in optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    memory.add(value, "optimizer")
+        _first_step(optimizer, trainable, memory)
         for parameter in trainable:
             parameter.register_post_accumulate_grad_hook(lambda p: memory.add(p.grad, "gradients"))
         _note_head(model, memory)
-        dtype = DTYPES["float32"] if case["arithmetic"] == "float32" else DTYPES[case["weights"]]
-        inputs = inputs_for(model, case, dtype)
-        memory.begin("forward")
-        if autocast is not None:  # as accelerate does
-            model.forward = convert_outputs_to_fp32(
-                torch.autocast("cpu", dtype=autocast)(model.forward)
-            )
-        loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
-        memory.enter("loss backward")
-        loss.backward()
-        del loss
-        memory.enter("optimizer")
-        if not sharded:
-            torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
-        optimizer.step()
-        memory.enter("end")
-        optimizer.zero_grad()
+        _traced_step(model, case, optimizer, trainable, memory)
     functional.dropout = _real_dropout
     phase, kinds = memory.at_peak
     return {
@@ -265,6 +235,47 @@ def trace(case):
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _follow_weights(model, memory):
+    kinds = {True: "adapter", False: "weights"}
+    for parameter in model.parameters():
+        memory.add(parameter, kinds[parameter.requires_grad])
+    for buffer in model.buffers():
+        memory.add(buffer, "weights")
+
+
+def _first_step(optimizer, trainable, memory):
+    """The optimizer's moments are made in its first step and are there from then on."""
+    for parameter in trainable:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                memory.add(value, "optimizer")
+
+
+def _traced_step(model, case, optimizer, trainable, memory):
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    dtype = DTYPES["float32"] if case["arithmetic"] == "float32" else DTYPES[case["weights"]]
+    inputs = inputs_for(model, case, dtype)
+    memory.begin("forward")
+    if case["autocast"] is not None:  # as accelerate does
+        autocast = torch.autocast("cpu", dtype=DTYPES[case["autocast"]])
+        model.forward = convert_outputs_to_fp32(autocast(model.forward))
+    loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
+    memory.enter("loss backward")
+    loss.backward()
+    del loss
+    memory.enter("optimizer")
+    if case.get("sharding") != "fsdp":
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
+    optimizer.step()
+    memory.enter("end")
+    optimizer.zero_grad()
 
 
 def _note_head(model, memory):

@@ -12,6 +12,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.evaluation.evaluate import Evaluation, Options
+    from iisft.evaluation.locate import Source
 
 _LARGE = 100_000_000  # bytes: some seconds
 LabelOption = Annotated[
@@ -105,16 +106,9 @@ def evaluate(
     named, chosen = parse_columns(columns), options(label, classes, schema, error_marker, text_rows)
     found = locate.find(Workspace.current(), what, data)
     source = locate.last(found)
-    if len(found) > 1:
-        others = " ".join(other.name for other in found if other is not source)
-        console.say(
-            f"{source.name} (also predicted: {others}; iisft compare "
-            f"{source.run.id if source.run else ''})"
-        )
+    _say_what(source, found)
     base_source = locate.base_of(source)
     base_path = base or (base_source.path if base_source else None)
-    if source.path.stat().st_size > _LARGE:
-        console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
     evaluation = judge(
         PredictionFile(source.path, named),
         chosen,
@@ -133,6 +127,17 @@ def evaluate(
         console.out_json(evaluation.as_json() | about)
         return
     _print(evaluation)
+
+
+def _say_what(source: "Source", found: "list[Source]") -> None:
+    if len(found) > 1:
+        others = " ".join(other.name for other in found if other is not source)
+        console.say(
+            f"{source.name} (also predicted: {others}; iisft compare "
+            f"{source.run.id if source.run else ''})"
+        )
+    if source.path.stat().st_size > _LARGE:
+        console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
 
 
 def options(

@@ -153,6 +153,18 @@ def read_architecture(
             kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim
         )
     )
+    tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
+    return Architecture(
+        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
+        kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
+        projections=projections,
+        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
+        rotary_share=_rotary_share(config, kind), **_features(config, kind),
+    )  # fmt: skip
+
+
+def _features(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The family's features; a soft cap that config.json sets to null is off."""
     features = dict(_FAMILIES.get(kind, {}))
     for flag, key in (
         ("attention_softcap", "attn_logit_softcapping"),
@@ -160,19 +172,17 @@ def read_architecture(
     ):
         if flag in features:
             features[flag] = bool(config.get(key, True))
+    return features
+
+
+def _rotary_share(config: Mapping[str, Any], kind: str) -> float:
+    """The part of each head that is rotated."""
     share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get(
         "partial_rotary_factor"
     )
     if share is None and kind in ("glm", "glm4", "chatglm"):
-        share = 0.5
-    tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
-    return Architecture(
-        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
-        kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
-        projections=projections,
-        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
-        rotary_share=float(share or 1.0), **features,
-    )  # fmt: skip
+        share = 0.5  # what transformers' GlmConfig assumes where config.json says nothing
+    return float(share or 1.0)
 
 
 def _projections(

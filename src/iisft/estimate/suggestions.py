@@ -159,6 +159,14 @@ def _try(preset: Preset, situation: Situation, change: Change) -> Suggestion | N
 
 
 def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[list[Change]]:
+    """Changes of one kind together, the mildest first."""
+    yield from _same_result_families(preset, situation, exact=exact)
+    yield from _other_result_families(preset, situation)
+
+
+def _same_result_families(
+    preset: Preset, situation: Situation, *, exact: bool
+) -> Iterator[list[Change]]:
     train = preset.train
     if preset.precision == "fp32" and preset.weights == "fp32" and exact:
         values = (
@@ -195,6 +203,9 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
         ]
     if situation.ranks > 1 and preset.sharding == "none":
         yield [Change({"sharding": "fsdp"}, f"the weights over {situation.ranks} GPUs", 1)]
+
+
+def _other_result_families(preset: Preset, situation: Situation) -> Iterator[list[Change]]:
     arithmetic = rules.native_arithmetic(situation.arch)
     half = "bf16" if arithmetic and arithmetic.bf16 else "fp16"
     if preset.precision == "fp32":
@@ -208,7 +219,7 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
     ]
     yield [
         Change({"train.cutoff_len": n}, "shorter rows: longer ones are cut", 3)
-        for n in _halves(train.cutoff_len, 256)
+        for n in _halves(preset.train.cutoff_len, 256)
     ]
 
 

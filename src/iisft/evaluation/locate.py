@@ -80,7 +80,7 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         left out.
 
     Raises:
-        InputError: what looks like a file is none.
+        InputError: the name looks like a file, and there is no such file.
         RunStateError: no such run, or it has no such predictions.
     """
     if name is not None and Path(name).is_file():
@@ -104,20 +104,26 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
     if checkpoint is None:
         fitting = [source for source in fitting if source.checkpoint != BASE]
     if not fitting:
-        what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
-        option = f" --checkpoint {checkpoint}" if checkpoint else ""
-        there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
-        what += f" by {checkpoint}" if checkpoint else ""
-        raise RunStateError(
-            "no-predictions",
-            f"{what}; there are {there}" if there else what,
-            where=str(folder.predictions),
-            fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
-        )
+        raise _no_predictions(folder, checkpoint, data, known)
     if data is None:
         newest = max(fitting, key=lambda source: source.path.stat().st_mtime)
         fitting = [source for source in fitting if source.data == newest.data]
     return fitting
+
+
+def _no_predictions(
+    folder: RunFolder, checkpoint: str | None, data: str | None, known: list[Source]
+) -> RunStateError:
+    what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
+    what += f" by {checkpoint}" if checkpoint else ""
+    there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
+    option = f" --checkpoint {checkpoint}" if checkpoint else ""
+    return RunStateError(
+        "no-predictions",
+        f"{what}; there are {there}" if there else what,
+        where=str(folder.predictions),
+        fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
+    )
 
 
 def last(sources: list[Source]) -> Source:

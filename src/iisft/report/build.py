@@ -11,9 +11,12 @@ from typing import Any
 from iisft import __version__, files
 from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
 from iisft.evaluation import locate
+from iisft.evaluation.compare import compare
 from iisft.evaluation.evaluate import Options
+from iisft.evaluation.explain import verdict_with_tone
 from iisft.evaluation.locate import Source
-from iisft.report.answers import MOST_ROWS, answers_of, judged
+from iisft.evaluation.texts import LANGUAGES
+from iisft.report.answers import MOST_ROWS, Judged, answers_of, judged
 from iisft.report.page import render
 from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
@@ -73,13 +76,7 @@ def write(
             for each in found
         ],
     }
-    most_rows = MOST_ROWS
-    while True:
-        shown = [answers_of(each, most_rows) for each in found]
-        page = render(document | {"answers": shown})
-        if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
-            break
-        most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))  # very long prompts
+    page, rows_shown = _page(document, found)
     try:
         files.write_bytes_atomically(to, page)
     except OSError as error:
@@ -87,7 +84,18 @@ def write(
         raise EnvironmentFault(
             "output-unwritable", message, where=str(to), fix="-o FILE in a writable folder"
         ) from error
-    return Report(to, len(page), sum(len(each["rows"]) for each in shown), _once(findings))
+    return Report(to, len(page), rows_shown, list(dict.fromkeys(findings)))
+
+
+def _page(document: dict[str, Any], found: Sequence[Judged]) -> tuple[bytes, int]:
+    """The page and how many rows it shows: fewer where very long prompts would make it too big."""
+    most_rows = MOST_ROWS
+    while True:
+        shown = [answers_of(each, most_rows) for each in found]
+        page = render(document | {"answers": shown})
+        if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
+            return page, sum(len(each["rows"]) for each in shown)
+        most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))
 
 
 def _groups(
@@ -136,10 +144,6 @@ def _groups(
 def _comparison(
     group: Sequence[Source], options: Options, findings: list[Finding]
 ) -> dict[str, Any] | None:
-    from iisft.evaluation.compare import compare
-    from iisft.evaluation.explain import verdict_with_tone
-    from iisft.evaluation.texts import LANGUAGES
-
     if len(group) < 2:
         return None
     try:
@@ -156,7 +160,3 @@ def _comparison(
         "pairs": [pair.as_json() for pair in found.pairs],
         "sentences": {language: verdict_with_tone(found, language) for language in LANGUAGES},
     }
-
-
-def _once(findings: Sequence[Finding]) -> list[Finding]:
-    return list(dict.fromkeys(findings))

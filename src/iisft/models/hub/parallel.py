@@ -121,6 +121,11 @@ def each(
     threads = [threading.Thread(target=loop, daemon=True) for _ in range(min(workers, len(items)))]
     for thread in threads:
         thread.start()
+    _wait_for(threads, stop, tally, show)
+    return Outcome(answers, errors)
+
+
+def _wait_for(threads: Sequence[threading.Thread], stop: Stop, tally: Tally, show: Show) -> None:
     try:
         for thread in threads:
             while thread.is_alive():
@@ -133,4 +138,3 @@ def each(
             thread.join(max(0.0, deadline - time.monotonic()))
         raise
     show(tally)
-    return Outcome(answers, errors)

@@ -110,35 +110,15 @@ def adopt(
             f"which model is {folder}?",
             fix=f"iisft download OWNER/NAME --adopt {shlex.quote(str(folder))}, or --source local",
         )
-    listing, warnings = None, []
-    if sources:
-        try:
-            listing = Hubs(name or "", revision, sources).next()
-        except (TransferError, CheckFailed) as error:
-            codes = (
-                [finding.id for finding in error.errors]
-                if isinstance(error, CheckFailed)
-                else [error.code]
-            )
-            if not _UNREACHABLE.issuperset(codes):
-                raise
-            text = f"adopted as it is, compared with no hub: {error.message}"
-            warnings.append(Finding("adopted-unproven", text, where=error.where, severity="warn"))
+    listing, warnings = _listing(name or "", revision, sources) if sources else (None, ())
     if listing is not None:  # what the hub does not know is the person's own
         known = {file.path for file in listing.files}
         paths = [path for path in paths if path.relative_to(folder).as_posix() in known]
-    digests = hash_files(paths, show)
     files = [
         ManifestFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths
     ]
-    unreadable = [
-        _finding(str(digests[path]), path, "")
-        for path in paths
-        if not isinstance(digests[path], str)
-    ]
-    errors = unreadable or (_strangers(folder, files, digests, listing) if listing else [])
-    if errors:
-        raise CheckFailed(errors)
+    digests = hash_files(paths, show)
+    _require_right(folder, files, digests, listing)
     manifest = Manifest(
         source=listing.source if listing else LOCAL,
         endpoint=listing.endpoint if listing else "",
@@ -150,7 +130,25 @@ def adopt(
         files=tuple(stamped(folder, file, str(digests[folder / file.path])) for file in files),
     )
     manifest.write(folder)
-    return Verified(folder, manifest, tuple(warnings))
+    return Verified(folder, manifest, warnings)
+
+
+def _listing(
+    name: str, revision: str | None, sources: Sequence[str]
+) -> tuple[Listing | None, tuple[Finding, ...]]:
+    """What a hub says of the model; None and a warning when no hub can be reached."""
+    try:
+        return Hubs(name, revision, sources).next(), ()
+    except (TransferError, CheckFailed) as error:
+        codes = (
+            [finding.id for finding in error.errors]
+            if isinstance(error, CheckFailed)
+            else [error.code]
+        )
+        if not _UNREACHABLE.issuperset(codes):
+            raise
+        text = f"adopted as it is, compared with no hub: {error.message}"
+        return None, (Finding("adopted-unproven", text, where=error.where, severity="warn"),)
 
 
 def hash_files(paths: Sequence[Path], show: Show) -> dict[Path, str | OSError]:
@@ -180,6 +178,22 @@ def is_right(path: Path, file: RemoteFile, sha256: str) -> bool:
     if file.sha256 is not None:
         return sha256 == file.sha256
     return file.git_sha1 is None or _git_sha1(path, file.size) == file.git_sha1
+
+
+def _require_right(
+    folder: Path,
+    files: Sequence[ManifestFile],
+    digests: dict[Path, str | OSError],
+    listing: Listing | None,
+) -> None:
+    unreadable = [
+        _finding(str(digest), path, "")
+        for path, digest in digests.items()
+        if not isinstance(digest, str)
+    ]
+    errors = unreadable or (_strangers(folder, files, digests, listing) if listing else [])
+    if errors:
+        raise CheckFailed(errors)
 
 
 def _strangers(
