@@ -1,4 +1,4 @@
-"""What a decoder-only model is made of, from its config.json alone."""
+"""The sizes and features of a decoder-only model, from its config.json alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,8 +76,8 @@ class Architecture:
         return self.layers * sum(rank * (i + o) for _, i, o, adapted in self.projections if adapted)
 
 
-# model_type -> the features that cost memory. A family that is not here is counted as a Llama, and
-# the plan says so.
+# model_type -> features that cost memory. Another family is counted as a Llama, and the plan
+# says so.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -116,15 +116,14 @@ _CHATGLM_NAMES = {
 
 
 def known_family(config: Mapping[str, Any]) -> bool:
-    """Whether this model type's layers are counted as they are; otherwise as a Llama's."""
+    """Whether this model type has its own entry; otherwise it is counted as a Llama."""
     return config.get("model_type") in _FAMILIES
 
 
 def read_architecture(
     config: Mapping[str, Any], target: str | list[str] = "all"
 ) -> Architecture | None:
-    """A model's architecture; None when config.json lacks a size, or for experts, which this module
-    can't count.
+    """A model's architecture; None when config.json lacks a size, or for a mixture of experts.
 
     Args:
         config: config.json's content.

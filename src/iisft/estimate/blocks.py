@@ -1,6 +1,4 @@
-"""The parts of a decoder layer on the counting tape: norm, rotary embedding,
-attention's kernels.
-"""
+"""The parts of a decoder layer on the counting tape: norm, rotary embedding, attention."""
 
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
@@ -25,7 +23,7 @@ def norm(
 
 
 def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
-    """rsqrt(mean(x^2) + eps); mean's and pow's backward make three and one tensor of x's size."""
+    """rsqrt(mean(x^2) + eps); mean's backward makes three tensors of x's size, pow's one."""
     square = tape.new(x.numel, "float32")
     out = tape.new(rows, "float32")
     del square
@@ -43,9 +41,7 @@ def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
 
 
 def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
-    """x times one number per row: the number's gradient needs the whole product before it is
-    summed.
-    """
+    """x times one number per row, whose gradient needs the whole product before it is summed."""
 
     def backward(gradient: Tensor, x: Tensor = x, _root: Tensor = root) -> Gradients:
         result = tape.new(x.numel, "float32")
@@ -58,9 +54,7 @@ def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
 
 
 def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
-    """Slices of the last dimension: views, whose gradients are padded with zeros to the whole
-    (SliceBackward).
-    """
+    """Slices of the last dimension: views, whose gradients SliceBackward pads with zeros."""
     total, numel = sum(sizes), whole.numel
 
     def backward(gradient: Tensor) -> Gradients:
@@ -71,9 +65,7 @@ def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
 
 
 def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
-    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the first rotary_share of
-    each head.
-    """
+    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the rotated share of each head."""
     if model.rotary_share == 0.0:
         return x
     turned, passed = x, None
@@ -121,7 +113,7 @@ def attend(
     shape: StepShape,
     mask_dtype: str | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function of that kernel; eager gives its scores back too."""
+    """Attention by that kernel; eager returns its scores too."""
     heads_rows = shape.rows * model.heads
     squares = heads_rows * shape.length
     several = shape.batch > 1  # (batch, head) can't be merged in place in a transposed tensor
@@ -158,9 +150,7 @@ def attend(
 def _math_attention(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, model: Architecture, shape: StepShape
 ) -> Tensor:
-    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled, a causal
-    mask added.
-    """
+    """_scaled_dot_product_attention_math: in float32, query and key scaled, a causal mask added."""
     squares = shape.rows * model.heads * shape.length
     query, key, value = (ops.autocasted(tape, x) for x in (query, key, value))
     source = query.dtype

@@ -1,9 +1,8 @@
-"""What would make a run fit: changes tried one by one, then together, each computed, the cheapest
-first.
+"""What would make a run fit: changes alone, then together, each computed, the cheapest first.
 
-Cost classes: 0 = the same results; 1 = the same computation to rounding, or a layout nobody has
-proven here; 2 = another arithmetic, a smaller adapter or quantised weights; 3 = shorter rows.
-Within a class the faster one comes first.
+Cost classes: 0 = the same results; 1 = the same up to rounding, or a layout not proven here; 2 =
+other arithmetic, a smaller adapter or quantised weights; 3 = shorter rows. Within a class the
+faster one comes first.
 """
 
 from collections.abc import Iterator
@@ -52,8 +51,7 @@ class Suggestion:
 
 
 def suggest(preset: Preset, situation: Situation, *, exact: bool) -> list[Suggestion]:
-    """At most five changes after which the run fits; two or three together only where fewer are not
-    enough.
+    """At most five changes that make the run fit; combined only where one is not enough.
 
     Args:
         exact: whether float32 products over stored weights are proven for this architecture.
@@ -86,7 +84,7 @@ def _try_together(preset: Preset, situation: Situation, changes: list[Change]) -
 def _relaxed(
     preset: Preset, situation: Situation, strong: Suggestion, families: list[list[Change]]
 ) -> Suggestion:
-    """The same families, each only as far as it must go."""
+    """Use the mildest member of each family with which the run still fits."""
     chosen, result = [family[-1] for family in families], strong
     for place, family in enumerate(families):
         for milder in family[:-1]:
@@ -98,7 +96,7 @@ def _relaxed(
 
 
 def contrasts(preset: Preset, situation: Situation) -> list[Suggestion]:
-    """What the preset's choice of weights and sharding is to be compared with, fitting or not."""
+    """Alternatives to the preset's weights and sharding for comparison, whether they fit or not."""
     found = []
     if preset.precision == "fp32":
         name = "float32 weights, DDP" if situation.ranks > 1 else "float32 weights"

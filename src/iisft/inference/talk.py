@@ -15,7 +15,6 @@ from iisft.inference.worker import Worker, require_proof, started
 from iisft.llamafactory import loading
 
 KEY_VARIABLE = "IISFT_API_KEY"
-FIRST_PORT = 8000
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Conversation:
             if not ended:  # interrupted, here or where the text went to
                 self._take_back()
         if message["kind"] == "failed":
-            raise RunFailed("no-answer", message["message"], fix="/clear begins anew")
+            raise RunFailed("no-answer", message["message"], fix="/clear starts over")
         self.turns = [*asked, {"role": "assistant", "content": answer}]
 
     def _take_back(self) -> None:

@@ -1,6 +1,4 @@
-"""The two hubs' own clients, asked for metadata alone: which commit, which files, which bytes they
-must have.
-"""
+"""Metadata from the two hubs' own clients: the commit, its files, and their digests."""
 
 import contextlib
 import logging
@@ -40,11 +38,9 @@ _OTHER = {HUGGINGFACE: MODELSCOPE, MODELSCOPE: HUGGINGFACE}
 
 
 class Hubs:
-    """Asks the hubs at once, each in its own thread; `next` gives the listings in the order of the
-    answers.
+    """Asks all hubs at the same time; `next` gives their listings in the order they answer.
 
-    `preferred` is waited for a little longer than the first answer: a folder stays with its hub
-    while that answers.
+    `preferred` may answer a little later than the first: a folder stays with its hub.
     """
 
     def __init__(
@@ -52,7 +48,9 @@ class Hubs:
     ) -> None:
         if not _REPO.fullmatch(repo) or ".." in repo:
             raise UsageError(
-                "model-id", f"{repo!r} is no model id", fix="OWNER/NAME as the hub's page shows it"
+                "model-id",
+                f"{repo!r} is not a model id",
+                fix="OWNER/NAME as the hub's page shows it",
             )
         self._answers: queue.SimpleQueue[tuple[str, Listing | TransferError]] = queue.SimpleQueue()
         self._waiting = list(sources)
@@ -68,7 +66,7 @@ class Hubs:
         """The next listing.
 
         Raises:
-            TransferError, CheckFailed: no hub is left; the reasons of all.
+            TransferError, CheckFailed: no hub is left; it carries the reasons of all of them.
         """
         while self._waiting and (not self._ready or self._preferred in self._waiting):
             until = self._courtesy if self._ready else self._deadline
@@ -94,12 +92,12 @@ class Hubs:
         return bool(self._ready or (self._waiting and not late))
 
     def failed(self, error: IisftError) -> None:
-        """A listing that `next` gave turned out to be of no use."""
+        """Note that a listing from `next` could not be used."""
         self._errors.append(error)
 
     def _take(self, answer: tuple[str, Listing | TransferError]) -> None:
         if answer[0] not in self._waiting:
-            return  # too late: its silence has been told
+            return  # too late: it has been reported as silent
         self._waiting.remove(answer[0])
         if isinstance(answer[1], Listing):
             self._ready.append(answer[1])
@@ -120,7 +118,7 @@ class Hubs:
             answer: Listing | TransferError = (
                 _patiently(_huggingface, repo, revision)
                 if source == HUGGINGFACE
-                else _modelscope(repo, revision)  # its client tries four times by itself
+                else _modelscope(repo, revision)  # its client retries four times itself
             )
         except TransferError as error:
             answer = error
@@ -133,7 +131,7 @@ def transfer_finding(error: IisftError) -> Finding:
 
 
 def endpoint_of(source: str) -> str:
-    """Where a hub is, mirrors included."""
+    """The address of a hub or of the mirror that stands in for it."""
     if source == HUGGINGFACE:
         return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     from modelscope_hub import HubConfig
@@ -168,7 +166,7 @@ def _huggingface(repo: str, revision: str | None) -> Listing:
         from huggingface_hub import HfApi, get_token, hf_hub_url, set_client_factory
         from huggingface_hub.hf_api import RepoFile
 
-        # huggingface_hub's own client has no timeout at all
+        # huggingface_hub's default httpx client sets timeout=None (utils/_http.py)
         set_client_factory(
             lambda: httpx.Client(
                 follow_redirects=True, timeout=httpx.Timeout(_ANSWER_S, connect=CONNECT_S)
@@ -203,7 +201,7 @@ def _huggingface_error(error: Exception, endpoint: str, repo: str, revision: str
     if isinstance(error, errors.GatedRepoError):
         return TransferError(
             "hub-gated",
-            f"{repo} is gated on {place}: its licence has to be accepted first",
+            f"{repo} is gated on {place}: its licence must be accepted first",
             where=f"{shown(endpoint)}/{repo}",
             fix=f"accept it on that page in a browser, then {_LOGINS[HUGGINGFACE]}; "
             "or --source modelscope, where many are not gated",
@@ -222,7 +220,7 @@ def _modelscope(repo: str, revision: str | None) -> Listing:
     try:
         from modelscope_hub import HubApi, HubConfig
 
-        # it would talk into the progress bar
+        # its log lines would break the progress bar
         logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
         config = HubConfig()
         endpoint = str(config.endpoint)
@@ -239,7 +237,7 @@ def _modelscope(repo: str, revision: str | None) -> Listing:
             for entry in entries
             if entry.get("Type") != "tree"
         ]
-        # It tells the commit of each file, none of the whole: the newest is the one to pin.
+        # ModelScope names a commit for each file but not for the repository: pin the newest.
         newest = max(entries, key=lambda entry: entry.get("CommittedDate") or 0, default={})
         commit = str(newest.get("Revision") or "")
     except Exception as error:
@@ -260,7 +258,7 @@ def _modelscope_error(error: Exception, place: str, repo: str, revision: str) ->
         return _no_revision(place, repo, revision) if named else _no_model(MODELSCOPE, place, repo)
     if isinstance(status, int):
         return _refused(MODELSCOPE, place, repo, status)
-    if type(error).__name__ == "ServerError":  # the client has already tried it several times
+    if type(error).__name__ == "ServerError":  # raised by the client after its own retries
         return status_error(503, place, repo)
     return _other_error(error, place)
 
@@ -273,7 +271,7 @@ def _other_error(error: Exception, place: str) -> TransferError:
     ):
         return TransferError(
             "hub-answer",
-            f"{place} answers with something that is no model listing",
+            f"{place} answers with something that is not a model listing",
             where=place,
             fix="a login page of the network, or a wrong HF_ENDPOINT or MODELSCOPE_ENDPOINT, "
             "looks like this",
