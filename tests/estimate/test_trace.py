@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from iisft.estimate.architecture import read_architecture
-from iisft.estimate.memory import Layout, estimate_memory
-from iisft.estimate.shape import StepShape
+from iisft.estimate.memory import estimate_memory
+from iisft.estimate.shape import Layout, StepShape
 
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable

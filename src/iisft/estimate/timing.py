@@ -63,8 +63,7 @@ def step_seconds(
 
     Args:
         length: tokens per row; None = every row is cutoff_len long.
-        measured_rate: TFLOP/s per GPU that runs like this one reached on this machine, everything
-        included.
+        measured_rate: TFLOP/s per GPU that similar runs reached here, overheads included.
     """
     length = length or Span(shape.length, shape.length, shape.length)
     if measured_rate is not None:
