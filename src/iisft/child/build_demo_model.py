@@ -1,5 +1,4 @@
-"""Build the demo's base model: a tiny Qwen2 in bf16 with a byte-level BPE tokenizer, the same every
-time.
+"""Builds the demo's base model: a tiny bf16 Qwen2 with byte-level BPE, the same every time.
 
 Runs in the training interpreter: python build_demo_model.py ROWS.jsonl TARGET_FOLDER
 
@@ -57,9 +56,7 @@ def build_tokenizer(texts):
 
 
 def build_model(tokenizer, texts):
-    """Next-token training on the texts, in float32, then rounded to bf16 as published
-    models are.
-    """
+    """Train on the texts in float32, then round to bf16 as published models are."""
     torch.manual_seed(42)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

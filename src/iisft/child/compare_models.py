@@ -1,5 +1,4 @@
-"""How far a merged model is from the adapter that it was made of, on rows that the run was trained
-on.
+"""How far a merged model is from its adapter, on rows that the run was trained on.
 
 Runs in the training interpreter (see run_model.py). The specification: {"models": [with the
 adapter, merged] as load takes them, "data": {"folder", "name", "file"}, "count": rows}. The answer:

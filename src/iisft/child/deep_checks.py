@@ -102,9 +102,7 @@ def copy(spec):
 
 
 def sdpa(spec):
-    """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and
-    in float32.
-    """
+    """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and float32."""
     import torch
 
     device = torch.device(spec["device"])
@@ -128,9 +126,7 @@ def sdpa(spec):
 
 
 def all_reduce(spec):
-    """Start the ranks, give them 60 s, and tell the bandwidth, or that they hang and what they
-    said.
-    """
+    """Start the ranks and give them 60 s: the bandwidth, or that they hang and what they said."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ranks.log"
         env = {**os.environ, "NCCL_DEBUG": "INFO"}

@@ -11,8 +11,7 @@ _resize = torch.UntypedStorage.resize_
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows every storage from the operator that makes it to its end, and through FSDP's resizing
-    in between.
+    """Follows every storage from its creation to its end, and through FSDP's resizing.
 
     Attributes:
         live: bytes at this moment.

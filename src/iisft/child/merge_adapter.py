@@ -1,5 +1,4 @@
-"""Write a model with an adapter merged into its weights, and the tokenizer and chat template that
-the run trained with.
+"""Writes a model with its adapter merged, and the tokenizer and template of the training.
 
 Runs in the training interpreter (see run_model.py). The specification: {"arguments":
 LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter", "stored": the dtype

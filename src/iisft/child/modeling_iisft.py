@@ -1,5 +1,4 @@
-"""The modelling file that iisft puts into every view: the stock architecture and a proof of what it
-computes.
+"""The modelling file in every view: the stock architecture and a proof of what it computes.
 
 One file serves every architecture. The view's config.json names `modeling_iisft.<Architecture>`,
 transformers asks this module for that name, and `__getattr__` below answers with a subclass of the
@@ -121,8 +120,7 @@ def _exact_class(exact, stock):
 
 
 class Witness:
-    """Looks at one training forward of the backbone and writes what it saw; its hooks are gone
-    afterwards.
+    """Watches one training forward of the backbone, reports it, and removes its hooks.
 
     The hooks sit on the backbone because peft calls the top module's `forward` directly, past any
     hook. The inner layers are looked up only then, because quantizers and peft replace modules

@@ -25,9 +25,7 @@ PROMPT_TOKENS_PER_STEP = 64
 
 @dataclass
 class Row:
-    """One row of the data: its prompt in tokens and as text, its reference as text and
-    in tokens.
-    """
+    """One row of the data: prompt and reference, as text and as tokens."""
 
     number: int
     ids: list

@@ -1,5 +1,4 @@
-"""A run's model as it was trained, loaded through LLaMA-Factory's own loader; the other scripts
-here ask it.
+"""A run's model as it was trained, through LLaMA-Factory's own loader, for the other scripts.
 
 Runs in the training interpreter. The script's first line of standard input is the specification
 (JSON): {"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16"
@@ -59,9 +58,7 @@ class Link:
 
 
 def load(spec):
-    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer
-    and template.
-    """
+    """LLaMA-Factory's ChatModel of the run; `.engine` has model, tokenizer and template."""
     from llamafactory.chat import chat_model, hf_engine
     from llamafactory.model import load_model
 
@@ -101,9 +98,7 @@ def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwar
 
 
 def _autocast(model, dtype):
-    """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward,
-    float32 outside.
-    """
+    """As accelerate prepares fp16 and bf16 training: autocast inside forward, float32 outside."""
     from accelerate.utils import convert_outputs_to_fp32
 
     inside = torch.autocast(model.device.type, dtype=dtype)(model.forward.__func__)

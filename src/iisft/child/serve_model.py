@@ -1,5 +1,4 @@
-"""LLaMA-Factory's OpenAI-style API over a run's model, on a socket that was bound before the model
-was loaded.
+"""LLaMA-Factory's OpenAI-style API for a run's model, on a socket bound beforehand.
 
 Runs in the training interpreter (see run_model.py). The specification has besides: {"socket":
 descriptor}.

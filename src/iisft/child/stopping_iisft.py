@@ -1,5 +1,4 @@
-"""What iisft adds to the training loop: every rank stops after the same step, with an ordinary
-checkpoint.
+"""What iisft adds to the training loop: all ranks stop after the same step, with a checkpoint.
 
 transformers' enable_jit_checkpoint gives each rank a timer of its own. Ranks whose timers end in
 different steps wait for each other for ever, and it saves before the optimizer's step but after the
@@ -45,9 +44,7 @@ class StopTogether(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Logging comes before saving: a step that broke the weights must not become the newest
-        checkpoint.
-        """
+        """Logging precedes saving: a step that broke the weights must not become a checkpoint."""
         # With fp16 the scaler skips the optimizer's step when a gradient overflows: the weights
         # stay good.
         names = ("loss",) if args.fp16 else ("loss", "grad_norm")

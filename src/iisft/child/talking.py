@@ -1,5 +1,6 @@
-"""What chat and the API need beyond LLaMA-Factory's engine: an error ends a stream, a context has
-an end, and a request can be taken back. Runs in the training interpreter (see run_model.py).
+"""What chat and the API need beyond LLaMA-Factory's engine. See run_model.py.
+
+An error ends a stream, a context has an end, and a request can be taken back.
 
 LLaMA-Factory generates in a thread; when that dies of an error its stream waits for ever.
 """

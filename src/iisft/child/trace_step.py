@@ -1,5 +1,4 @@
-"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on
-tensors without data.
+"""Traces the memory of one real training step, with the trainer's code on data-free tensors.
 
 Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`)
 is the argument or standard input, standard output has one JSON line per case. Every tensor is fake
@@ -45,9 +44,7 @@ def _cuda_dropout(input, p=0.5, training=True, inplace=False):
 
 
 def _kernel(name):
-    """An attention function for transformers that calls torch's kernel of that name, whatever
-    device this is.
-    """
+    """An attention function for transformers that calls that kernel of torch on any device."""
     from transformers.integrations.sdpa_attention import repeat_kv
 
     def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):

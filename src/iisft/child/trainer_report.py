@@ -1,5 +1,4 @@
-"""What the training interpreter can do: it imports what training imports, step by step, and says
-how each went.
+"""What the training interpreter can do: it imports what training imports, step by step.
 
 Runs in the training interpreter: python trainer_report.py SECONDS_PER_STEP One JSON object per
 line: {"begin": STEP} before a step, {"step": STEP, ...facts} after it. An import that aborts the

@@ -1,4 +1,4 @@
-"""The only prints: data goes to stdout, talk to stderr; colour and bars only on a terminal."""
+"""The only prints: data to stdout, messages to stderr; colour and bars only on a terminal."""
 
 import io
 import json
@@ -26,13 +26,13 @@ def out_part(text: str) -> None:
 
 
 def out_json(value: Any) -> None:
-    """The one JSON document of a command, which any encoding can carry."""
+    """The one JSON document of a command, in ASCII where stdout is not UTF-8."""
     plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() not in ("utf-8", "utf8")
     print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
 
 
 def say(text: str = "") -> None:
-    """Talk."""
+    """A message for people."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -51,11 +51,11 @@ def rich_stderr() -> "Console":
 
 
 def rich_stdout() -> "Console":
-    """The terminal as it is; anything else is 100 columns wide and has no colour."""
+    """The terminal as it is; anything else is 100 columns wide, without colour."""
     from rich.console import Console
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a terminal that knows no Chinese or braille shows question marks
+        # a terminal without Chinese or braille shows question marks
         sys.stdout.reconfigure(errors="replace")
     if sys.stdout.isatty():
         return Console(highlight=False)
@@ -65,7 +65,7 @@ def rich_stdout() -> "Console":
 
 
 def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
-    """Data for people: a plain aligned table on stdout, no boxes, so that grep and cut work."""
+    """A plain aligned table on stdout, without boxes, so that grep and cut work."""
     cells = [tuple(headers), *(tuple(row) for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
     lines = []
@@ -89,9 +89,7 @@ def findings(found: Iterable[Finding]) -> None:
 
 
 def finding(severity: str, message: str, evidence: str, fix: str) -> None:
-    """One finding of a command whose data findings are: on stdout, with what was seen and the fix,
-    and a blank line.
-    """
+    """A finding as data on stdout: the message, what was seen, the fix, and a blank line."""
     mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
     out(f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {message}")
     if evidence:
@@ -102,7 +100,7 @@ def finding(severity: str, message: str, evidence: str, fix: str) -> None:
 
 
 def failure(error: IisftError) -> None:
-    """An error as a person reads it."""
+    """An error for people."""
     if isinstance(error, CheckFailed):
         findings(error.findings)
     else:

@@ -147,10 +147,10 @@ def options(
     error_marker: str,
     text_rows: str | None,
 ) -> "Options":
-    """What the options of evaluate and compare mean.
+    """The options of evaluate, compare and report as `Options`.
 
     Raises:
-        UsageError: one of them makes no sense.
+        UsageError: one of them is invalid.
     """
     from iisft.evaluation.classes import parse_classes
     from iisft.evaluation.evaluate import Options
@@ -173,7 +173,7 @@ def _print(found: "Evaluation") -> None:
     if found.task.found_labels:
         console.say(
             f"classes found by --label {found.label_by}; --label names another key, --label none "
-            "takes none"
+            "turns them off"
         )
     rows = [(name, *_cells(found, key)) for key, name in NAMES.items() if key in found.metrics]
     if rows:

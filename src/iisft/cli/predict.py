@@ -94,7 +94,7 @@ def predict(
         limit=limit,
         batch_rows=batch_size,
         max_new_tokens=max_tokens,
-        anew=from_start,
+        restart=from_start,
     )
     if backend == "api":
         if checkpoint is not None:
@@ -153,7 +153,7 @@ def _say_end(
         if not as_json:
             console.out(str(outcome.file))
         before = outcome.rows - outcome.generated
-        there = f", {before} were there before" if before else ""
+        there = f", {before} were there already" if before else ""
         console.say(
             f"{request.data.name}@{outcome.which}: {outcome.generated} rows answered{there}"
         )
@@ -183,7 +183,7 @@ class _Display:
             self._bar.stop()
         if kind is KeyboardInterrupt:
             console.say(
-                "interrupted; every finished row is kept, and the same command goes on after them"
+                "interrupted; finished rows are kept, and the same command continues after them"
             )
 
     def begin(self, first: str) -> None:

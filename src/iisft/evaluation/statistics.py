@@ -1,7 +1,4 @@
-"""Intervals and paired tests.
-
-The bootstrap's seed is fixed: the same file gives the same figures.
-"""
+"""Intervals and paired tests, with a fixed seed: the same file gives the same figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +20,8 @@ def numpy() -> Any:
 def rate_interval(count: int, total: int) -> Interval:
     """95 % percentile bootstrap interval of a rate.
 
-    Where all rows agree resampling gives no width; there it is Clopper and Pearson's exact
-    interval, of which one side has the closed form (alpha/2)^(1/n).
+    Where all rows agree, resampling gives no width; the interval is then Clopper and Pearson's
+    exact one, whose one side has the closed form (alpha/2)^(1/n).
     """
     if count in (0, total):
         far = 1 - ((1 - _LEVEL) / 2) ** (1 / total) if total else 1.0
@@ -48,9 +45,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str, Any]:
     """Accuracy, balanced accuracy, macro F1 and each class's precision, recall and F1.
 
-    A class is what the references have; what else was predicted only counts as wrong. Balanced
-    accuracy is the mean recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009;
-    as scikit-learn gives them). A precision without any prediction of the class is 0.
+    Classes are those of the references; any other prediction just counts as wrong. Balanced
+    accuracy is the mean recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009,
+    and scikit-learn). The precision of a class that was never predicted is 0.
 
     Args:
         confusion: (reference, prediction) -> rows.
@@ -121,8 +118,7 @@ def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> Interval:
-    """95 % interval of the difference of two balanced accuracies on the same rows, by resampling
-    the rows.
+    """95 % interval of the difference of two balanced accuracies, by resampling the rows.
 
     Args:
         joint: (class of the reference, first right, second right) -> rows.
@@ -139,9 +135,7 @@ def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> I
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact McNemar test: the probability of so uneven flips, or more uneven ones, if both were
-    equally good.
-    """
+    """Exact McNemar test: the probability of flips at least this uneven if both were equal."""
     flips = only_first + only_second
     if not flips:
         return 1.0
@@ -150,10 +144,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Paired permutation test of a mean difference (sign flips), two-sided.
-
-    9,999 random ones when they are many.
-    """
+    """Two-sided paired permutation test of a mean difference, with at most 9,999 sign flips."""
     np = numpy()
     data = np.asarray(differences, dtype=float)
     if not data.any():

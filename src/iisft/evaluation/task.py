@@ -43,7 +43,7 @@ class Task:
 
 
 class _Counts:
-    """Values counted until there are too many different ones."""
+    """Counts values until there are too many different ones."""
 
     def __init__(self) -> None:
         self.values: Counter[str] | None = Counter()
@@ -55,11 +55,11 @@ class _Counts:
                 self.values = None
 
     def counted(self) -> Counter[str]:
-        """The values; too many to count become as many made-up ones, too many for classes too."""
+        """The values; too many to count become placeholders, too many for classes as well."""
         return Counter(map(str, range(_MOST_VALUES))) if self.values is None else self.values
 
     def classes(self, rows: int) -> int | None:
-        """How many classes these are, when they cover all rows and none is rare; else None."""
+        """The number of classes, if they cover all rows and none is rare; else None."""
         if (
             not self.values
             or not 1 < len(self.values) <= _AUTO_CLASSES
@@ -74,13 +74,13 @@ def scan(rows: Iterable[Row], label: str | None, names: Mapping[str, str]) -> Ta
     """Read the references once.
 
     Args:
-        rows: of the file.
-        label: as Labels.by; "none" for no classes; None to find them: a key of all references with
-            few values, else few shapes of JSON, else few short answers.
+        rows: those of the file.
+        label: as Labels.by; "none" for no classes; None to find them: a key of all references
+            with few values, else few shapes of JSON, else few short answers.
         names: as Labels.names.
 
     Raises:
-        InputError: the label that was asked for has no classes in the references.
+        InputError: the requested label has no classes in the references.
     """
     wanted = Labels(label, names) if label and label != NO_LABELS else None
     survey = _Survey(wanted, look_for_classes=label is None)
@@ -106,8 +106,8 @@ class _Survey:
     """What one pass over the rows counts.
 
     Args:
-        wanted: the classes that a person named.
-        look_for_classes: nobody named any; keys, shapes and short answers are candidates.
+        wanted: the label that a person named.
+        look_for_classes: no label was named; keys, shapes and short answers are candidates.
     """
 
     def __init__(self, wanted: Labels | None, *, look_for_classes: bool) -> None:

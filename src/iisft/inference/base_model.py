@@ -1,6 +1,4 @@
-"""A run's base model, found again and made ready to load: everything that a child needs to compute
-as the run did.
-"""
+"""A run's base model, checked and ready to load as the run loaded it."""
 
 import contextlib
 import os
@@ -27,7 +25,7 @@ from iisft.workspace import Workspace
 
 @dataclass(frozen=True)
 class Source:
-    """A run whose model is there and is the one that it was trained on."""
+    """A run with the model that it was trained on."""
 
     folder: RunFolder
     record: dict[str, Any]
@@ -42,18 +40,16 @@ class Source:
 
     @property
     def expected(self) -> Expected:
-        """What the trainer had to report, and what a child that loads the same has to
-        report again.
-        """
+        """What the trainer had to report; a child that loads the same model must too."""
         return Expected(**self.record["expected"])
 
     @property
     def spread(self) -> bool:
-        """Whether one GPU can't hold what the run's GPUs held in parts."""
+        """Whether the run's GPUs held the model in parts, so that one can't hold it."""
         return self.record["preset"]["sharding"] in ("fsdp", "zero3")
 
     def need(self, chosen: Chosen) -> headroom.Need:
-        """The memory that it takes to answer."""
+        """The memory it takes to answer."""
         adapter = (chosen.adapter / ADAPTER).stat().st_size if chosen.adapter else 0
         expected = self.expected
         return headroom.need(
@@ -65,7 +61,7 @@ class Source:
         )
 
     def loading(self, view: Path, chosen: Chosen, *, max_new_tokens: int) -> dict[str, Any]:
-        """The specification by which child/run_model.py loads the run's model from `view`."""
+        """The specification for child/run_model.py, which loads the run's model from `view`."""
         return {
             "arguments": loading.loading_arguments(self.record["train_yaml"], view, max_new_tokens),
             "adapter": str(chosen.adapter) if chosen.adapter else None,
@@ -75,9 +71,7 @@ class Source:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Path, dict[str, str]]]:
-        """A view of the model for as long as the block lasts, and the environment for the children
-        that load it.
-        """
+        """A view of the model, and the environment for children that load it, for the block."""
         with tempfile.TemporaryDirectory(prefix="iisft-", ignore_cleanup_errors=True) as place:
             view = Path(place) / "model"
             build_view(self.view, view)
@@ -89,13 +83,13 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
 
     Args:
         folder: the run.
-        workspace: where a model given by its id lies.
-        model: where the base model is now, when it was moved.
-        cpu: compute on the CPU though the run had GPUs.
+        workspace: where a model given by its id is.
+        model: where the base model is now, if it was moved.
+        cpu: compute on the CPU even if the run had GPUs.
 
     Raises:
         RunStateError: run.json is broken.
-        CheckFailed: the base model is not there, is torn, or is another one.
+        CheckFailed: the base model is missing, torn, or a different one.
         EnvironmentFault: the run's interpreter or its GPUs are missing.
     """
     record = resume.record_of(folder)
@@ -120,7 +114,7 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         raise EnvironmentFault(
             "fp16-on-cpu",
             f"{folder.id} computes in fp16, which a CPU does not",
-            fix="a machine with a GPU",
+            fix="use a machine with a GPU",
         )
     env = loading.without_trainer_variables(resume.environment_of(folder, record)) | (
         NO_GPU if on_cpu else {}
@@ -134,7 +128,7 @@ def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None)
     if not place.is_dir():
         raise InputError(
             "base-model-missing",
-            f"the run's base model {recorded['id']} is not there",
+            f"the run's base model {recorded['id']} is missing",
             where=str(place),
             fix="move it back, or say where it is now: --model DIR",
         )
@@ -154,7 +148,7 @@ def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None)
 
 
 def log_of(source: Source, command: str) -> Path:
-    """Where the child's own words go.
+    """The child's log.
 
     Raises:
         EnvironmentFault: the run folder can't be written.

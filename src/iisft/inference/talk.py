@@ -1,4 +1,4 @@
-"""A conversation with a run's model, and its API: one child that keeps the model loaded."""
+"""A conversation with a run's model, or its API: one child that keeps the model loaded."""
 
 import contextlib
 import ipaddress
@@ -19,7 +19,7 @@ KEY_VARIABLE = "IISFT_API_KEY"
 
 @dataclass
 class Conversation:
-    """Turns so far, and the model that answers them."""
+    """The turns so far, and the model that answers."""
 
     worker: Worker
     system: str | None
@@ -27,11 +27,10 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str) -> Generator[str]:
-        """The answer as it comes; closed before its end it is taken back. A question without an
-        answer is forgotten.
+        """The answer as it comes; closing the generator stops it. Failed questions are forgotten.
 
         Raises:
-            RunFailed: the model could not answer; the conversation can go on.
+            RunFailed: the model could not answer; the conversation can continue.
         """
         asked = [*self.turns, {"role": "user", "content": text}]
         self.worker.send(messages=asked, system=self.system, temperature=self.temperature)
@@ -42,7 +41,7 @@ class Conversation:
                 yield message["text"]
             ended = True
         finally:
-            if not ended:  # interrupted, here or where the text went to
+            if not ended:  # interrupted, here or where the text is shown
                 self._take_back()
         if message["kind"] == "failed":
             raise RunFailed("no-answer", message["message"], fix="/clear starts over")
@@ -63,7 +62,7 @@ def conversation(
 
     Raises:
         RunFailed: it does not compute as in training, or the child died.
-        EnvironmentFault: no memory, or the run folder can't be written.
+        EnvironmentFault: too little memory, or the run folder can't be written.
     """
     with source.opened() as (view, env):
         spec = source.loading(view, chosen, max_new_tokens=max_new_tokens)
@@ -75,7 +74,7 @@ def conversation(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an API listens. `key` is None where only this machine can ask."""
+    """Where an API listens. `key`: None where only this machine can reach it."""
 
     host: str
     socket: socket.socket
@@ -93,11 +92,10 @@ class Address:
 
 @contextlib.contextmanager
 def bound(host: str, port: int) -> Iterator[Address]:
-    """Take the address before a model is loaded for it; a key is made when others than this machine
-    can reach it.
+    """Bind the address before a model is loaded. A key is made if other machines can reach it.
 
     Raises:
-        EnvironmentFault: the port is taken, or the host is no address of this machine.
+        EnvironmentFault: the port is taken, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -122,7 +120,7 @@ def served(
 
     Raises:
         RunFailed: the model does not compute as in training, or the child died.
-        EnvironmentFault: no memory, or the run folder can't be written.
+        EnvironmentFault: too little memory, or the run folder can't be written.
     """
     descriptor = address.socket.fileno()
     with source.opened() as (view, env):

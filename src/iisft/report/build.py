@@ -1,6 +1,4 @@
-"""From runs to the report's document: one run with all its checkpoints, or several runs side by
-side.
-"""
+"""Builds the report: one run with all its checkpoints, or several runs side by side."""
 
 import time
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ _FEWEST_ROWS = 20
 
 @dataclass(frozen=True)
 class Report:
-    """A written report: where it lies, how large it is, and what was seen on the way."""
+    """A report that was written, and what was found on the way."""
 
     path: Path
     size: int
@@ -48,15 +46,15 @@ def write(
     """Make the report of one run, or of several side by side.
 
     Args:
-        names: what the person typed for each folder, RUN or RUN@CHECKPOINT.
+        names: as typed for each folder, RUN or RUN@CHECKPOINT.
         folders: the runs.
         options: how predictions are judged.
-        data: only predictions of this dataset; without it every dataset of one run, and for several
-            runs the one that was predicted last.
+        data: only predictions of this dataset; without it every dataset of a single run, and
+            of several runs the one predicted last.
         to: the file.
 
     Raises:
-        RunStateError: a run's predictions of that dataset are asked for and not there.
+        RunStateError: a run has no predictions of the named dataset.
         EnvironmentFault: the file can't be written.
     """
     findings: list[Finding] = []
@@ -105,11 +103,11 @@ def _groups(
     data: str | None,
     findings: list[Finding],
 ) -> list[list[Source]]:
-    """Predictions that belong side by side: those of one dataset."""
+    """Predictions to show side by side: those of one dataset."""
     if len(folders) == 1:
         known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
         if data is not None or locate.split(workspace, names[0])[1] is not None:
-            # says what there is, if there is not what was named
+            # its error says what there is, if the named ones are missing
             known = locate.find(workspace, names[0], data)
         by_data: dict[str, list[Source]] = {}
         for source in known:
@@ -133,7 +131,7 @@ def _groups(
             Finding(
                 "other-datasets",
                 message,
-                fix="name one that both have: --data NAME",
+                fix="name one that all of them predicted: --data NAME",
                 severity="warn",
             )
         )

@@ -1,6 +1,4 @@
-"""Whether a model folder still holds the weights that a run was trained on, without reading
-15 GB.
-"""
+"""Whether a model folder still holds the weights that a run was trained on, in milliseconds."""
 
 import hashlib
 import os

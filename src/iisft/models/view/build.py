@@ -165,9 +165,7 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
 
 
 def _harmless_jsons(folder: Path) -> dict[str, str]:
-    """JSON files that name code, without the naming: trust_remote_code opens the
-    tokenizer's too.
-    """
+    """JSON files without their auto_maps: trust_remote_code would run a tokenizer's code too."""
     texts: dict[str, str] = {}
     for name, content in json_files(folder):
         if name not in NEVER_LINKED and next(auto_maps(content), None) is not None:
