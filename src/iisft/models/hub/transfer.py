@@ -102,7 +102,7 @@ def write_error(error: OSError, path: Path) -> TransferError:
 def _wrong_digest(job: Job) -> TransferError:
     return TransferError(
         "wrong-digest",
-        f"{job.file.path}: twice the bytes received were not those that the hub's listing promises",
+        f"{job.file.path}: the bytes received differed from the hub's listing twice",
         where=shown(job.file.url),
         fix="the hub, a mirror or a proxy serves a broken or changing copy: try another --source; "
         "nothing was replaced",
