@@ -4,13 +4,50 @@ machine's settings.
 
 import contextlib
 import io
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import leftovers
 from iisft.cli.app import main
+
+FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Children begin with the default signals, also where this process was told to ignore some:
+    SIGHUP under nohup, SIGINT in the background of a script. Exec resets what is handled, not
+    what is ignored.
+    """
+    worker = hasattr(config, "workerinput")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN or (worker and number == signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+    if not worker:
+        signal.signal(signal.SIGTERM, _interrupt)
+        os.environ[leftovers.SESSION] = str(os.getpid())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        leftovers.kill_all(leftovers.SESSION, str(os.getpid()))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or not report.passed
+    return report
 
 
 @dataclass(frozen=True)
@@ -27,8 +64,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_world(
-    tmp_path_factory: pytest.TempPathFactory, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
     home = tmp_path_factory.mktemp("home") / "工作 space"
     home.mkdir()
     monkeypatch.setenv("IISFT_HOME", str(home))
@@ -45,6 +85,16 @@ def _own_world(
         "IISFT_DEBUG",
     ):
         monkeypatch.delenv(name, raising=False)
+    yield
+    failed = request.node.stash.get(FAILED, False)
+    left = leftovers.await_none("IISFT_HOME", str(home), 0 if failed else 10)
+    leftovers.kill_all("IISFT_HOME", str(home))
+    assert failed or not left, f"the test passed, but left processes behind: {left}"
+
+
+@pytest.fixture
+def workspace() -> Path:
+    return Path(os.environ["IISFT_HOME"])
 
 
 @pytest.fixture

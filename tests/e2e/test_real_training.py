@@ -122,6 +122,40 @@ def test_a_trainer_that_does_something_else_is_ended_with_1(
     assert sentence in ended["reason"]
 
 
+# As a GPU that is too small for the first step, on one rank: the others have reported by then.
+OUT_OF_MEMORY = """
+import os, sys
+trains = any("llamafactory" in part for part in sys.orig_argv)
+if trains and os.environ.get("LOCAL_RANK", "0") == os.environ["BOOM"]:
+    import torch
+    def attention(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    torch.nn.functional.scaled_dot_product_attention = attention
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_crash_in_the_first_forward_ends_with_its_cause(
+    ranks: int, train: CLI, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("BOOM", str(ranks - 1))
+    result = train("--set", "attention=sdpa", gpus=ranks)
+    run = RunFolder(workspace / "runs" / "run")
+    assert (run.train_log.read_text().count("iisft-observed "), result.code) == (ranks - 1, 1)
+    assert [event["id"] for event in run.read_events() if event["kind"] == "finding"] == [
+        "gpu-out-of-memory"
+    ]
+    ended = json.loads(run.exit.read_text())
+    assert ended["reason"].startswith(
+        "while training at step 0: torch.OutOfMemoryError: CUDA out of memory. "
+    )
+    assert f"  fix: {ended['fix']}\n" in result.err
+    assert "cause: while training at step 0: A GPU's memory is full" in result.err
+    assert "go on with" not in result.err
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_stop_leaves_a_complete_checkpoint_and_no_process(
     iisft: CLI, train: CLI, workspace: Path, ranks: int

@@ -584,10 +584,7 @@ def test_out_of_memory_is_told_with_its_phase_and_its_fix(
     fake_trainer(f"log:{EXCERPTS / 'gpu-out-of-memory'}.log")
     said = train().err
     outcome = json.loads(folder.exit.read_text())
-    assert (
-        f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n  go on with: iisft resume run\n"
-        in said
-    )
+    assert said.endswith(f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n")
     assert outcome["reason"].startswith("while training at step 2: torch.OutOfMemoryError: ")
     assert (
         f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]

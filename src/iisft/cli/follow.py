@@ -50,19 +50,19 @@ def follow(folder: RunFolder, *, verbose: bool, log_offset: int = 0) -> RunStatu
 
 
 def say_end(ended: RunStatus) -> None:
-    """How a run ended, and what mends it."""
+    """How a run ended: the cause and the fix, and the way to go on where there is one."""
     console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
     if ended.state == "finished":
         return
-    errors = [
-        finding
-        for finding in ended.findings
-        if finding.get("severity") == "error" and finding.get("fix")
-    ]
-    if ended.state == "failed" and errors:
-        console.say(f"  fix: {errors[-1]['fix']}")
+    if ended.state == "failed" and ended.fix:
+        errors = [finding for finding in ended.findings if finding.get("fix") == ended.fix]
+        cause = errors[-1].get("message", "") if errors else ""
+        if cause and str(cause) not in ended.reason:
+            console.say(f"  cause: {cause}")
+        console.say(f"  fix: {ended.fix}")
     console.say(f"  log: {ended.folder.train_log}")
-    console.say(f"  go on with: iisft resume {ended.folder.id}")
+    if ended.can_go_on:
+        console.say(f"  go on with: iisft resume {ended.folder.id}")
 
 
 def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:

@@ -51,7 +51,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         if finding.get("fix"):
             console.out(f"  fix: {finding['fix']}")
     console.out(f"folder       {found.folder.path}")
-    if found.state in ("lost", "stopped", "failed"):
+    if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
 
 
