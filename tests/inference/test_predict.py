@@ -110,8 +110,8 @@ def test_a_complete_file_loads_no_model(
         0,
         "情报@final: 0 rows answered, 10 were there already\n"
         "  1 answers were cut off at the limit (--max-tokens)\n"
-        "  4 prompts are longer than the training's cutoff_len 64: it saw none that long. They were "
-        "not cut\n"
+        "  4 prompts are longer than the training's cutoff_len 64: it saw none that long. "
+        "They were not cut\n"
         "  next: iisft evaluate run\n",
     )
 
