@@ -175,7 +175,7 @@ class LineFollower:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # umask(2) has no way to read it without setting it
     os.umask(mask)
     return mask
 

@@ -1,9 +1,9 @@
-"""Small computations that tell whether a GPU (or the CPU) does what training asks of it.
+"""Small computations that show whether a GPU (or the CPU) does what training needs.
 
 Runs in the training interpreter: python deep_checks.py '[{"check": "matmul", "device": "cuda:0",
-...}, ...]' One JSON object per line: {"begin": INDEX} before a check, {"done": INDEX, ...facts}
-after it. A check that aborts the process, or outlives its limit (faulthandler then ends it), leaves
-an index begun and not done.
+...}, ...]'. One JSON object per line: {"begin": INDEX} before a check, {"done": INDEX, ...facts}
+after it. A check that aborts the process or exceeds its limit (faulthandler then ends it) leaves an
+index begun and not done.
 """
 
 import faulthandler
@@ -67,7 +67,7 @@ def matmul(spec):
 
 
 def memory(spec):
-    """GiB that can be allocated and written, up to what is wanted."""
+    """GiB that can be allocated and written, up to the amount wanted."""
     import torch
 
     device, held = torch.device(spec["device"]), []
@@ -82,7 +82,7 @@ def memory(spec):
 
 
 def copy(spec):
-    """GB/s from one device to the other, and whether what arrives is what was sent."""
+    """GB/s from one device to the other, and whether the data arrives intact."""
     import torch
 
     source, target = torch.device(spec["source"]), torch.device(spec["device"])
@@ -143,7 +143,7 @@ def all_reduce(spec):
         deadline = time.monotonic() + spec["limit_s"]
         while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
             if any(rank.poll() for rank in ranks):
-                break  # one failed: the others wait for it
+                break  # one failed: the others would wait for it
             time.sleep(0.05)
         late = [rank for rank in ranks if rank.poll() is None]
         failed = [rank.returncode for rank in ranks if rank.returncode]
@@ -179,7 +179,7 @@ def _rank(rank, spec, folder):
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world,
-        timeout=timedelta(hours=1),  # who waits too long is ended from outside
+        timeout=timedelta(hours=1),  # the parent ends ranks that hang
     )
     data = torch.ones(spec["mib"] * 2**18, device=device)
     dist.all_reduce(data)

@@ -1,4 +1,4 @@
-"""Live bytes of tensor storages, as torch's CUDA allocator counts them. For trace_step.py."""
+"""Live bytes of tensor storages, as torch's CUDA allocator counts them, for trace_step.py."""
 
 import math
 import weakref
@@ -14,8 +14,8 @@ class LiveBytes(TorchDispatchMode):
     """Follows every storage from its creation to its end, and through FSDP's resizing.
 
     Attributes:
-        live: bytes at this moment.
-        peaks: the most of them in each phase.
+        live: bytes right now.
+        peaks: the most bytes in each phase.
         at_peak: the phase of the highest peak, and its bytes by kind.
     """
 
@@ -26,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
         self.peaks, self.at_peak = {}, (None, {})
 
     def __enter__(self):
-        # FSDP gathers and frees so
+        # FSDP gathers and frees parameters by resizing their storage
         torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
         return super().__enter__()
 
@@ -40,7 +40,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def add(self, tensor, kind=None):
-        """Follow a tensor from now on; a kind given later replaces the one before."""
+        """Follow a tensor from now on; a kind given later replaces the earlier one."""
         local = getattr(tensor, "_local_tensor", tensor)  # a DTensor is a view of its shard
         if type(local).__name__ == "AsyncCollectiveTensor":
             return
@@ -74,18 +74,18 @@ class LiveBytes(TorchDispatchMode):
         del self.kinds[key]
 
     def by_kind(self):
-        """Bytes by kind at this moment."""
+        """Bytes by kind right now."""
         sums = {}
         for key, size in self.sizes.items():
             sums[self.kinds[key]] = sums.get(self.kinds[key], 0) + size
         return sums
 
     def begin(self, phase):
-        """Forget the peaks so far: the step begins."""
+        """Forget the peaks so far, as the step begins."""
         self.peaks, self.at_peak = {}, (None, {})
         self.enter(phase)
 
     def enter(self, phase):
-        """From here on it is another phase."""
+        """Enter another phase."""
         self.phase = phase
         self.peaks.setdefault(phase, self.live)

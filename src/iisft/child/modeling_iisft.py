@@ -8,10 +8,10 @@ native
     The stock computation, untouched.
 float32
     Weights stay as they are stored (bfloat16, float16); each product casts its weight to float32,
-    in forward and again in backward. Casting up is exact, so the results are bit for bit those of
+    in forward and again in backward. Widening is exact, so the results are bit for bit those of
     float32 weights.
 
-Either way each rank writes one line about its first training forward to stdout: `iisft-observed
+In both cases each rank writes one line about its first training forward to stdout: `iisft-observed
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
@@ -30,7 +30,7 @@ from .stopping_iisft import install
 
 # a view of a model with its own, trusted code imports that code's class under this name
 TRUSTED = None
-LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
+LONGEST_LINE = 4096  # PIPE_BUF (pipe(7)): shorter writes of several ranks can't mix
 
 
 def _float32(tensor):
@@ -54,7 +54,7 @@ class _FrozenProduct(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        # the very call that autograd makes for a linear layer, so that the bits are the same
+        # exactly the call that autograd makes for a linear layer, for the same bits
         product = gradient.reshape(-1, gradient.shape[-1]).mm(_float32(weight))
         return product.view(*gradient.shape[:-1], weight.shape[1]), None, None
 
@@ -69,7 +69,7 @@ class ExactLinear(nn.Linear):
 class ExactEmbedding(nn.Embedding):
     def forward(self, ids):
         rows = _float32(nn.Embedding.forward(self, ids))
-        # Gemma's own forward rounds it to the weight's dtype
+        # Gemma's own forward would round it to the weight's dtype
         scale = getattr(self, "scalar_embed_scale", None)
         return (
             rows
@@ -92,7 +92,7 @@ def make_exact(model):
     """Let every module of a stock model compute in float32 over its stored weights.
 
     Raises:
-        NotImplementedError: a module multiplies by weights in a way of its own (experts,
+        NotImplementedError: a module multiplies by weights in its own way (experts,
             convolutions), so that float32 arithmetic can't be promised.
     """
     for module in model.modules():
@@ -115,7 +115,7 @@ def _is_scaled_embedding(module):
 
 
 def _exact_class(exact, stock):
-    # transformers and LLaMA-Factory choose by class name and by isinstance: both still hold
+    # transformers and LLaMA-Factory choose by class name and isinstance: both must still hold
     return type(stock.__name__, (exact, stock), {"__module__": stock.__module__})
 
 
@@ -137,7 +137,7 @@ class Witness:
         ]
 
     def _start(self, backbone, args):
-        self._remove(self.inner)  # left over when the forward before this one did not reach its end
+        self._remove(self.inner)  # left over if the previous forward did not reach its end
         self.seen = {}
         if not (backbone.training and torch.is_grad_enabled()):
             return
@@ -185,7 +185,7 @@ def first_attention(backbone):
 
 
 def describe(model, arithmetic, device):
-    """Everything but the two output dtypes."""
+    """Everything except the two output dtypes."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     autocast = torch.is_autocast_enabled(device.type)
     return {
@@ -223,7 +223,7 @@ def _size(parameter):
         state = getattr(parameter, "quant_state", None)
         packed = parameter.numel() * parameter.element_size() * 2
         return packed if state is None else int(state.shape.numel())
-    # ZeRO-3 leaves an empty tensor behind
+    # ZeRO-3 leaves an empty tensor in its place
     return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
@@ -243,19 +243,19 @@ def plain(dtype):
 
 
 def _write_line(observed):
-    # A word that only the starter of this process knows: text of a data row, which the trainer
-    # prints, can't forge it.
+    # the word is known only to whoever started this process: a data row that the trainer prints
+    # can't forge a proof
     words = filter(None, (PROOF_MARK, os.environ.get(PROOF_VARIABLE), json.dumps(observed)))
     line = f"\n{' '.join(words)}\n".encode()
     if len(line) >= LONGEST_LINE:
         raise RuntimeError(f"{PROOF_MARK}: {len(line)} bytes are too many for one line")
-    # when nobody reads, the run goes on; without this line it is not proven
+    # if nobody reads, training goes on, but the run is not proven
     with contextlib.suppress(OSError):
         os.write(1, line)
 
 
 def __getattr__(name):
-    """The stock class of that name, made a witness and, where the config says so, exact."""
+    """The stock class of that name with a witness and, if the config says so, made exact."""
     base = TRUSTED if TRUSTED is not None and TRUSTED.__name__ == name else None
     if TRUSTED is None and name[:1].isupper():
         base = getattr(transformers, name, None)
@@ -280,7 +280,6 @@ def __getattr__(name):
             install()
 
     Observed.__name__ = Observed.__qualname__ = name
-    # transformers reads the source of a class's module to learn which attention and expert kernels
-    # it may use
+    # transformers reads the source of a class's module to learn which kernels it may use
     Observed.__module__ = base.__module__
     return Observed

@@ -1,13 +1,13 @@
 """Greedy answers of a run's model to staged rows, in batches, one message per finished batch.
 
-Runs in the training interpreter (see run_model.py for the way it talks). The specification has
-besides: {"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size",
+Runs in the training interpreter (see run_model.py for the protocol). The specification also
+has: {"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size",
 "max_new_tokens", "jobs": [{"which", "adapter", "done": [row numbers]}]}; every job after the first
 swaps in another adapter.
 
-Rows whose answers will be about equally long go together, so that few wait for one, the longest
-first, so that memory runs out at once or never. The batches depend on the rows alone: a run that
-was killed goes on with the same ones.
+Rows with answers of about the same length share a batch, so that few wait for one, and the longest
+come first, so that memory runs out at once or never. The batches depend on the rows alone: after a
+kill the same ones follow.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from run_model import Link, agreed, load, stop_ids, swap_adapter
 from transformers import GenerationConfig
 
-# reading so much of a prompt takes about as long as one step of an answer
+# reading this much of a prompt takes about as long as one step of an answer
 PROMPT_TOKENS_PER_STEP = 64
 
 
@@ -39,7 +39,7 @@ class Row:
 
 
 def read_rows(engine, data, count):
-    """The first `count` rows, as LLaMA-Factory itself makes prompts of them, but never cut."""
+    """The first `count` rows, with LLaMA-Factory's own prompts, never cut."""
     import json
 
     from llamafactory.data.converter import get_dataset_converter
@@ -53,6 +53,7 @@ def read_rows(engine, data, count):
     with Path(data["file"]).open(encoding="utf-8") as stream:
         for number, line in zip(range(1, count + 1), stream, strict=False):
             example = convert(json.loads(line))
+            # ranking data has two responses (data/converter.py): the chosen one is first
             answer = example["_response"][:1] or [{"role": "assistant", "content": ""}]
             messages = example["_prompt"] + answer
             ids, reference_ids = template.encode_oneturn(
@@ -65,7 +66,7 @@ def read_rows(engine, data, count):
 
 
 def in_batches(rows, size):
-    """Rows of like length together, the longest first."""
+    """Batches of rows of similar length, the longest first."""
 
     def length(row):
         answer = round(4 * math.log2(row.reference_tokens + 1)) if row.reference is not None else 0
@@ -76,7 +77,7 @@ def in_batches(rows, size):
 
 
 def work(batch):
-    """How long a batch takes, in steps of decoding, as far as its references tell."""
+    """How long a batch takes, in decoding steps, estimated from its references."""
     prompts = sum(len(row.ids) for row in batch) / PROMPT_TOKENS_PER_STEP
     return max((row.reference_tokens for row in batch), default=0) + prompts
 
@@ -85,6 +86,7 @@ def work(batch):
 def generate(engine, batch, limit):
     """New tokens of each row, one list per row."""
     pad, width = engine.tokenizer.pad_token_id, max(len(row.ids) for row in batch)
+    # padding on the left: the new tokens follow directly after the prompt
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in batch])
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in batch])
     config = GenerationConfig(
@@ -104,7 +106,7 @@ def generate(engine, batch, limit):
 def answers(engine, batch, max_new_tokens):
     """Finished rows of a batch.
 
-    One that does not fit into memory is halved; a single row that does not is an error.
+    A batch that doesn't fit into memory is halved; a single row that doesn't is an error.
     """
     context = getattr(engine.model.config, "max_position_embeddings", None) or sys.maxsize
     fitting = [row for row in batch if len(row.ids) < context]
@@ -143,6 +145,7 @@ def answers(engine, batch, max_new_tokens):
 
 def is_out_of_memory(error):
     text = str(error)
+    # "can't allocate memory": torch's CPU allocator (c10/core/impl/alloc_cpu.cpp)
     return (
         isinstance(error, torch.cuda.OutOfMemoryError)
         or "out of memory" in text

@@ -5,9 +5,9 @@ Runs in the training interpreter. The script's first line of standard input is t
 or null, "one_device": whether it fits on one GPU}. Standard output carries one JSON object per line
 and nothing else; everything that is printed goes to stderr.
 
-LLaMA-Factory merges an adapter into the weights in their own dtype, which rounds it. Here it stays
-beside them, as in training, and the arithmetic is the view's. The end of standard input ends the
-process.
+LLaMA-Factory merges an adapter into the weights in their own dtype (model/adapter.py), which rounds
+it. Here it stays beside them, as in training, and the arithmetic is the view's. The end of standard
+input ends the process.
 """
 
 import contextlib
@@ -26,9 +26,10 @@ from constants_iisft import ARITHMETIC_KEY
 
 
 class Link:
-    """The way to the process that started this one."""
+    """The connection to the process that started this one."""
 
     def __init__(self):
+        # libraries print to descriptor 1: the messages keep a copy of it
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._lock = threading.Lock()
@@ -48,7 +49,7 @@ class Link:
         return self._arrived.get()
 
     def arrived(self):
-        """Whether something waits to be received."""
+        """Whether a message is waiting."""
         return not self._arrived.empty()
 
     def send(self, **message):
@@ -62,14 +63,16 @@ def load(spec):
     from llamafactory.chat import chat_model, hf_engine
     from llamafactory.model import load_model
 
+    # the engine loads by a name that it imported into its own module
     hf_engine.load_model = functools.partial(_load_model, spec, load_model)
     return chat_model.ChatModel(known_arguments(spec))
 
 
 def known_arguments(spec):
-    """Those of the run's arguments that are not the trainer's alone."""
+    """The run's arguments that inference knows too."""
     from llamafactory.hparams import parser
 
+    # parse_args raises on names that it does not know (hparams/parser.py)
     known = {name for group in parser._INFER_ARGS for name in group.__dataclass_fields__}
     return {name: value for name, value in spec["arguments"].items() if name in known}
 
@@ -88,7 +91,7 @@ def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwar
         raise MemoryError("the GPUs' memory is too small for the model")
     if spec["autocast"]:
         _autocast(model, getattr(torch, spec["autocast"]))
-    # the published one samples and penalises; only what is asked counts
+    # the published one may sample and penalise repetition; only the request counts
     model.generation_config = GenerationConfig()
     if spec["adapter"]:
         from peft import PeftModel
@@ -111,12 +114,12 @@ def swap_adapter(model, folder):
 
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
-        raise ValueError(f"{folder} holds another adapter than the run's")
+        raise ValueError(f"{folder} holds a different adapter than the run's")
 
 
 @torch.inference_mode()
 def observe(model, tokenizer):
-    """What a forward of this model computes in, with the words of the training's proof."""
+    """What a forward of this model computes in, in the terms of the training's proof."""
     package = types.ModuleType("iisft_child")
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules["iisft_child"] = package
@@ -149,7 +152,7 @@ def observe(model, tokenizer):
 
 
 def agreed(link, engine):
-    """Report what the model computes in, and go on only when the other side has found it right."""
+    """Report what the model computes in, and wait until the other side has found it right."""
     link.send(kind="observed", proof=observe(engine.model, engine.tokenizer))
     link.receive()
 

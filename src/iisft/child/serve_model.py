@@ -1,6 +1,6 @@
 """LLaMA-Factory's OpenAI-style API for a run's model, on a socket bound beforehand.
 
-Runs in the training interpreter (see run_model.py). The specification has besides: {"socket":
+Runs in the training interpreter (see run_model.py). The specification also has {"socket":
 descriptor}.
 """
 
@@ -15,7 +15,7 @@ from talking import Generate, TooLong
 
 
 class Server(uvicorn.Server):
-    """Says when it answers."""
+    """Reports when it answers."""
 
     def __init__(self, config, link):
         super().__init__(config)
@@ -27,8 +27,8 @@ class Server(uvicorn.Server):
 
 
 def no_fetching(*args, **kwargs):
-    """LLaMA-Factory would fetch the address of an image for whoever asks."""
-    raise HTTPException(status_code=400, detail="this model reads text alone")
+    """LLaMA-Factory fetches image URLs of a request (api/chat.py): nobody may use that."""
+    raise HTTPException(status_code=400, detail="this model reads only text")
 
 
 def main():

@@ -1,9 +1,9 @@
 """What iisft adds to the training loop: all ranks stop after the same step, with a checkpoint.
 
-transformers' enable_jit_checkpoint gives each rank a timer of its own. Ranks whose timers end in
-different steps wait for each other for ever, and it saves before the optimizer's step but after the
-dropout of that step was drawn, so that a resumed run differs. Here the ranks agree at the end of
-each step, and the trainer saves as it always does.
+transformers' enable_jit_checkpoint gives each rank its own timer. Ranks whose timers end in
+different steps wait for each other forever, and it saves before the optimizer's step but after that
+step's dropout was drawn, so that a resumed run differs. Here the ranks agree at the end of each
+step, and the trainer saves as usual.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from .constants_iisft import STOP_VARIABLE
 
 
 class StopTogether(TrainerCallback):
-    """Asked by SIGTERM to any rank, or by the file that IISFT_STOP_FILE names.
+    """Stops on SIGTERM to any rank, or on the file that IISFT_STOP_FILE names.
 
     SIGUSR1 writes every thread's stack.
     """
@@ -45,8 +45,7 @@ class StopTogether(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Logging precedes saving: a step that broke the weights must not become a checkpoint."""
-        # With fp16 the scaler skips the optimizer's step when a gradient overflows: the weights
-        # stay good.
+        # with fp16 the scaler skips a step whose gradient overflows (torch.amp.GradScaler)
         names = ("loss",) if args.fp16 else ("loss", "grad_norm")
         if any(not math.isfinite((logs or {}).get(name, 0.0)) for name in names):
             control.should_save = False
@@ -61,8 +60,8 @@ def _any_rank(asked, device):
 
 
 def install():
-    """Give every trainer of this process the callback, once."""
-    # the same file is a module of another name in each view
+    """Add the callback to every trainer of this process, once."""
+    # each view imports this file under another module name
     if not any(
         callback.__name__ == StopTogether.__name__ for callback in trainer.DEFAULT_CALLBACKS
     ):

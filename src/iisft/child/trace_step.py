@@ -1,14 +1,14 @@
 """Traces the memory of one real training step, with the trainer's code on data-free tensors.
 
 Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`)
-is the argument or standard input, standard output has one JSON line per case. Every tensor is fake
-(torch's FakeTensorMode): shapes and dtypes are real, no number is computed, no weight is read, so
-that a 70B model is traced on a laptop.
+is the argument or standard input; standard output has one JSON line per case. Every tensor is fake
+(torch's FakeTensorMode): shapes and dtypes are real, but no number is computed and no weight read,
+so that a laptop can trace a 70B model.
 
-Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA
-allocator does: what torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels,
+It counts the live bytes of tensor storages, each rounded up to 512 bytes as in torch's CUDA
+allocator: what torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels,
 communication buffers, fragmentation, the CUDA or HIP context. The first AdamW step is done before
-the trace: its moments are there from the second step on.
+the trace, because its moments exist from the second step on.
 """
 
 import contextlib
@@ -120,9 +120,9 @@ def build(case):
 
 
 def shard(model, fake_mode, case):
-    """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root.
+    """FSDP2 as accelerate sets it up: a group per decoder layer, the rest in the root.
 
-    The ranks are not there.
+    Only this rank exists; torch's "fake" backend stands in for the others.
     """
     import torch.distributed as distributed
     import torch.distributed._tools.fake_collectives  # noqa: F401
@@ -146,7 +146,7 @@ def shard(model, fake_mode, case):
 
 
 def materialize(model, fake_mode):
-    """Put fake CPU tensors in the place of the meta ones; tied parameters stay one."""
+    """Replace meta tensors by fake CPU ones; tied parameters stay one."""
     made = {}
 
     def fake(tensor):
@@ -197,11 +197,11 @@ def trace(case):
     or "float32" over stored weights), autocast (torch dtype or null), attention ("eager", "math",
     "efficient", "flash"), batch, length (tokens per row), checkpointing, rank, dropout, target
     (names separated by commas, or "all"), optimizer; sharding ("none" or "fsdp") and ranks may be
-    left out. DDP's buckets are in no trace.
+    left out. DDP's buckets are not in a trace.
     """
     started = time.perf_counter()
     sharded = case.get("sharding") == "fsdp"
-    # LLaMA-Factory looks at them
+    # accelerate and LLaMA-Factory read them to recognise FSDP2
     os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})
     model = build(case)
     if sharded and case["autocast"]:
@@ -276,7 +276,7 @@ def _traced_step(model, case, optimizer, trainable, memory):
 
 
 def _note_head(model, memory):
-    """Mark when the head begins in forward and when its backward is done."""
+    """Note when the head begins in forward and when its backward ends."""
 
     def before(module, arguments):
         memory.enter("loss")

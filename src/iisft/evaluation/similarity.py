@@ -61,6 +61,7 @@ class Scorer:
             scores = self._rouge.get_scores(*texts)[0]
         except ValueError:  # rouge_chinese finds no sentence in it, only full stops
             return {"rouge1": 0.0, "rouge2": 0.0, "rougel": 0.0}
+        # LLaMA-Factory rounds each row's figure, in percent, to 4 digits (train/sft/metric.py)
         return {name.replace("-", ""): round(scores[name]["f"] * 100, 4) / 100 for name in scores}
 
     def _bleu_of(self, reference: str, prediction: str) -> float:

@@ -1,7 +1,6 @@
 """Answers from an OpenAI-compatible server, several at a time, with retries."""
 
 import asyncio
-import ipaddress
 import os
 import random
 import re
@@ -14,6 +13,7 @@ from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
+from iisft.inference.talk import is_loopback
 from iisft.runs.record.folder import RunFolder
 from iisft.secrets import redact
 
@@ -100,7 +100,7 @@ async def _ask_all(endpoint: Endpoint, job: Job, on_progress: Callable[[Progress
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
         # httpx sends even loopback requests to HTTP_PROXY unless NO_PROXY says otherwise
-        trust_env=not _is_loopback(endpoint.url),
+        trust_env=not is_loopback(urlsplit(endpoint.url).hostname or ""),
         limits=httpx.Limits(max_connections=endpoint.parallel),
     ) as client:
 
@@ -142,7 +142,7 @@ async def _answer(
             "model": endpoint.model,
             "messages": messages,
             "temperature": 0,
-            "max_tokens": max_tokens,
+            "max_tokens": max_tokens,  # deprecated by OpenAI, but the name all servers know
         }
         answer, error = await _post(client, endpoint, body)
     choice: dict[str, Any] = (answer.get("choices") or [{}])[0]
@@ -212,11 +212,3 @@ def _asked_pause(response: "httpx.Response") -> float | None:
     """Retry-After in seconds; its other form, a date, is ignored."""
     seconds = response.headers.get("retry-after", "")
     return min(float(seconds), _LONGEST_PAUSE_S) if re.fullmatch(r"\d+(\.\d+)?", seconds) else None
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

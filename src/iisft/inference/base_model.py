@@ -72,9 +72,12 @@ class Source:
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Path, dict[str, str]]]:
         """A view of the model, and the environment for children that load it, for the block."""
+        # a killed child may still be writing into it: ignore_cleanup_errors
         with tempfile.TemporaryDirectory(prefix="iisft-", ignore_cleanup_errors=True) as place:
             view = Path(place) / "model"
             build_view(self.view, view)
+            # transformers caches a local model's code by its folder's name, "model" for every view
+            # (dynamic_module_utils.py)
             yield view, self.env | {"HF_MODULES_CACHE": str(Path(place) / "modules")}
 
 

@@ -11,7 +11,7 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
 
 FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
-ADAPTER = "adapter_model.safetensors"
+ADAPTER = "adapter_model.safetensors"  # peft's SAFETENSORS_WEIGHTS_NAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ def bound(host: str, port: int) -> Iterator[Address]:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # without it a restart waits until the old connections have left TIME_WAIT
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -109,7 +110,7 @@ def bound(host: str, port: int) -> Iterator[Address]:
                 f"--port {port + 1}, or --port 0 for any free one",
             )
             raise EnvironmentFault("port-taken", text, where=where, fix=fix) from error
-        yield Address(host, listener, None if _is_loopback(host) else _key())
+        yield Address(host, listener, None if is_loopback(host) else _key())
 
 
 @contextlib.contextmanager
@@ -134,7 +135,8 @@ def served(
             yield worker
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

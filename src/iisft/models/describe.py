@@ -192,7 +192,7 @@ def _chat_template(folder: Path) -> str:
         template = content.get("chat_template") if isinstance(content, dict) else None
         if isinstance(template, str):
             return template
-        if isinstance(template, list):  # several, by name
+        if isinstance(template, list):  # several by name
             return "\n".join(
                 str(one.get("template", "")) for one in template if isinstance(one, dict)
             )

@@ -38,7 +38,7 @@ def render(document: Mapping[str, Any]) -> bytes:
     """
     script = "\n".join(map(_asset, _SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = base64.b64encode(
+    data = base64.b64encode(  # mtime=0: gzip would write the present time into the file
         gzip.compress(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS), _COMPRESSION, mtime=0)
     )
     parts = {
@@ -52,6 +52,7 @@ def render(document: Mapping[str, Any]) -> bytes:
     }
     page = _asset("page.html")
     for name, text in parts.items():
+        # not str.replace: a text that was inserted may itself contain a placeholder
         before, _, after = page.partition(f"@@{name}@@")
         page = before + text + after
     return page.encode()

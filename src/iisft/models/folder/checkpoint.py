@@ -188,7 +188,9 @@ class _Survey:
 
     def _read_weights(self) -> None:
         index = self.folder / INDEX_FILE
-        if (self.folder / SINGLE_FILE).is_file():  # transformers prefers it to an index
+        if (
+            self.folder / SINGLE_FILE
+        ).is_file():  # preferred to an index (transformers, modeling_utils.py)
             self.weight_files = (SINGLE_FILE,)
             self._read_shard(SINGLE_FILE)
         elif index.is_file():

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 from iisft.errors import TransferError
 
 CONNECT_S = 10.0
-READ_S = 30.0  # between two bytes
+READ_S = 30.0  # between two bytes: requests has no limit for a whole transfer
 
 # Codes of TransferErrors that waiting, or another hub, may fix.
 PASSING = frozenset({"hub-unreachable", "hub-timeout", "hub-error", "hub-busy"})

@@ -26,6 +26,7 @@ class Digests:
         self._sha256 = hashlib.sha256()
         self._blob = None
         if file.sha256 is None and file.git_sha1 is not None:
+            # git hashes a blob with this header (git-hash-object)
             self._blob = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
     def update(self, chunk: bytes | memoryview) -> None:

@@ -157,6 +157,7 @@ def _attempt(job: Job, part: Part, stop: Stop) -> None:
         while part.position < job.file.size:
             stop.check()
             try:
+                # read1 returns what has arrived; read would wait for a full chunk
                 chunk = response.raw.read1(CHUNK, decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise _passing(connection_error(error, place)) from error
@@ -183,6 +184,7 @@ def _open(job: Job, position: int) -> tuple["requests.Response", str]:
     Redirects are followed here and not by requests: the token goes to no host but the hub's.
     """
     session, url, home = _session(), job.file.url, origin(job.file.url)
+    # a compressed body would have neither the listing's length nor ranges of the file
     headers = {"Accept-Encoding": "identity", "User-Agent": "iisft"}
     if position:
         headers["Range"] = f"bytes={position}-"
