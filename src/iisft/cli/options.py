@@ -1,5 +1,6 @@
 """Options that several commands share, and what shell completion offers for them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,6 +53,14 @@ CpuOption = Annotated[
 ]
 MaxTokensOption = Annotated[
     int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+]
+DataFileArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="JSON array, JSON lines, CSV or Parquet, gzipped or not."),
 ]
 FormatOption = Annotated[
     str | None,

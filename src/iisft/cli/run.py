@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, RunArgument
+from iisft.cli.options import DetachOption, JsonOption, RunArgument, VerboseOption
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
@@ -158,12 +158,8 @@ def resume(
         bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
     ] = False,
     node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Return at once; the run goes on.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
-    ] = False,
+    detach: DetachOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Resume a run from its last complete checkpoint.

@@ -20,7 +20,6 @@ from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.models.view.build import build_view, plan_view
 from iisft.models.view.support import DTYPES, stored_dtype
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TOKENIZER_BYTES = 64 * 2**20
 _PROBE_ROWS = 16
 # How much of the adapter's effect merging may lose: rounding to bf16 costs a useful adapter a few
@@ -79,7 +78,8 @@ class Export:
 
     @property
     def disk_bytes(self) -> int:
-        return self.source.checkpoint.parameters * _BYTES[self.dtype] + _TOKENIZER_BYTES
+        weights = self.source.checkpoint.parameters * headroom.BYTES[self.dtype]
+        return int(weights) + _TOKENIZER_BYTES
 
 
 def plan(source: Source, chosen: Chosen, target: Path, dtype: str | None) -> Export:

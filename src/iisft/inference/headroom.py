@@ -11,8 +11,8 @@ from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder.checkpoint import Checkpoint
 
 GIB = 2**30
-# nf4: 4 bits, and a scale per 64 weights
-_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "nf4": 0.5625}
+# per weight; nf4: 4 bits, and a scale per 64 weights
+BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "nf4": 0.5625}
 _MARGIN_BYTES = GIB  # the runtime's context, and keys and values of a few thousand tokens
 
 
@@ -53,7 +53,7 @@ def need(
         place: where the model will be.
     """
     largest = max((tensor.parameters for tensor in checkpoint.tensors.values()), default=0)
-    weights = checkpoint.parameters * _BYTES[weights_dtype]
+    weights = checkpoint.parameters * BYTES[weights_dtype]
     if weights_dtype == "nf4":  # embeddings and head stay as they are
         weights += largest * 2
     cast = largest * 4 if arithmetic == "float32" else 0

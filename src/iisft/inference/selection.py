@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import RunStateError, UsageError
+from iisft.evaluation.locate import BASE, FINAL
 from iisft.models.folder.safetensors import read_header
 from iisft.runs.record.checkpoints import Saved, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
 
-FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
+BEST, ALL = "best", "all"
 ADAPTER = "adapter_model.safetensors"  # peft's SAFETENSORS_WEIGHTS_NAME
 
 
