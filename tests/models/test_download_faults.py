@@ -13,7 +13,7 @@ import pytest
 from hub_server import Fault, HubServer, Repo, running
 from models_on_disk import OTHER_SHARD, REPO, SHARD, contents, needed, repository
 
-from iisft.models.hub import metadata, transfer
+from iisft.models.hub import hubs, metadata, transfer
 
 CLI = Callable[..., Any]
 
@@ -173,7 +173,7 @@ def test_a_fault_that_passes_is_waited_for(
 def test_an_api_that_does_not_answer(
     hub: HubServer, iisft: CLI, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metadata, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(hubs, "DEADLINE_S", 0.5)
     hub.faults.append(Fault("@api", slow_s=60))
     result = iisft("download", REPO, "--source", source)
     assert result.code == 5

@@ -16,8 +16,9 @@ from iisft.models.folder.checkpoint import checkpoint_findings, code_files
 from iisft.models.folder.licence import licence_of
 from iisft.models.folder.manifest import OWN_FOLDER, Manifest, ManifestFile, gb, stamped
 from iisft.models.hub import by_hub, listing, verify
+from iisft.models.hub.hubs import Hubs, transfer_finding
 from iisft.models.hub.listing import Listing, RemoteFile
-from iisft.models.hub.metadata import HUGGINGFACE, MODELSCOPE, NAMES, Hubs, transfer_finding
+from iisft.models.hub.metadata import HUGGINGFACE, MODELSCOPE, NAMES
 from iisft.models.hub.parallel import Show, Tally, each
 from iisft.models.hub.part import part_of
 from iisft.models.hub.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch, write_error

@@ -22,8 +22,8 @@ from iisft.models.folder.manifest import (
     repo_by_place,
     stamped,
 )
+from iisft.models.hub.hubs import Hubs
 from iisft.models.hub.listing import Listing, RemoteFile, select
-from iisft.models.hub.metadata import Hubs
 from iisft.models.hub.network import PASSING
 from iisft.models.hub.parallel import Show, Stop, Tally, each
 
