@@ -16,7 +16,7 @@ def norm(
     root = _inverse_root(tape, x, rows)
     out = _times_root(tape, x, root, rows)
     del x, root
-    if model.norm_before_cast:
+    if model.norm_before_cast:  # Gemma's (1 + weight) is float32 (modeling_gemma.py)
         return ops.cast(tape, ops.scale(tape, out), source)
     out = ops.cast(tape, out, source)
     return ops.scale(tape, out, weight_dtype)
@@ -29,6 +29,7 @@ def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
     del square
 
     def backward(gradient: Tensor, x: Tensor = x) -> Gradients:
+        # mean: grad.expand / n; pow: grad * (2 * self.pow(1)) (torch, FunctionsManual.cpp)
         spread = tape.new(x.numel, "float32")
         power = tape.new(x.numel, "float32")
         twice = tape.new(x.numel, "float32")
@@ -68,7 +69,7 @@ def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
     """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the rotated share of each head."""
     if model.rotary_share == 0.0:
         return x
-    turned, passed = x, None
+    turned, passed = x, None  # GLM and Phi rotate only a part of each head
     if model.rotary_share < 1.0:
         part = int(x.numel * model.rotary_share)
         turned, passed = split(tape, x, (part, x.numel - part))
@@ -128,6 +129,7 @@ def attend(
     if shape.attention == "math":
         out = _math_attention(tape, query, key, value, model, shape)
         return ops.contiguous(tape, out), None
+    # eager_attention_forward returns its weights, which live until the layer returns
     dtype = query.dtype
     keys, values = (
         ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value)
@@ -159,6 +161,7 @@ def _math_attention(
         query, key, value = (ops.cast(tape, x, "float32") for x in (query, key, value))
         key, value = (ops.repeat(tape, x, model.groups, single=False) for x in (key, value))
         several = shape.batch > 1
+        # is_causal becomes a bias of length x length (convert_boolean_attn_mask)
         bias = tape.new(shape.length * shape.length, "float32")
         scores = ops.matmul(
             tape, ops.scale(tape, query), ops.scale(tape, key), squares,

@@ -136,10 +136,12 @@ class Model:
         mask_dtype = None
         if shape.attention == "eager":
             mask_dtype = "float32" if exact else shape.weights
+            # create_causal_mask; models with sliding layers have a second one (masking_utils.py)
             count = shape.batch * shape.length * shape.length
             self.masks = [tape.new(count, mask_dtype, INPUTS) for _ in range(model.masks)]
         hidden = self._embed()
         embedded = hidden
+        # cos and sin of every position, computed once for all layers
         angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
         for number, layer in enumerate(self.layers):
             hidden = self._run(layer, hidden, mask_dtype)
@@ -155,7 +157,7 @@ class Model:
         hidden = tape.new(shape.rows * model.hidden, shape.weights)
         if shape.way == "exact":
             hidden = tape.new(hidden.numel, "float32")
-        if model.scaled_embedding:
+        if model.scaled_embedding:  # Gemma multiplies by sqrt(hidden_size)
             hidden = tape.new(hidden.numel, hidden.dtype)
         if shape.checkpointing:  # LLaMA-Factory calls enable_input_require_grads (checkpointing.py)
             hidden = Tensor(
@@ -174,6 +176,7 @@ class Model:
 
         def backward(gradient: Tensor, saved: Tensor = hidden) -> Gradients:
             """torch.utils.checkpoint's reentrant backward: forward again, then backward."""
+            # the recomputation opens autocast again, whose cache is then empty
             before, tape.casts = tape.casts, {}
             detached = Tensor(
                 saved.storage, saved.numel, saved.dtype, tape.leaf(0, saved.dtype, LAYER).node
@@ -205,11 +208,12 @@ class Model:
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:
         tape = self.tape
-        logits = ops.cast(tape, logits, "float32")
+        logits = ops.cast(tape, logits, "float32")  # ForCausalLMLoss (loss/loss_utils.py)
         log_probabilities = tape.new(logits.numel, "float32")
         loss = tape.new(1, "float32")
 
         def backward(gradient: Tensor, saved: Tensor = log_probabilities) -> Gradients:
+            # nll_loss_backward, then _log_softmax_backward_data
             their_gradient = tape.new(saved.numel, "float32")
             result = tape.new(saved.numel, "float32")
             del their_gradient

@@ -57,6 +57,8 @@ def linear(tape: Tape, x: Tensor, weight: Weight) -> Tensor:
         )
         return contiguous(tape, product)  # peft clones a 4-bit layer's result
     x = autocasted(tape, x)
+    # autocast caches only leaves that need gradients: a frozen weight is cast at every use and
+    # its half copy saved for backward (autocast_mode.cpp, cached_cast)
     half = None if x.dtype == weight.dtype else tape.new(weight.numel, x.dtype, CASTS)
     out = tape.new(rows * weight.outputs, x.dtype)
 

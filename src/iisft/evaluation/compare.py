@@ -31,7 +31,7 @@ class Score:
 
     right: float
     label: str
-    reference: int
+    reference: int  # its hash: the texts of millions of rows would not fit
 
 
 @dataclass
@@ -143,6 +143,7 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     losses = {name: losses_at(source) for name, source in zip(names, sources, strict=True)}
     top = max(scores.values())
     tied = [name for name in names if scores[name] == top]
+    # of equals the one trained least: it is the least overfitted
     best = min(tied, key=lambda name: losses[name]["step"] or 0)
     pairs = [_pair(best, name, table, task.labels) for name in names if name != best]
     figure = BALANCED if task.labels else FIELDS if task.json else ROUGE

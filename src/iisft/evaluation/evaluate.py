@@ -110,6 +110,7 @@ class Evaluator:
         if task.majority is not None:
             self.systems[MAJORITY] = Tally(task)
             self._majority = task.majority, parse(task.majority)
+        # a copied prompt is a rival only where answers are text: it is not the JSON asked for
         self._copies = bool(task.prompts) and not task.json
         if self._copies:
             self.systems[COPY] = Tally(task)
@@ -200,7 +201,7 @@ class Evaluator:
             return
         try:
             scorer = Scorer()
-        except EnvironmentFault as fault:
+        except EnvironmentFault as fault:  # only an explicit --text-rows insists on the figures
             if self.options.text_rows is not None:
                 raise
             message = f"BLEU, ROUGE and chrF are left out: {fault.message}"

@@ -11,8 +11,8 @@ from iisft.evaluation.outcome import NO_JSON
 
 _MOST_FIELDS = 200
 _MOST_VALUES = 1000  # a field with more different values has no majority worth naming
-_DEEPEST = 4
-_ID_LENGTH = 6
+_DEEPEST = 4  # deeper objects are compared as one value
+_ID_LENGTH = 6  # shorter values occur in prompts by accident
 # of the rows whose reference value is in the prompt, and of the values that are there once
 _ID_SHARE = 0.9
 

@@ -7,7 +7,7 @@ from typing import Any
 from iisft.evaluation.locate import FINAL, Source
 from iisft.runs.record.folder import RunFolder
 
-_STEPS_IN_MEAN = 10
+_STEPS_IN_MEAN = 10  # one batch's loss says little
 _Point = tuple[int, float]
 
 

@@ -85,13 +85,14 @@ class PredictionFile:
             CheckFailed: lines that are not JSON objects, except a torn last one.
         """
         self.findings.clear()
+        # numbers and hashes, so that memory grows by bytes per row and not by texts
         seen: set[int] = set()
         questions: set[int] = set()
         repeated = 0
         twice: list[int] = []
         for number, value in enumerate(self._objects(), 1):
             own = value.get("row")
-            row = own if type(own) is int else number
+            row = own if type(own) is int else number  # bool is an int too: not isinstance
             if row in seen:
                 twice.append(row)
                 continue

@@ -10,7 +10,7 @@ Confusion = Mapping[tuple[str, str], int]
 RESAMPLES = 1000
 _SEED = 20241
 _LEVEL = 0.95
-_CELLS_AT_ONCE = 10_000_000
+_CELLS_AT_ONCE = 10_000_000  # 80 MB of float64, whatever the number of rows
 
 
 def numpy() -> Any:
@@ -100,6 +100,7 @@ def _class_intervals(table: Any, classes: Sequence[str]) -> dict[str, Interval]:
 
 def _resampled(table: Any) -> Any:
     """Tables of as many rows, drawn with replacement."""
+    # one multinomial draw of the cells equals drawing the rows, at a cost independent of them
     rng, total = numpy().random.default_rng(_SEED), int(table.sum())
     drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES)
     return drawn.reshape(RESAMPLES, *table.shape)

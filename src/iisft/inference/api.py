@@ -105,7 +105,7 @@ async def _ask_all(endpoint: Endpoint, job: Job, on_progress: Callable[[Progress
     ) as client:
 
         async def work() -> None:
-            for number, turns in rows:
+            for number, turns in rows:  # the workers share one iterator: each takes the next row
                 row = await _answer(client, endpoint, number, turns, job.request.max_new_tokens)
                 job.add([row])
                 progress.add([row], job.new / left)
@@ -194,6 +194,7 @@ async def _post(
                 return {}, error
             pause = _asked_pause(response) or pause
         if attempt < _TRIES - 1:
+            # not all at the same moment: the server was just overloaded
             await asyncio.sleep(pause * random.uniform(0.7, 1.0))
     return {}, error
 

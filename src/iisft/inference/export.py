@@ -149,7 +149,7 @@ def run(export: Export) -> Check:
                 fix=f"use the adapter itself (iisft serve){wider}",
             )
         try:
-            files.make_durable(merged)
+            files.make_durable(merged)  # before the rename: a named folder is a complete one
             if export.target.is_dir():
                 export.target.rmdir()  # it was empty
             merged.rename(export.target)

@@ -82,6 +82,7 @@ def free_gpu_memory(*, together: bool) -> int | None:
         for one in sensors.sample()
         if one.memory_total_gib is not None and one.memory_used_gib is not None
     ]
+    # the sensors number all GPUs, the trainer's variables may hide some
     if not free or len(free) != len(visible_gpus()):
         return None
     return sum(free) if together else max(free)

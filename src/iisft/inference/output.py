@@ -96,6 +96,7 @@ class Predictions:
             )
         started = before.get("started") if kept else None
         with self._writing():
+            # rows before the record: a kill in between leaves rows that the old record still fits
             self._rewrite(kept.values())
             files.write_json_atomically(
                 self.record_path,

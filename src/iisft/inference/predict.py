@@ -159,7 +159,7 @@ def predict(
         EnvironmentFault: too little memory or disk.
         RunFailed: the model does not compute as in training, or the child died.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:  # all files are locked before the model is loaded
         jobs = []
         for one in chosen:
             about = request.about(

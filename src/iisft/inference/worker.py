@@ -17,7 +17,7 @@ from iisft.process.piped import Piped
 from iisft.runs.record.proof import precision_differences
 
 _SCRIPTS = Path(__file__).parents[1] / "child"
-_GRACE_S = 5.0
+_GRACE_S = 5.0  # to leave by itself at the end of its standard input
 
 
 class Worker:

@@ -129,7 +129,7 @@ def _collect(
             if label is not None:
                 rows[-1]["label"] = shown(label)
         elif rows[place]["reference"] != _cut(row.reference):
-            continue
+            continue  # another dataset's row of the same number
         answers[place] = _answer(row, reference, task, options)
     return answers
 

@@ -148,6 +148,7 @@ def _fetch(
             found.headers,
             lambda: PATIENCE_WITH_ANOTHER_HUB if hubs.more else len(PAUSES_S),
         )
+        # small files first: a broken config.json shows before 15 GB have come
         for file in sorted(missing, key=lambda file: (file.size > _SPARE_BYTES, -file.size))
     ]
     outcome = each(

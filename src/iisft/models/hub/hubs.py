@@ -35,6 +35,7 @@ class Hubs:
     def __init__(
         self, repo: str, revision: str | None, sources: Sequence[str], preferred: str = ""
     ) -> None:
+        # the id becomes a path below models/ and part of a URL
         if not _REPO.fullmatch(repo) or ".." in repo:
             raise UsageError(
                 "model-id",

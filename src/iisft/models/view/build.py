@@ -125,6 +125,7 @@ def build_view(plan: ViewPlan, folder: Path) -> None:
             fix=f"move {folder} away",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside its place, for rename(2) only works within one file system
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         fresh, old = temporary / "new", temporary / "old"
