@@ -93,7 +93,7 @@ def test_a_file_without_predictions_says_what_it_has(
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     code, found = evaluated(iisft, empty)
-    assert (code, found["error"]["message"]) == (3, "there is no row in it")
+    assert (code, found["error"]["message"]) == (3, "the file has no rows")
 
 
 def test_columns_can_be_named(iisft: CLI, write: Write) -> None:
