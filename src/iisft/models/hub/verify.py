@@ -208,7 +208,7 @@ def _strangers(
     )
     wrong = [
         _finding(
-            f"{file.path} is not the one of {listing.repo} at {listing.revision}",
+            f"{file.path} differs from that of {listing.repo} at {listing.revision}",
             folder / file.path,
             f"{command} replaces it; --source local adopts the folder as it is",
         )
