@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import train_argv, until
 from iisft import process
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import RunFolder
@@ -24,13 +24,6 @@ CLI = Callable[..., Any]
 def record(workspace: Path, name: str = "run") -> dict[str, Any]:
     content: dict[str, Any] = json.loads((workspace / "runs" / name / "run.json").read_text())
     return content
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
@@ -182,19 +175,7 @@ def two_nodes(train: CLI, tiny_models: Path) -> Callable[..., list[int]]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         model = tiny_models / "qwen2-tied" / "model"
-        argv = [
-            "train",
-            "--preset",
-            "mi50",
-            "--model",
-            str(model),
-            "--data",
-            "情报",
-            "--name",
-            "run",
-            "--gpus",
-            "1",
-        ]
+        argv = train_argv(model, "--name", "run", "--gpus", "1", data="情报")
         argv += [
             "--nodes",
             "2",

@@ -430,7 +430,8 @@ def test_a_disk_too_small_is_noticed_before_the_first_byte(
     result = iisft("download", REPO)
     assert result.code == 5
     assert result.err.startswith(
-        f"error: 801 kB are still to be fetched, 64.5 MB are free\n  where: {target}\n  fix:   free some space"
+        f"error: 801 kB are still to be fetched, 64.5 MB are free\n  where: {target}\n"
+        "  fix:   free some space"
     )
     assert hub.bodies() == []
 

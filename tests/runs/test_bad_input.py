@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from helpers import train_argv
+
 CLI = Callable[..., Any]
 
 
@@ -17,18 +19,7 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
 
     def run(*more: str, preset: str = "mi50") -> Any:
-        return iisft(
-            "train",
-            "--preset",
-            preset,
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--gpus",
-            "1",
-            *more,
-        )
+        return iisft(*train_argv(model, "--gpus", "1", *more, preset=preset))
 
     return run
 
@@ -332,7 +323,7 @@ def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
         "extends: mi50\nattention: flash2\nllamafactory:\n  output_dir: x\nenv:\n  WORLD_SIZE: "
         "'2'\n",
     )
-    in_preset = ["flash2-fp32", "flash2-hardware", "env-decided", "llamafactory-owned"]
+    in_preset = ["flash2-hardware", "flash2-fp32", "env-decided", "llamafactory-owned"]
     [result] = json.loads(iisft("preset", "validate", file, "--json").out)
     assert (result["ok"], [finding["id"] for finding in result["findings"]]) == (False, in_preset)
     refused = train("--model", "Qwen/Nothing", "--data", "row", "--json", preset=file)

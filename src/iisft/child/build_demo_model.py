@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Read when torch is loaded; the number of threads changes the order of sums, and so the bits.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,7 +35,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts):
+def build_tokenizer(texts: list[str]) -> Any:
     """A tokenizer with ChatML's special tokens, which LLaMA-Factory's template qwen expects."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,7 +56,7 @@ def build_tokenizer(texts):
     )
 
 
-def build_model(tokenizer, texts):
+def build_model(tokenizer: Any, texts: list[str]) -> tuple[Any, float]:
     """Train on the texts in float32, then round to bf16 as published models are."""
     torch.manual_seed(42)
     config = Qwen2Config(
@@ -87,7 +88,7 @@ def build_model(tokenizer, texts):
     return model.to(torch.bfloat16), float(loss.detach())
 
 
-def main(rows_file, target):
+def main(rows_file: Path, target: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rows = [json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines()]

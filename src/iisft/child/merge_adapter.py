@@ -9,6 +9,7 @@ Each weight is rounded once: the sum is computed in float32 and stored as `dtype
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,7 +17,7 @@ from run_model import Link, known_arguments
 from transformers import AutoModelForCausalLM
 
 
-def merge(spec):
+def merge(spec: dict[str, Any]) -> None:
     dtype = getattr(torch, spec["dtype"])
     # torch adds float32 to a narrower weight in place by summing in float32 and rounding once;
     # changing the dtype afterwards would round again
@@ -28,7 +29,7 @@ def merge(spec):
     model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
 
 
-def save_tokenizer(spec):
+def save_tokenizer(spec: dict[str, Any]) -> None:
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_infer_args
     from llamafactory.model import load_tokenizer
@@ -43,7 +44,7 @@ def save_tokenizer(spec):
     )
 
 
-def main():
+def main() -> None:
     link = Link()
     spec = link.receive()
     merge(spec)

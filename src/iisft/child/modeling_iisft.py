@@ -18,6 +18,8 @@ In both cases each rank writes one line about its first training forward to stdo
 import contextlib
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -29,11 +31,12 @@ from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK, P
 from .stopping_iisft import install
 
 # a view of a model with its own, trusted code imports that code's class under this name
-TRUSTED = None
+TRUSTED: Any = None
 LONGEST_LINE = 4096  # PIPE_BUF (pipe(7)): shorter writes of several ranks can't mix
+Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 
-def _float32(tensor):
+def _float32(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else tensor.to(torch.float32)
 
 
@@ -44,13 +47,15 @@ class _FrozenProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight)
         return functional.linear(x, _float32(weight), _float32(bias))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         (weight,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, None, None
@@ -60,14 +65,14 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class ExactLinear(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if any(p is not None and p.requires_grad for p in (self.weight, self.bias)):
             return functional.linear(x, _float32(self.weight), _float32(self.bias))
         return _FrozenProduct.apply(x, self.weight, self.bias)
 
 
 class ExactEmbedding(nn.Embedding):
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = _float32(nn.Embedding.forward(self, ids))
         # Gemma's own forward would round it to the weight's dtype
         scale = getattr(self, "scalar_embed_scale", None)
@@ -79,7 +84,7 @@ class ExactEmbedding(nn.Embedding):
 
 
 class ExactLayerNorm(nn.LayerNorm):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(
             x, self.normalized_shape, _float32(self.weight), _float32(self.bias), self.eps
         )
@@ -88,7 +93,7 @@ class ExactLayerNorm(nn.LayerNorm):
 EXACT = {nn.Linear: ExactLinear, nn.Embedding: ExactEmbedding, nn.LayerNorm: ExactLayerNorm}
 
 
-def make_exact(model):
+def make_exact(model: nn.Module) -> None:
     """Let every module of a stock model compute in float32 over its stored weights.
 
     Raises:
@@ -108,13 +113,13 @@ def make_exact(model):
             )
 
 
-def _is_scaled_embedding(module):
+def _is_scaled_embedding(module: nn.Module) -> bool:
     return type(module).__name__.endswith("TextScaledWordEmbedding") and hasattr(
         module, "scalar_embed_scale"
     )
 
 
-def _exact_class(exact, stock):
+def _exact_class(exact: type, stock: type) -> type:
     # transformers and LLaMA-Factory choose by class name and isinstance: both must still hold
     return type(stock.__name__, (exact, stock), {"__module__": stock.__module__})
 
@@ -127,16 +132,17 @@ class Witness:
     after `__init__`.
     """
 
-    def __init__(self, model, arithmetic):
+    def __init__(self, model: Any, arithmetic: str) -> None:
         self.model, self.arithmetic = model, arithmetic
-        self.seen, self.inner = {}, []
+        self.seen: dict[str, str | None] = {}
+        self.inner: list[Any] = []
         backbone = getattr(model, model.base_model_prefix)
         self.outer = [
             backbone.register_forward_pre_hook(self._start),
             backbone.register_forward_hook(self._finish),
         ]
 
-    def _start(self, backbone, args):
+    def _start(self, backbone: nn.Module, args: tuple[Any, ...]) -> None:
         self._remove(self.inner)  # left over if the previous forward did not reach its end
         self.seen = {}
         if not (backbone.training and torch.is_grad_enabled()):
@@ -147,8 +153,8 @@ class Witness:
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
 
-    def _note(self, key):
-        def hook(module, args, output):
+    def _note(self, key: str) -> Hook:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             # bitsandbytes casts its result back to the input's dtype, but multiplies in
             # compute_dtype
@@ -156,7 +162,7 @@ class Witness:
 
         return hook
 
-    def _finish(self, backbone, args, output):
+    def _finish(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self.seen:
             return
         self._remove(self.inner)
@@ -165,13 +171,13 @@ class Witness:
         _write_line({**describe(self.model, self.arithmetic, hidden.device), **self.seen})
 
     @staticmethod
-    def _remove(handles):
+    def _remove(handles: list[Any]) -> None:
         for handle in handles:
             handle.remove()
         handles.clear()
 
 
-def first_attention(backbone):
+def first_attention(backbone: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """The first attention module that holds a frozen linear layer, and that layer.
 
     Or nothing twice.
@@ -184,7 +190,7 @@ def first_attention(backbone):
     return None, None
 
 
-def describe(model, arithmetic, device):
+def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[str, Any]:
     """Everything except the two output dtypes."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     autocast = torch.is_autocast_enabled(device.type)
@@ -203,12 +209,12 @@ def describe(model, arithmetic, device):
     }
 
 
-def count_weights(model):
+def count_weights(model: nn.Module) -> dict[str, int]:
     """Frozen base parameters by dtype.
 
     4-bit weights count as nf4, with the number they stand for.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and "lora_" not in name:
             kind = plain(parameter.dtype)
@@ -218,7 +224,7 @@ def count_weights(model):
     return counts
 
 
-def _size(parameter):
+def _size(parameter: Any) -> int:
     if type(parameter).__name__ == "Params4bit":
         state = getattr(parameter, "quant_state", None)
         packed = parameter.numel() * parameter.element_size() * 2
@@ -227,7 +233,7 @@ def _size(parameter):
     return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
-def _matmul_precision():
+def _matmul_precision() -> str:
     """The legacy getter's word.
 
     It raises once anyone has used the newer setting, which then decides.
@@ -238,11 +244,11 @@ def _matmul_precision():
         return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
-def plain(dtype):
+def plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _write_line(observed):
+def _write_line(observed: dict[str, Any]) -> None:
     # the word is known only to whoever started this process: a data row that the trainer prints
     # can't forge a proof
     words = filter(None, (PROOF_MARK, os.environ.get(PROOF_VARIABLE), json.dumps(observed)))
@@ -254,16 +260,16 @@ def _write_line(observed):
         os.write(1, line)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type:
     """The stock class of that name with a witness and, if the config says so, made exact."""
-    base = TRUSTED if TRUSTED is not None and TRUSTED.__name__ == name else None
+    base: Any = TRUSTED if TRUSTED is not None and TRUSTED.__name__ == name else None
     if TRUSTED is None and name[:1].isupper():
         base = getattr(transformers, name, None)
     if base is None:
         raise AttributeError(name)
 
     class Observed(base):
-        def __init__(self, config, *inputs, **kwargs):
+        def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
             arithmetic = getattr(config, ARITHMETIC_KEY, None)
             if arithmetic not in ARITHMETICS:
                 raise ValueError(

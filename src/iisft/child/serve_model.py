@@ -6,6 +6,7 @@ descriptor}.
 
 import socket
 import types
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import HTTPException
@@ -17,21 +18,21 @@ from talking import Generate, TooLong
 class Server(uvicorn.Server):
     """Reports when it answers."""
 
-    def __init__(self, config, link):
+    def __init__(self, config: uvicorn.Config, link: Link) -> None:
         super().__init__(config)
         self._link = link
 
-    async def startup(self, sockets=None):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._link.send(kind="ready")
 
 
-def no_fetching(*args, **kwargs):
+def no_fetching(*args: Any, **kwargs: Any) -> NoReturn:
     """LLaMA-Factory fetches image URLs of a request (api/chat.py): nobody may use that."""
     raise HTTPException(status_code=400, detail="this model reads only text")
 
 
-def main():
+def main() -> None:
     link = Link()
     spec = link.receive()
     chat = load(spec)
@@ -45,7 +46,7 @@ def main():
     app = api_app.create_app(chat)
 
     @app.exception_handler(TooLong)
-    async def too_long(request, error):
+    async def too_long(request: Any, error: TooLong) -> JSONResponse:
         return JSONResponse(
             {"error": {"message": str(error), "code": "context_length_exceeded"}}, status_code=400
         )

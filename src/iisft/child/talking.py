@@ -5,6 +5,9 @@ An error ends a stream, a context has an end, and a request can be taken back.
 LLaMA-Factory generates in a thread (chat/hf_engine.py); if that fails, its stream waits forever.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
@@ -16,10 +19,10 @@ class TooLong(ValueError):
 class Streamer(TextIteratorStreamer):
     """A stream of text that raises the error that ended it."""
 
-    def fail(self, error):
+    def fail(self, error: Exception) -> None:
         self.text_queue.put(error)
 
-    def __next__(self):
+    def __next__(self) -> str:
         text = self.text_queue.get()
         if isinstance(text, Exception):
             raise text
@@ -36,7 +39,7 @@ class Generate:
         taken_back: tells whether the current request is no longer wanted.
     """
 
-    def __init__(self, engine, taken_back=lambda: False):
+    def __init__(self, engine: Any, taken_back: Callable[[], bool] = lambda: False) -> None:
         from llamafactory.chat import hf_engine
 
         hf_engine.TextIteratorStreamer = Streamer
@@ -45,7 +48,13 @@ class Generate:
         self._context = getattr(engine.model.config, "max_position_embeddings", None)
         engine.model.generate = self
 
-    def __call__(self, inputs, generation_config, streamer=None, **kwargs):
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        generation_config: Any,
+        streamer: Streamer | None = None,
+        **kwargs: Any,
+    ) -> Any:
         try:
             if self._context is not None:
                 left = self._context - inputs.shape[1]
@@ -67,5 +76,5 @@ class Generate:
                 raise
             streamer.fail(error)
 
-    def _stop(self, ids, scores, **kwargs):
+    def _stop(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.full((ids.shape[0],), self._taken_back(), device=ids.device, dtype=torch.bool)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli import console
 from iisft.files import LineFollower
+from iisft.quoting import visible
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.record.state import RunStatus
 from iisft.runs.supervise import control
@@ -107,18 +108,17 @@ class _Bar:
             if event["kind"] in ("metrics", "redone"):
                 self._metrics(event)
             elif event.get("state") == "restarting":
-                self._progress.console.print(
-                    f"restarting: {event.get('message', '')}", markup=False
-                )
+                self._say(f"restarting: {event.get('message', '')}")
             elif event["kind"] == "observed":
                 self._progress.update(self._task, description="training")
             elif event["kind"] == "finding":
-                self._progress.console.print(
-                    f"{event.get('severity', '')}: {event.get('message', '')}", markup=False
-                )
+                self._say(f"{event.get('severity', '')}: {event.get('message', '')}")
 
     def close(self) -> None:
         self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(visible(text), markup=False)
 
     def _metrics(self, event: dict[str, Any]) -> None:
         if (seconds := event.get("step_s")) is not None:
@@ -182,9 +182,9 @@ def _new_bar() -> "tuple[Progress, TaskID]":
 
     terminal = console.rich_stderr()
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
+        TextColumn("{task.fields[facts]}", markup=False),
     ]
     if terminal.width >= _WIDTH_WITH_BAR:
         columns.insert(1, BarColumn(bar_width=24))

@@ -10,13 +10,13 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.machine.gpu_table import Device
+    from iisft.gpu_table import Device
     from iisft.runs.plan.command import Planned
     from iisft.runs.plan.request import TrainRequest
 
 
 def complete_devices() -> list[str]:
-    from iisft.machine.gpu_table import DEVICES
+    from iisft.gpu_table import DEVICES
 
     return [device.key for device in DEVICES]
 
@@ -115,7 +115,7 @@ def _device(key: str | None) -> "Device | None":
         return None
     import difflib
 
-    from iisft.machine.gpu_table import DEVICES, find_device
+    from iisft.gpu_table import DEVICES, find_device
 
     found = find_device(key)
     if found is None:

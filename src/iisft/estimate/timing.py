@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
-from iisft.machine.gpu_table import Device
+from iisft.gpu_table import Device
 from iisft.models.view.support import DTYPES
 
 _CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy

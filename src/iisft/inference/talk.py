@@ -137,6 +137,7 @@ def served(
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the host."""
+    """Whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from iisft.errors import CheckFailed, Finding
-from iisft.presets import rules
+from iisft.presets.case import Case
 from iisft.presets.documents import Document
+from iisft.presets.rules import judge_preset
 from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import KeyPath
 
@@ -44,31 +45,28 @@ def check(
         preset = Preset.model_validate(document.values)
     except ValidationError as error:
         raise CheckFailed([_explain(document, details) for details in error.errors()]) from error
-    per_node = ranks if ranks is not None else max(preset.hardware.gpus, 1)
-    findings = [
-        Finding(
-            objection.id,
-            objection.message,
-            where=f"{document.source(objection.path).text} ({'.'.join(map(str, objection.path))})",
-            fix=objection.fix,
-            severity=objection.severity,
-        )
-        for objection in rules.object_to(preset, per_node * nodes)
-    ]
+    findings = judge_preset(Case(preset, ranks or 0, nodes=nodes, document=document))
     if judge and any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     return LoadedPreset(preset, document, tuple(findings))
 
 
 def _explain(document: Document, details: ErrorDetails) -> Finding:
-    """One pydantic error as a sentence with place, bad value and remedy."""
+    """One pydantic error as a sentence with place, bad value and fix."""
     path: KeyPath = tuple(
-        part for part in details["loc"] if not str(part).startswith(("str", "list["))
+        part for part in details["loc"] if not str(part).startswith(("str", "list[", "[key]"))
     )
     key = ".".join(map(str, path))
     where = document.source(path).text
     value = details["input"]
     match details["type"]:
+        case "string_pattern_mismatch" if details["loc"][-1] == "[key]":
+            return Finding(
+                "preset-env-name",
+                f"{value!r} can't be the name of a variable: letters, digits and _, no digit first",
+                where=where,
+                fix="correct the name, or take it out of env:",
+            )
         case "extra_forbidden":
             near = _nearest_key(path)
             hint = f"did you mean {near}?" if near else "iisft preset schema lists every key"

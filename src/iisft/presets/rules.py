@@ -1,234 +1,309 @@
-"""Rules across a preset's fields. Each is a function `rule_*`, found by its name; it yields what it
-objects to.
+"""Rules across a preset's fields: batch, precision, attention, sharding.
 
 Errors are only for what can't run or gives NaN; what merely costs time is a warning with its
-measured price.
+measured price. The doctor asks them again when it knows the machine.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from iisft.errors import Severity
+from iisft.errors import ExitCode, Finding
+from iisft.gpu_table import Architecture, architecture
+from iisft.presets.case import Case
 from iisft.presets.schema import Preset
-from iisft.presets.yaml12 import KeyPath
+from iisft.rules import RuleFunction, change_preset, collect, judge, rule, seen
 
 
-@dataclass(frozen=True, slots=True)
-class Objection:
-    """What a rule says about the value at `path`."""
-
-    path: KeyPath
-    id: str
-    message: str
-    fix: str
-    severity: Severity = "error"
+def judge_preset(case: Case) -> list[Finding]:
+    """What these rules say about a preset before a machine is looked at, errors first."""
+    return judge(collect(sys.modules[__name__]), case)
 
 
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """What an architecture computes natively."""
-
-    bf16: bool
-    flash2: bool
+def is_refused(preset: Preset, world_size: int) -> bool:
+    """Whether a rule objects to the preset on so many ranks."""
+    found = judge_preset(Case(preset, world_size))
+    return any(finding.severity == "error" for finding in found)
 
 
-# Source: torch sdp_utils.cpp and Context.cpp, AMD and NVIDIA tables; the first prefix that fits
-# decides.
-_ARITHMETIC: tuple[tuple[str, Arithmetic], ...] = (
-    ("gfx90a", Arithmetic(bf16=True, flash2=True)),
-    ("gfx94", Arithmetic(bf16=True, flash2=True)),
-    ("gfx95", Arithmetic(bf16=True, flash2=True)),
-    ("gfx908", Arithmetic(bf16=True, flash2=False)),
-    ("gfx9", Arithmetic(bf16=False, flash2=False)),
-    ("gfx10", Arithmetic(bf16=False, flash2=False)),
-    ("gfx11", Arithmetic(bf16=True, flash2=False)),
-    ("gfx12", Arithmetic(bf16=True, flash2=False)),
-    ("sm_5", Arithmetic(bf16=False, flash2=False)),
-    ("sm_6", Arithmetic(bf16=False, flash2=False)),
-    ("sm_7", Arithmetic(bf16=False, flash2=False)),
-    ("sm_", Arithmetic(bf16=True, flash2=True)),
-    ("cpu", Arithmetic(bf16=True, flash2=False)),
+def _of_preset(
+    rule_id: str, *, applies: str, source: str
+) -> Callable[[RuleFunction], RuleFunction]:
+    """A rule that no machine changes."""
+    return rule(rule_id, applies=applies, source=source, exit_code=ExitCode.INPUT)
+
+
+def _lacking(case: Case, lacks: Callable[[Architecture], bool]) -> tuple[list[str], str]:
+    """The architectures that are here and lack something; the preset's, where it does."""
+
+    def known(arch: str) -> bool:
+        return (found := architecture(arch)) is not None and lacks(found)
+
+    wanted = case.preset.hardware.arch if case.preset else ""
+    return [arch for arch in case.archs if known(arch)], wanted if known(wanted) else ""
+
+
+@rule(
+    "R06",
+    "bf16-not-native",
+    applies="GPUs without bf16 units: gfx906 and older, RDNA1/2, NVIDIA before Ampere",
+    source="pytorch PR 80410, PR 148322; measured on MI50: 119.2 s against 44.3 s per step (bf16, "
+    "fp16), and 700 against 253 by the first user",
+    preset_id="bf16-emulated",
 )
+def emulated_bf16(case: Case) -> Iterator[Finding]:
+    """bf16 is emulated there, about 2.7 times slower than fp16 on an MI50, and nothing says so.
 
-
-def native_arithmetic(arch: str) -> Arithmetic | None:
-    """What `arch` (gfx906, sm_70, cpu) computes natively; None when the architecture is unknown."""
-    return next((arithmetic for prefix, arithmetic in _ARITHMETIC if arch.startswith(prefix)), None)
-
-
-def object_to(preset: Preset, world_size: int) -> list[Objection]:
-    """Every objection of every rule, in the order of the rules."""
-    rules: list[Callable[[Preset, int], Iterator[Objection]]] = [
-        function for name, function in globals().items() if name.startswith("rule_")
-    ]
-    return [objection for rule in rules for objection in rule(preset, world_size)]
-
-
-def rule_fp16_with_eager(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Eager attention computes q.k in fp16 and overflows on Qwen2.x (transformers PR 33317:
-    perplexity nan).
+    torch.cuda.is_bf16_supported() is True on every ROCm build and, with emulation counted, on T4,
+    V100 and P40.
     """
-    if (
-        preset.precision == "fp16"
-        and preset.attention == "eager"
-        and "qwen2" in _model_hint(preset)
-    ):
-        yield Objection(
-            ("attention",),
-            "fp16-eager-nan",
-            "fp16 with eager attention overflows on Qwen2/2.5: loss 0.0, grad_norm NaN",
-            "attention: sdpa",
+    here, wanted = _lacking(case, lambda arch: not arch.bf16)
+    preset = case.preset
+    chosen = preset is not None and preset.precision == "bf16"
+    as_stored = preset is not None and (
+        preset.precision == "weights" and preset.weights in ("stored", "bf16")
+    )
+    if here and (preset is None or chosen or as_stored):
+        yield seen(
+            f"no bf16 units on {', '.join(here)}: "
+            + ("a preset in bf16 would be" if preset is None else "this preset's bf16 is")
+            + " emulated, about 2.7 times slower than fp16 on MI50; torch reports it as supported",
+            case.measured_bf16 or "architecture, whatever torch.cuda.is_bf16_supported() says",
+            change_preset(
+                "precision=fp16 --set attention=sdpa",
+                "--set precision=fp16 --set attention=sdpa, or precision=fp32",
+            ),
+            "info" if preset is None else "warn",
         )
-
-
-def rule_global_batch(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """A stated global batch is a promise."""
-    stated, actual = preset.train.global_batch, preset.global_batch(world_size)
-    if stated is not None and stated != actual:
-        yield Objection(
-            ("train", "global_batch"),
-            "global-batch",
-            f"global_batch is {stated}, but batch_size {preset.train.batch_size} x accumulation "
-            f"{preset.train.accumulation} x {world_size} ranks = {actual}",
-            f"global_batch: {actual}, or another accumulation",
-        )
-
-
-def rule_sharding_alone(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Nothing can be sharded over one GPU."""
-    if preset.sharding != "none" and world_size < 2:
-        yield Objection(
-            ("sharding",),
-            "sharding-one-gpu",
-            f"sharding {preset.sharding} needs at least two GPUs, this run has {world_size}",
-            "sharding: none",
-        )
-
-
-def rule_sharding_stored_fp32(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """The float32 products over stored weights were never verified on sharded parameters."""
-    if preset.sharding != "none" and preset.precision == "fp32" and preset.weights == "stored":
-        yield Objection(
-            ("weights",),
-            "stored-fp32-sharded",
-            f"float32 arithmetic on stored weights is not verified with sharding {preset.sharding}",
-            "weights: fp32, or sharding: none",
-        )
-
-
-def rule_fp32_quantised(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """LLaMA-Factory gives bitsandbytes a half-precision compute dtype unless fp16 or bf16
-    is set.
-    """
-    if preset.weights == "nf4" and preset.precision in ("fp32", "weights"):
-        yield Objection(
-            ("precision",),
-            "nf4-precision",
-            f"weights nf4 can't be held to precision {preset.precision}: LLaMA-Factory picks a "
-            "half-precision "
-            "compute dtype for 4-bit weights",
-            "precision: fp16 or bf16",
-        )
-
-
-def rule_flash_needs_half(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """FlashAttention-2 has no float32 kernels."""
-    if preset.attention == "flash2" and preset.precision == "fp32":
-        yield Objection(
-            ("attention",),
-            "flash2-fp32",
-            "FlashAttention-2 does not compute in float32",
-            "attention: sdpa",
-        )
-
-
-def rule_flash_hardware(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """FlashAttention-2 needs Ampere or CDNA2 and newer (torch sdp_utils.cpp)."""
-    arithmetic = native_arithmetic(preset.hardware.arch)
-    if preset.attention == "flash2" and arithmetic and not arithmetic.flash2:
-        yield Objection(
-            ("attention",),
-            "flash2-hardware",
-            f"FlashAttention-2 does not run on {preset.hardware.arch} (it needs Ampere, CDNA2 or "
-            "newer)",
-            "attention: sdpa",
-        )
-
-
-def rule_emulated_bf16(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Measured on MI50: 119.2 s against 44.3 s per step (bf16 / fp16), and 700 against 253 by the
-    first user.
-    """
-    arithmetic = native_arithmetic(preset.hardware.arch)
-    if preset.precision == "bf16" and arithmetic and not arithmetic.bf16:
-        yield Objection(
-            ("precision",),
-            "bf16-emulated",
-            f"{preset.hardware.arch} has no bf16 units: bf16 is emulated, about 2.7 times slower "
-            "than fp16 on MI50",
+    elif wanted and chosen:
+        yield seen(
+            f"{wanted} has no bf16 units: bf16 is emulated, about 2.7 times slower than fp16 on "
+            "MI50",
+            case.place("precision"),
             "precision: fp16 with attention: sdpa",
-            severity="warn",
+            "warn",
+            in_preset=True,
         )
 
 
-def rule_unproven_sharding(preset: Preset, world_size: int) -> Iterator[Objection]:
+@rule(
+    "R07",
+    "eager-fp16-overflow",
+    applies="Qwen2 and Qwen2.5 in fp16",
+    source="transformers PR 33317 (perplexity nan, 7.1381 with sdpa); Qwen3#910; opencompass#1955",
+    exit_code=ExitCode.INPUT,
+    preset_id="fp16-eager-nan",
+)
+def eager_overflows(case: Case) -> Iterator[Finding]:
+    """Eager attention computes q.k in fp16, which overflows on Qwen2.x: loss 0.0, grad_norm NaN.
+
+    sdpa is safe even where no fused kernel exists: its math kernel computes in float32 inside
+    (torch 2.5 and newer).
+    """
+    preset = case.preset
+    eager = preset is not None and preset.precision == "fp16" and preset.attention == "eager"
+    if eager and case.model_type.startswith("qwen2"):
+        yield seen(
+            "fp16 with eager attention overflows on Qwen2/2.5: loss 0.0, grad_norm NaN",
+            case.place("attention"),
+            change_preset("attention=sdpa", "attention: sdpa"),
+            in_preset=not case.model,
+        )
+
+
+@rule(
+    "R10",
+    "fp32-is-not-fp32",
+    applies="presets with precision: weights; LLaMA-Factory by itself on GPUs without bf16 units",
+    source="LLaMA-Factory loader.py, patcher.py, misc.infer_optim_dtype; LlamaFactory#8914, #810",
+    preset_id="precision-weights",
+)
+def fp32_is_not_fp32(case: Case) -> Iterator[Finding]:
+    """With fp16 and bf16 both off LLaMA-Factory computes in the checkpoint's dtype: bf16 for
+    Qwen2.5, never float32.
+
+    The first user's 40 hours of "fp32" were bf16. iisft's precision: fp32 is float32, and is proven
+    in each run.
+    """
+    stored = str(case.model.get("dtype") or case.model.get("torch_dtype") or "bfloat16 for Qwen2.5")
+    here, _ = _lacking(case, lambda arch: not arch.bf16)
+    if case.preset is None and here and "llamafactory" in case.packages:
+        yield seen(
+            "LLaMA-Factory has no fp32 switch: with fp16 and bf16 both false it computes in the "
+            f"checkpoint's dtype ({stored}), which is emulated here; iisft's precision: fp32 is "
+            "float32",
+            "LLaMA-Factory's loader, and no bf16 units",
+            change_preset(
+                "precision=fp32",
+                "iisft train with precision: fp32, or fp16 with attention: sdpa (iisft preset "
+                "list)",
+            ),
+            "info",
+        )
+    elif case.preset and case.preset.precision == "weights":
+        yield seen(
+            f"precision weights computes in whatever dtype the checkpoint has ({stored}), not in "
+            "fp32; it is there to reproduce such runs",
+            case.place("precision"),
+            change_preset("precision=fp32"),
+            "warn",
+            in_preset=not case.looked_at,
+        )
+
+
+@rule(
+    "R32",
+    "flash-unavailable",
+    applies="flash2 on gfx906, RDNA1/2, NVIDIA before Ampere",
+    source="torch sdp_utils.cpp; ROCm/triton#461; ROCm/flash-attention#29",
+    preset_id="flash2-hardware",
+)
+def no_flash(case: Case) -> Iterator[Finding]:
+    """FlashAttention-2 needs Ampere, CDNA2 or newer."""
+    if case.preset is None or case.preset.attention != "flash2":
+        return
+    here, wanted = _lacking(case, lambda arch: not arch.flash2)
+    for arch in here or [wanted]:
+        if arch:
+            yield seen(
+                f"FlashAttention-2 does not run on {arch} (it needs Ampere, CDNA2 or newer)",
+                case.place("attention"),
+                change_preset("attention=sdpa"),
+                in_preset=not here,
+            )
+
+
+@_of_preset(
+    "flash2-fp32", applies="flash2 with precision: fp32", source="flash-attention's own checks"
+)
+def flash_needs_half(case: Case) -> Iterator[Finding]:
+    """FlashAttention-2 has no float32 kernels."""
+    preset = case.preset
+    if preset and preset.attention == "flash2" and preset.precision == "fp32":
+        yield seen(
+            "FlashAttention-2 does not compute in float32",
+            case.place("attention"),
+            change_preset("attention=sdpa", "attention: sdpa"),
+        )
+
+
+@_of_preset(
+    "nf4-precision",
+    applies="4-bit weights with precision: fp32 or weights",
+    source="LLaMA-Factory's quantization.py",
+)
+def quantised_fp32(case: Case) -> Iterator[Finding]:
+    """LLaMA-Factory gives bitsandbytes a half-precision dtype unless fp16 or bf16 is set."""
+    preset = case.preset
+    if preset and preset.weights == "nf4" and preset.precision in ("fp32", "weights"):
+        yield seen(
+            f"weights nf4 can't be held to precision {preset.precision}: LLaMA-Factory picks a "
+            "half-precision compute dtype for 4-bit weights",
+            case.place("precision"),
+            change_preset("precision=fp16", "precision: fp16 or bf16"),
+        )
+
+
+@_of_preset("global-batch", applies="presets with train.global_batch", source="arithmetic")
+def global_batch(case: Case) -> Iterator[Finding]:
+    """A stated global batch is a promise."""
+    if case.preset is None or case.preset.train.global_batch is None:
+        return
+    train, ranks = case.preset.train, case.world_size(case.preset)
+    actual = case.preset.global_batch(ranks)
+    if train.global_batch != actual:
+        yield seen(
+            f"global_batch is {train.global_batch}, but batch_size {train.batch_size} x "
+            f"accumulation {train.accumulation} x {ranks} ranks = {actual}",
+            case.place("train.global_batch"),
+            change_preset(
+                f"train.global_batch={actual}", f"global_batch: {actual}, or another accumulation"
+            ),
+        )
+
+
+@_of_preset("sharding-one-gpu", applies="sharding on one GPU", source="torch FSDP, DeepSpeed")
+def sharding_alone(case: Case) -> Iterator[Finding]:
+    """Nothing can be sharded over one GPU."""
+    preset = case.preset
+    if preset and preset.sharding != "none" and (ranks := case.world_size(preset)) < 2:
+        yield seen(
+            f"sharding {preset.sharding} needs at least two GPUs, this run has {ranks}",
+            case.place("sharding"),
+            change_preset("sharding=none", "sharding: none"),
+        )
+
+
+@_of_preset(
+    "stored-fp32-sharded",
+    applies="sharding with precision: fp32 over stored weights",
+    source="never verified",
+)
+def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
+    """The float32 products over stored weights were never verified on sharded parameters."""
+    preset = case.preset
+    sharded = preset is not None and preset.sharding != "none"
+    if preset and sharded and preset.precision == "fp32" and preset.weights == "stored":
+        yield seen(
+            f"float32 arithmetic on stored weights is not verified with sharding {preset.sharding}",
+            case.place("weights"),
+            change_preset("weights=fp32", "weights: fp32, or sharding: none"),
+        )
+
+
+@_of_preset("sharding-unverified", applies="sharding", source="no run of ours on a GPU")
+def unproven_sharding(case: Case) -> Iterator[Finding]:
     """Said so, because nobody has shown save and resume with it."""
-    if preset.sharding != "none":
-        yield Objection(
-            ("sharding",),
-            "sharding-unverified",
+    preset = case.preset
+    if preset and preset.sharding != "none":
+        yield seen(
             f"sharding {preset.sharding} is passed on to LLaMA-Factory; iisft ran and resumed it "
             "on no GPU yet",
-            "sharding: none where the model fits",
-            severity="warn",
+            case.place("sharding"),
+            change_preset("sharding=none", "sharding: none where the model fits"),
+            "warn",
         )
 
 
-def rule_precision_of_the_checkpoint(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """The first user's 40 GPU-hours."""
-    if preset.precision == "weights":
-        yield Objection(
-            ("precision",),
-            "precision-weights",
-            "precision weights computes in whatever dtype the checkpoint has (bf16 for Qwen2.5); "
-            "it is there to reproduce such runs",
-            "precision: fp32",
-            severity="warn",
-        )
-
-
-def rule_cpu_only_without_gpus(preset: Preset, world_size: int) -> Iterator[Objection]:
+@_of_preset("no-gpus", applies="GPU presets with hardware.gpus: 0", source="the schema")
+def no_gpus(case: Case) -> Iterator[Finding]:
     """hardware.gpus 0 means one CPU process."""
-    if preset.hardware.gpus == 0 and preset.hardware.vendor != "cpu":
-        yield Objection(
-            ("hardware", "gpus"),
-            "no-gpus",
+    preset = case.preset
+    if preset and preset.hardware.gpus == 0 and preset.hardware.vendor != "cpu":
+        yield seen(
             f"vendor {preset.hardware.vendor} needs at least one GPU",
-            "gpus: 1",
+            case.place("hardware.gpus"),
+            change_preset("hardware.gpus=1", "gpus: 1"),
         )
 
 
-def rule_evaluation(preset: Preset, world_size: int) -> Iterator[Objection]:
-    """Each without the other would be dropped silently."""
-    if preset.data.eval is not None and preset.save.eval_every_steps is None:
-        yield Objection(
-            ("data", "eval"), "eval-never", "data.eval is never evaluated without "
-                                            "save.eval_every_steps",
-            f"save.eval_every_steps: {preset.save.every_steps}",
-        )  # fmt: skip
-    if preset.save.eval_every_steps is not None and preset.data.eval is None:
-        yield Objection(
-            ("save", "eval_every_steps"),
-            "eval-without-data",
+@_of_preset(
+    "eval-never",
+    applies="presets with data.eval alone",
+    source="LLaMA-Factory's eval_dataset without eval_steps",
+)
+def never_evaluated(case: Case) -> Iterator[Finding]:
+    """data.eval would be dropped silently."""
+    preset = case.preset
+    if preset and preset.data.eval is not None and preset.save.eval_every_steps is None:
+        every = preset.save.every_steps
+        yield seen(
+            "data.eval is never evaluated without save.eval_every_steps",
+            case.place("data.eval"),
+            change_preset(f"save.eval_every_steps={every}", f"save.eval_every_steps: {every}"),
+        )
+
+
+@_of_preset(
+    "eval-without-data",
+    applies="presets with save.eval_every_steps alone",
+    source="LLaMA-Factory's eval_steps without eval_dataset",
+)
+def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
+    """save.eval_every_steps would be dropped silently."""
+    preset = case.preset
+    if preset and preset.save.eval_every_steps is not None and preset.data.eval is None:
+        yield seen(
             "eval_every_steps needs data.eval",
-            "data.eval: NAME",
+            case.place("save.eval_every_steps"),
+            change_preset("data.eval=NAME", "data.eval: NAME"),
         )
-
-
-def _model_hint(preset: Preset) -> str:
-    """The architecture isn't known before the model folder is read.
-
-    Id and template name the family.
-    """
-    template = "qwen2" if preset.model.template == "qwen" else ""
-    return f"{preset.model.id} {template}".lower().replace("qwen-2", "qwen2")
