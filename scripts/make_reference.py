@@ -112,7 +112,7 @@ def option_line(option: Any) -> str:
         default = default.value
     value = "" if option.is_flag else f" `{option.metavar or known or option.name.upper()}`"
     tail = " Required." if option.required else ""
-    if default not in (None, False, ()) and not option.is_flag:
+    if default is not None and default != () and not option.is_flag:
         tail = f" Default: `{default}`."
     return f"- {names}{value}: {option.help}{tail}"
 

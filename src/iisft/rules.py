@@ -1,11 +1,13 @@
 """The registry of rules: a rule is a decorated function that yields what it sees.
 
-Rules of a preset alone and rules of a machine are of one kind; each room says what its rules look
-at. Adding one is adding a function: rules are found in the modules that hold them, and a test
-asks of each a machine where it fires and one where it is silent.
+Rules of a preset (iisft.presets.rules) and of a machine (iisft.machine.doctor.rules) are of one
+kind; a room's Case is what its rules look at. Adding one is adding a function: rules are found in
+these packages, and a test wants a machine where each fires and one where it is silent.
 """
 
+import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -131,11 +133,23 @@ def rule(
     return mark
 
 
-def collect(*modules: ModuleType) -> tuple[Rule, ...]:
-    """Every rule of the modules, by number, those without one at the end in alphabetical order."""
+def preset_rule(
+    rule_id: str, *, applies: str, source: str
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Mark a rule about a preset that no machine changes."""
+    return rule(rule_id, applies=applies, source=source, exit_code=ExitCode.INPUT)
+
+
+def collect(*packages: ModuleType) -> tuple[Rule, ...]:
+    """Every rule in the modules of the packages, by number, then the others by name."""
     found: dict[str, Rule] = {}
-    for module in modules:
-        for thing in vars(module).values():
+    names = [
+        f"{package.__name__}.{module.name}"
+        for package in packages
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    for name in names:
+        for thing in vars(importlib.import_module(name)).values():
             one = getattr(thing, "rule", None)
             if isinstance(one, Rule) and found.setdefault(one.id, one) is not one:
                 raise RuntimeError(f"two rules are called {one.id}")

@@ -9,8 +9,7 @@ from iisft.errors import ExitCode, Finding
 from iisft.gpu_table import DEVICES, Device, architecture
 from iisft.presets import documents
 from iisft.presets.case import Case
-from iisft.presets.checking import Preset
-from iisft.presets.rules import judge_preset
+from iisft.presets.checking import Preset, judge_preset
 from iisft.workspace import Workspace
 
 

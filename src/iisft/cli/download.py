@@ -31,7 +31,7 @@ class Transfer(StrEnum):
 
 _ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's."),
+    typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; default: the preset's."),
 ]
 _PresetOption = Annotated[
     str,
@@ -47,11 +47,11 @@ _SourceOption = Annotated[
     typer.Option(help="auto asks both hubs and takes the first answer; local only with --adopt."),
 ]
 _RevisionOption = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit; left out = the newest.")
+    str | None, typer.Option(help="Branch, tag or commit; default: the newest.")
 ]
 _ToOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The folder; left out = models/OWNER/NAME of the workspace."),
+    typer.Option(metavar="DIR", help="The folder; default: models/OWNER/NAME of the workspace."),
 ]
 _IncludeOption = Annotated[
     list[str] | None,
@@ -74,7 +74,8 @@ _VerifyOption = Annotated[
 _AdoptOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Take over a folder that came otherwise, compared with the hub."
+        metavar="DIR",
+        help="Take over a folder you already have, after comparing it with the hub.",
     ),
 ]
 

@@ -19,11 +19,14 @@ def env_check(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", "-p", help="Also what this preset needs.", autocompletion=complete_presets
+            "--preset",
+            "-p",
+            help="Also check what this preset needs.",
+            autocompletion=complete_presets,
         ),
     ] = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Compute on every GPU, and let them exchange data.")
+        bool, typer.Option("--deep", help="Compute on every GPU and exchange data between them.")
     ] = False,
     collect: Annotated[
         Path | None,
@@ -37,7 +40,7 @@ def env_check(
         Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
     ] = None,
     explain: Annotated[
-        str | None, typer.Option(metavar="ID", help="What a rule means and where it comes from.")
+        str | None, typer.Option(metavar="ID", help="Explain a rule and name its source.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

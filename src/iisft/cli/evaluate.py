@@ -60,20 +60,22 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="NAME", help="With a run: its predictions for this dataset."),
 ]
+_SchemaOption = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema for the answers.")
+]
 _WhatArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="FILE_OR_RUN",
-        help="A file of predictions, RUN, or RUN@CHECKPOINT; left out = the newest run.",
+        help="A file of predictions, RUN, or RUN@CHECKPOINT; default: the newest run.",
         autocompletion=complete_runs,
     ),
 ]
-_SchemaOption = Annotated[
-    Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema for the answers.")
-]
 _BaseOption = Annotated[
     Path | None,
-    typer.Option("--base", metavar="FILE", help="What the base model predicts: one more baseline."),
+    typer.Option(
+        "--base", metavar="FILE", help="The base model's predictions, as one more baseline."
+    ),
 ]
 
 

@@ -25,7 +25,7 @@ def complete_datasets() -> list[str]:
 RunArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs
+        metavar="[RUN]", help="A run's id; default: the newest.", autocompletion=complete_runs
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -41,22 +41,20 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="STEP|final|best|base",
-        help="A step; final; best = lowest eval loss; base = no adapter. Left out = final, or the "
+        help="A step; final; best = lowest eval loss; base = no adapter. Default: final, or the "
         "newest.",
     ),
 ]
 BaseModelOption = Annotated[
     str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")
 ]
-CpuOption = Annotated[
-    bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")
-]
+CpuOption = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if the run had GPUs.")]
 MaxTokensOption = Annotated[
-    int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+    int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
 ]
-DetachOption = Annotated[bool, typer.Option("--detach", help="Return at once; the run goes on.")]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Return at once; the run continues.")]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+    bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
 ]
 DataFileArgument = Annotated[
     Path,
@@ -67,7 +65,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="WORDS",
-        help="What the file is, where its content misleads: alpaca, sharegpt or openai; json, "
+        help="What the file is, if its content misleads: alpaca, sharegpt or openai; json, "
         "jsonl, csv or parquet; "
         "or one of each with a comma.",
     ),

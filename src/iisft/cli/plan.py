@@ -25,7 +25,7 @@ def plan(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", "-p", help="A preset's name or file; left out = the one for these GPUs.",
+            "--preset", "-p", help="A preset's name or file; default: the one for these GPUs.",
             autocompletion=complete_presets,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the "
                                                   "preset's.")] = None,
-    nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
     device: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for "

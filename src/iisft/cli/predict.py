@@ -31,14 +31,14 @@ _CheckpointOption = Annotated[
     str | None,
     typer.Option(
         metavar="STEP|final|best|all|base",
-        help="A step; final; best = lowest eval loss; all; base = no adapter. Left out = "
+        help="A step; final; best = lowest eval loss; all; base = no adapter. Default: "
         "final, or the newest.",
     ),
 ]
 _DataOption = Annotated[
     str | None,
     typer.Option(
-        help="Staged dataset; left out = the run's data.eval.", autocompletion=complete_datasets
+        help="Staged dataset; default: the run's data.eval.", autocompletion=complete_datasets
     ),
 ]
 _LimitOption = Annotated[int | None, typer.Option(help="Only the first N rows.")]
@@ -51,7 +51,7 @@ _BackendOption = Annotated[
 _UrlOption = Annotated[str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")]
 _ApiModelOption = Annotated[str | None, typer.Option(help="With api: the model's name there.")]
 _ParallelOption = Annotated[int, typer.Option(help="With api: requests at once.")]
-_FromStartOption = Annotated[bool, typer.Option("--from-start", help="Throw earlier answers away.")]
+_FromStartOption = Annotated[bool, typer.Option("--from-start", help="Discard earlier answers.")]
 
 
 def predict(

@@ -15,17 +15,20 @@ _RunsArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RUN]",
-        help="A run's id; left out = the newest.",
+        help="A run's id; default: the newest.",
         autocompletion=complete_runs,
         show_default=False,
     ),
 ]
-_CompareOption = Annotated[
-    bool, typer.Option("--compare", help="Several runs side by side: report --compare A B.")
-]
+_CompareOption = Annotated[bool, typer.Option("--compare", help="Put several runs side by side.")]
 _OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Where to; else RUN.html in this folder."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The file to write; default: RUN.html in this folder.",
+    ),
 ]
 
 

@@ -19,11 +19,11 @@ def serve(
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
     host: Annotated[
-        str, typer.Option(help="0.0.0.0 lets other machines ask; a key is made then.")
+        str, typer.Option(help="0.0.0.0 lets other machines connect, with a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 = any free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="The model's name in the API; left out = the run's id.")
+        str | None, typer.Option(help="The model's name in the API; default: the run's id.")
     ] = None,
     max_tokens: MaxTokensOption = None,
     model: BaseModelOption = None,

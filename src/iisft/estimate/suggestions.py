@@ -12,7 +12,7 @@ from typing import Any
 
 from iisft.estimate.forecast import Forecast, Situation, forecast
 from iisft.gpu_table import architecture
-from iisft.presets.rules import is_refused
+from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
 
 _MOST = 5

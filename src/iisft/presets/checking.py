@@ -5,17 +5,20 @@ place.
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from iisft import rules
 from iisft.errors import CheckFailed, Finding
+from iisft.presets import rules as preset_rules
 from iisft.presets.case import Case
 from iisft.presets.documents import Document
-from iisft.presets.rules import judge_preset
 from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import KeyPath
+from iisft.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,22 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
         else f": {said}"
     )
     return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
+
+
+@cache
+def _rules() -> tuple[Rule, ...]:
+    return rules.collect(preset_rules)
+
+
+def judge_preset(case: Case) -> list[Finding]:
+    """What the preset's rules say before a machine is looked at, errors first."""
+    return rules.judge(_rules(), case)
+
+
+def is_refused(preset: Preset, world_size: int) -> bool:
+    """Whether a rule objects to the preset on so many ranks."""
+    found = judge_preset(Case(preset, world_size))
+    return any(finding.severity == "error" for finding in found)
 
 
 def known_keys() -> list[str]:

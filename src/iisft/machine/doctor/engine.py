@@ -4,8 +4,6 @@ Its rules are the decorated functions in iisft.machine.doctor.rules, found by be
 of a preset alone in iisft.presets.rules.
 """
 
-import importlib
-import pkgutil
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -136,14 +134,10 @@ class Case(preset_case.Case):
 @cache
 def all_rules() -> tuple[Rule, ...]:
     """Every rule, the preset's own too."""
-    from iisft.machine.doctor import rules as package
+    from iisft.machine.doctor import rules as of_machines
     from iisft.presets import rules as of_presets
 
-    modules = [
-        importlib.import_module(f"{package.__name__}.{module.name}")
-        for module in pkgutil.iter_modules(package.__path__)
-    ]
-    return rules.collect(of_presets, *modules)
+    return rules.collect(of_presets, of_machines)
 
 
 def find_rule(name: str) -> Rule | None:

@@ -76,8 +76,8 @@ def extra_argument_findings(
     except IisftError as error:
         return [error.finding]
     return [
-        replace(finding, where=loaded.document.source(("llamafactory", name)).text)
-        for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
+        replace(finding, where=loaded.document.source(tuple(finding.where.split(".", 1))).text)
+        for finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
     ]
 
 

@@ -1,15 +1,19 @@
 """Whether the GPUs can be reached: driver, device files, permissions, masks, shared memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from iisft.errors import Finding
 from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import as_root, at_login, by_hand, container, export, unset
+from iisft.machine.facts.live import Access
 from iisft.quoting import is_name
 from iisft.rules import Fix, rule, seen
 
 _MIB = 2**20
 _DEVICES = "--device=/dev/kfd --device=/dev/dri"
+_MODPROBE = as_root(
+    "sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms"
+)
 
 
 @rule(
@@ -31,47 +35,38 @@ def kfd_permission(case: Case) -> Iterator[Finding]:
     trains = not case.nvidia and not case.on_cpu
     if not here or not devices or not trains or not _loaded(case):
         return
-    kfd = devices.get("/dev/kfd")
-    nodes = {
-        path: about
-        for path, about in devices.items()
-        if path.startswith("/dev/dri/") and about.exists
-    }
-    missing = [] if kfd and kfd.exists else ["/dev/kfd"]
-    missing += [] if nodes else ["/dev/dri/renderD*"]
     closed = [path for path, about in devices.items() if about.exists and not about.usable]
-    if missing:
+    if missing := _missing_nodes(devices):
         where = "in this container" if case.machine.host.container else "on this machine"
-        fix = (
+        yield seen(
+            f"{' and '.join(missing)} missing {where}: ROCm can't reach the AMD GPU",
+            "/dev",
             container(
                 f"{_DEVICES} --group-add video --group-add $(getent group render | cut -d: -f3)"
             )
             if case.machine.host.container
-            else as_root(
-                "sudo modprobe amdgpu",
-                text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms",
-            )
-        )
-        yield seen(
-            f"{' and '.join(missing)} missing {where}: ROCm can't reach the AMD GPU", "/dev", fix
+            else _MODPROBE,
         )
     elif closed:
         groups = sorted({devices[path].group for path in closed if devices[path].group})
-        fix = (
-            container(
-                f"{_DEVICES} " + " ".join(f"--group-add {name}" for name in groups if is_name(name))
-            )
+        added = " ".join(f"--group-add {name}" for name in groups if is_name(name))
+        yield seen(
+            f"no permission for {', '.join(closed)} (group {', '.join(groups) or 'unknown'})",
+            "os.access as this user",
+            container(f"{_DEVICES} {added}")
             if case.machine.host.container
             else at_login(
                 'sudo usermod -aG render,video "$USER"',
                 text='sudo usermod -aG render,video "$USER", then log out and in again',
-            )
+            ),
         )
-        yield seen(
-            f"no permission for {', '.join(closed)} (group {', '.join(groups) or 'unknown'})",
-            "os.access as this user",
-            fix,
-        )
+
+
+def _missing_nodes(devices: Mapping[str, Access]) -> list[str]:
+    kfd = devices.get("/dev/kfd")
+    renders = any(path.startswith("/dev/dri/") and devices[path].exists for path in devices)
+    missing = [] if kfd and kfd.exists else ["/dev/kfd"]
+    return missing if renders else [*missing, "/dev/dri/renderD*"]
 
 
 def _loaded(case: Case) -> bool:
@@ -186,9 +181,7 @@ def driver_missing(case: Case) -> Iterator[Finding]:
         return  # R15 says it
     amd = first.vendor == "amd"
     fix = (
-        as_root(
-            "sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms"
-        )
+        _MODPROBE
         if amd
         else Fix(
             "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), then reboot",

@@ -24,10 +24,7 @@ def _cards(case: Case, gpus: list[Gpu]) -> list[Card]:
 
 def _proven(case: Case) -> bool:
     """Whether --deep saw an all-reduce over these GPUs come through."""
-    results = (case.machine.deep or {}).get("results", [])
-    return any(
-        one.get("check") == "all-reduce" and "gbps" in one and one.get("gpus") for one in results
-    )
+    return any("gbps" in one and one.get("gpus") for one in case.deep_results("all-reduce"))
 
 
 @rule(

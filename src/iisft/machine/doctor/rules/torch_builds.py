@@ -54,7 +54,7 @@ def torch_not_rocm(case: Case) -> Iterator[Finding]:
             case.machine.describe_gpu(case.amd[0]) if case.amd else "AMD GPU that the preset is for"
         )
         yield seen(
-            f"torch {version} is no ROCm build: it can't see the {gpu}",
+            f"torch {version} is not a ROCm build: it can't see the {gpu}",
             "torch.version.hip is None",
             torch_for(
                 case.amd[0].arch if case.amd else wanted.arch if wanted else "", case.machine.host
