@@ -15,8 +15,6 @@ In both cases each rank writes one line about its first training forward to stdo
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
-import contextlib
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +25,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK, PROOF_VARIABLE
-from .stopping_iisft import install
+from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK
+from .stopping_iisft import install, say
 
 # a view of a model with its own, trusted code imports that code's class under this name
 TRUSTED: Any = None
-LONGEST_LINE = 4096  # PIPE_BUF (pipe(7)): shorter writes of several ranks can't mix
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 
@@ -168,7 +165,7 @@ class Witness:
         self._remove(self.inner)
         self._remove(self.outer)
         hidden = output[0]
-        _write_line({**describe(self.model, self.arithmetic, hidden.device), **self.seen})
+        say(PROOF_MARK, {**describe(self.model, self.arithmetic, hidden.device), **self.seen})
 
     @staticmethod
     def _remove(handles: list[Any]) -> None:
@@ -246,18 +243,6 @@ def _matmul_precision() -> str:
 
 def plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _write_line(observed: dict[str, Any]) -> None:
-    # the word is known only to whoever started this process: a data row that the trainer prints
-    # can't forge a proof
-    words = filter(None, (PROOF_MARK, os.environ.get(PROOF_VARIABLE), json.dumps(observed)))
-    line = f"\n{' '.join(words)}\n".encode()
-    if len(line) >= LONGEST_LINE:
-        raise RuntimeError(f"{PROOF_MARK}: {len(line)} bytes are too many for one line")
-    # if nobody reads, training goes on, but the run is not proven
-    with contextlib.suppress(OSError):
-        os.write(1, line)
 
 
 def __getattr__(name: str) -> type:

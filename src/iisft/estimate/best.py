@@ -7,7 +7,7 @@ changes results only by rounding.
 from itertools import product
 from typing import Any
 
-from iisft.estimate.forecast import Forecast, Situation, forecast
+from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.estimate.suggestions import changed
 from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
@@ -15,7 +15,7 @@ from iisft.presets.schema import Preset
 _MOST = 5
 
 
-def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], Forecast]]:
+def best(preset: Preset, workload: Workload) -> list[tuple[dict[str, Any], Forecast]]:
     """Changes that fit and their forecasts, the shortest step first; `{}` is the preset itself."""
     train = preset.train
     micro = train.batch_size * train.accumulation
@@ -34,9 +34,9 @@ def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], For
             "sharding": sharding,
         }
         candidate = changed(preset, values)
-        if is_refused(candidate, situation.ranks):
+        if is_refused(candidate, workload.ranks):
             continue
-        result = forecast(candidate, situation)
+        result = forecast(candidate, workload)
         if result.fits == "yes" and result.step_s is not None:
             found.append((_different(preset, values), result))
     found.sort(key=lambda pair: (pair[1].step_s.typical if pair[1].step_s else 0.0, len(pair[0])))

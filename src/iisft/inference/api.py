@@ -15,7 +15,7 @@ from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
 from iisft.inference.talk import is_loopback
 from iisft.runs.record.folder import RunFolder
-from iisft.secrets import redact
+from iisft.secrets import hide
 
 if TYPE_CHECKING:
     import httpx
@@ -73,9 +73,7 @@ def predict(
         RunStateError: another command is writing there, or older answers had other settings.
         EnvironmentFault: the server can't be reached or refuses everything; finished rows are kept.
     """
-    about = request.about(
-        endpoint.which, endpoint.model, "api", url=redact({"url": endpoint.url})["url"]
-    )
+    about = request.about(endpoint.which, endpoint.model, "api", url=hide(endpoint.url))
     with begun(folder, endpoint.which, request, about) as job:
         if job.missing:
             try:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-import orjson
+from iisft import files
+from iisft.secrets import hide
 
 _SCRIPTS = (
     "uPlot.iife.min.js",
@@ -38,9 +39,8 @@ def render(document: Mapping[str, Any]) -> bytes:
     """
     script = "\n".join(map(_asset, _SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = base64.b64encode(  # mtime=0: gzip would write the present time into the file
-        gzip.compress(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS), _COMPRESSION, mtime=0)
-    )
+    # mtime=0: gzip would write the present time into the file
+    data = base64.b64encode(gzip.compress(_data(document), _COMPRESSION, mtime=0))
     parts = {
         "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data:; "
@@ -56,6 +56,10 @@ def render(document: Mapping[str, Any]) -> bytes:
         before, _, after = page.partition(f"@@{name}@@")
         page = before + text + after
     return page.encode()
+
+
+def _data(document: Mapping[str, Any]) -> bytes:
+    return hide(files.json_text(document)).encode()
 
 
 def _asset(name: str) -> str:
