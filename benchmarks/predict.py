@@ -72,15 +72,9 @@ def write_yaml(workspace: Path) -> Path:
     run = workspace / "runs" / "run"
     train = yaml.safe_load((run / "train.yaml").read_text())
     kept = (
-        "template",
-        "bf16",
-        "fp16",
-        "flash_attn",
-        "cutoff_len",
-        "stage",
-        "finetuning_type",
+        "template", "bf16", "fp16", "flash_attn", "cutoff_len", "stage", "finetuning_type",
         "trust_remote_code",
-    )
+    )  # fmt: skip
     arguments = {name: train[name] for name in kept} | {
         "model_name_or_path": str(run / "model"),
         "adapter_name_or_path": str(run / "output"),

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers import until
 from iisft import process
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -26,13 +26,6 @@ def start(marker: str, argv: list[str], **env: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         argv, env=os.environ | {process.RUN_MARKER: marker} | env, start_new_session=True
     )
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_an_identity_lives_as_long_as_its_process(marker: str) -> None:

@@ -6,12 +6,23 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
+import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+LARGEST = 64 * 2**20
+"""Bytes of a file that iisft or a hub wrote: the largest known index of a model has 8 MiB."""
+DEEPEST = 100
+"""Levels of a document. Python's own parsers and writers end at about 1000, with RecursionError."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
@@ -27,12 +38,12 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """write_bytes_atomically for UTF-8 text."""
-    write_bytes_atomically(path, text.encode("utf-8"))
+    write_bytes_atomically(path, _SURROGATES.sub("\ufffd", text).encode("utf-8"))
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
     """write_text_atomically for one JSON document, indented for people."""
-    write_text_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    write_text_atomically(path, json_text(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -102,25 +113,119 @@ def append_line(path: Path, line: str, *, durably: bool = False) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path | str) -> Any | None:
-    """The JSON document at `path`, or None when it is missing, unreadable, torn or no JSON."""
+def open_regular(path: Path | str) -> io.BufferedReader:
+    """A file open for reading, without waiting for anybody.
+
+    Raises:
+        OSError: it can't be read, or is a FIFO, a device, a socket or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")  # noqa: PTH123 - a descriptor, not a path
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, f"{_kind(mode)}, not a regular file", str(path))
+
+
+def read_bytes(path: Path | str, most: int = LARGEST) -> bytes:
+    """A whole regular file of at most so many bytes.
+
+    Raises:
+        OSError: it can't be read, is not a regular file, or is larger.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than the {_mib(most)} that such a file has", str(path))
+    return content
+
+
+def read_text(path: Path | str, most: int = LARGEST) -> str:
+    """read_bytes for UTF-8 text; a byte order mark at its begin is left out.
+
+    Raises:
+        OSError: as read_bytes.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return read_bytes(path, most).decode("utf-8-sig")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """One JSON document that nests at most DEEPEST levels.
+
+    Raises:
+        ValueError: it is not JSON, or nests deeper.
+    """
     try:
-        with open(path, "rb") as stream:  # noqa: PTH123 - a list of 10,000 runs pays for each Path object
-            return json.loads(stream.read())
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"it nests deeper than {DEEPEST} levels") from None
+    raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    opened = raw.count(b"[") + raw.count(b"{")
+    if opened > DEEPEST and not nests_within(value, DEEPEST):
+        raise ValueError(f"it nests deeper than {DEEPEST} levels")
+    return value
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """One JSON document that every reader takes: what is not a finite number is null, half of a
+    surrogate pair the replacement character, and what nests deeper than DEEPEST levels is cut off.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except (ValueError, RecursionError):
+        text = json.dumps(_plain(value, DEEPEST), ensure_ascii=False, indent=indent)
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def _plain(value: Any, levels: int) -> Any:
+    if isinstance(value, dict | list | tuple):
+        if levels == 0:
+            return f"(deeper than {DEEPEST} levels)"
+        if isinstance(value, dict):
+            return {key: _plain(inner, levels - 1) for key, inner in value.items()}
+        return [_plain(inner, levels - 1) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def nests_within(value: Any, levels: int) -> bool:
+    """Whether lists and mappings of plain values stand at most so deep in one another."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def read_json(path: Path | str, most: int = LARGEST) -> Any | None:
+    """The JSON document at `path`.
+
+    None when it is missing, unreadable, torn, not JSON, not a regular file, too large or too deep.
+    """
+    try:
+        return parse_json(read_bytes(path, most))
     except (OSError, ValueError):
         return None
 
 
-def read_json_object(path: Path | str) -> dict[str, Any] | None:
+def read_json_object(path: Path | str, most: int = LARGEST) -> dict[str, Any] | None:
     """read_json for files that must hold an object."""
-    value = read_json(path)
+    value = read_json(path, most)
     return value if isinstance(value, dict) else None
 
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file's bytes; "" when it can't be read, which equals no digest."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return ""
@@ -153,10 +258,10 @@ def last_lines(path: Path, tail_bytes: int = 64 * 1024) -> list[str]:
     None when it can't be read.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = max(0, stream.seek(0, os.SEEK_END) - tail_bytes)
             stream.seek(start)
-            lines = stream.read().replace(b"\r", b"\n").split(b"\n")
+            lines = stream.read(tail_bytes).replace(b"\r", b"\n").split(b"\n")
     except OSError:
         return []
     return [line.decode("utf-8", "replace") for line in lines[1 if start else 0 :] if line.strip()]
@@ -179,7 +284,7 @@ class LineFollower:
         A carriage return ends a line too (progress bars).
         """
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew
                     self._offset, self._rest = 0, b""
                 stream.seek(self._offset)
@@ -189,6 +294,20 @@ class LineFollower:
         self._offset += len(chunk)
         *lines, self._rest = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
         return [line.decode("utf-8", "replace") for line in lines if line.strip()]
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _mib(size: int) -> str:
+    return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 1024} KiB"
 
 
 def _umask() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from generated import alpaca_rows, qwen_like
 
+from helpers import target_options
 from iisft.data.stage.bodies import MARKER
 from iisft.data.tokens import account as accounts
 from iisft.data.tokens.account import Account
@@ -33,21 +34,10 @@ def rows(tmp_path: Path) -> Path:
     return file
 
 
-def options(model: Path, cutoff: int) -> list[str]:
-    return [
-        "--model",
-        str(model),
-        "--set",
-        "model.template=qwen",
-        "--set",
-        f"train.cutoff_len={cutoff}",
-    ]
-
-
 def check(
     iisft: CLI, file: Path, model: Path, cutoff: int, *more: str
 ) -> tuple[int, dict[str, Any]]:
-    result = iisft("data", "check", str(file), *options(model, cutoff), "--json", *more)
+    result = iisft("data", "check", str(file), *target_options(model, cutoff), "--json", *more)
     return result.code, json.loads(result.out)["tokens"]
 
 
@@ -101,7 +91,7 @@ def test_a_policy_other_than_fail_is_no_bad_verdict(iisft: CLI, rows: Path, mode
 
 def test_what_a_person_reads(iisft: CLI, rows: Path, model: Path, tmp_path: Path) -> None:
     page = tmp_path / "account.html"
-    result = iisft("data", "check", str(rows), *options(model, 700), "--html", str(page))
+    result = iisft("data", "check", str(rows), *target_options(model, 700), "--html", str(page))
     assert result.code == 3
     for words in (
         "at cutoff_len 700 LLaMA-Factory would damage",
@@ -155,7 +145,7 @@ def test_a_model_whose_template_must_be_guessed(iisft: CLI, rows: Path, model: P
 def test_a_broken_tokenizer_is_named(iisft: CLI, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{}")
-    result = iisft("data", "check", str(rows), *options(tmp_path / "broken", 700))
+    result = iisft("data", "check", str(rows), *target_options(tmp_path / "broken", 700))
     assert (result.code, "tokenizer.json can't be read" in result.err) == (3, True)
 
 
@@ -172,7 +162,7 @@ def test_a_sample_is_told_and_its_shares_are_near(
     assert abs(tokens["over_limit"] - exact["over_limit"]) <= 60 * tokens["sample"]["error_bound"]
     assert (
         "counted in a sample of 30 of 60 rows"
-        in iisft("data", "check", str(rows), *options(model, 700)).out
+        in iisft("data", "check", str(rows), *target_options(model, 700)).out
     )
 
 
@@ -190,7 +180,7 @@ def test_rows_with_tools_are_told_apart(iisft: CLI, model: Path, tmp_path: Path)
 def test_staging_fits_and_reports_what_it_cut(
     iisft: CLI, rows: Path, model: Path, tmp_path: Path
 ) -> None:
-    argv = ["data", "stage", str(rows), "--name", "fitted", *options(model, 700), "--json"]
+    argv = ["data", "stage", str(rows), "--name", "fitted", *target_options(model, 700), "--json"]
     refused = iisft(*argv)
     assert refused.code == 3 and "would be damaged" in refused.err
     unfit = iisft(*argv, "--overlong", "fit")
@@ -218,15 +208,17 @@ def test_staging_fits_and_reports_what_it_cut(
 
 
 def test_one_row_as_the_model_sees_it(iisft: CLI, rows: Path, model: Path) -> None:
-    assert iisft("data", "stage", str(rows), "--name", "s", *options(model, 100_000)).code == 0
+    assert (
+        iisft("data", "stage", str(rows), "--name", "s", *target_options(model, 100_000)).code == 0
+    )
     shown = json.loads(iisft("data", "show", "s", "--row", "2", "--json").out)["rendered"]
     assert [segment["kind"] for segment in shown][-1] == "trained" and shown[0]["text"].startswith(
         "<|im_start|>system"
     )
     assert shown[-1]["text"].endswith("<|im_end|>\n")
-    cut = json.loads(iisft("data", "show", "s", "--row", "2", "--json", *options(model, 64)).out)[
-        "rendered"
-    ]
+    cut = json.loads(
+        iisft("data", "show", "s", "--row", "2", "--json", *target_options(model, 64)).out
+    )["rendered"]
     assert sum(segment["tokens"] for segment in cut if segment["kind"] != "cut") == 64
     assert sum(segment["tokens"] for segment in cut) == sum(segment["tokens"] for segment in shown)
     assert "⟦" in iisft("data", "show", "s", "--row", "2").out

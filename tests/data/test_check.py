@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from helpers import write_rows
 from iisft.data.check import repeats
 from iisft.data.check.checking import check, checker_for
 from iisft.data.read.source import open_source, read_rows
@@ -25,20 +26,13 @@ def home() -> Path:
     return Path(os.environ["IISFT_HOME"])
 
 
-def write(file: Path, rows: list[Any]) -> Path:
-    file.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-    return file
-
-
 def row(prompt: str, answer: str, **more: Any) -> dict[str, Any]:
     return {"instruction": "评估", "input": prompt, "output": answer, **more}
 
 
 def test_a_report_by_value(iisft: CLI, home: Path) -> None:
     rows = [row("a", "1"), row("b", "2"), row("a", "1"), row("b", "3"), row("c", ""), row("b", "3")]
-    file = write(home / "数据 rows.jsonl", rows)
+    file = write_rows(home / "数据 rows.jsonl", rows)
     result = iisft("data", "check", str(file))
     assert result.code == 3
     assert result.out == (
@@ -72,10 +66,10 @@ def test_a_report_by_value(iisft: CLI, home: Path) -> None:
 
 
 def test_a_prompt_that_two_files_share_is_a_leak(iisft: CLI, home: Path) -> None:
-    train = write(home / "train.jsonl", [row("a", "1"), row("b", "2"), row("a", "1")])
+    train = write_rows(home / "train.jsonl", [row("a", "1"), row("b", "2"), row("a", "1")])
     messages = [{"role": "user", "content": "评估\nb"}, {"role": "assistant", "content": "9"}]
-    val = write(home / "val.jsonl", [{"messages": messages}])
-    test = write(home / "test.jsonl", [row("c", "1"), row("a", "1"), row("c", "1")])
+    val = write_rows(home / "val.jsonl", [{"messages": messages}])
+    test = write_rows(home / "test.jsonl", [row("c", "1"), row("a", "1"), row("c", "1")])
     document = json.loads(iisft("data", "check", str(train), str(val), str(test), "--json").out)
     found = [
         (Path(one["file"]).name, one["row"], one["code"], one["message"])
@@ -101,7 +95,7 @@ def test_a_prompt_that_two_files_share_is_a_leak(iisft: CLI, home: Path) -> None
 
 
 def test_all_files_that_can_not_be_opened_are_told_at_once(iisft: CLI, home: Path) -> None:
-    good = write(home / "good.jsonl", [row("a", "1")])
+    good = write_rows(home / "good.jsonl", [row("a", "1")])
     result = iisft("data", "check", str(home / "gone.jsonl"), str(good), str(home))
     assert (result.code, result.out) == (3, "")
     assert "can't be read: no such file or directory" in result.err
@@ -112,7 +106,11 @@ def test_staged_datasets_are_checked_by_name(iisft: CLI, home: Path) -> None:
     for name in ("训练", "val"):
         assert (
             iisft(
-                "data", "stage", str(write(home / f"{name}.jsonl", [row("a", "1")])), "--name", name
+                "data",
+                "stage",
+                str(write_rows(home / f"{name}.jsonl", [row("a", "1")])),
+                "--name",
+                name,
             ).code
             == 0
         )
@@ -134,7 +132,7 @@ def test_repeats_are_those_that_a_plain_comparison_finds(
         same_prompt = [other for other in rows[: number - 1] if other["input"] == one["input"]]
         if same_prompt:
             (duplicates if one in same_prompt else conflicts).add(number)
-    report = check([open_source(write(home / "x.jsonl", rows))])
+    report = check([open_source(write_rows(home / "x.jsonl", rows))])
     found = {
         code: {one.row for one in group.kept} for code, group in report.findings.groups.items()
     }
@@ -143,7 +141,7 @@ def test_repeats_are_those_that_a_plain_comparison_finds(
 
 def test_prompts_that_differ_only_in_system_history_or_tools_are_different(home: Path) -> None:
     rows = [row("a", "1"), row("a", "1", system="s"), row("a", "1", history=[["h", "i"]])]
-    assert check([open_source(write(home / "x.jsonl", rows))]).findings.groups == {}
+    assert check([open_source(write_rows(home / "x.jsonl", rows))]).findings.groups == {}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.jsonl")))
@@ -165,10 +163,10 @@ def test_the_quick_way_and_the_thorough_one_agree(name: str) -> None:
 
 def test_answers_without_json_are_told_only_where_most_have_it(home: Path) -> None:
     mostly = [row(str(number), '{"n": 1}' if number % 3 else "prose") for number in range(9)]
-    report = check([open_source(write(home / "x.jsonl", mostly))])
+    report = check([open_source(write_rows(home / "x.jsonl", mostly))])
     assert [one.row for one in report.findings.groups["answer-no-json"].kept] == [1, 4, 7]
     rarely = [row(str(number), "prose" if number % 3 else '{"n": 1}') for number in range(9)]
-    assert check([open_source(write(home / "x.jsonl", rarely))]).findings.groups == {}
+    assert check([open_source(write_rows(home / "x.jsonl", rarely))]).findings.groups == {}
 
 
 def test_what_the_terminal_can_not_show_ends_no_command(home: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from helpers import write_rows
 from iisft import files
 
 CLI = Callable[..., Any]
@@ -22,13 +23,6 @@ PARTS = ("train", "val", "test")
 @pytest.fixture
 def home() -> Path:
     return Path(os.environ["IISFT_HOME"])
-
-
-def write(file: Path, rows: list[Any]) -> Path:
-    file.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-    return file
 
 
 def rows_of(count: int, worthless: float = 0.5, seed: int = 3) -> list[dict[str, Any]]:
@@ -57,7 +51,7 @@ def rows_of(count: int, worthless: float = 0.5, seed: int = 3) -> list[dict[str,
 @pytest.fixture
 def split(iisft: CLI, home: Path) -> Callable[..., Any]:
     def run(rows: list[Any], *options: str, to: str = "out", name: str = "原 rows.jsonl") -> Any:
-        file = write(home / name, rows)
+        file = write_rows(home / name, rows)
         argv = [
             "data",
             "split",

@@ -39,11 +39,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace() -> Path:
-    return Path(os.environ["IISFT_HOME"])
-
-
-@pytest.fixture
 def train(iisft: Callable[..., Any], tiny_models: Path, workspace: Path) -> Callable[..., Any]:
     """The shipped mi50 preset on the tiny model and CPU ranks; only sizes are overridden."""
     rows = [

@@ -3,25 +3,18 @@ LLaMA-Factory.
 """
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import until
 from iisft import process
 from iisft.runs.record.checkpoints import SEAL
 from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def curve(folder: RunFolder) -> dict[int, tuple[float, float]]:

@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import train_argv, until
 from iisft import process
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import RunFolder
@@ -24,13 +24,6 @@ CLI = Callable[..., Any]
 def record(workspace: Path, name: str = "run") -> dict[str, Any]:
     content: dict[str, Any] = json.loads((workspace / "runs" / name / "run.json").read_text())
     return content
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
@@ -122,6 +115,40 @@ def test_a_trainer_that_does_something_else_is_ended_with_1(
     assert sentence in ended["reason"]
 
 
+# As a GPU that is too small for the first step, on one rank: the others have reported by then.
+OUT_OF_MEMORY = """
+import os, sys
+trains = any("llamafactory" in part for part in sys.orig_argv)
+if trains and os.environ.get("LOCAL_RANK", "0") == os.environ["BOOM"]:
+    import torch
+    def attention(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    torch.nn.functional.scaled_dot_product_attention = attention
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_crash_in_the_first_forward_ends_with_its_cause(
+    ranks: int, train: CLI, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("BOOM", str(ranks - 1))
+    result = train("--set", "attention=sdpa", gpus=ranks)
+    run = RunFolder(workspace / "runs" / "run")
+    assert (run.train_log.read_text().count("iisft-observed "), result.code) == (ranks - 1, 1)
+    assert [event["id"] for event in run.read_events() if event["kind"] == "finding"] == [
+        "gpu-out-of-memory"
+    ]
+    ended = json.loads(run.exit.read_text())
+    assert ended["reason"].startswith(
+        "while training at step 0: torch.OutOfMemoryError: CUDA out of memory. "
+    )
+    assert f"  fix: {ended['fix']}\n" in result.err
+    assert "cause: while training at step 0: A GPU's memory is full" in result.err
+    assert "go on with" not in result.err
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_stop_leaves_a_complete_checkpoint_and_no_process(
     iisft: CLI, train: CLI, workspace: Path, ranks: int
@@ -148,19 +175,7 @@ def two_nodes(train: CLI, tiny_models: Path) -> Callable[..., list[int]]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         model = tiny_models / "qwen2-tied" / "model"
-        argv = [
-            "train",
-            "--preset",
-            "mi50",
-            "--model",
-            str(model),
-            "--data",
-            "情报",
-            "--name",
-            "run",
-            "--gpus",
-            "1",
-        ]
+        argv = train_argv(model, "--name", "run", "--gpus", "1", data="情报")
         argv += [
             "--nodes",
             "2",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import shape_of
 
 from iisft.estimate.architecture import Architecture, read_architecture
 from iisft.estimate.memory import GIB, Layout, estimate_memory
@@ -69,18 +70,7 @@ def test_every_recorded_trace_is_met_within_a_fifth_of_a_percent() -> None:
     missed = []
     for case in RECORDED["cases"]:
         model = architecture(RECORDED["models"][case["model"]], case["target"])
-        way = "exact" if case["arithmetic"] == "float32" else "native"
-        same = (
-            "weights",
-            "autocast",
-            "attention",
-            "batch",
-            "length",
-            "checkpointing",
-            "rank",
-            "dropout",
-        )
-        shape = StepShape(way=way, **{name: case[name] for name in same})
+        shape = shape_of(case)
         layout = Layout(1, "none", case["optimizer"], 1, case["autocast"] is not None)
         ratio = estimate_memory(model, shape, layout, 80.0).peak / case["peak"]
         if abs(ratio - 1) > 0.002:

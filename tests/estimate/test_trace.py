@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import shape_of
 
 from iisft.estimate.architecture import read_architecture
 from iisft.estimate.memory import Layout, estimate_memory
-from iisft.estimate.shape import StepShape
 
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
@@ -73,22 +73,10 @@ def case(kind: str, **step: Any) -> dict[str, Any]:
 def predicted(one: dict[str, Any]) -> int:
     model = read_architecture(one["config"], one["target"])
     assert model is not None
-    way = "exact" if one["arithmetic"] == "float32" else "native"
-    same = (
-        "weights",
-        "autocast",
-        "attention",
-        "batch",
-        "length",
-        "checkpointing",
-        "rank",
-        "dropout",
-    )
-    shape = StepShape(way=way, **{name: one[name] for name in same})
     layout = Layout(
         one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"])
     )
-    return estimate_memory(model, shape, layout, 1.0).peak
+    return estimate_memory(model, shape_of(one), layout, 1.0).peak
 
 
 def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:

@@ -2,8 +2,9 @@
 says.
 
 ok | crash | stock-class | wrong-attention | dropped-row | nan | hang | ignore-stop | early-end |
-orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step 2 and ends with
-1)
+orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step FAKE_LOG_AT, 2
+unless said, and ends with 1) | forward:FILE (the same in the first forward, FAKE_REPORTED ranks,
+0 unless said, have reported, and FAKE_WAIT_FOR exists)
 """
 
 import json
@@ -21,6 +22,10 @@ import yaml
 MODE = os.environ.get("FAKE_MODE", "ok")
 STEPS = int(os.environ.get("FAKE_STEPS", "4"))
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0"))
+LOG_AT = int(os.environ.get("FAKE_LOG_AT", "2"))
+IN_FORWARD = MODE.startswith("forward:")
+REPORTED = int(os.environ.get("FAKE_REPORTED", "0" if IN_FORWARD else "1000000"))
+WRONG_ATTENTION = MODE == "wrong-attention" or "FAKE_WRONG_ATTENTION" in os.environ
 
 
 def say(text: str) -> None:
@@ -93,8 +98,11 @@ def main() -> None:
         "Number of trainable parameters": 131072,
     }.items():
         say(f"[INFO|trainer.py:1468] 2026-11-23 23:01:56,861 >>   {name} = {value:,}")
+    if "FAKE_EVAL_FIRST" in os.environ:
+        entry = {"current_steps": 0, "total_steps": STEPS, "eval_loss": 2.5, "epoch": 0.0}
+        (output / "trainer_log.jsonl").write_text(json.dumps(entry) + "\n")
     if MODE != "stock-class":
-        for rank in range(record["ranks"]):
+        for rank in range(min(record["ranks"], REPORTED)):
             proof = {
                 "rank": rank,
                 "world_size": expected["world_size"],
@@ -103,13 +111,18 @@ def main() -> None:
                 "weights": {expected["weights_dtype"]: 91456},
                 "trainable_parameters": 131072,
                 "autocast": expected["autocast"],
-                "attention": "eager" if MODE == "wrong-attention" else expected["attention"],
+                "attention": "eager" if WRONG_ATTENTION else expected["attention"],
                 "device": "cpu",
                 "float32_matmul_precision": "highest",
                 "attention_dtype": expected["compute_dtype"],
                 "linear_dtype": expected["compute_dtype"],
             }
             say(f"iisft-observed {os.environ['IISFT_PROOF']} {json.dumps(proof)}")
+    if IN_FORWARD:
+        while not Path(os.environ.get("FAKE_WAIT_FOR", "run.json")).exists():
+            time.sleep(0.01)
+        say(Path(MODE.removeprefix("forward:")).read_text())
+        sys.exit(1)
     if MODE == "orphan":
         # A rank of its own session, as torchrun makes them, that outlives its parent.
         subprocess.Popen(
@@ -152,7 +165,7 @@ def main() -> None:
             time.sleep(600)
         if f"crash-at-{step}" == MODE or (f"crash-once-at-{step}" == MODE and once("crashed")):
             os.kill(os.getpid(), signal.SIGKILL)
-        if MODE.startswith("log:") and step == 2:
+        if MODE.startswith("log:") and step == LOG_AT:
             say(Path(MODE.removeprefix("log:")).read_text())
             sys.exit(1)
         if asked():

@@ -45,17 +45,7 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in the training interpreter; its whole output is in the failure message."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [PYTHON, str(script), *map(str, arguments)],
-        env=child_environment(folder, **more),
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-    assert expect is None or done.returncode == expect, done.stdout[-6000:]
-    return done
+    return _run([PYTHON, str(script), *map(str, arguments)], folder, expect, **more)
 
 
 def make_view(model: Path, folder: Path, precision: str, weights: str) -> Path:
@@ -149,8 +139,14 @@ def run_command_line(folder: Path, arguments: dict[str, Any], **more: str) -> st
         yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8"
     )
     cli = Path(PYTHON).parent / "llamafactory-cli"
+    return _run([str(cli), "train", "train.yaml"], folder, 0, **more).stdout
+
+
+def _run(
+    argv: list[str], folder: Path, expect: int | None, **more: str
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(cli), "train", "train.yaml"],
+        argv,
         env=child_environment(folder, **more),
         cwd=folder,
         text=True,
@@ -158,8 +154,8 @@ def run_command_line(folder: Path, arguments: dict[str, Any], **more: str) -> st
         stderr=subprocess.STDOUT,
         timeout=600,
     )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+    assert expect is None or done.returncode == expect, done.stdout[-6000:]
+    return done
 
 
 def proof_lines(log: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@ ones.
 """
 
 import json
-import os
 import struct
 import sys
 from collections.abc import Callable
@@ -16,11 +15,6 @@ from iisft.runs.record.checkpoints import Saved, seal
 from iisft.runs.record.folder import RunFolder
 
 FAKE = Path(__file__).parents[1] / "fakes" / "model_child.py"
-
-
-@pytest.fixture
-def workspace() -> Path:
-    return Path(os.environ["IISFT_HOME"])
 
 
 @pytest.fixture

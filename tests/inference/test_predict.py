@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import until
 from iisft import files
 from iisft.runs.record.folder import RunFolder
 
@@ -28,13 +28,6 @@ def rows_of(folder: RunFolder, which: str = "final") -> list[dict[str, Any]]:
 
 def numbers(folder: RunFolder, which: str = "final") -> list[int]:
     return [row["row"] for row in rows_of(folder, which)]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_every_row_is_answered_once_and_in_order(

@@ -123,15 +123,9 @@ def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
     assert result.code == 0, result.err
     train_yaml = json.loads(folder.record.read_text())["train_yaml"]
     kept = (
-        "template",
-        "bf16",
-        "fp16",
-        "flash_attn",
-        "cutoff_len",
-        "stage",
-        "finetuning_type",
+        "template", "bf16", "fp16", "flash_attn", "cutoff_len", "stage", "finetuning_type",
         "trust_remote_code",
-    )
+    )  # fmt: skip
     arguments = {name: train_yaml[name] for name in kept} | {
         "model_name_or_path": str(view_of(folder, tmp_path, "fp32")),
         "adapter_name_or_path": str(folder.output),

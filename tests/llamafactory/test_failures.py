@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iisft.llamafactory.failures import KNOWN, Failure, diagnose
+from iisft.llamafactory.failures import KNOWN, Failure, diagnose, exception_of
 
 FOLDER = Path(__file__).parent
 EXCERPTS = {file.stem: file for file in sorted((FOLDER / "failures").glob("*.log"))}
@@ -251,6 +251,25 @@ def test_the_rank_that_ran_out_of_memory_explains_the_ranks_that_lost_it() -> No
     assert name([OUT_OF_MEMORY, TIMEOUT, CONNECTION_RESET]) == "gpu-out-of-memory"
     assert name([TIMEOUT, CONNECTION_RESET]) == "collective-timeout"
     assert name([CONNECTION_RESET]) == "connection-lost"
+
+
+def test_the_exception_of_a_failure_is_not_what_another_rank_met_afterwards() -> None:
+    def told(*lines: str) -> str:
+        failure = diagnose(lines)
+        return exception_of(failure, lines) if failure else "nothing"
+
+    out_of_memory = OUT_OF_MEMORY.removeprefix("[rank0]: ")
+    assert (
+        told(OUT_OF_MEMORY, CONNECTION_RESET)
+        == told(CONNECTION_RESET, OUT_OF_MEMORY)
+        == out_of_memory
+    )
+    assert told("rocBLAS error: Could not initialize Tensile host", CONNECTION_RESET) == ""
+    torn = '  File "/a/transformers/trainer_callback.py", line 118, in load_from_json'
+    assert (
+        told(torn, "json.decoder.JSONDecodeError: Expecting value")
+        == "json.decoder.JSONDecodeError: Expecting value"
+    )
 
 
 def test_the_later_of_two_causes_wins() -> None:

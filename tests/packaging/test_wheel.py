@@ -12,21 +12,22 @@ import pytest
 from iisft import __version__
 
 
+def output_of(argv: list[str], folder: Path, env: Mapping[str, str]) -> str:
+    done = subprocess.run(
+        argv, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def wheel(
     checkout: Path, machine_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Built by way of the sdist, so that this has what the wheel needs, too."""
     folder = tmp_path_factory.mktemp("dist")
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(checkout)],
-        env=machine_environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    argv = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    output_of([*argv, str(checkout)], folder, machine_environment)
     [file] = folder.glob("*.whl")
     return file
 
@@ -73,17 +74,8 @@ def test_wheel_works_in_an_empty_environment(
     elsewhere.mkdir()
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [str(empty_venv / "bin/iisft"), *arguments],
-            cwd=elsewhere,
-            env=machine_environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        program = str(empty_venv / "bin/iisft")
+        return output_of([program, *arguments], elsewhere, machine_environment)
 
     assert __version__ in run("--version")
     presets = json.loads(run("preset", "list", "--json"))

@@ -3,15 +3,18 @@ llamafactory-cli is a fake.
 """
 
 import json
-import os
 import stat
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
+
+from helpers import CLI, steps, train_argv, until
+from iisft.runs.record.folder import RunFolder
 
 FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
 
@@ -56,11 +59,6 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 @pytest.fixture
-def workspace() -> Path:
-    return Path(os.environ["IISFT_HOME"])
-
-
-@pytest.fixture
 def model(workspace: Path) -> Path:
     return write_checkpoint(workspace / "models" / "测试" / "tiny qwen2")
 
@@ -95,6 +93,38 @@ def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     behave("ok")
     return behave
+
+
+@pytest.fixture
+def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> CLI:
+    """`iisft train` on eight staged rows, as the run `run` of one rank."""
+    assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
+    size = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
+
+    def run(*more: str) -> Any:
+        return iisft(*train_argv(model, *size, *more, data="数据"))
+
+    return run
+
+
+@pytest.fixture
+def folder(workspace: Path) -> RunFolder:
+    """The folder of the run `run`."""
+    return RunFolder(workspace / "runs" / "run")
+
+
+@pytest.fixture
+def detached(
+    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+) -> Callable[..., None]:
+    """Start the run in the background with a trainer that behaves so, and wait for a step of it."""
+
+    def start(mode: str, step: int, *more: str) -> None:
+        fake_trainer(mode)
+        train("--detach", *more)
+        until(lambda: step in steps(folder))
+
+    return start
 
 
 def _script(path: Path, text: str) -> None:

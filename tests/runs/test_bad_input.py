@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from helpers import train_argv
+
 CLI = Callable[..., Any]
 
 
@@ -17,18 +19,7 @@ def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
 
     def run(*more: str, preset: str = "mi50") -> Any:
-        return iisft(
-            "train",
-            "--preset",
-            preset,
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--gpus",
-            "1",
-            *more,
-        )
+        return iisft(*train_argv(model, "--gpus", "1", *more, preset=preset))
 
     return run
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers import train_argv
+
 CLI = Callable[..., Any]
 
 
@@ -19,19 +21,7 @@ def dry(
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
 
     def run(*more: str, preset: str = "mi50") -> dict[str, Any]:
-        argv = [
-            "train",
-            "--preset",
-            preset,
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--name",
-            "r",
-            "--dry-run",
-            "--json",
-        ]
+        argv = train_argv(model, "--name", "r", "--dry-run", "--json", preset=preset)
         result = iisft(*argv, *more)
         return {"code": result.code, **json.loads(result.out)}
 
@@ -88,19 +78,7 @@ def test_the_command_script_makes_the_same_folder_without_iisft(
     iisft: CLI, dry: CLI, model: Path, workspace: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "训练 run.sh"
-    argv = [
-        "train",
-        "--preset",
-        "mi50",
-        "--model",
-        str(model),
-        "--data",
-        "rows",
-        "--gpus",
-        "1",
-        "--name",
-        "r",
-    ]
+    argv = train_argv(model, "--gpus", "1", "--name", "r")
     plan = dry("--gpus", "1")
     assert iisft(*argv, "--script", str(script)).code == 0
     # Everything but the training itself: the fake trainer stands on PATH in place of
@@ -128,22 +106,7 @@ def test_the_script_and_the_run_have_the_same_train_yaml(
     iisft: CLI, dry: CLI, model: Path, workspace: Path
 ) -> None:
     plan = dry("--gpus", "1")
-    assert (
-        iisft(
-            "train",
-            "--preset",
-            "mi50",
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--gpus",
-            "1",
-            "--name",
-            "r",
-        ).code
-        == 0
-    )
+    assert iisft(*train_argv(model, "--gpus", "1", "--name", "r")).code == 0
     assert (
         yaml.safe_load((workspace / "runs" / "r" / "train.yaml").read_text()) == plan["train_yaml"]
     )
@@ -154,19 +117,7 @@ def test_a_script_that_got_no_proof_fails(
 ) -> None:
     iisft("data", "stage", str(rows), "--name", "rows")
     script = tmp_path / "run.sh"
-    iisft(
-        "train",
-        "--preset",
-        "mi50",
-        "--model",
-        str(model),
-        "--data",
-        "rows",
-        "--gpus",
-        "1",
-        "--script",
-        str(script),
-    )
+    iisft(*train_argv(model, "--gpus", "1", "--script", str(script)))
     cli = Path(
         json.loads(iisft("train", "--preset", "mi50", "--gpus", "1", "--dry-run", "--json").out)[
             "argv"
@@ -186,19 +137,7 @@ def test_the_slurm_script_starts_one_launcher_per_node(
 ) -> None:
     iisft("data", "stage", str(rows), "--name", "rows")
     script = tmp_path / "job.sh"
-    argv = [
-        "train",
-        "--preset",
-        "mi50",
-        "--model",
-        str(model),
-        "--data",
-        "rows",
-        "--gpus",
-        "2",
-        "--nodes",
-        "2",
-    ]
+    argv = train_argv(model, "--gpus", "2", "--nodes", "2")
     argv += ["--name", "job", "--rendezvous", "node0:29500", "--script", str(script), "--slurm"]
     assert iisft(*argv).code == 0
     text = script.read_text()
@@ -225,17 +164,7 @@ def test_a_script_for_gpus_is_written_where_there_are_none(
     iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None], tmp_path: Path
 ) -> None:
     iisft("data", "stage", str(rows), "--name", "rows")
-    argv = [
-        "train",
-        "--preset",
-        "v100",
-        "--model",
-        str(model),
-        "--data",
-        "rows",
-        "--set",
-        "hardware.gpus=2",
-    ]
+    argv = train_argv(model, "--set", "hardware.gpus=2", preset="v100")
     written = iisft(*argv, "--script", str(tmp_path / "job.sh"), "--slurm")
     assert (
         written.code,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers import train_argv
 from iisft.machine.doctor import inspect
 from iisft.machine.facts.gpus import Gpu
 from iisft.machine.facts.host import Host
@@ -60,18 +61,7 @@ def train(
 
     def run(machine: Machine, *more: str, preset: str = "mi50") -> dict[str, Any]:
         monkeypatch.setattr(inspect, "this_machine", lambda *_: machine)
-        result = iisft(
-            "train",
-            "--preset",
-            preset,
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--dry-run",
-            "--json",
-            *more,
-        )
+        result = iisft(*train_argv(model, "--dry-run", "--json", *more, preset=preset))
         examined = tmp_path / "examined"
         return {
             "code": result.code,

@@ -11,45 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from helpers import CLI, steps, until
 from iisft import process
 from iisft.runs.record.checkpoints import SEAL
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import status_of
-
-CLI = Callable[..., Any]
-SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
-
-
-@pytest.fixture
-def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> CLI:
-    assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
-
-    def run(*more: str) -> Any:
-        return iisft(
-            "train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more
-        )
-
-    return run
-
-
-@pytest.fixture
-def folder(workspace: Path) -> RunFolder:
-    return RunFolder(workspace / "runs" / "run")
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def steps(folder: RunFolder, kind: str = "metrics") -> list[int]:
-    return [event["step"] for event in folder.read_events() if event["kind"] == kind]
 
 
 def ended(folder: RunFolder) -> tuple[str, str]:
@@ -161,11 +130,9 @@ def test_a_new_supervisor_adopts_the_trainer_that_lost_its_own(
 
 
 def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang")
-    train("--detach", "--set", "env.MY_TOKEN=verysecret")
-    until(lambda: 1 in steps(folder))
+    detached("hang", 1, "--set", "env.MY_TOKEN=verysecret")
     process.kill([supervisor_of(folder)])
     until(lambda: not status_of(folder).supervised)
     assert iisft("resume", "run", "--detach").code == 0
@@ -180,16 +147,10 @@ def test_a_trainer_that_ends_unsupervised_before_its_last_step_is_not_finished(
 
 
 def test_a_frozen_supervisor_can_not_keep_a_run_from_being_stopped(
-    iisft: CLI,
-    train: CLI,
-    folder: RunFolder,
-    fake_trainer: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    iisft: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, detached: Callable[..., None]
 ) -> None:
     monkeypatch.setattr("iisft.runs.supervise.control._ANSWER_S", 1.0)
-    fake_trainer("hang")
-    train("--detach")
-    until(lambda: 1 in steps(folder))
+    detached("hang", 1)
     os.kill(supervisor_of(folder), signal.SIGSTOP)
     assert iisft("stop", "run", "--now").code == 0
     assert ended(folder) == (
@@ -200,16 +161,10 @@ def test_a_frozen_supervisor_can_not_keep_a_run_from_being_stopped(
 
 
 def test_the_shell_of_the_start_is_there_again_after_a_reboot(
-    iisft: CLI,
-    train: CLI,
-    folder: RunFolder,
-    fake_trainer: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    iisft: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, detached: Callable[..., None]
 ) -> None:
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
-    fake_trainer("hang")
-    train("--detach")
-    until(lambda: 1 in steps(folder))
+    detached("hang", 1)
     assert iisft("stop", "run").code == 0
     monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
     assert "variable NCCL_P2P_DISABLE 1 -> 0" in iisft("resume", "run").err
@@ -222,11 +177,9 @@ def test_the_shell_of_the_start_is_there_again_after_a_reboot(
 
 
 def test_a_trainer_that_can_not_be_started_again_is_told_at_once(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     lose(folder)
     folder.resume_yaml.mkdir()
     resumed = iisft("resume", "run", "--detach")
@@ -240,15 +193,9 @@ def test_a_trainer_that_can_not_be_started_again_is_told_at_once(
 
 
 def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
-    iisft: CLI,
-    train: CLI,
-    folder: RunFolder,
-    fake_trainer: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    iisft: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     lose(folder)
     hours = iter(range(0, 10**9, 3600))
     clock = SimpleNamespace(monotonic=lambda: float(next(hours)), sleep=time.sleep)
@@ -258,11 +205,9 @@ def test_a_supervisor_that_reads_long_is_not_taken_for_dead(
 
 
 def test_everything_killed_then_resumed_is_one_curve(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     lose(folder)
     resumed = iisft("resume", "run")
     assert (resumed.code, "run: goes on from checkpoint-2" in resumed.err) == (0, True)
@@ -291,11 +236,9 @@ def test_steps_that_nobody_saw_but_that_stand_in_the_checkpoint_are_recorded(
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     assert (
         iisft("stop", "run").out
         == "run: stopped - stopped on request at step 3; checkpoint-3 is kept\n"
@@ -305,11 +248,9 @@ def test_a_stopped_run_goes_on_where_it_stopped(
 
 
 def test_without_a_whole_checkpoint_it_begins_anew(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, fake_trainer: Callable[..., None], detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang")
-    train("--detach")
-    until(lambda: 1 in steps(folder))
+    detached("hang", 1)
     lose(folder)
     fake_trainer("ok")
     resumed = iisft("resume", "run")
@@ -359,11 +300,9 @@ def test_a_torn_checkpoint_is_put_aside_and_listed(
 
 
 def test_a_run_that_lost_every_whole_checkpoint_does_not_begin_anew_by_itself(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     assert iisft("stop", "run").code == 0
     whole = iisft("resume", "run", "--from-start")
     assert (whole.code, "has a whole checkpoint-3" in whole.err) == (6, True)
@@ -381,11 +320,9 @@ def test_a_run_that_lost_every_whole_checkpoint_does_not_begin_anew_by_itself(
 
 
 def test_of_two_resumes_one_wins(
-    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], iisft: CLI
+    folder: RunFolder, iisft: CLI, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     lose(folder)
     argv = [sys.executable, "-m", "iisft", "resume", "run", "--detach"]
     both = [subprocess.Popen(argv, env=dict(os.environ)) for _ in range(2)]
@@ -420,13 +357,11 @@ def test_drift_is_refused_with_the_list_and_accepted_on_request(
     iisft: CLI,
     train: CLI,
     folder: RunFolder,
-    fake_trainer: Callable[..., None],
     model: Path,
     workspace: Path,
+    detached: Callable[..., None],
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     assert iisft("stop", "run").code == 0
     os.utime(model / "model.safetensors")
     (rows,) = (workspace / "data" / "数据").glob("*.jsonl")
@@ -451,15 +386,9 @@ def test_drift_is_refused_with_the_list_and_accepted_on_request(
 
 
 def test_a_secret_of_the_run_must_be_given_again(
-    iisft: CLI,
-    train: CLI,
-    folder: RunFolder,
-    fake_trainer: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    iisft: CLI, monkeypatch: pytest.MonkeyPatch, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach", "--set", "env.MY_TOKEN=verysecret")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3, "--set", "env.MY_TOKEN=verysecret")
     assert iisft("stop", "run").code == 0
     refused = iisft("resume", "run")
     assert (refused.code, "export MY_TOKEN=..." in refused.err) == (4, True)
@@ -468,11 +397,13 @@ def test_a_secret_of_the_run_must_be_given_again(
 
 
 def test_all_lost_brings_back_what_was_lost_and_nothing_else(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI,
+    train: CLI,
+    folder: RunFolder,
+    fake_trainer: Callable[..., None],
+    detached: Callable[..., None],
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     lose(folder)
     fake_trainer("ok")
     assert train("--name", "done").code == 0
@@ -486,11 +417,9 @@ def test_all_lost_brings_back_what_was_lost_and_nothing_else(
 
 
 def test_a_supervisor_told_to_end_saves_and_leaves_the_run_to_all_lost(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang-once")
-    train("--detach")
-    until(lambda: 3 in steps(folder))
+    detached("hang-once", 3)
     process.terminate([supervisor_of(folder)])
     until(folder.exit.exists)
     assert ended(folder) == (
@@ -584,10 +513,7 @@ def test_out_of_memory_is_told_with_its_phase_and_its_fix(
     fake_trainer(f"log:{EXCERPTS / 'gpu-out-of-memory'}.log")
     said = train().err
     outcome = json.loads(folder.exit.read_text())
-    assert (
-        f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n  go on with: iisft resume run\n"
-        in said
-    )
+    assert said.endswith(f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n")
     assert outcome["reason"].startswith("while training at step 2: torch.OutOfMemoryError: ")
     assert (
         f"  fix: {outcome['fix']}" in iisft("status", "run").out and "cutoff_len" in outcome["fix"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from helpers import target_options, train_argv
 from iisft.data.stage import staging
 from iisft.data.stage.bodies import MARKER
 from iisft.data.tokens.tokenization import Tokenization
@@ -44,34 +45,16 @@ def train(iisft: CLI, model: Path, fake_trainer: Callable[..., None]) -> Callabl
     def run(*more: str, cutoff: int = 300, policy: str = "fit") -> Any:
         values = [f"train.cutoff_len={cutoff}", f"data.overlong={policy}"]
         options = [part for value in values for part in ("--set", value)]
-        argv = [
-            "train",
-            "--preset",
-            "mi50",
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--gpus",
-            "1",
-            "--name",
-            "r",
-        ]
+        argv = train_argv(model, "--gpus", "1", "--name", "r")
         return iisft(*argv, *options, *more)
 
     return run
 
 
 def stage(iisft: CLI, rows: Path, model: Path, *more: str, cutoff: int = 300) -> Any:
-    target = (
-        "--model",
-        str(model),
-        "--set",
-        "model.template=qwen",
-        "--set",
-        f"train.cutoff_len={cutoff}",
+    return iisft(
+        "data", "stage", str(rows), "--name", "rows", *target_options(model, cutoff), *more
     )
-    return iisft("data", "stage", str(rows), "--name", "rows", *target, *more)
 
 
 def trained_on(workspace: Path) -> list[dict[str, Any]]:

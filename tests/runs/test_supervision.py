@@ -2,46 +2,35 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import CLI, steps, train_argv, until
 from iisft import process
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import status_of
 
-CLI = Callable[..., Any]
-SIZE = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run 1".replace(" ", "-"))
+Start = Callable[[], subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) -> CLI:
-    assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
+def in_terminal(train: CLI, model: Path) -> Start:
+    """Start the run in the foreground of a session of its own, as in a terminal."""
 
-    def run(*more: str) -> Any:
-        return iisft(
-            "train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE, *more
+    def start() -> subprocess.Popen[bytes]:
+        argv = train_argv(model, "--gpus", "1", "--name", "run", data="数据")
+        return subprocess.Popen(
+            [sys.executable, "-m", "iisft", *argv, "--set", "train.accumulation=2"],
+            start_new_session=True,
         )
 
-    return run
-
-
-@pytest.fixture
-def folder(workspace: Path) -> RunFolder:
-    return RunFolder(workspace / "runs" / "run-1")
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+    return start
 
 
 def outcome(folder: RunFolder) -> dict[str, Any]:
@@ -169,25 +158,23 @@ def test_stop_asks_for_a_checkpoint_and_says_what_was_kept(
 ) -> None:
     fake_trainer("hang")
     started = train("--detach")
-    assert (started.code, started.out) == (0, "run-1\n")
+    assert (started.code, started.out) == (0, "run\n")
     until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
-    stopped = iisft("stop", "run-1")
+    stopped = iisft("stop", "run")
     assert (stopped.code, stopped.out) == (
         0,
-        "run-1: stopped - stopped on request at step 1; checkpoint-1 is kept\n",
+        "run: stopped - stopped on request at step 1; checkpoint-1 is kept\n",
     )
     assert process.processes_of_run(folder.marker) == []
-    assert iisft("wait", "run-1").code == 130
+    assert iisft("wait", "run").code == 130
 
 
 def test_a_trainer_that_ignores_the_request_is_killed_by_stop_now(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("ignore-stop")
-    train("--detach")
-    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
-    stopped = iisft("stop", "run-1", "--now")
-    assert stopped.out == "run-1: stopped - stopped on request at step 1; no checkpoint is kept\n"
+    detached("ignore-stop", 1)
+    stopped = iisft("stop", "run", "--now")
+    assert stopped.out == "run: stopped - stopped on request at step 1; no checkpoint is kept\n"
     assert process.processes_of_run(folder.marker) == []
 
 
@@ -197,85 +184,67 @@ def test_no_orphan_outlives_its_run(
     fake_trainer("orphan")
     train("--detach")
     until(lambda: len(process.processes_of_run(folder.marker)) == 2)
-    assert iisft("stop", "run-1", "--now").code == 0
+    assert iisft("stop", "run", "--now").code == 0
     assert process.processes_of_run(folder.marker) == []
 
 
 def test_a_killed_supervisor_does_not_take_the_trainer_with_it_and_stop_still_works(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang")
-    train("--detach")
-    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
+    detached("hang", 1)
     supervisor = json.loads(folder.processes.read_text())["supervisor"]["pid"]
     process.kill([supervisor])
     until(lambda: status_of(folder).reason.startswith("unsupervised"))
     assert status_of(folder).state == "running"
-    assert iisft("stop", "run-1").code == 0
+    assert iisft("stop", "run").code == 0
     assert (status_of(folder).state, process.processes_of_run(folder.marker)) == ("stopped", [])
 
 
 def test_everything_killed_at_once_is_lost_and_wait_says_so(
-    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
+    iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:
-    fake_trainer("hang")
-    train("--detach")
-    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
+    detached("hang", 1)
     process.kill([json.loads(folder.processes.read_text())["supervisor"]["pid"]])
     process.kill_run(folder.marker)
     until(lambda: status_of(folder).state == "lost")
-    assert iisft("wait", "run-1").code == 1
-    again = iisft("stop", "run-1")
-    assert (again.code, "run-1 is lost" in again.err) == (6, True)
+    assert iisft("wait", "run").code == 1
+    again = iisft("stop", "run")
+    assert (again.code, "run is lost" in again.err) == (6, True)
 
 
 def test_a_closed_terminal_ends_nothing(
-    train: CLI,
-    folder: RunFolder,
-    fake_trainer: Callable[..., None],
-    workspace: Path,
-    model: Path,
-    iisft: CLI,
+    iisft: CLI, folder: RunFolder, fake_trainer: Callable[..., None], in_terminal: Start
 ) -> None:
     fake_trainer("hang")
-    argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
-    following = subprocess.Popen(
-        [sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True
-    )
-    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
-    os.killpg(following.pid, 1)  # SIGHUP to the whole session of the terminal
-    following.wait(10)
+    following = in_terminal()
+    until(lambda: steps(folder) == [1])
+    os.killpg(following.pid, signal.SIGHUP)
+    following.wait(60)
     assert status_of(folder).state == "running"
-    assert iisft("stop", "run-1", "--now").code == 0
+    assert iisft("stop", "run", "--now").code == 0
 
 
 def test_ctrl_c_in_the_foreground_stops_with_a_checkpoint(
-    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path
+    folder: RunFolder, fake_trainer: Callable[..., None], in_terminal: Start
 ) -> None:
     fake_trainer("hang")
-    argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
-    following = subprocess.Popen(
-        [sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True
-    )
-    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
-    os.killpg(following.pid, 2)
-    assert following.wait(20) == 130
+    following = in_terminal()
+    until(lambda: steps(folder) == [1])
+    os.killpg(following.pid, signal.SIGINT)
+    assert following.wait(60) == 130
     assert outcome(folder)["reason"] == "stopped on request at step 1; checkpoint-1 is kept"
 
 
 def test_a_second_ctrl_c_kills(
-    train: CLI, folder: RunFolder, fake_trainer: Callable[..., None], model: Path
+    folder: RunFolder, fake_trainer: Callable[..., None], in_terminal: Start
 ) -> None:
     fake_trainer("ignore-stop")
-    argv = ["train", "--preset", "mi50", "--model", str(model), "--data", "数据", *SIZE]
-    following = subprocess.Popen(
-        [sys.executable, "-m", "iisft", *argv], env=dict(os.environ), start_new_session=True
-    )
-    until(lambda: any(event["kind"] == "observed" for event in folder.read_events()))
-    os.killpg(following.pid, 2)
+    following = in_terminal()
+    until(lambda: steps(folder) == [1])
+    os.killpg(following.pid, signal.SIGINT)
     until(lambda: any(event.get("state") == "stopping" for event in folder.read_events()))
-    os.killpg(following.pid, 2)
-    assert following.wait(20) == 130
+    os.killpg(following.pid, signal.SIGINT)
+    assert following.wait(60) == 130
     assert process.processes_of_run(folder.marker) == []
 
 
@@ -304,4 +273,4 @@ def test_a_corrupt_record_hides_no_other_run(iisft: CLI, train: CLI, workspace: 
     broken.mkdir()
     (broken / "run.json").write_text('{"id": "bro')
     listed = json.loads(iisft("runs", "--json").out)
-    assert {run["id"]: run["state"] for run in listed} == {"run-1": "finished", "broken": "lost"}
+    assert {run["id"]: run["state"] for run in listed} == {"run": "finished", "broken": "lost"}

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from helpers import train_argv
 from iisft import process
 from iisft.machine.facts import sensors
 from iisft.machine.facts.sensors import GpuSample
@@ -392,19 +393,7 @@ def test_leaving_a_live_view_leaves_the_run_alone(
 ) -> None:
     fake_trainer("hang")
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
-    argv = (
-        "train",
-        "--preset",
-        "mi50",
-        "--model",
-        str(model),
-        "--data",
-        "rows",
-        "--gpus",
-        "1",
-        "--name",
-        "long",
-    )
+    argv = train_argv(model, "--gpus", "1", "--name", "long")
     assert iisft(*argv, "--detach").code == 0
     watching = terminal("watch", "long")
     watching.until("step 1/4")

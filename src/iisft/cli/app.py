@@ -1,6 +1,7 @@
 """The Typer application and main(): errors become text and exit codes here and nowhere else."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -76,7 +77,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         app(args=list(argv), prog_name="iisft")
     except SystemExit as finished:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's word for a closed pipe
+            return ExitCode.OK
         return finished.code if isinstance(finished.code, int) else ExitCode.OK
+    except console.ReaderGone:
+        return ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:

@@ -80,7 +80,7 @@ def _answer_all(
                 for text in parts:
                     answer += text
                     if not quiet:
-                        console.out_part(text)
+                        console.out_live(text, end="")
             if not quiet:
                 console.out()
             turns.append({"question": question, "answer": answer})

@@ -1,12 +1,15 @@
 """The only prints: data goes to stdout, talk to stderr; colour and bars only on a terminal."""
 
+import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from iisft.errors import CheckFailed, Finding, IisftError
+from iisft.quoting import visible, visible_json, visible_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,32 +18,72 @@ _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _WIDTH_WITHOUT_TERMINAL = 100
 
 
+class ReaderGone(Exception):
+    """Who read what a command goes on saying for ever has closed the pipe."""
+
+
 def out(text: str = "") -> None:
-    """One line of data."""
-    print(text, flush=True)
+    """One line of data. When its reader has gone, the command still comes to its verdict."""
+    with contextlib.suppress(ReaderGone):
+        out_live(text)
 
 
-def out_part(text: str) -> None:
-    """A part of a line of data, at once."""
-    print(text, end="", flush=True)
+def out_live(text: str = "", end: str = "\n") -> None:
+    """A line, or a part of one, of a command that may never end by itself.
+
+    Raises:
+        ReaderGone: nobody reads any more.
+    """
+    _write(visible(text) + end)
 
 
 def out_json(value: Any) -> None:
     """The one JSON document of a command, which any encoding can carry."""
-    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() not in ("utf-8", "utf8")
-    print(json.dumps(value, ensure_ascii=plain, indent=2), flush=True)
+    with contextlib.suppress(ReaderGone):
+        _write(_as_json(value, indent=2) + "\n")
+
+
+def out_json_line(value: Any) -> None:
+    """One of a stream of JSON documents.
+
+    Raises:
+        ReaderGone: nobody reads any more.
+    """
+    _write(_as_json(value, indent=None) + "\n")
+
+
+def _as_json(value: Any, indent: int | None) -> str:
+    from iisft import files
+
+    text = visible_json(files.json_text(value, indent=indent))
+    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in ("utf-8", "utf8")
+    return text if plain else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+
+
+def _write(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # what is still in the buffer would fail once more at the interpreter's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderGone from None
 
 
 def say(text: str = "") -> None:
-    """Talk."""
-    print(text, file=sys.stderr, flush=True)
+    """Talk. Nothing fails because nobody listens."""
+    _talk(visible(text))
+
+
+def _talk(text: str, end: str = "\n") -> None:
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def confirmed(question: str) -> bool:
     """Ask on a terminal; without one the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    _talk(f"{visible_line(question)} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -64,9 +107,17 @@ def rich_stdout() -> "Console":
     )
 
 
+def out_rich(terminal: "Console", picture: Any, **options: Any) -> None:
+    """What rich draws, as data. Its texts from outside were made visible before."""
+    with terminal.capture() as drawn:
+        terminal.print(picture, **options)
+    with contextlib.suppress(ReaderGone):
+        _write(drawn.get())
+
+
 def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
     """Data for people: a plain aligned table on stdout, no boxes, so that grep and cut work."""
-    cells = [tuple(headers), *(tuple(row) for row in rows)]
+    cells = [tuple(headers), *(tuple(map(visible_line, row)) for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
     lines = []
     for row in cells:
@@ -81,7 +132,7 @@ def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
         mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
-        say(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {finding.text}")
+        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {visible(finding.text)}")
         if finding.where:
             say(f"  where: {finding.where}")
         if finding.fix:
@@ -93,7 +144,10 @@ def finding(severity: str, message: str, evidence: str, fix: str) -> None:
     and a blank line.
     """
     mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
-    out(f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {message}")
+    with contextlib.suppress(ReaderGone):
+        _write(
+            f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {visible(message)}\n"
+        )
     if evidence:
         out(f"  seen:  {evidence}")
     if fix:
@@ -122,8 +176,6 @@ def duration(seconds: float) -> str:
 
 
 def _coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
-    import os
-
     codes = {"red": "31", "yellow": "33", "cyan": "36"}
     plain = not (stream or sys.stderr).isatty() or os.environ.get("NO_COLOR")
     return text if plain else f"\x1b[1;{codes[colour]}m{text}\x1b[0m"

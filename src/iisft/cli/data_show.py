@@ -8,6 +8,7 @@ import typer
 from iisft.cli import console
 from iisft.cli.data_tokens import ModelOption, PresetOption
 from iisft.cli.options import JsonOption, SetOption, complete_datasets
+from iisft.quoting import visible
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def _print_segments(segments: list["Segment"], limit: "Limit | None") -> None:
     if sys.stdout.isatty() and not screen.no_color:
         from rich.text import Text
 
-        screen.print(Text.assemble(*((s.text, _STYLES[s.kind]) for s in segments)), soft_wrap=True)
+        parts = ((visible(s.text), _STYLES[s.kind]) for s in segments)
+        console.out_rich(screen, Text.assemble(*parts), soft_wrap=True)
         return
     marked = (f"{_MARKS[s.kind][0]}{s.text}{_MARKS[s.kind][1]}" for s in segments)
     console.out("".join(marked))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli import console
 from iisft.files import LineFollower
+from iisft.quoting import visible
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.record.state import RunStatus
 from iisft.runs.supervise import control
@@ -50,19 +51,19 @@ def follow(folder: RunFolder, *, verbose: bool, log_offset: int = 0) -> RunStatu
 
 
 def say_end(ended: RunStatus) -> None:
-    """How a run ended, and what mends it."""
+    """How a run ended: the cause and the fix, and the way to go on where there is one."""
     console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
     if ended.state == "finished":
         return
-    errors = [
-        finding
-        for finding in ended.findings
-        if finding.get("severity") == "error" and finding.get("fix")
-    ]
-    if ended.state == "failed" and errors:
-        console.say(f"  fix: {errors[-1]['fix']}")
+    if ended.state == "failed" and ended.fix:
+        errors = [finding for finding in ended.findings if finding.get("fix") == ended.fix]
+        cause = errors[-1].get("message", "") if errors else ""
+        if cause and str(cause) not in ended.reason:
+            console.say(f"  cause: {cause}")
+        console.say(f"  fix: {ended.fix}")
     console.say(f"  log: {ended.folder.train_log}")
-    console.say(f"  go on with: iisft resume {ended.folder.id}")
+    if ended.can_go_on:
+        console.say(f"  go on with: iisft resume {ended.folder.id}")
 
 
 def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:
@@ -107,18 +108,17 @@ class _Bar:
             if event["kind"] in ("metrics", "redone"):
                 self._metrics(event)
             elif event.get("state") == "restarting":
-                self._progress.console.print(
-                    f"restarting: {event.get('message', '')}", markup=False
-                )
+                self._say(f"restarting: {event.get('message', '')}")
             elif event["kind"] == "observed":
                 self._progress.update(self._task, description="training")
             elif event["kind"] == "finding":
-                self._progress.console.print(
-                    f"{event.get('severity', '')}: {event.get('message', '')}", markup=False
-                )
+                self._say(f"{event.get('severity', '')}: {event.get('message', '')}")
 
     def close(self) -> None:
         self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(visible(text), markup=False)
 
     def _metrics(self, event: dict[str, Any]) -> None:
         if (seconds := event.get("step_s")) is not None:
@@ -182,9 +182,9 @@ def _new_bar() -> "tuple[Progress, TaskID]":
 
     terminal = console.rich_stderr()
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
+        TextColumn("{task.fields[facts]}", markup=False),
     ]
     if terminal.width >= _WIDTH_WITH_BAR:
         columns.insert(1, BarColumn(bar_width=24))

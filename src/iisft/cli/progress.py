@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from iisft.cli import console
 from iisft.models.folder.manifest import gb
+from iisft.quoting import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -73,7 +74,12 @@ class _PatientBar:
         )
 
         amount = TaskProgressColumn() if self._in_bytes else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            amount,
+            TimeRemainingColumn(),
+        )
         return Progress(*columns, console=console.rich_stderr(), transient=True)
 
 
@@ -83,12 +89,15 @@ def facts_bar(
     """A running bar with a field `facts` behind it, and with `done/total` where that is counted."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+    ]
     if counted:
         columns.append(MofNCompleteColumn())
-    columns.append(TextColumn("{task.fields[facts]}"))
+    columns.append(TextColumn("{task.fields[facts]}", markup=False))
     progress = Progress(*columns, console=console.rich_stderr())
-    task = progress.add_task(what, total=total, facts="")
+    task = progress.add_task(visible(what), total=total, facts="")
     progress.start()
     return progress, task
 
@@ -138,7 +147,7 @@ class _TransferBar:
             self._begin(tally)
         assert self._progress is not None and self._task is not None
         for note in tally.notes[self._told :]:
-            self._progress.console.print(note, markup=False)
+            self._progress.console.print(visible(note), markup=False)
         self._told = len(tally.notes)
         self._progress.update(
             self._task,

@@ -51,7 +51,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         if finding.get("fix"):
             console.out(f"  fix: {finding['fix']}")
     console.out(f"folder       {found.folder.path}")
-    if found.state in ("lost", "stopped", "failed"):
+    if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
 
 
@@ -75,6 +75,7 @@ def logs(
       iisft logs RUN --json
     """
     from iisft.files import LineFollower
+    from iisft.runs.record.folder import parse_event
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
@@ -86,7 +87,10 @@ def logs(
 
     def show() -> None:
         for line in lines.read():
-            console.out(line)
+            if not as_json:
+                console.out_live(line)
+            elif (event := parse_event(line)) is not None:
+                console.out_json_line(event)
 
     show()
     if follow:

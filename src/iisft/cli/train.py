@@ -1,6 +1,5 @@
 """iisft train: preflight, then a supervised run."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import typer
 from iisft.cli import console
 from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
 from iisft.errors import UsageError
+from iisft.quoting import shell_word, shell_words
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
     else:
         console.out(f"# {plan.folder.path}")
         for name, value in env.items():
-            console.out(f"export {name}={shlex.quote(value)}")
-        console.out(shlex.join(plan.argv))
+            console.out(f"export {name}={shell_word(value)}")
+        console.out(shell_words(plan.argv))
         console.out(
             f"\n# train.yaml, global batch {plan.global_batch}, {plan.placement.world_size} ranks"
         )
@@ -193,7 +193,7 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
             "script-write", f"can't be written: {error.strerror}", where=str(file)
         ) from error
     console.findings(plan.findings)
-    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shlex.quote(str(file))}")
+    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shell_word(str(file))}")
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:

@@ -74,7 +74,7 @@ def _print_frame(view: "View") -> None:
     from iisft.cli.frame import frame
 
     terminal = console.rich_stdout()
-    terminal.print(frame(view, terminal), no_wrap=True, overflow="ellipsis")
+    console.out_rich(terminal, frame(view, terminal), no_wrap=True, overflow="ellipsis")
 
 
 class _Watched:

@@ -59,9 +59,11 @@ def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
     if status.state == "finished":
         return _final(folder, status)
     if wanted == FINAL:
-        fix = f"--checkpoint N, or iisft resume {folder.id}"
+        way_on = f", or iisft resume {folder.id}" if status.can_go_on else ""
         raise RunStateError(
-            "not-finished", f"{folder.id} is {status.state}: it has no final adapter yet", fix=fix
+            "not-finished",
+            f"{folder.id} is {status.state}: it has no final adapter yet",
+            fix=f"--checkpoint N{way_on}",
         )
     whole = _whole(folder, status)
     if not whole:

@@ -56,6 +56,13 @@ _DECIDED = (
     "LLAMAFACTORY_VERBOSITY",
     "MAX_RESTARTS",
 )
+# What lets a preset of unknown origin run code of its own. ROCm's recipes set LD_LIBRARY_PATH.
+_CODE = ("PATH", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PROMPT_COMMAND",
+         "GCONV_PATH", "LD_LIBRARY_PATH", "CC", "CXX", "HIPCC", "NVCC",
+         "TRITON_PTXAS_PATH")  # fmt: skip
+_CODE_PREFIXES = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP",
+                  "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONUSERBASE", "PYTHONEXECUTABLE",
+                  "PYTHONPLATLIBDIR", "BASH_FUNC", "IISFT_")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +112,30 @@ def env_findings(loaded: LoadedPreset) -> list[Finding]:
     """Objections to the preset's `env` section: variables that would change the run behind its
     other keys' back.
     """
-    return [
-        Finding(
-            "env-decided",
-            f"env.{name} would change what runs behind the preset's back",
-            where=loaded.document.source(("env", name)).text,
-            fix="drop it; precision, hardware.gpus, --gpus, --nodes and the other keys decide that",
-        )
-        for name in loaded.preset.env
-        if name in _DECIDED or name.startswith(CLEARED_PREFIX)
-    ]
+    found = []
+    for name in loaded.preset.env:
+        where = loaded.document.source(("env", name)).text
+        if name in _DECIDED or name.startswith(CLEARED_PREFIX):
+            found.append(
+                Finding(
+                    "env-decided",
+                    f"env.{name} would change what runs behind the preset's back",
+                    where=where,
+                    fix="drop it; precision, hardware.gpus, --gpus, --nodes and the other keys "
+                    "decide that",
+                )
+            )
+        elif name in _CODE or name.startswith(_CODE_PREFIXES):
+            found.append(
+                Finding(
+                    "env-code",
+                    f"env.{name} decides which programs and libraries are run as the trainer",
+                    where=where,
+                    fix="keep it only in a preset that you wrote yourself",
+                    severity="info" if name == "LD_LIBRARY_PATH" else "warn",
+                )
+            )
+    return found
 
 
 def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[str, str]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from iisft.llamafactory.failure import Failure, Kind
 from iisft.llamafactory.failures_of_machine import MACHINE
 from iisft.llamafactory.failures_of_setup import SETUP
+from iisft.llamafactory.logs import error_in
 
-__all__ = ["KNOWN", "Failure", "Kind", "diagnose"]
+__all__ = ["KNOWN", "Failure", "Kind", "diagnose", "exception_of"]
 
 # The first entry that matches a line explains it: the special ones stand before the general ones.
 KNOWN: tuple[Failure, ...] = (*MACHINE, *SETUP)
@@ -40,6 +41,17 @@ def diagnose(lines: Sequence[str]) -> Failure | None:
         if failure and (found is None or _standing(failure) >= _standing(found)):
             found = failure
     return found
+
+
+def exception_of(failure: Failure, lines: Sequence[str]) -> str:
+    """The exception in which the failure came, or "".
+
+    The last one may be what another rank met afterwards.
+    """
+    spoken = list(_spoken(lines))
+    last = error_in(spoken)
+    own = error_in([line for line in spoken if failure.pattern.search(line)])
+    return own or (last if diagnose([last]) in (None, failure) else "")
 
 
 def _standing(failure: Failure) -> int:

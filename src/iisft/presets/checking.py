@@ -63,12 +63,19 @@ def check(
 def _explain(document: Document, details: ErrorDetails) -> Finding:
     """One pydantic error as a sentence with place, bad value and remedy."""
     path: KeyPath = tuple(
-        part for part in details["loc"] if not str(part).startswith(("str", "list["))
+        part for part in details["loc"] if not str(part).startswith(("str", "list[", "[key]"))
     )
     key = ".".join(map(str, path))
     where = document.source(path).text
     value = details["input"]
     match details["type"]:
+        case "string_pattern_mismatch" if details["loc"][-1] == "[key]":
+            return Finding(
+                "preset-env-name",
+                f"{value!r} can't be the name of a variable: letters, digits and _, no digit first",
+                where=where,
+                fix="correct the name, or take it out of env:",
+            )
         case "extra_forbidden":
             near = _nearest_key(path)
             hint = f"did you mean {near}?" if near else "iisft preset schema lists every key"

@@ -12,6 +12,7 @@ Attention = Literal["eager", "sdpa", "flash2"]
 Sharding = Literal["none", "fsdp", "zero2", "zero3"]
 Overlong = Literal["fail", "fit", "drop", "allow"]
 
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 PositiveInt = Annotated[int, Field(gt=0)]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # as data stage takes it
 
@@ -255,7 +256,7 @@ class Preset(_Section):
     data: Data
     save: Save = Save()
     watch: Watch = Watch()
-    env: dict[str, str] = Field(
+    env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables of the trainer."
     )
     llamafactory: dict[str, Any] = Field(

@@ -4,13 +4,16 @@ Under the names that the files have below /; iisft/answers.json is what is no fi
 iisft/interpreter.json what the training interpreter said, iisft/deep.json what --deep measured.
 """
 
+import errno
+import gzip
 import io
 import json
+import re
 import tarfile
-import tempfile
 import time
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from iisft import files
 from iisft.errors import InputError
@@ -19,11 +22,26 @@ from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.doctor import deep
 from iisft.machine.facts.live import Answers
 from iisft.machine.facts.machine import Machine, probe
+from iisft.machine.facts.places import Disk, Packed, Place
 from iisft.machine.facts.reader import Reader
 from iisft.secrets import redact
 
 _OWN = "iisft"
 _LARGEST = 64 * 2**20
+_LARGEST_FILE = 8 * 2**20
+_LONGEST_NAME = 300
+_MOST_MEMBERS = 20_000  # a server with eight GPUs has about 1,500
+# Where the probes look; see machine/facts.
+_KNOWN = re.compile(
+    r"(?:sys/(?:class/(?:kfd|drm|iommu)|bus/pci|kernel/iommu_groups|module/amdgpu|fs/cgroup)"
+    r"|proc/(?:cmdline|cpuinfo|meminfo|1|sys/kernel|driver/nvidia)|etc/os-release|opt/rocm"
+    r"|dev/(?:kfd|dri|dxg|nvidiactl)|iisft/(?:answers|interpreter|deep)\.json)(?:/.*)?"
+    r"|\.dockerenv|run/\.containerenv|dev"
+)
+# tarfile follows chains of headers by calling itself, and takes numbers as they come.
+_UNREADABLE = (
+    OSError, EOFError, tarfile.TarError, zlib.error, ValueError, RecursionError, OverflowError,
+)  # fmt: skip
 _TOLD = (
     "iommu",
     "intel_iommu",
@@ -79,48 +97,98 @@ def pack(machine: Machine, reader: Reader, file: Path) -> None:
 def unpack(place: Path) -> Machine:
     """The machine in a packed file, or in a folder of files that begins where / would be.
 
+    Nothing is ever extracted: what the file holds under the names that the probes ask for is read
+    into memory, and everything else is passed over.
+
     Raises:
         InputError: it is neither.
     """
     if place.is_dir():
-        return _of_folder(place)
-    with tempfile.TemporaryDirectory(prefix="iisft-machine-") as folder:
-        try:
-            with tarfile.open(place) as archive:
-                if sum(member.size for member in archive.getmembers()) > _LARGEST:
-                    raise InputError(
-                        "machine-file",
-                        "this is no file of env-check --collect: too large",
-                        where=str(place),
-                    )
-                archive.extractall(folder, filter="data")
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise InputError(
-                "machine-file",
-                f"can't be read: {error}",
-                where=str(place),
-                fix="a file that iisft env-check --collect wrote, or a folder of files as below /",
-            ) from error
-        return _of_folder(Path(folder))
+        return _machine(Disk(place))
+    try:
+        contents, folders = _packed(place)
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(
+            "machine-file",
+            f"can't be read: {reason}",
+            where=str(place),
+            fix="a file that iisft env-check --collect wrote, or a folder of files as below /",
+        ) from error
+    if not contents:
+        raise InputError(
+            "machine-file",
+            "this is not a file of env-check --collect: it holds nothing that the probes read",
+            where=str(place),
+            fix="on the machine in question: iisft env-check --collect machine.tar.gz",
+        )
+    return _machine(Packed(contents, folders))
 
 
-def _of_folder(root: Path) -> Machine:
-    told = files.read_json_object(root / _OWN / "answers.json") or {}
+class _Bounded(io.RawIOBase):
+    """What a stream of unknown origin holds, up to a limit: it may unpack to terabytes."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+        self._left = _LARGEST
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > self._left:
+            raise OSError(errno.EFBIG, f"it holds more than {_LARGEST // 2**20} MiB")
+        found = self._stream.read(size)
+        self._left -= len(found)
+        return found
+
+
+def _packed(file: Path) -> tuple[dict[str, bytes], set[str]]:
+    """The regular files and folders of known names; a name that comes twice counts once."""
+    contents: dict[str, bytes] = {}
+    folders: set[str] = set()
+    with files.open_regular(file) as stream:
+        packed = stream.peek(2)[:2] == b"\x1f\x8b"
+        plain = _Bounded(gzip.GzipFile(fileobj=stream) if packed else stream)
+        with tarfile.open(fileobj=cast(IO[bytes], plain), mode="r|") as archive:
+            for number, member in enumerate(archive, 1):
+                if number > _MOST_MEMBERS:
+                    raise OSError(errno.EFBIG, f"it holds more than {_MOST_MEMBERS} files")
+                name = member.name.removeprefix("./")
+                if len(name) > _LONGEST_NAME or not _KNOWN.fullmatch(name) or name in contents:
+                    continue
+                if member.isdir():
+                    folders.add(name)
+                elif member.isreg() and not member.issparse():
+                    content = archive.extractfile(member)
+                    contents[name] = content.read(_LARGEST_FILE) if content else b""
+    return contents, folders
+
+
+def _machine(place: Place) -> Machine:
+    told = _document(place, "answers.json") or {}
+    reader = Reader(place)
     answers = (
         Answers.from_json(told["answers"])
         if isinstance(told.get("answers"), dict)
-        else Answers.of_folder(root)
+        else Answers.of_files(Reader(place))
     )
-    machine = probe(Reader(root), answers)
+    machine = probe(reader, answers)
     unreadable = told.get("unreadable")
     lost = {**machine.unreadable, **(unreadable if isinstance(unreadable, dict) else {})}
-    interpreter, report, launcher = _read_interpreter(
-        files.read_json_object(root / _OWN / "interpreter.json")
-    )
+    interpreter, report, launcher = _read_interpreter(_document(place, "interpreter.json"))
     return Machine(
         machine.gpus, machine.cards, machine.host, machine.answers, interpreter, launcher, report,
-        deep.sound(files.read_json_object(root / _OWN / "deep.json")), lost,
+        deep.sound(_document(place, "deep.json")), {str(k): str(v) for k, v in lost.items()},
     )  # fmt: skip
+
+
+def _document(place: Place, name: str) -> dict[str, Any] | None:
+    try:
+        value = files.parse_json(place.read(f"{_OWN}/{name}", _LARGEST_FILE))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _interpreter(machine: Machine) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 root or a reboot.
 """
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 from iisft.machine.doctor.engine import Diagnosis
 from iisft.machine.doctor.fixes import Stage
 from iisft.machine.facts.machine import Machine
+from iisft.quoting import shell_comment, shell_word
 
 _STAGES: tuple[tuple[Stage, str], ...] = (
     ("hands", "By hand (no command can do it)"),
@@ -41,12 +41,12 @@ def render(diagnoses: Sequence[Diagnosis], machine: Machine) -> str:
     if not wanted:
         return "\n".join([*lines, "", "# Nothing to fix."]) + "\n"
     if any(one.seen.fix.stage in ("python", "packages") for one in wanted):
-        lines += ["", f"PYTHON={shlex.quote(python)}"]
+        lines += ["", f"PYTHON={shell_word(python)}"]
     typed: set[str] = set()
     for number, (stage, title) in enumerate((s for s in _STAGES if _of(wanted, s[0])), 1):
         lines += ["", f"# {number}. {title}"]
         for one in _of(wanted, stage):
-            lines += ["", *_comment(f"{one.rule.id} {one.seen.message}")]
+            lines += ["", *shell_comment(f"{one.rule.id} {one.seen.message}")]
             commands = list(_commands(one, typed))
             lines += _until_reboot(commands, one.seen.fix.done) if stage == "reboot" else commands
         if stage == "login":
@@ -67,17 +67,16 @@ def _until_reboot(commands: list[str], done: str) -> list[str]:
 def _commands(one: Diagnosis, typed: set[str]) -> Iterable[str]:
     """Each command once, whatever number of findings it mends."""
     if not one.seen.fix.commands:
-        yield from _comment(f"-> {one.seen.fix.text or 'nothing to type'}")
+        yield from shell_comment(f"-> {one.seen.fix.text or 'nothing to type'}")
         return
     new = [command for command in one.seen.fix.commands if command not in typed]
     typed.update(new)
     if not new:
         yield "# -> mended by a command above"
     if one.seen.fix.stage == "shell":
-        new = [f"echo {shlex.quote(command)}" for command in new]
+        new = [f"echo {shell_word(command)}" for command in new]
     for command in new:
-        yield f'"$PYTHON" -m {command}' if command.startswith("pip ") else command
-
-
-def _comment(text: str) -> list[str]:
-    return [f"# {line}" for line in text.splitlines()]
+        if command.startswith("#"):
+            yield from shell_comment(command.lstrip("# "))
+        else:
+            yield f'"$PYTHON" -m {command}' if command.startswith("pip ") else command

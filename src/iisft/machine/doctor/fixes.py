@@ -7,6 +7,7 @@ from typing import Literal
 
 from iisft.llamafactory.torch_sets import install_commands, torch_set
 from iisft.machine.facts.host import Host
+from iisft.quoting import is_name, is_variable, shell_word, visible_line
 
 # With the power off, as root, as root with a reboot or a new login after it, outside the container,
 # a Python, packages, variables, the preset.
@@ -53,12 +54,32 @@ def pip(*commands: str, text: str = "") -> Fix:
     return Fix(text or " && ".join(commands), commands, "packages")
 
 
+def line(template: str, *values: str) -> str:
+    """A line of shell. Each {} stands for a value that was read from a machine.
+
+    One that doesn't look like a name is never typed: the line is then a comment that says so.
+    """
+    strange = [value for value in values if not is_name(value)]
+    if not strange:
+        return template.format(*map(shell_word, values))
+    shown = ", ".join(visible_line(repr(value)) for value in strange)
+    return f"# left out, for this does not look like a name: {shown}"
+
+
 def export(*assignments: str, text: str = "") -> Fix:
-    command = f"export {' '.join(assignments)}"
+    words = []
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        assert is_variable(name), name  # rules name what they set
+        words.append(f"{name}={shell_word(value)}")
+    command = f"export {' '.join(words)}"
     return Fix(text or command, (command,), "shell")
 
 
 def unset(*names: str, text: str = "") -> Fix:
+    wrong = [name for name in names if not is_variable(name)]
+    if wrong:
+        return by_hand(f"take {' and '.join(map(visible_line, wrong))} out of the environment")
     command = f"unset {' '.join(names)}"
     return Fix(text or f"{command} (and take it out of ~/.bashrc)", (command,), "shell")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from iisft.llamafactory.environment import steering
 from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi
+from iisft.machine.facts.reader import Reader
 from iisft.secrets import redact
 
 _MORE_VARIABLES = ("DISABLE_VERSION_CHECK", "OPTIM_TORCH", "PL_TORCH_DISTRIBUTED_BACKEND")
@@ -70,14 +71,14 @@ class Answers:
         )
 
     @classmethod
-    def of_folder(cls, root: Path) -> "Answers":
-        """What a folder of files without recorded answers tells: which device files there are, if
-        it has a /dev.
+    def of_files(cls, reader: Reader) -> "Answers":
+        """What a machine's files without recorded answers tell: which device files there are, if
+        they have a /dev.
         """
-        if not (root / "dev").is_dir():
+        if not reader.exists("dev"):
             return cls()
-        nodes = [f"/dev/dri/{path.name}" for path in sorted((root / "dev/dri").glob("renderD*"))]
-        there = {path: (root / path.lstrip("/")).exists() for path in ("/dev/kfd", *nodes)}
+        nodes = [f"/dev/dri/{name}" for name in reader.names("dev/dri", "renderD*")]
+        there = {path: reader.exists(path.lstrip("/")) for path in ("/dev/kfd", *nodes)}
         return cls(devices={path: Access(exists, exists) for path, exists in there.items()})
 
     @classmethod

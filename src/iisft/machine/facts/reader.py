@@ -4,9 +4,11 @@ packed and sent.
 
 import errno
 import fnmatch
-import os
 from pathlib import Path
 
+from iisft.machine.facts.places import Disk, Place
+
+_LONGEST_NUMBER = 40  # characters: 2**128 in decimal
 _LONGEST = 512 * 1024  # /proc/cpuinfo of two 22-core Xeons has 130 KB
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 # What sysfs answers for something that the driver or the card does not have.
@@ -28,22 +30,21 @@ class Reader:
     names that were seen in it; `unreadable` what is there but could not be read, with the reason.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        self.root = root
+    def __init__(self, place: Path | Place = Path("/")) -> None:
+        self._place: Place = Disk(place) if isinstance(place, Path) else place
         self.files: dict[str, str] = {}
         self.folders: set[str] = set()
         self.unreadable: dict[str, str] = {}
 
     @property
     def live(self) -> bool:
-        """Whether this is the running machine and not a folder of files."""
-        return self.root == Path("/")
+        """Whether this is the running machine and not a folder or an archive of files."""
+        return self._place.live
 
     def text(self, path: str) -> str:
         """The file's text without blanks around it, "" when there is none."""
         try:
-            with (self.root / path).open("rb") as stream:
-                text = stream.read(_LONGEST).decode("utf-8", "replace").strip()
+            text = self._place.read(path, _LONGEST).decode("utf-8", "replace").strip()
         except OSError as error:
             if error.errno not in (*_NOT_THERE, *_NOT_HERE):
                 self.unreadable[path] = error.strerror or str(error)
@@ -53,15 +54,16 @@ class Reader:
 
     def number(self, path: str) -> int | None:
         """A file that holds one integer, decimal or 0x...; None when it doesn't."""
+        text = self.text(path)
         try:
-            return int(self.text(path), 0)
+            return int(text, 0) if len(text) <= _LONGEST_NUMBER else None
         except ValueError:
             return None
 
     def names(self, folder: str, pattern: str = "*") -> list[str]:
         """Names in a folder that match; numbers in them sort as numbers (node 10 after node 2)."""
         try:
-            found = os.listdir(self.root / folder)  # noqa: PTH208 - names alone
+            found = self._place.names(folder)
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 self.unreadable[folder] = error.strerror or str(error)
@@ -75,20 +77,16 @@ class Reader:
 
         Of a plain file (a packed link) its text; else "".
         """
-        try:
-            name = os.path.basename(os.readlink(self.root / path))  # noqa: PTH115, PTH119 - the target is not followed
-        except OSError:
-            return self.text(path) if (self.root / path).is_file() else ""
+        name = self._place.link(path)
+        if name is None:
+            return self.text(path) if self._place.kind(path) == "file" else ""
         self.files[path] = name
         return name
 
     def exists(self, path: str) -> bool:
-        try:
-            there = (self.root / path).exists()
-        except OSError:
-            return False
-        if there and (self.root / path).is_dir():
+        kind = self._place.kind(path)
+        if kind == "folder":
             self.folders.add(path)
-        elif there and path not in self.files:
+        elif kind and path not in self.files:
             self.files[path] = ""
-        return there
+        return bool(kind)

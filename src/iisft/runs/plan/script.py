@@ -3,7 +3,6 @@ train.yaml, and trains.
 """
 
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from iisft.llamafactory import dataset_info
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
 from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.presets.dump import render_yaml
+from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
 from iisft.runs.plan.make import Plan
 from iisft.secrets import HIDDEN, redact
 
@@ -42,12 +42,14 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
     lines = [
         "#!/usr/bin/env bash",
         *(_slurm_header(plan) if slurm else ()),
-        f"# Written by iisft {__version__} from the preset {plan.document.name}; it runs without "
-        "iisft.",
+        *shell_comment(
+            f"Written by iisft {__version__} from the preset {visible_line(plan.document.name)}; "
+            "it runs without iisft."
+        ),
         f"# Global batch {plan.global_batch} = batch {plan.preset.train.batch_size} x accumulation "
         f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks.",
         "set -euo pipefail",
-        f"run={shlex.quote(str(plan.folder.path))}",
+        f"run={shell_word(str(plan.folder.path))}",
         'mkdir -p "$run/model" "$run/dataset" "$run/logs"',
         *_model(plan),
         *_data(plan),
@@ -63,7 +65,7 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
 def _model(plan: Plan) -> Iterator[str]:
     assert plan.view is not None
     for name, target in plan.view.links.items():
-        yield f'ln -sfn {shlex.quote(str(target))} "$run/model/"{shlex.quote(name)}'
+        yield f'ln -sfn {shell_word(str(target))} "$run/model/"{shell_word(name)}'
     for name, text in plan.view.texts.items():
         yield from _file(f"model/{name}", text)
 
@@ -74,8 +76,8 @@ def _data(plan: Plan) -> Iterator[str]:
         entries[dataset.name] = dataset_info.entry(f"{dataset.name}.jsonl", dataset.keys)
         if dataset.changes is None:
             yield (
-                f"ln -sfn {shlex.quote(str(dataset.file))} "
-                f'"$run/dataset/"{shlex.quote(dataset.name)}.jsonl'
+                f"ln -sfn {shell_word(str(dataset.file))} "
+                f'"$run/dataset/"{shell_word(dataset.name)}.jsonl'
             )
     yield from _file(f"dataset/{dataset_info.FILE_NAME}", dataset_info.render(entries))
 
@@ -85,28 +87,31 @@ def _without_tokens(plan: Plan) -> dict[str, Any]:
 
 
 def _file(name: str, text: str) -> Iterator[str]:
-    yield f"cat > \"$run/\"{shlex.quote(name)} <<'{_END}'"
+    end = _END
+    while end in text:  # a file of the model may hold the line that would end it
+        end += "_"
+    yield f"cat > \"$run/\"{shell_word(name)} <<'{end}'"
     yield text.rstrip("\n")
-    yield _END
+    yield end
 
 
 def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
     binaries = str(Path(plan.interpreter.path).parent)
-    yield f'export PATH={shlex.quote(binaries)}:"$PATH"'
+    yield f'export PATH={shell_word(binaries)}:"$PATH"'
     left_out = ("PATH", *(node_environment("", "", "", "") if slurm else ()))
     for name, value in redact(plan.env).items():
         if HIDDEN in value:
             yield f': "${{{name}:?is a secret: set it in your own environment}}"'
         elif name not in left_out:
-            yield f"export {name}={shlex.quote(value)}"
+            yield f"export {name}={shell_word(value)}"
 
 
 def _command(plan: Plan) -> Iterator[str]:
     yield f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
-    yield f"{shlex.join(plan.argv)} 2>&1 | tee -a logs/train.log"
+    yield f"{shell_words(plan.argv)} 2>&1 | tee -a logs/train.log"
     yield f'proofs=$(grep "^{PROOF_MARK} ${PROOF_VARIABLE} " logs/train.log || true)'
     for text in _proof_texts(plan):
-        yield f'proofs=$(grep -F {shlex.quote(text)} <<<"$proofs" || true)'
+        yield f'proofs=$(grep -F {shell_word(text)} <<<"$proofs" || true)'
     yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'
     yield (
         '  echo "not proven: not every rank reported the precision and attention of the preset" >&2'
@@ -145,4 +150,5 @@ def _slurm_command(plan: Plan) -> Iterator[str]:
     variables = node_environment(str(plan.placement.nodes), "$SLURM_NODEID", '"$host"', '"$port"')
     *common, (rank_name, rank) = variables.items()
     yield "export " + " ".join(f"{name}={value}" for name, value in common)
-    yield f"srun bash -c '{rank_name}={rank} exec {shlex.join(plan.argv)}'"
+    command = f"{rank_name}={rank} exec {shell_words(plan.argv)}"
+    yield f"srun bash -c {shell_word(command)}"

@@ -38,6 +38,13 @@ class RunStatus:
     findings: tuple[dict[str, Any], ...] = ()
     forecast: dict[str, Any] | None = None
     measured: dict[str, float] | None = None
+    fix: str = ""
+    comes_again: bool = False
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a resume has a chance: it ended early, not of what would come again."""
+        return self.state in ("lost", "stopped", "failed") and not self.comes_again
 
     @property
     def live(self) -> bool:
@@ -105,6 +112,8 @@ def status_of(folder: RunFolder) -> RunStatus:
         findings.append({"id": "unsupervised", "severity": "warn", "message": reason, "fix": fix})
     if state == "lost" and (left := process.processes_of_run(folder.marker)):
         reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
+    # without a record nothing resumes
+    comes_again = record is None or (outcome or {}).get("comes_again") is True
     record = record or {}
     return RunStatus(
         folder=folder,
@@ -115,6 +124,8 @@ def status_of(folder: RunFolder) -> RunStatus:
         ended=_moment((outcome or {}).get("ended")),
         ranks=_ranks(record),
         metrics=_latest_metrics(events),
+        fix=str((outcome or {}).get("fix") or ""),
+        comes_again=comes_again,
         observed=record.get("observed"),
         restarts=sum(event.get("state") == "restarting" for event in events),
         findings=tuple(findings),

@@ -45,6 +45,11 @@ class Ending:
     passing: bool = False
     cause: str = ""
 
+    @property
+    def comes_again(self) -> bool:
+        """A resume would only fail in the same way."""
+        return self.state == "failed" and not self.passing
+
 
 def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
     """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
@@ -72,6 +77,7 @@ class Attempt:
         self.fault: Ending | None = None
         self.stop_deadline: float | None = None
         self.told_to_end = False
+        self._killed = False
         self.phase = "loading"
         watch = record["watch"]
         self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
@@ -137,7 +143,11 @@ class Attempt:
                 self.events.finding(finding)
 
     def _prove(self, *, at_end: bool) -> None:
-        """Compare as soon as everything was reported, and at the first step at the latest."""
+        """Compare what was reported as soon as it was.
+
+        What is missing counts only where it should be there: after a step, or when the trainer
+        ended well. One that died before had no time to report: its crash is what there is to say.
+        """
         if self._nothing_left_to_train():
             self.proven = True
             return
@@ -146,9 +156,19 @@ class Attempt:
         reported = len(self.log.proofs) >= self.record["ranks"] and (
             not first_node or len(self.log.summary) == 4
         )
-        if not (
-            reported or self.recorder.last is not None or (at_end and self.log.training_started)
-        ):
+        # an evaluation before the first step is logged as well
+        trained = self.step > self.start.from_step
+        complete = (
+            reported or trained or (at_end and self.log.training_started and self._ended_well())
+        )
+        found = differences(
+            self.expected,
+            observed,
+            self.record["ranks"],
+            is_first_node=first_node,
+            complete=complete,
+        )
+        if not complete and not found:
             return
         if first_node:
             try:
@@ -157,11 +177,15 @@ class Attempt:
                 # a full disk: without the record there is no proof, so the next round tries again
                 return
         self.events.append("observed", **observed.as_json())
-        found = differences(self.expected, observed, self.record["ranks"], is_first_node=first_node)
         if found:
             self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
         else:
             self.proven = True
+
+    def _ended_well(self) -> bool:
+        """Ended by itself and without an error; of an adopted trainer, its last file tells."""
+        returncode = self.start.trainer.returncode()
+        return returncode == 0 or (returncode is None and self.folder.trainer_state.exists())
 
     def _nothing_left_to_train(self) -> bool:
         """The checkpoint was of the last step: no forward comes that could prove anything.
@@ -224,6 +248,7 @@ class Attempt:
         elif now or self.stop_deadline is None or time.monotonic() > self.stop_deadline:
             self.stop_deadline = self.stop_deadline or time.monotonic()
             if not at_end:
+                self._killed = True
                 process.kill(process.processes_of_run(self.folder.marker))
 
     def _ending(self, returncode: int | None) -> Ending:
@@ -237,7 +262,7 @@ class Attempt:
             return Ending(
                 "finished", f"all {total} steps" if total else "node done", step, total, returncode
             )
-        if self.stop_deadline is not None:
+        if self.stop_deadline is not None and not self._failed_meanwhile():
             asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
             state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"
             return Ending(
@@ -249,6 +274,15 @@ class Attempt:
             )
         return self._crash(returncode, step, total)
 
+    def _failed_meanwhile(self) -> bool:
+        """Asked to stop, it died by itself of what comes again: a resume would only meet that."""
+        if self._killed or self._ended_well():
+            return False
+        from iisft.llamafactory import failures
+
+        known = failures.diagnose(last_lines(self.folder.train_log, self.start.begin.log_offset))
+        return known is not None and not known.passing
+
     def _crash(self, returncode: int | None, step: int, total: int) -> Ending:
         from iisft.llamafactory import failures  # a table that a run that goes well never needs
 
@@ -257,11 +291,13 @@ class Attempt:
         known = failures.diagnose(lines)
         # the others only lost the one that was killed
         if known and not (killed and known.kind == "communication"):
-            where = (
-                f"while {self.phase} at step {step}: " if known.kind in ("memory", "disk") else ""
+            phase = (
+                "training" if self.phase == "loading" and self.log.training_started else self.phase
             )
+            where = f"while {phase} at step {step}: " if known.kind in ("memory", "disk") else ""
             self.events.finding(Finding(known.id, where + known.cause, fix=known.fix))
-            text = f"{where}{exception or known.cause} ({how}){self._planned_memory(known.id)}"
+            said = failures.exception_of(known, lines) or known.cause
+            text = f"{where}{said} ({how}){self._planned_memory(known.id)}"
             return Ending("failed", text, step, total, returncode, known.fix, known.passing)
         if killed or how == "SIGKILL":
             cause = killed or "the trainer was killed (SIGKILL)"

@@ -44,6 +44,7 @@ class Supervisor:
         self._vain_restarts = 0
         self._attempt: Attempt | None = None
         self._told_to_end = False
+        self._came_again = False
 
     def run(self) -> None:
         """Supervise to the end."""
@@ -82,10 +83,10 @@ class Supervisor:
         if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
             return False
         crash = (ending.step, ending.cause or ending.reason)
-        known = crash in self._crashes
+        self._came_again = crash in self._crashes
         self._crashes.add(crash)
         return (
-            not known
+            not self._came_again
             and self.restarts < int(self.record["watch"]["restarts"])
             and not self._told_to_end
         )
@@ -119,6 +120,9 @@ class Supervisor:
             ending = replace(
                 ending, state="stopped", reason=f"stopped on request after: {ending.reason}"
             )
+        elif self._came_again and not ending.fix:
+            # nothing is known that would make the next start another one
+            ending = replace(ending, passing=False)
         found = (
             {}
             if self.folder.node_rank
@@ -147,6 +151,7 @@ class Supervisor:
             "state": ending.state,
             "reason": ending.reason,
             "fix": ending.fix,
+            "comes_again": ending.comes_again,
             "returncode": ending.returncode,
             "ended": time.time(),
             "step": ending.step,

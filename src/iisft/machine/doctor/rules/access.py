@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from iisft.machine.doctor.engine import Case, Seen, rule
 from iisft.machine.doctor.fixes import Fix, as_root, at_login, by_hand, container, export, unset
+from iisft.quoting import is_name
 
 _MIB = 2**20
 _DEVICES = "--device=/dev/kfd --device=/dev/dri"
@@ -55,7 +56,9 @@ def kfd_permission(case: Case) -> Iterator[Seen]:
     elif closed:
         groups = sorted({devices[path].group for path in closed if devices[path].group})
         fix = (
-            container(f"{_DEVICES} " + " ".join(f"--group-add {name}" for name in groups))
+            container(
+                f"{_DEVICES} " + " ".join(f"--group-add {name}" for name in groups if is_name(name))
+            )
             if case.machine.host.container
             else at_login(
                 'sudo usermod -aG render,video "$USER"',

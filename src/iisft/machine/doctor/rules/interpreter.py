@@ -6,7 +6,7 @@ from iisft.llamafactory.arguments import needed_packages
 from iisft.llamafactory.interpreter import TESTED_VERSION
 from iisft.llamafactory.torch_sets import INSTALL_BESIDE_TORCH
 from iisft.machine.doctor.engine import Case, Seen, rule
-from iisft.machine.doctor.fixes import Fix, by_hand, pip, torch_for
+from iisft.machine.doctor.fixes import Fix, by_hand, line, pip, torch_for
 
 
 def torch_fix(case: Case) -> Fix:
@@ -164,8 +164,9 @@ def import_failed(case: Case) -> Iterator[Seen]:
         if name in ("torch", "torchvision", "devices"):
             fix = torch_fix(case)
         else:  # without --no-deps pip would fetch another torch
-            version = f"=={case.packages[name]}" if name in case.packages else ""
-            fix = pip(f"pip install --force-reinstall --no-deps {name}{version}")
+            wanted = (name, case.packages[name]) if name in case.packages else (name,)
+            words = "{}=={}" if len(wanted) == 2 else "{}"
+            fix = pip(line(f"pip install --force-reinstall --no-deps {words}", *wanted))
         yield Seen(f"{name} can't be imported: {error}", _where(case), fix)
 
 

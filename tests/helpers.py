@@ -1,0 +1,39 @@
+"""What tests in several folders share."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from iisft.runs.record.folder import RunFolder
+
+CLI = Callable[..., Any]
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for something that another process does; the limit only ends a test that has failed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def train_argv(model: Path, *more: str, data: str = "rows", preset: str = "mi50") -> list[str]:
+    return ["train", "--preset", preset, "--model", str(model), "--data", data, *more]
+
+
+def steps(folder: RunFolder, kind: str = "metrics") -> list[int]:
+    return [event["step"] for event in folder.read_events() if event["kind"] == kind]
+
+
+def target_options(model: Path, cutoff: int) -> list[str]:
+    """The model and the limit that rows are counted or fitted for."""
+    values = ("model.template=qwen", f"train.cutoff_len={cutoff}")
+    return ["--model", str(model), *(part for value in values for part in ("--set", value))]
+
+
+def write_rows(file: Path, rows: list[Any]) -> Path:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
