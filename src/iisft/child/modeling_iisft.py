@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK, PROOF_VARIABLE
-from .step_iisft import frozen_linear
+from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
 
 # a view of a model with its own, trusted code imports that code's class under this name
@@ -203,6 +203,8 @@ def describe(model, arithmetic, device):
         "attention": model.config._attn_implementation,
         "device": str(device),
         "float32_matmul_precision": _matmul_precision(),
+        "layers_kept": model.iisft_layers_kept,
+        "logit_positions": model.iisft_positions,
     }
 
 
@@ -265,7 +267,7 @@ def __getattr__(name):
     if base is None:
         raise AttributeError(name)
 
-    class Observed(base):
+    class Observed(step_class(base)):
         def __init__(self, config, *inputs, **kwargs):
             arithmetic = getattr(config, ARITHMETIC_KEY, None)
             if arithmetic not in ARITHMETICS:

@@ -1,16 +1,16 @@
 """How a training step spends memory and time: which layers recompute, and where logits are made.
 
 A checkpointed layer computes everything twice. `keep_products` lets the first layers keep the
-outputs of their big products (an inner dimension of at least SMALLEST_INNER: the frozen projections
-and LoRA's A, not its B, whose inner dimension is the rank) and recompute only what is cheap: norms,
-activations, attention, dropout. Dropout draws the same mask again, since checkpoint restores the
-generator, so that losses and gradients are those of full recomputation, bit for bit.
+outputs of their big products (an inner dimension of at least half the hidden size: the frozen
+projections and LoRA's A, not its B, whose inner dimension is the rank) and recompute only what is
+cheap: norms, activations, attention, dropout. Dropout draws the same mask again, since checkpoint
+restores the generator, so that losses and gradients are those of full recomputation, bit for bit.
 
-`trained_logits` computes the head and the loss only at positions whose next token has a label.
+With `iisft_logits: trained` head and loss are computed only at positions whose next token has a
+label, and with `iisft_logits_chunk` so many of them at a time.
 """
 
-import contextlib
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from torch import nn
@@ -20,11 +20,11 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-SMALLEST_INNER = 256
+from .constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
+
 IGNORED = -100
-# Positions whose logits are made at once: beyond them the vocabulary's logits would be the peak.
-CHUNK = 1024
 
 
 def _frozen_linear(x, weight, bias):
@@ -35,9 +35,9 @@ def _frozen_linear(x, weight, bias):
 def _operation():
     """x @ w.T + b in float32 as one operation of torch's dispatcher.
 
-    Selective checkpointing sees dispatched operations alone: were the cast one of its own, it would
-    be repeated in the backward pass for a product that is kept. The same file is a module of another
-    name in each view, so the operation may be there already.
+    Selective checkpointing sees dispatched operations alone: were the cast one of its own, it
+    would be repeated in the backward pass for a product that is kept. The same file is a module of
+    another name in each view, so the operation may be there already.
     """
     if not hasattr(torch.ops.iisft, "frozen_linear"):
         schema = "frozen_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
@@ -52,9 +52,9 @@ frozen_linear = _operation()
 _PRODUCTS = {frozen_linear: 0, torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
 
 
-def _policy(context, operation, *args, **kwargs):
+def _policy(smallest_inner, context, operation, *args, **kwargs):
     place = _PRODUCTS.get(operation)
-    if place is not None and args[place].shape[-1] >= SMALLEST_INNER:
+    if place is not None and args[place].shape[-1] >= smallest_inner:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -71,7 +71,8 @@ def keep_products(model, layers_kept):
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", 0)]
     layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
     layers = [layer for layer in layers if layer is not model and not _holds(layer, layers)]
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    policy = partial(_policy, model.config.get_text_config().hidden_size // 2)
+    contexts = partial(create_selective_checkpoint_contexts, policy)
     for index, layer in enumerate(layers):
         more = {"context_fn": contexts} if index < layers_kept else {}
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **more)
@@ -104,26 +105,68 @@ class _Given(nn.Module):
         return self.output
 
 
-def loss_in_chunks(model, forward, output, keep, labels, **kwargs):
-    """The loss over `keep`, made CHUNK positions at a time, each again in the backward pass.
+def _loss_in_chunks(model, forward, output, keep, labels, size, **kwargs):
+    """The loss over `keep`, made `size` positions at a time, each again in the backward pass.
 
-    `forward` is the stock class's forward; it applies head, soft cap and loss to hidden states that
-    a stand-in for the backbone hands it.
+    `forward` applies head, soft cap and loss to what a stand-in for the backbone hands it.
     """
     hidden, name = output[0], model.base_model_prefix
     backbone = getattr(model, name)
 
     def one(states, targets):
-        given = type(output)(last_hidden_state=states)
-        setattr(model, name, _Given(given))
+        setattr(model, name, _Given(type(output)(last_hidden_state=states)))
         try:
-            return forward(model, labels=targets, shift_labels=targets, **kwargs).loss
+            return forward(labels=targets, shift_labels=targets, **kwargs).loss
         finally:
             setattr(model, name, backbone)
 
     total = None
-    for start in range(0, len(keep), CHUNK):
-        part = hidden[:, keep[start : start + CHUNK], :]
-        loss = checkpoint(one, part, labels[:, start : start + CHUNK], use_reentrant=False)
+    for start in range(0, len(keep), size):
+        part = hidden[:, keep[start : start + size], :]
+        targets = labels[:, start : start + size].contiguous()
+        loss = checkpoint(one, part, targets, use_reentrant=False)
         total = loss if total is None else total + loss
     return total
+
+
+def step_class(base):
+    """A model class whose training step is spent as its config says."""
+
+    class Stepping(base):
+        iisft_layers_kept = 0
+        iisft_positions = None  # (positions with logits, positions) of the last training forward
+
+        def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint):
+            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+            kept = getattr(self.config, LAYERS_KEPT_KEY, 0)
+            self.iisft_layers_kept = keep_products(self, kept) if enable and kept else 0
+
+        # the trainer reads from the signature which columns and losses a model takes
+        @wraps(base.forward)
+        def forward(self, *args, labels=None, **kwargs):
+            stock = partial(super().forward)
+            if not (self.training and torch.is_grad_enabled()) or labels is None:
+                return stock(*args, labels=labels, **kwargs)
+            self.iisft_positions = (labels.shape[-1], labels.shape[-1])
+            found = None
+            if getattr(self.config, LOGITS_KEY, None) == TRAINED:
+                found = trained_positions(labels)
+            if found is None:
+                return stock(*args, labels=labels, **kwargs)
+            keep, targets = found
+            self.iisft_positions = (len(keep), labels.shape[-1])
+            size = getattr(self.config, LOGITS_CHUNK_KEY, 0)
+            count = kwargs.get("num_items_in_batch")
+            # a mean over chunks is not the mean over all of them
+            if not size or len(keep) <= size or count is None:
+                return stock(
+                    *args, labels=labels, logits_to_keep=keep, shift_labels=targets, **kwargs
+                )
+            del kwargs["num_items_in_batch"]
+            output = getattr(self, self.base_model_prefix)(*args, **kwargs)
+            loss = _loss_in_chunks(
+                self, stock, output, keep, targets, size, num_items_in_batch=count
+            )
+            return CausalLMOutputWithPast(loss=loss)
+
+    return Stepping

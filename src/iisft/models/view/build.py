@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -34,7 +35,7 @@ from iisft.models.view.support import (
 
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
-COMPANIONS = ("constants_iisft.py", "stopping_iisft.py")
+COMPANIONS = ("constants_iisft.py", "step_iisft.py", "stopping_iisft.py")
 
 Arithmetic = Literal["float32", "native"]
 
@@ -62,7 +63,12 @@ class ViewPlan:
 
 
 def plan_view(
-    checkpoint: Checkpoint, *, precision: str, weights: str, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    *,
+    precision: str,
+    weights: str,
+    trust_remote_code: bool,
+    step: Mapping[str, Any] | None = None,
 ) -> ViewPlan:
     """Plan the view that makes LLaMA-Factory hold `weights` and compute in `precision`. Writes
     nothing.
@@ -72,6 +78,7 @@ def plan_view(
         precision: "fp32", "fp16", "bf16" or "weights" (in the weights' own dtype).
         weights: "stored", "fp32", "fp16", "bf16" or "nf4".
         trust_remote_code: whether the preset allows the model's own Python files.
+        step: how child/step_iisft.py spends a training step, by the names of its config keys.
 
     Raises:
         InputError: the precision can't be held for this model; the message has the reason, `fix`
@@ -94,6 +101,7 @@ def plan_view(
         "torch_dtype": memory,  # older readers that one; together they can't disagree
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         ARITHMETIC_KEY: arithmetic,
+        **(step or {}),
     }
     texts = {
         "config.json": _json_text(config),
