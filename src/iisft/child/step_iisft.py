@@ -10,7 +10,9 @@ With `iisft_logits: trained` head and loss are computed only at positions whose 
 label, and with `iisft_logits_chunk` so many of them at a time.
 """
 
+from collections.abc import Callable
 from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,12 +29,14 @@ from .constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAI
 IGNORED = -100
 
 
-def _frozen_linear(x, weight, bias):
+def _frozen_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     bias = None if bias is None else bias.to(torch.float32)
     return functional.linear(x, weight.to(torch.float32), bias)
 
 
-def _operation():
+def _operation() -> Any:
     """x @ w.T + b in float32 as one operation of torch's dispatcher.
 
     Selective checkpointing sees dispatched operations alone: were the cast one of its own, it
@@ -52,14 +56,14 @@ frozen_linear = _operation()
 _PRODUCTS = {frozen_linear: 0, torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
 
 
-def _policy(smallest_inner, context, operation, *args, **kwargs):
+def _policy(smallest_inner: int, context: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
     place = _PRODUCTS.get(operation)
     if place is not None and args[place].shape[-1] >= smallest_inner:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def keep_products(model, layers_kept):
+def keep_products(model: nn.Module, layers_kept: int) -> int:
     """Give the first `layers_kept` checkpointed layers of a model selective checkpointing.
 
     The others keep recomputing everything, by torch's non-reentrant checkpointing as well, so that
@@ -79,11 +83,11 @@ def keep_products(model, layers_kept):
     return min(layers_kept, len(layers))
 
 
-def _holds(module, others):
+def _holds(module: nn.Module, others: list[nn.Module]) -> bool:
     return any(inner is not module and inner in others for inner in module.modules())
 
 
-def trained_positions(labels):
+def trained_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The positions where any row's next token has a label, and those labels; None where none has.
 
     Args:
@@ -97,15 +101,23 @@ def trained_positions(labels):
 class _Given(nn.Module):
     """Stands in for a backbone whose output is known."""
 
-    def __init__(self, output):
+    def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output
 
 
-def _loss_in_chunks(model, forward, output, keep, labels, size, **kwargs):
+def _loss_in_chunks(
+    model: Any,
+    forward: Callable[..., Any],
+    output: Any,
+    keep: torch.Tensor,
+    labels: torch.Tensor,
+    size: int,
+    **kwargs: Any,
+) -> torch.Tensor | None:
     """The loss over `keep`, made `size` positions at a time, each again in the backward pass.
 
     `forward` applies head, soft cap and loss to what a stand-in for the backbone hands it.
@@ -113,14 +125,14 @@ def _loss_in_chunks(model, forward, output, keep, labels, size, **kwargs):
     hidden, name = output[0], model.base_model_prefix
     backbone = getattr(model, name)
 
-    def one(states, targets):
+    def one(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         setattr(model, name, _Given(type(output)(last_hidden_state=states)))
         try:
             return forward(labels=targets, shift_labels=targets, **kwargs).loss
         finally:
             setattr(model, name, backbone)
 
-    total = None
+    total: torch.Tensor | None = None
     for start in range(0, len(keep), size):
         part = hidden[:, keep[start : start + size], :]
         targets = labels[:, start : start + size].contiguous()
@@ -129,21 +141,25 @@ def _loss_in_chunks(model, forward, output, keep, labels, size, **kwargs):
     return total
 
 
-def step_class(base):
+def step_class(base: Any) -> Any:
     """A model class whose training step is spent as its config says."""
 
     class Stepping(base):
         iisft_layers_kept = 0
-        iisft_positions = None  # (positions with logits, positions) of the last training forward
+        iisft_positions: tuple[int, int] | None = (
+            None  # (positions with logits, positions) of the last training forward
+        )
 
-        def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint):
+        def _set_gradient_checkpointing(
+            self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint
+        ) -> None:
             super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
             kept = getattr(self.config, LAYERS_KEPT_KEY, 0)
             self.iisft_layers_kept = keep_products(self, kept) if enable and kept else 0
 
         # the trainer reads from the signature which columns and losses a model takes
         @wraps(base.forward)
-        def forward(self, *args, labels=None, **kwargs):
+        def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
             stock = partial(super().forward)
             if not (self.training and torch.is_grad_enabled()) or labels is None:
                 return stock(*args, labels=labels, **kwargs)
