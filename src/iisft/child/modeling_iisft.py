@@ -258,7 +258,7 @@ def __getattr__(name: str) -> type:
     if base is None:
         raise AttributeError(name)
 
-    stepping = step_class(base)
+    stepping: Any = step_class(base)
 
     class Observed(stepping):
         def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
