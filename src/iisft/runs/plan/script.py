@@ -15,7 +15,7 @@ from iisft.llamafactory import dataset_info
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
 from iisft.llamafactory.logs import SUMMARY, TRAINING_STARTS
 from iisft.llamafactory.tokenized import ARGUMENT
-from iisft.presets.dump import render_yaml
+from iisft.presets.yaml12 import render_yaml
 from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
 from iisft.runs.plan.make import Plan
 from iisft.secrets import HIDDEN, redact
