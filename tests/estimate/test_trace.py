@@ -17,6 +17,8 @@ from iisft.estimate.architecture import read_architecture
 from iisft.estimate.memory import estimate_memory
 from iisft.estimate.shape import Layout
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
 FAMILIES = {

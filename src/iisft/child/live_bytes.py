@@ -45,9 +45,21 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        inside = [self.hold(tensor) for tensor in self.inside(operator, args)]
         result = operator(*args, **(kwargs or {}))
+        del inside
         torch.utils._pytree.tree_map_only(torch.Tensor, self.add, result)
         return result
+
+    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.add(tensor)
+        return tensor
+
+    def inside(self, operator: Callable[..., Any], args: tuple[Any, ...]) -> list[torch.Tensor]:
+        """What an operation that is not torch's own holds while it works."""
+        if str(operator) == "iisft.frozen_linear.default":
+            return [tensor.to(torch.float32) for tensor in args[1:] if tensor is not None]
+        return []
 
     def add(self, tensor: torch.Tensor, kind: str | None = None) -> None:
         """Follow a tensor from now on; a kind given later replaces the earlier one."""

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK
+from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install, say
 
 # a view of a model with its own, trusted code imports that code's class under this name
@@ -48,7 +49,7 @@ class _FrozenProduct(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return functional.linear(x, _float32(weight), _float32(bias))
+        return frozen_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -203,6 +204,8 @@ def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[s
         "attention": model.config._attn_implementation,
         "device": str(device),
         "float32_matmul_precision": _matmul_precision(),
+        "layers_kept": model.iisft_layers_kept,
+        "logit_positions": model.iisft_positions,
     }
 
 
@@ -253,7 +256,9 @@ def __getattr__(name: str) -> type:
     if base is None:
         raise AttributeError(name)
 
-    class Observed(base):
+    stepping: Any = step_class(base)
+
+    class Observed(stepping):
         def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
             arithmetic = getattr(config, ARITHMETIC_KEY, None)
             if arithmetic not in ARITHMETICS:

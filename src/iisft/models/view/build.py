@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -38,7 +39,7 @@ from iisft.models.view.support import (
 
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
-COMPANIONS = ("constants_iisft.py", "stopping_iisft.py")
+COMPANIONS = ("constants_iisft.py", "step_iisft.py", "stopping_iisft.py")
 
 _NO_CODE = "TRUSTED: Any = None"  # the line of the modelling file that trusted code replaces
 _TRUSTED_LINE = re.compile(r"^from \.\w+ import \w+ as TRUSTED$", re.MULTILINE)
@@ -68,7 +69,12 @@ class ViewPlan:
 
 
 def plan_view(
-    checkpoint: Checkpoint, *, precision: str, weights: str, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    *,
+    precision: str,
+    weights: str,
+    trust_remote_code: bool,
+    step: Mapping[str, Any] | None = None,
 ) -> ViewPlan:
     """Plan the view by which LLaMA-Factory holds `weights` and computes in `precision`.
 
@@ -79,6 +85,7 @@ def plan_view(
         precision: "fp32", "fp16", "bf16" or "weights" (in the weights' own dtype).
         weights: "stored", "fp32", "fp16", "bf16" or "nf4".
         trust_remote_code: whether the preset allows the model's own Python files.
+        step: how child/step_iisft.py spends a training step, by the names of its config keys.
 
     Raises:
         InputError: the precision can't be held for this model; the message says why, `fix` what to
@@ -101,6 +108,7 @@ def plan_view(
         "torch_dtype": memory,  # transformers 4 and LLaMA-Factory (patcher.py) read this one
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         ARITHMETIC_KEY: arithmetic,
+        **(step or {}),
     }
     texts = {
         "config.json": _json_text(config),
