@@ -1,4 +1,4 @@
-"""Answers against a JSON Schema."""
+"""Answers checked against a JSON Schema."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,14 +9,14 @@ import orjson
 from iisft.errors import InputError
 from iisft.evaluation import optional
 
-_EXPLAINED = 500  # the first faults are told apart; the rest are only counted
+_EXPLAINED = 500  # finding the best match is slow: later faults are only counted
 
 
 class SchemaCheck:
-    """Counts answers that fit, and what the others break most.
+    """Counts answers that fit the schema, and what the others break most.
 
     Raises:
-        InputError: the file is missing, no JSON, or no JSON Schema.
+        InputError: the file is missing, not JSON, or not a JSON Schema.
         EnvironmentFault: jsonschema is missing.
     """
 
@@ -30,7 +30,7 @@ class SchemaCheck:
             ) from error
         except ValueError as error:
             raise InputError(
-                "schema-broken", f"the schema is no JSON: {error}", where=str(path)
+                "schema-broken", f"the schema is not JSON: {error}", where=str(path)
             ) from error
         validator = jsonschema.validators.validator_for(
             schema, default=jsonschema.Draft202012Validator
@@ -39,9 +39,9 @@ class SchemaCheck:
             validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             place = "/".join(map(str, error.absolute_path)) or "the top"
-            message = f"this is no valid JSON Schema: {error.message} (at {place})"
+            message = f"this is not a valid JSON Schema: {error.message} (at {place})"
             raise InputError(
-                "schema-broken", message, where=str(path), fix="mend the schema"
+                "schema-broken", message, where=str(path), fix="fix the schema"
             ) from error
         self._validator = validator(schema)
         self._best = jsonschema.exceptions.best_match
@@ -49,7 +49,7 @@ class SchemaCheck:
         self.faults: Counter[str] = Counter()
 
     def add(self, value: Any) -> bool:
-        """Take in one parsed answer; whether it fits."""
+        """Count one parsed answer; returns whether it fits."""
         if self._validator.is_valid(value):
             self.fits += 1
             return True
