@@ -9,15 +9,12 @@ from iisft.errors import EnvironmentFault
 
 
 def cache_folder() -> Path:
-    """What can be found out again: `$XDG_CACHE_HOME/iisft`."""
+    """For what can be computed again: `$XDG_CACHE_HOME/iisft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
 
 
 def how_to_get(model: str, folder: Path) -> str:
-    """The download's exact command.
-
-    Its default place is the folder that is missing, unless a path was given.
-    """
+    """The exact command that downloads a missing model, or a hint for one given as a path."""
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
         return f"iisft download {shlex.quote(model)}, or --model DIR"
     return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"

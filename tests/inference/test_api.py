@@ -154,7 +154,7 @@ def test_what_passes_is_tried_again_and_what_does_not_is_the_rows_error(
     rows = {row["row"]: row for row in rows_of(ask, workspace)}
     assert {number: row["error"] for number, row in rows.items() if row["error"]} == {
         5: "HTTP 400: the prompt is too long",
-        6: "the answer is no JSON object: no JSON",
+        6: "the answer is not a JSON object: no JSON",
         7: "the server ended the answer by 'content_filter'",
     }
     assert (rows[3]["prediction"], rows[4]["prediction"], rows[8]["stop"]) == (
@@ -220,7 +220,10 @@ def test_no_more_requests_at_once_than_asked(ask: Any, server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("url", "sentence"),
-    [("ftp://x/v1", "--url is no http address: ftp://x/v1"), ("x", "--url is no http address: x")],
+    [
+        ("ftp://x/v1", "--url is not an http address: ftp://x/v1"),
+        ("x", "--url is not an http address: x"),
+    ],
 )
 def test_wrong_addresses(ask: Any, url: str, sentence: str) -> None:
     result = ask(url=url)

@@ -1,4 +1,4 @@
-"""Answers against a JSON Schema."""
+"""Answers checked against a JSON Schema."""
 
 import re
 from collections import Counter
@@ -10,14 +10,14 @@ from iisft.errors import InputError
 from iisft.evaluation import optional
 
 _LARGEST = 8 * 2**20
-_EXPLAINED = 500  # the first faults are told apart; the rest are only counted
+_EXPLAINED = 500  # finding the best match is slow: later faults are only counted
 
 
 class SchemaCheck:
-    """Counts answers that fit, and what the others break most.
+    """Counts answers that fit the schema, and what the others break most.
 
     Raises:
-        InputError: the file is missing, no JSON, or no JSON Schema.
+        InputError: the file is missing, not JSON, or not a JSON Schema.
         EnvironmentFault: jsonschema is missing.
     """
 
@@ -31,7 +31,7 @@ class SchemaCheck:
             ) from error
         except ValueError as error:
             raise InputError(
-                "schema-broken", f"the schema is no JSON: {error}", where=str(path)
+                "schema-broken", f"the schema is not JSON: {error}", where=str(path)
             ) from error
         if not isinstance(schema, dict | bool):
             raise InputError("schema-broken", "the schema is no JSON object", where=str(path))
@@ -45,9 +45,9 @@ class SchemaCheck:
             raise InputError("schema-broken", message, where=str(path)) from error
         except jsonschema.SchemaError as error:
             place = "/".join(map(str, error.absolute_path)) or "the top"
-            message = f"this is no valid JSON Schema: {error.message} (at {place})"
+            message = f"this is not a valid JSON Schema: {error.message} (at {place})"
             raise InputError(
-                "schema-broken", message, where=str(path), fix="correct the schema"
+                "schema-broken", message, where=str(path), fix="fix the schema"
             ) from error
         # without a way to fetch anything: a $ref may name any file or address
         referencing = optional.load("referencing", "--schema")
@@ -59,7 +59,7 @@ class SchemaCheck:
         self.faults: Counter[str] = Counter()
 
     def add(self, value: Any) -> bool:
-        """Take in one parsed answer; whether it fits."""
+        """Count one parsed answer; returns whether it fits."""
         try:
             return self._add(value)
         except RecursionError:
@@ -67,8 +67,8 @@ class SchemaCheck:
         except self._unresolvable as error:
             message = f"the schema refers to what does not stand in it: {error}"
         except re.error as error:
-            message = f"a pattern of the schema is no regular expression: {error}"
-        raise InputError("schema-broken", message, where=str(self._path), fix="correct the schema")
+            message = f"a pattern of the schema is not a regular expression: {error}"
+        raise InputError("schema-broken", message, where=str(self._path), fix="fix the schema")
 
     def _add(self, value: Any) -> bool:
         if self._validator.is_valid(value):

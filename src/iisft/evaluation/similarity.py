@@ -1,5 +1,4 @@
-"""BLEU-4 and ROUGE as LLaMA-Factory's do_predict computes them, and chrF; a sample of rows where
-all would take long.
+"""BLEU-4 and ROUGE as LLaMA-Factory's do_predict computes them, and chrF.
 
 Equal to llamafactory.train.sft.metric.ComputeSimilarity (0.9.5): jieba's words for ROUGE, single
 characters for BLEU with smoothing method 3, each figure the mean over the rows.
@@ -31,7 +30,7 @@ _MOST = 5000
 
 
 class Scorer:
-    """Scores pairs of texts; the answers of a data set repeat, so equal pairs are scored once.
+    """Scores pairs of texts. Answers repeat, so equal pairs are scored once.
 
     Raises:
         EnvironmentFault: a package is missing.
@@ -43,9 +42,9 @@ class Scorer:
         self._jieba = optional.load("jieba", _PURPOSE)
         self._jieba.setLogLevel("ERROR")
         cache = cache_folder()
-        with contextlib.suppress(OSError):  # without a cache it is only slower
+        with contextlib.suppress(OSError):  # without a cache it is just slower
             cache.mkdir(parents=True, exist_ok=True)
-            # its own place, /tmp/jieba.cache, is anybody's to write
+            # jieba's default, /tmp/jieba.cache, can be written by anyone and is unmarshalled
             self._jieba.dt.tmp_dir = str(cache)
         bleu = optional.load("nltk.translate.bleu_score", _PURPOSE)
         self._bleu, self._smoothing = bleu.sentence_bleu, bleu.SmoothingFunction().method3
@@ -77,8 +76,9 @@ class Scorer:
             return {"rouge1": 0.0, "rouge2": 0.0, "rougel": 0.0}
         try:
             scores = self._rouge.get_scores(*texts)[0]
-        except ValueError:  # rouge_chinese knows no sentence in it, only full stops
+        except ValueError:  # rouge_chinese finds no sentence in it, only full stops
             return {"rouge1": 0.0, "rouge2": 0.0, "rougel": 0.0}
+        # LLaMA-Factory rounds each row's figure, in percent, to 4 digits (train/sft/metric.py)
         return {name.replace("-", ""): round(scores[name]["f"] * 100, 4) / 100 for name in scores}
 
     def _bleu_of(self, reference: str, prediction: str) -> float:
@@ -98,8 +98,7 @@ class Scorer:
 
 @dataclass
 class TextSample:
-    """A random sample of rows for the text figures: the same rows for the same row numbers,
-    whatever is predicted.
+    """A random sample of rows for the text figures, which depends on the row numbers alone.
 
     Args:
         rows: how many at most; None for as many as can be scored in about 20 s.
@@ -117,7 +116,7 @@ class TextSample:
             heapq.heappushpop(self._heap, entry)
 
     def chosen(self, system: str) -> Iterator[tuple[int, str, str]]:
-        """Row, reference and prediction of one system, until the default's time is used up."""
+        """Row, reference and prediction of one system, as many as the time allows."""
         seconds = 0.0
         for number, (_, row, reference, predictions) in enumerate(sorted(self._heap, reverse=True)):
             if system not in predictions:
@@ -130,9 +129,7 @@ class TextSample:
 
 
 def measure(scorer: Scorer, sample: TextSample, system: str) -> dict[str, Any]:
-    """The mean figures of one system with their intervals, and `text_rows`, how many rows they are
-    from.
-    """
+    """The mean figures of one system with intervals, and `text_rows`, the number of rows."""
     from iisft.evaluation.statistics import mean_interval
 
     scores = [

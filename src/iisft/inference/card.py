@@ -1,6 +1,4 @@
-"""The model card of an exported model: what it was made of, and what was proven about
-its training.
-"""
+"""The model card of an export: what it was made of, and what was proven about its training."""
 
 import time
 
@@ -10,9 +8,7 @@ from iisft.inference.selection import Chosen
 
 
 def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
-    """README.md of the folder, with the front matter that the hubs read
-    (huggingface.co/docs/hub/model-cards).
-    """
+    """README.md, with the front matter that hubs read (huggingface.co/docs/hub/model-cards)."""
     record = source.record
     preset, model, observed = record.preset, record.model, record.observed or {}
     facts = {

@@ -1,10 +1,9 @@
-"""A file of predictions and the record beside it: rows appended as they are finished, none twice,
-none lost.
+"""A file of predictions and the record beside it: rows are appended as they finish.
 
 Each line is one JSON object: `row` (number in the staged data, from 1), `prompt`, `reference` (null
-without one), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
-`error` (null or text). While rows come they stand in the order in which they were finished; when
-all are there, in that of the data.
+if there is none), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
+`error` (null or text). Until all rows are there they are in the order in which they finished,
+afterwards in that of the data.
 """
 
 import contextlib
@@ -19,8 +18,7 @@ from iisft import files
 from iisft.errors import EnvironmentFault, RunStateError
 
 Row = dict[str, Any]
-# What makes two files of answers comparable row by row; when it began and how far it is are no part
-# of that.
+# Settings that make answers comparable row by row.
 _SAME = ("data_sha256", "generation", "model", "adapter_sha256", "backend")
 
 
@@ -38,7 +36,7 @@ class Predictions:
         return files.read_json_object(self.record_path) or {}
 
     def rows(self) -> Iterator[Row]:
-        """Every whole row; a half-written line is passed over."""
+        """Every complete row; half-written lines are skipped."""
         try:
             stream = files.open_regular(self.path)
         except FileNotFoundError:
@@ -71,27 +69,25 @@ class Predictions:
                 raise unwritable(self.path, error) from error
             yield
 
-    def begin(self, about: Mapping[str, Any], *, anew: bool) -> set[int]:
-        """Make the file ready to be continued: the rows that are there already, those that failed
-        left out.
+    def begin(self, about: Mapping[str, Any], *, restart: bool) -> set[int]:
+        """Prepare the file to be continued: keep the rows that are there, except failed ones.
 
         Args:
-            about: the record; its settings must be those by which the rows that are there were
-            made.
-            anew: throw those away.
+            about: the record; its settings must be those of the rows that are there.
+            restart: throw those rows away.
 
         Raises:
-            RunStateError: they were made in another way.
+            RunStateError: they were made with other settings.
             EnvironmentFault: the disk is full or read-only.
         """
         before = self.read_record()
-        kept = {} if anew else {row["row"]: row for row in self.rows() if not row.get("error")}
+        kept = {} if restart else {row["row"]: row for row in self.rows() if not row.get("error")}
         changed = [key for key in _SAME if before.get(key) != about.get(key)]
         if kept and changed:
             told = "; ".join(
                 f"{key}: {before.get(key)} there, {about.get(key)} now" for key in changed
             )
-            text = f"there are {len(kept)} predictions that were made in another way ({told})"
+            text = f"there are {len(kept)} predictions made with other settings ({told})"
             raise RunStateError(
                 "predictions-differ",
                 text,
@@ -100,6 +96,7 @@ class Predictions:
             )
         started = before.get("started") if kept else None
         with self._writing():
+            # rows before the record: a kill in between leaves rows that the old record still fits
             self._rewrite(kept.values())
             files.write_json_atomically(
                 self.record_path,
@@ -117,7 +114,7 @@ class Predictions:
             files.write_json_atomically(self.record_path, self.read_record() | facts)
 
     def append(self, rows: list[Row]) -> None:
-        """Add finished rows and bring them to the disk, all or none of them.
+        """Append finished rows and sync them, all or none.
 
         Raises:
             EnvironmentFault: the disk is full.
@@ -130,11 +127,10 @@ class Predictions:
             )
 
     def finish(self) -> list[Row]:
-        """Put the rows into the order of the data, record how many there are and when that was, and
-        return them.
+        """Sort the rows by number, record that they are complete, and return them.
 
         Raises:
-            EnvironmentFault: the disk is full; the rows are all there.
+            EnvironmentFault: the disk is full; all rows are still there.
         """
         rows = sorted(self.rows(), key=lambda row: int(row["row"]))
         with self._writing():
@@ -158,7 +154,7 @@ class Predictions:
 
 
 def unwritable(path: Path, error: OSError) -> EnvironmentFault:
-    fix = "free some space; the same command goes on after the last row that was written"
+    fix = "free some space; the same command continues after the last row written"
     return EnvironmentFault(
         "predictions-unwritable",
         f"predictions can't be written: {os.strerror(error.errno or 0)}",

@@ -1,7 +1,4 @@
-"""The licence of a model folder, as its README says in its front matter.
-
-Both hubs keep it there.
-"""
+"""The licence of a model folder, from its README's front matter, where both hubs keep it."""
 
 from pathlib import Path
 
@@ -25,7 +22,7 @@ def licence_of(folder: Path) -> str:
         return ""
     if not isinstance(front, dict):
         return ""
-    # only plain texts: printing a structure of aliases could take for ever
+    # only plain text: printing nested YAML aliases could take forever
     said = {key: value for key, value in front.items() if key in _KEYS and isinstance(value, str)}
     name = said.get("license", "")
     if name in ("", "other"):
