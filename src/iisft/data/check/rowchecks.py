@@ -127,7 +127,7 @@ def _is_turn(turn: Any) -> bool:
 
 
 def unusable(value: Any) -> RowFinding:
-    """The problem of a row that is no object at all."""
+    """The problem of a row that is not an object at all."""
     if isinstance(value, Unreadable):
         return flaw("row", value.code, value.message, value.excerpt, fix=value.fix)
     return flaw(

@@ -261,7 +261,7 @@ def _container(head: bytes, file: Path, compressed: bool) -> Container:
 
 
 def _refuse_one_object(text: bytes, file: Path) -> None:
-    """One object over many lines is no JSON lines: a row of its own, or a wrapper around the list
+    """One object over many lines is not JSON lines: a row of its own, or a wrapper around the list
     of rows.
     """
     first, newline, _ = text.partition(b"\n")

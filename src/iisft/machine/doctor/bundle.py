@@ -1,6 +1,6 @@
 """A machine packed into one file, and read back elsewhere: how a person asks for help.
 
-Under the names that the files have below /; iisft/answers.json is what is no file,
+Under the names that the files have below /; iisft/answers.json is what is not a file,
 iisft/interpreter.json what the training interpreter said, iisft/deep.json what --deep measured.
 """
 
