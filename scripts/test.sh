@@ -17,6 +17,7 @@ check ruff check
 check ruff format --check
 check mypy
 check lint-imports
+check zensical build --strict --clean
 check pytest "$@"
 if [[ -n $failed ]]; then
   printf 'failed:%s\n' "$failed" >&2

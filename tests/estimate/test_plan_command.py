@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from iisft.gpu_table import DEVICES
 from iisft.machine.facts.gpus import Gpu
-from iisft.machine.gpu_table import DEVICES
 from iisft.presets import documents
 
 CLI = Callable[..., Any]

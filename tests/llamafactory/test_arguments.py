@@ -142,8 +142,8 @@ KNOWN = {
     ],
 )
 def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
-    [(name, finding)] = arguments.check_extra(extra, load("mi50"), KNOWN)
-    assert (name, finding.message) == (next(iter(extra)), message)
+    [finding] = arguments.check_extra(extra, load("mi50"), KNOWN)
+    assert (finding.where, finding.message) == (f"llamafactory.{next(iter(extra))}", message)
 
 
 def test_right_arguments_pass() -> None:

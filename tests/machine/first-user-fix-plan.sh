@@ -33,10 +33,10 @@ PYTHON="$(conda run -n iisft python -c 'import sys; print(sys.executable)')"
 "$PYTHON" -m pip install 'iisft[train]' -c constraints.txt
 
 # R14 torch is built for ROCm 6.1, this machine's ROCm is 6.4: AMD tests driver and user space at most two releases apart
-# -> mended by a command above
+# -> fixed by a command above
 
 # llamafactory-version LLaMA-Factory 0.9.4 is installed; iisft is tested with 0.9.5
-# -> mended by a command above
+# -> fixed by a command above
 
 # 5. Variables: a script can't set them for you; type them, and change ~/.bashrc or the preset's env
 

@@ -103,6 +103,11 @@ NATIVE = tuple(
     {**one, "tflops": rate} for one, rate in zip(RATES, (60.0, 200.0, 190.0), strict=True)
 )
 
+
+def preset(*sets: str, ranks: int = 1) -> Scene:
+    return on(V100, "v100", *sets, ranks=ranks)
+
+
 # rule -> (it fires, it is silent)
 CASES: dict[str, tuple[Scene, Scene]] = {
     "R01": (on(replace(MI50, torch=CU130)), on(MI50)),
@@ -250,6 +255,21 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "llamafactory-cli-missing": (on(replace(T4, launcher_present=False)), on(T4)),
     "llamafactory-missing": (on(replace(T4, torch=None, packages={"peft": "0.18.1"})), on(T4)),
     "llamafactory-version": (on(packages(T4, llamafactory="0.9.3")), on(T4)),
+    "eval-never": (preset("data.eval=x"), preset("save.eval_every_steps=5", "data.eval=x")),
+    "eval-without-data": (
+        preset("save.eval_every_steps=5"),
+        preset("save.eval_every_steps=5", "data.eval=x"),
+    ),
+    "flash2-fp32": (preset("attention=flash2", "precision=fp32"), preset("attention=flash2")),
+    "global-batch": (preset("train.global_batch=63"), preset("train.global_batch=64")),
+    "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
+    "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),
+    "sharding-one-gpu": (preset("sharding=zero2"), preset("sharding=zero2", ranks=2)),
+    "sharding-unverified": (preset("sharding=zero2", ranks=2), preset(ranks=2)),
+    "stored-fp32-sharded": (
+        preset("sharding=fsdp", "precision=fp32", ranks=2),
+        preset("sharding=fsdp", "precision=fp32", "weights=fp32", ranks=2),
+    ),
     "memory-short": (
         on(deep(T4, "memory", device="cuda:0", wanted_gib=14.0, gib=6.0, error="out of memory")),
         on(deep(T4, "memory", device="cuda:0", wanted_gib=14.0, gib=14.0)),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fake_machines import FIRST_USER, MACHINES, P100, TWO_MI50, Amd
 
+import leftovers
 from iisft import process
 from iisft.llamafactory import capabilities, interpreter
 from iisft.machine.doctor import bundle, deep
@@ -166,6 +167,7 @@ def test_an_nvidia_smi_that_never_returns(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(nvidia_smi, "_TIMEOUT_S", 0.3)
     monkeypatch.setattr(process, "_DYING_S", 0.2)
     assert nvidia_smi.ask_nvidia_smi() == nvidia_smi.Smi("hangs")
+    leftovers.kill_all("IISFT_HOME", os.environ["IISFT_HOME"])  # nobody else can find that child
 
 
 def test_an_nvidia_smi_of_another_version_than_its_module(

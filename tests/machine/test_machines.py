@@ -79,7 +79,7 @@ def test_a_preset_that_gives_nan_is_told_together_with_what_the_machine_lacks(
 
 
 def test_deep_asks_for_the_memory_that_the_plan_says() -> None:
-    case = engine.Case(Machine((Gpu("amd", "gfx906", 32.0),)), need_gib=20.5)
+    case = engine.Case(machine=Machine((Gpu("amd", "gfx906", 32.0),)), need_gib=20.5)
     [memory] = [one for one in deep.checks(case) if one["check"] == "memory"]
     assert (memory["device"], memory["wanted_gib"]) == ("cuda:0", 20.5)
     [memory] = [

@@ -32,7 +32,7 @@ def test_every_key_has_its_line() -> None:
     ("text", "message", "where"),
     [
         ("a: 1\na: 2\n", "a stands twice", "x:2"),
-        ("a: [1\nb: 2\n", "no valid YAML: ", "x:2"),
+        ("a: [1\nb: 2\n", "not valid YAML: ", "x:2"),
         (
             "a: !!python/object:os.system 1\n",
             "the tag tag:yaml.org,2002:python/object:os.system is not allowed",

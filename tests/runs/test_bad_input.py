@@ -323,7 +323,7 @@ def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
         "extends: mi50\nattention: flash2\nllamafactory:\n  output_dir: x\nenv:\n  WORLD_SIZE: "
         "'2'\n",
     )
-    in_preset = ["flash2-fp32", "flash2-hardware", "env-decided", "llamafactory-owned"]
+    in_preset = ["flash2-hardware", "flash2-fp32", "env-decided", "llamafactory-owned"]
     [result] = json.loads(iisft("preset", "validate", file, "--json").out)
     assert (result["ok"], [finding["id"] for finding in result["findings"]]) == (False, in_preset)
     refused = train("--model", "Qwen/Nothing", "--data", "row", "--json", preset=file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 CLI = Callable[..., Any]
 
@@ -78,3 +79,54 @@ def test_quiet_prints_ids_alone(iisft: CLI, finished: list[str]) -> None:
     assert iisft("runs", "--quiet").out == "done\n"
     assert iisft("data", "list", "-q").out == "rows\n"
     assert "mi50\n" in iisft("preset", "list", "-q").out
+
+
+DESCRIBED: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parents[2] / "scripts" / "json_keys.yaml").read_text(encoding="utf-8")
+)
+
+
+PRINTED = [
+    ("train --dry-run", ["train", "-p", "mi50", "--dry-run"]),
+    ("plan", ["plan", "-p", "mi50"]),
+    ("status, wait, stop, train", ["status", "done"]),
+    ("status, wait, stop, train", ["wait", "done"]),
+    ("runs", ["runs"]),
+    ("logs", ["logs", "done"]),
+    ("env-check", ["env-check"]),
+    ("env-check --explain", ["env-check", "--explain", "R08"]),
+    ("preset list", ["preset", "list"]),
+    ("preset validate", ["preset", "validate", "mi50"]),
+    ("preset show --explain", ["preset", "show", "mi50", "--explain"]),
+    ("data check", ["data", "check", "{rows}", "--model", "{model}"]),
+    ("data stage", ["data", "stage", "{rows}", "--name", "again"]),
+    ("data list", ["data", "list"]),
+    ("data split", ["data", "split", "{rows}"]),
+    ("model show", ["model", "show", "{model}"]),
+    ("evaluate", ["evaluate", "{answers}"]),
+    ("compare", ["compare", "{answers}", "{others}"]),
+    ("report", ["report", "done", "-o", "{page}"]),
+]
+
+
+def test_the_manual_describes_every_key(
+    iisft: CLI, finished: list[str], rows: Path, model: Path, tmp_path: Path
+) -> None:
+    places = {"rows": rows, "model": model, "page": tmp_path / "page.html"}
+    for name, text in (("answers", "yes"), ("others", "no")):
+        places[name] = tmp_path / f"{name}.jsonl"
+        lines = [{"prompt": f"{i}", "reference": "yes", "prediction": text} for i in range(6)]
+        places[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for entry, argv in PRINTED:
+        document = json.loads(iisft(*(word.format(**places) for word in argv), "--json").out)
+        described = DESCRIBED[entry]
+        if "[]" in described:
+            described, document = described["[]"], document[0]
+        always = {key for key in described if not key.endswith("?") and "." not in key}
+        sometimes = {key.rstrip("?") for key in described if key.endswith("?")}
+        printed = set(document) - sometimes
+        if entry == "logs":  # each kind of event has keys of its own
+            printed &= always
+        assert (entry, printed) == (entry, always)
+        for outer, _, inner in (key.partition(".") for key in described if "." in key):
+            assert inner in document[outer], f"{entry}: {outer}.{inner}"

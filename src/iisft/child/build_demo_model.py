@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Before torch: one thread, so that every machine builds the same bits from the same version.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts):
+def build_tokenizer(texts: list[str]) -> Any:
     """ChatML's special tokens, so that LLaMA-Factory's template qwen is the real one."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,7 +57,7 @@ def build_tokenizer(texts):
     )
 
 
-def build_model(tokenizer, texts):
+def build_model(tokenizer: Any, texts: list[str]) -> tuple[Any, float]:
     """Next-token training on the texts, in float32, then rounded to bf16 as published
     models are.
     """
@@ -90,7 +91,7 @@ def build_model(tokenizer, texts):
     return model.to(torch.bfloat16), float(loss.detach())
 
 
-def main(rows_file, target):
+def main(rows_file: Path, target: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rows = [json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines()]

@@ -10,7 +10,7 @@ from run_model import Link, agreed, load
 from talking import Generate, TooLong
 
 
-def main():
+def main() -> None:
     link = Link()
     chat = load(link.receive())
     agreed(link, chat.engine)

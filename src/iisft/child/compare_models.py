@@ -10,14 +10,17 @@ distribution from the adapter's in nats, "effect": the same of the bare base mod
 
 import gc
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from predict_rows import read_rows
+from predict_rows import Row, read_rows
 from run_model import Link, load
 
 
 @torch.inference_mode()
-def distributions(engine, rows, longest, *, adapter=True):
+def distributions(
+    engine: Any, rows: list[Row], longest: int, *, adapter: bool = True
+) -> torch.Tensor:
     """Log-probabilities of the next token at each token of each reference, float32, on the CPU."""
     found = []
     with nullcontext() if adapter else engine.model.disable_adapter():
@@ -30,11 +33,11 @@ def distributions(engine, rows, longest, *, adapter=True):
     return torch.cat(found)
 
 
-def divergence(of, to):
+def divergence(of: torch.Tensor, to: torch.Tensor) -> float:
     return float((of.exp() * (of - to)).sum(-1).mean())
 
 
-def main():
+def main() -> None:
     link = Link()
     spec = link.receive()
     with_adapter, merged = spec["models"]

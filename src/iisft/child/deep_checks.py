@@ -17,15 +17,19 @@ import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+Spec = dict[str, Any]
+Facts = dict[str, Any]
 
 BUDGET_S = 0.3  # seconds of products per measurement
 
 
-def main(specs) -> None:
+def main(specs: list[Spec]) -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(document):
+    def say(document: dict[str, Any]) -> None:
         channel.write(json.dumps(document) + "\n")
         channel.flush()
 
@@ -41,7 +45,7 @@ def main(specs) -> None:
     os._exit(0)
 
 
-def matmul(spec):
+def matmul(spec: Spec) -> Facts:
     """TFLOP/s of n x n products, and whether a small one is right."""
     import torch
 
@@ -66,11 +70,12 @@ def matmul(spec):
     return {"tflops": float(f"{2 * n**3 * count / spent / 1e12:.4g}")}
 
 
-def memory(spec):
+def memory(spec: Spec) -> Facts:
     """GiB that can be allocated and written, up to what is wanted."""
     import torch
 
-    device, held = torch.device(spec["device"]), []
+    device = torch.device(spec["device"])
+    held: list[torch.Tensor] = []
     piece = min(1.0, spec["wanted_gib"])
     try:
         while len(held) * piece < spec["wanted_gib"] - 1e-6:
@@ -81,7 +86,7 @@ def memory(spec):
     return {"gib": round(len(held) * piece, 2)}
 
 
-def copy(spec):
+def copy(spec: Spec) -> Facts:
     """GB/s from one device to the other, and whether what arrives is what was sent."""
     import torch
 
@@ -101,7 +106,7 @@ def copy(spec):
     return {"gbps": float(f"{5 * data.numel() / spent / 1e9:.4g}")}
 
 
-def sdpa(spec):
+def sdpa(spec: Spec) -> Facts:
     """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and
     in float32.
     """
@@ -113,7 +118,7 @@ def sdpa(spec):
     q, k = q * 150, k * 150  # q.k up to 1e6 before the scale, beyond fp16's 65504
     q, k, v = (one.to(device, torch.float16) for one in (q, k, v))
 
-    def eager(a, b, c):
+    def eager(a: Any, b: Any, c: Any) -> Any:
         scores = (a @ b.transpose(-1, -2)) / math.sqrt(64)
         return scores.softmax(dim=-1, dtype=torch.float32).to(c.dtype) @ c
 
@@ -127,7 +132,7 @@ def sdpa(spec):
     }
 
 
-def all_reduce(spec):
+def all_reduce(spec: Spec) -> Facts:
     """Start the ranks, give them 60 s, and tell the bandwidth, or that they hang and what they
     said.
     """
@@ -163,14 +168,14 @@ def all_reduce(spec):
         return {**json.loads(answer.read_text()), "transports": transports}
 
 
-def _complaint(said):
+def _complaint(said: str) -> str:
     """The last warning, or the last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     warnings = [line for line in lines if " WARN " in line or "Error" in line]
     return (warnings or lines or [""])[-1][:300]
 
 
-def _rank(rank, spec, folder):
+def _rank(rank: int, spec: Spec, folder: str) -> None:
     import torch
     import torch.distributed as dist
 
@@ -205,7 +210,7 @@ def _rank(rank, spec, folder):
     os._exit(0)
 
 
-def _wait(device):
+def _wait(device: Any) -> None:
     if device.type == "cuda":
         import torch
 

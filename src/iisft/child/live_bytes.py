@@ -2,6 +2,8 @@
 
 import math
 import weakref
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,27 +22,35 @@ class LiveBytes(TorchDispatchMode):
         at_peak: the phase of the highest peak, and its bytes by kind.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.sizes, self.kinds = {}, {}
+        self.sizes: dict[int, int] = {}
+        self.kinds: dict[int, str] = {}
         self.live, self.phase = 0, "start"
-        self.peaks, self.at_peak = {}, (None, {})
+        self.peaks: dict[str, int] = {}
+        self.at_peak: tuple[str | None, dict[str, int]] = (None, {})
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         # FSDP gathers and frees so
         torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         torch.UntypedStorage.resize_ = _resize
         return super().__exit__(*error)
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        operator: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = operator(*args, **(kwargs or {}))
         torch.utils._pytree.tree_map_only(torch.Tensor, self.add, result)
         return result
 
-    def add(self, tensor, kind=None):
+    def add(self, tensor: torch.Tensor, kind: str | None = None) -> None:
         """Follow a tensor from now on; a kind given later replaces the one before."""
         local = getattr(tensor, "_local_tensor", tensor)  # a DTensor is a view of its shard
         if type(local).__name__ == "AsyncCollectiveTensor":
@@ -52,12 +62,12 @@ class LiveBytes(TorchDispatchMode):
         if kind is not None:
             self.kinds[key] = kind
 
-    def _resized(self, storage, size):
+    def _resized(self, storage: Any, size: int) -> Any:
         result = _resize(storage, size)
         self._set(storage, size)
         return result
 
-    def _set(self, storage, size):
+    def _set(self, storage: Any, size: int) -> None:
         key = storage._cdata
         if key not in self.sizes:
             self.sizes[key], self.kinds[key] = 0, "activations"
@@ -70,23 +80,23 @@ class LiveBytes(TorchDispatchMode):
             if self.live >= max(self.peaks.values()):
                 self.at_peak = (self.phase, self.by_kind())
 
-    def _remove(self, key):
+    def _remove(self, key: int) -> None:
         self.live -= self.sizes.pop(key)
         del self.kinds[key]
 
-    def by_kind(self):
+    def by_kind(self) -> dict[str, int]:
         """Bytes by kind at this moment."""
-        sums = {}
+        sums: dict[str, int] = {}
         for key, size in self.sizes.items():
             sums[self.kinds[key]] = sums.get(self.kinds[key], 0) + size
         return sums
 
-    def begin(self, phase):
+    def begin(self, phase: str) -> None:
         """Forget the peaks so far: the step begins."""
         self.peaks, self.at_peak = {}, (None, {})
         self.enter(phase)
 
-    def enter(self, phase):
+    def enter(self, phase: str) -> None:
         """From here on it is another phase."""
         self.phase = phase
         self.peaks.setdefault(phase, self.live)

@@ -10,6 +10,7 @@ Each weight is rounded once: the sum is made in float32 and stored as `dtype`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -17,7 +18,7 @@ from run_model import Link, known_arguments
 from transformers import AutoModelForCausalLM
 
 
-def merge(spec):
+def merge(spec: dict[str, Any]) -> None:
     dtype = getattr(torch, spec["dtype"])
     # Adding float32 to a narrower weight in its place sums in float32 and rounds once; a change of
     # dtype after that would round again.
@@ -29,7 +30,7 @@ def merge(spec):
     model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
 
 
-def save_tokenizer(spec):
+def save_tokenizer(spec: dict[str, Any]) -> None:
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_infer_args
     from llamafactory.model import load_tokenizer
@@ -44,7 +45,7 @@ def save_tokenizer(spec):
     )
 
 
-def main():
+def main() -> None:
     link = Link()
     spec = link.receive()
     merge(spec)

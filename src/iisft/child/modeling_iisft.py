@@ -19,6 +19,8 @@ Either way each rank writes one line about its first training forward to stdout:
 import contextlib
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -30,11 +32,12 @@ from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK, P
 from .stopping_iisft import install
 
 # a view of a model with its own, trusted code imports that code's class under this name
-TRUSTED = None
+TRUSTED: Any = None
 LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
+Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 
-def _float32(tensor):
+def _float32(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else tensor.to(torch.float32)
 
 
@@ -45,13 +48,15 @@ class _FrozenProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight)
         return functional.linear(x, _float32(weight), _float32(bias))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         (weight,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, None, None
@@ -61,14 +66,14 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class ExactLinear(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if any(p is not None and p.requires_grad for p in (self.weight, self.bias)):
             return functional.linear(x, _float32(self.weight), _float32(self.bias))
         return _FrozenProduct.apply(x, self.weight, self.bias)
 
 
 class ExactEmbedding(nn.Embedding):
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = _float32(nn.Embedding.forward(self, ids))
         # Gemma's own forward rounds it to the weight's dtype
         scale = getattr(self, "scalar_embed_scale", None)
@@ -80,7 +85,7 @@ class ExactEmbedding(nn.Embedding):
 
 
 class ExactLayerNorm(nn.LayerNorm):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(
             x, self.normalized_shape, _float32(self.weight), _float32(self.bias), self.eps
         )
@@ -89,7 +94,7 @@ class ExactLayerNorm(nn.LayerNorm):
 EXACT = {nn.Linear: ExactLinear, nn.Embedding: ExactEmbedding, nn.LayerNorm: ExactLayerNorm}
 
 
-def make_exact(model):
+def make_exact(model: nn.Module) -> None:
     """Let every module of a stock model compute in float32 over its stored weights.
 
     Raises:
@@ -109,13 +114,13 @@ def make_exact(model):
             )
 
 
-def _is_scaled_embedding(module):
+def _is_scaled_embedding(module: nn.Module) -> bool:
     return type(module).__name__.endswith("TextScaledWordEmbedding") and hasattr(
         module, "scalar_embed_scale"
     )
 
 
-def _exact_class(exact, stock):
+def _exact_class(exact: type, stock: type) -> type:
     # transformers and LLaMA-Factory choose by class name and by isinstance: both still hold
     return type(stock.__name__, (exact, stock), {"__module__": stock.__module__})
 
@@ -129,16 +134,17 @@ class Witness:
     after `__init__`.
     """
 
-    def __init__(self, model, arithmetic):
+    def __init__(self, model: Any, arithmetic: str) -> None:
         self.model, self.arithmetic = model, arithmetic
-        self.seen, self.inner = {}, []
+        self.seen: dict[str, str | None] = {}
+        self.inner: list[Any] = []
         backbone = getattr(model, model.base_model_prefix)
         self.outer = [
             backbone.register_forward_pre_hook(self._start),
             backbone.register_forward_hook(self._finish),
         ]
 
-    def _start(self, backbone, args):
+    def _start(self, backbone: nn.Module, args: tuple[Any, ...]) -> None:
         self._remove(self.inner)  # left over when the forward before this one did not reach its end
         self.seen = {}
         if not (backbone.training and torch.is_grad_enabled()):
@@ -149,8 +155,8 @@ class Witness:
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
 
-    def _note(self, key):
-        def hook(module, args, output):
+    def _note(self, key: str) -> Hook:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             # bitsandbytes casts its result back to the input's dtype, but multiplies in
             # compute_dtype
@@ -158,7 +164,7 @@ class Witness:
 
         return hook
 
-    def _finish(self, backbone, args, output):
+    def _finish(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self.seen:
             return
         self._remove(self.inner)
@@ -167,13 +173,13 @@ class Witness:
         _write_line({**describe(self.model, self.arithmetic, hidden.device), **self.seen})
 
     @staticmethod
-    def _remove(handles):
+    def _remove(handles: list[Any]) -> None:
         for handle in handles:
             handle.remove()
         handles.clear()
 
 
-def first_attention(backbone):
+def first_attention(backbone: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """The first attention module that holds a frozen linear layer, and that layer.
 
     Or nothing twice.
@@ -186,7 +192,7 @@ def first_attention(backbone):
     return None, None
 
 
-def describe(model, arithmetic, device):
+def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[str, Any]:
     """Everything but the two output dtypes."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     autocast = torch.is_autocast_enabled(device.type)
@@ -205,12 +211,12 @@ def describe(model, arithmetic, device):
     }
 
 
-def count_weights(model):
+def count_weights(model: nn.Module) -> dict[str, int]:
     """Frozen base parameters by dtype.
 
     4-bit weights count as nf4, with the number they stand for.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and "lora_" not in name:
             kind = plain(parameter.dtype)
@@ -220,7 +226,7 @@ def count_weights(model):
     return counts
 
 
-def _size(parameter):
+def _size(parameter: Any) -> int:
     if type(parameter).__name__ == "Params4bit":
         state = getattr(parameter, "quant_state", None)
         packed = parameter.numel() * parameter.element_size() * 2
@@ -229,7 +235,7 @@ def _size(parameter):
     return getattr(parameter, "ds_numel", None) or parameter.numel()
 
 
-def _matmul_precision():
+def _matmul_precision() -> str:
     """The legacy getter's word.
 
     It raises once anyone has used the newer setting, which then decides.
@@ -240,11 +246,11 @@ def _matmul_precision():
         return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
-def plain(dtype):
+def plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _write_line(observed):
+def _write_line(observed: dict[str, Any]) -> None:
     # A word that only the starter of this process knows: text of a data row, which the trainer
     # prints, can't forge it.
     words = filter(None, (PROOF_MARK, os.environ.get(PROOF_VARIABLE), json.dumps(observed)))
@@ -256,16 +262,16 @@ def _write_line(observed):
         os.write(1, line)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type:
     """The stock class of that name, made a witness and, where the config says so, exact."""
-    base = TRUSTED if TRUSTED is not None and TRUSTED.__name__ == name else None
+    base: Any = TRUSTED if TRUSTED is not None and TRUSTED.__name__ == name else None
     if TRUSTED is None and name[:1].isupper():
         base = getattr(transformers, name, None)
     if base is None:
         raise AttributeError(name)
 
     class Observed(base):
-        def __init__(self, config, *inputs, **kwargs):
+        def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
             arithmetic = getattr(config, ARITHMETIC_KEY, None)
             if arithmetic not in ARITHMETICS:
                 raise ValueError(

@@ -12,8 +12,10 @@ was killed goes on with the same ones.
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from run_model import Link, agreed, load, stop_ids, swap_adapter
@@ -30,17 +32,17 @@ class Row:
     """
 
     number: int
-    ids: list
+    ids: list[int]
     text: str
     reference: str | None
-    reference_ids: list
+    reference_ids: list[int]
 
     @property
-    def reference_tokens(self):
+    def reference_tokens(self) -> int:
         return len(self.reference_ids)
 
 
-def read_rows(engine, data, count):
+def read_rows(engine: Any, data: dict[str, str], count: int) -> list[Row]:
     """The first `count` rows, as LLaMA-Factory itself makes prompts of them, but never cut."""
     import json
 
@@ -66,10 +68,10 @@ def read_rows(engine, data, count):
     return rows
 
 
-def in_batches(rows, size):
+def in_batches(rows: list[Row], size: int) -> list[list[Row]]:
     """Rows of like length together, the longest first."""
 
-    def length(row):
+    def length(row: Row) -> tuple[int, int, int]:
         answer = round(4 * math.log2(row.reference_tokens + 1)) if row.reference is not None else 0
         return -answer, -len(row.ids), row.number
 
@@ -77,14 +79,14 @@ def in_batches(rows, size):
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def work(batch):
+def work(batch: list[Row]) -> float:
     """How long a batch takes, in steps of decoding, as far as its references tell."""
     prompts = sum(len(row.ids) for row in batch) / PROMPT_TOKENS_PER_STEP
     return max((row.reference_tokens for row in batch), default=0) + prompts
 
 
 @torch.inference_mode()
-def generate(engine, batch, limit):
+def generate(engine: Any, batch: list[Row], limit: int) -> list[list[int]]:
     """New tokens of each row, one list per row."""
     pad, width = engine.tokenizer.pad_token_id, max(len(row.ids) for row in batch)
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in batch])
@@ -103,7 +105,7 @@ def generate(engine, batch, limit):
     return out[:, width:].tolist()
 
 
-def answers(engine, batch, max_new_tokens):
+def answers(engine: Any, batch: list[Row], max_new_tokens: int) -> Iterator[dict[str, Any]]:
     """Finished rows of a batch.
 
     One that does not fit into memory is halved; a single row that does not is an error.
@@ -143,7 +145,7 @@ def answers(engine, batch, max_new_tokens):
     yield from answers(engine, fitting[half:], max_new_tokens)
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: RuntimeError) -> bool:
     text = str(error)
     return (
         isinstance(error, torch.cuda.OutOfMemoryError)
@@ -152,7 +154,7 @@ def is_out_of_memory(error):
     )
 
 
-def finished(engine, row, ids):
+def finished(engine: Any, row: Row, ids: list[int]) -> dict[str, Any]:
     stops = set(stop_ids(engine))
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     kept = ids if end is None else ids[: end + 1]
@@ -164,11 +166,13 @@ def finished(engine, row, ids):
     )
 
 
-def failed(row, error):
+def failed(row: Row, error: str) -> dict[str, Any]:
     return line(row, prediction="", tokens=0, stop=None, error=error)
 
 
-def line(row, *, prediction, tokens, stop, error=None):
+def line(
+    row: Row, *, prediction: str, tokens: int, stop: str | None, error: str | None = None
+) -> dict[str, Any]:
     return {
         "row": row.number,
         "prompt": row.text,
@@ -181,7 +185,9 @@ def line(row, *, prediction, tokens, stop, error=None):
     }
 
 
-def do_job(link, engine, spec, job, rows):
+def do_job(
+    link: Link, engine: Any, spec: dict[str, Any], job: dict[str, Any], rows: list[Row]
+) -> None:
     done = set(job["done"])
     batches = [
         [row for row in batch if row.number not in done]
@@ -196,7 +202,7 @@ def do_job(link, engine, spec, job, rows):
         link.send(kind="rows", rows=lines, share=finished_work / total)
 
 
-def main():
+def main() -> None:
     link = Link()
     spec = link.receive()
     engine = load(spec).engine

@@ -20,23 +20,27 @@ import queue
 import sys
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from constants_iisft import ARITHMETIC_KEY
+
+Spec = dict[str, Any]
 
 
 class Link:
     """The way to the process that started this one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._lock = threading.Lock()
-        self._arrived = queue.Queue()
+        self._arrived: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def _listen(self):
+    def _listen(self) -> None:
         rest = b""
         # sys.stdin's lock would be held at the end of the interpreter
         while chunk := os.read(0, 65536):
@@ -45,20 +49,20 @@ class Link:
                 self._arrived.put(json.loads(line))
         os._exit(0)
 
-    def receive(self):
+    def receive(self) -> Any:
         return self._arrived.get()
 
-    def arrived(self):
+    def arrived(self) -> bool:
         """Whether something waits to be received."""
         return not self._arrived.empty()
 
-    def send(self, **message):
+    def send(self, **message: Any) -> None:
         with self._lock, contextlib.suppress(BrokenPipeError):
             self._out.write(json.dumps(message) + "\n")
             self._out.flush()
 
 
-def load(spec):
+def load(spec: Spec) -> Any:
     """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer
     and template.
     """
@@ -69,7 +73,7 @@ def load(spec):
     return chat_model.ChatModel(known_arguments(spec))
 
 
-def known_arguments(spec):
+def known_arguments(spec: Spec) -> dict[str, Any]:
     """Those of the run's arguments that are not the trainer's alone."""
     from llamafactory.hparams import parser
 
@@ -77,7 +81,14 @@ def known_arguments(spec):
     return {name: value for name, value in spec["arguments"].items() if name in known}
 
 
-def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwargs):
+def _load_model(
+    spec: Spec,
+    load_model: Callable[..., Any],
+    tokenizer: Any,
+    model_args: Any,
+    finetuning_args: Any,
+    **kwargs: Any,
+) -> Any:
     from transformers import GenerationConfig
 
     cuda = torch.cuda.is_available()
@@ -100,7 +111,7 @@ def _load_model(spec, load_model, tokenizer, model_args, finetuning_args, **kwar
     return model.requires_grad_(False).eval()
 
 
-def _autocast(model, dtype):
+def _autocast(model: Any, dtype: torch.dtype) -> None:
     """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward,
     float32 outside.
     """
@@ -110,7 +121,7 @@ def _autocast(model, dtype):
     model.forward = types.MethodType(convert_outputs_to_fp32(inside), model)
 
 
-def swap_adapter(model, folder):
+def swap_adapter(model: Any, folder: str) -> None:
     """Put the weights of another checkpoint of the same run into the loaded adapter."""
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
@@ -120,7 +131,7 @@ def swap_adapter(model, folder):
 
 
 @torch.inference_mode()
-def observe(model, tokenizer):
+def observe(model: Any, tokenizer: Any) -> dict[str, Any]:
     """What a forward of this model computes in, with the words of the training's proof."""
     package = types.ModuleType("iisft_child")
     package.__path__ = [str(Path(__file__).parent)]
@@ -130,14 +141,14 @@ def observe(model, tokenizer):
     backbone = getattr(base, base.base_model_prefix)
     seen = {"attention_dtype": None, "linear_dtype": None}
 
-    def note(key):
-        def hook(module, args, output):
+    def note(key: str) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             seen[key] = view.plain(getattr(module, "compute_dtype", None) or tensor.dtype)
 
         return hook
 
-    def describe(module, args, output):
+    def describe(module: Any, args: Any, output: Any) -> None:
         seen.update(
             view.describe(base, getattr(base.config, ARITHMETIC_KEY, None), output[0].device)
         )
@@ -153,16 +164,16 @@ def observe(model, tokenizer):
     return seen
 
 
-def agreed(link, engine):
+def agreed(link: Link, engine: Any) -> None:
     """Report what the model computes in, and go on only when the other side has found it right."""
     link.send(kind="observed", proof=observe(engine.model, engine.tokenizer))
     link.receive()
 
 
-def base_of(model):
+def base_of(model: Any) -> Any:
     """The model without its adapter's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def stop_ids(engine):
+def stop_ids(engine: Any) -> list[int]:
     return engine.template.get_stop_token_ids(engine.tokenizer)

@@ -7,6 +7,7 @@ descriptor}.
 
 import socket
 import types
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import HTTPException
@@ -18,21 +19,21 @@ from talking import Generate, TooLong
 class Server(uvicorn.Server):
     """Says when it answers."""
 
-    def __init__(self, config, link):
+    def __init__(self, config: uvicorn.Config, link: Link) -> None:
         super().__init__(config)
         self._link = link
 
-    async def startup(self, sockets=None):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._link.send(kind="ready")
 
 
-def no_fetching(*args, **kwargs):
+def no_fetching(*args: Any, **kwargs: Any) -> NoReturn:
     """LLaMA-Factory would fetch the address of an image for whoever asks."""
     raise HTTPException(status_code=400, detail="this model reads text alone")
 
 
-def main():
+def main() -> None:
     link = Link()
     spec = link.receive()
     chat = load(spec)
@@ -46,7 +47,7 @@ def main():
     app = api_app.create_app(chat)
 
     @app.exception_handler(TooLong)
-    async def too_long(request, error):
+    async def too_long(request: Any, error: TooLong) -> JSONResponse:
         return JSONResponse(
             {"error": {"message": str(error), "code": "context_length_exceeded"}}, status_code=400
         )

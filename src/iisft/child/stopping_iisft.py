@@ -13,6 +13,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import trainer
@@ -27,24 +28,31 @@ class StopTogether(TrainerCallback):
     SIGUSR1 writes every thread's stack.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, self._ask)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
-    def _ask(self, *_):
+    def _ask(self, *_: object) -> None:
         self.asked = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         stop_file = os.environ.get(STOP_VARIABLE)
         if _any_rank(self.asked or bool(stop_file and Path(stop_file).exists()), args.device):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Logging comes before saving: a step that broke the weights must not become the newest
         checkpoint.
         """
@@ -55,7 +63,7 @@ class StopTogether(TrainerCallback):
             control.should_save = False
 
 
-def _any_rank(asked, device):
+def _any_rank(asked: bool, device: torch.device) -> bool:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return asked
     flag = torch.tensor([int(asked)], device=device)
@@ -63,7 +71,7 @@ def _any_rank(asked, device):
     return bool(flag.item())
 
 
-def install():
+def install() -> None:
     """Give every trainer of this process the callback, once."""
     # the same file is a module of another name in each view
     if not any(

@@ -4,6 +4,9 @@ an end, and a request can be taken back. Runs in the training interpreter (see r
 LLaMA-Factory generates in a thread; when that dies of an error its stream waits for ever.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
@@ -15,10 +18,10 @@ class TooLong(ValueError):
 class Streamer(TextIteratorStreamer):
     """Text as it comes, and the error that ended it."""
 
-    def fail(self, error):
+    def fail(self, error: Exception) -> None:
         self.text_queue.put(error)
 
-    def __next__(self):
+    def __next__(self) -> str:
         text = self.text_queue.get()
         if isinstance(text, Exception):
             raise text
@@ -35,7 +38,7 @@ class Generate:
         taken_back: whether the present request is not wanted any more.
     """
 
-    def __init__(self, engine, taken_back=lambda: False):
+    def __init__(self, engine: Any, taken_back: Callable[[], bool] = lambda: False) -> None:
         from llamafactory.chat import hf_engine
 
         hf_engine.TextIteratorStreamer = Streamer
@@ -44,7 +47,13 @@ class Generate:
         self._context = getattr(engine.model.config, "max_position_embeddings", None)
         engine.model.generate = self
 
-    def __call__(self, inputs, generation_config, streamer=None, **kwargs):
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        generation_config: Any,
+        streamer: Streamer | None = None,
+        **kwargs: Any,
+    ) -> Any:
         try:
             if self._context is not None:
                 room = self._context - inputs.shape[1]
@@ -66,5 +75,5 @@ class Generate:
                 raise
             streamer.fail(error)
 
-    def _stop(self, ids, scores, **kwargs):
+    def _stop(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.full((ids.shape[0],), self._taken_back(), device=ids.device, dtype=torch.bool)

@@ -21,7 +21,9 @@ import time
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from live_bytes import LiveBytes
@@ -30,11 +32,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint  # noqa: F401 - loaded before any mode is active
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Case = dict[str, Any]
 KERNELS = ("math", "efficient", "flash")
 _real_dropout = functional.dropout
 
 
-def _cuda_dropout(input, p=0.5, training=True, inplace=False):
+def _cuda_dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
     """The CPU composes dropout from a noise tensor of the input's dtype.
 
     CUDA keeps a mask of one byte per element.
@@ -44,13 +49,22 @@ def _cuda_dropout(input, p=0.5, training=True, inplace=False):
     return torch.ops.aten.native_dropout(input, p, True)[0]
 
 
-def _kernel(name):
+def _kernel(name: str) -> Callable[..., Any]:
     """An attention function for transformers that calls torch's kernel of that name, whatever
     device this is.
     """
     from transformers.integrations.sdpa_attention import repeat_kv
 
-    def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    def attention(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         grouped = module.num_key_value_groups > 1
         if grouped and name == "efficient":
@@ -78,7 +92,7 @@ def _kernel(name):
     return attention
 
 
-def build(case):
+def build(case: Case) -> Any:
     """The model as LLaMA-Factory prepares it, on the meta device."""
     import transformers
     from llamafactory.hparams import FinetuningArguments, ModelArguments
@@ -122,7 +136,7 @@ def build(case):
     return model.train()
 
 
-def shard(model, fake_mode, case):
+def shard(model: Any, fake_mode: FakeTensorMode, case: Case) -> None:
     """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root.
 
     The ranks are not there.
@@ -148,11 +162,11 @@ def shard(model, fake_mode, case):
             fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
-def materialize(model, fake_mode):
+def materialize(model: Any, fake_mode: FakeTensorMode) -> None:
     """Put fake CPU tensors in the place of the meta ones; tied parameters stay one."""
-    made = {}
+    made: dict[torch.Tensor, torch.Tensor] = {}
 
-    def fake(tensor):
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
         if tensor not in made:
             made[tensor] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             if isinstance(tensor, torch.nn.Parameter):
@@ -167,7 +181,7 @@ def materialize(model, fake_mode):
                 )
 
 
-def inputs_for(model, case, dtype):
+def inputs_for(model: Any, case: Case, dtype: torch.dtype) -> dict[str, Any]:
     """A full batch without padding: the longest rows that cutoff_len allows."""
     batch, length = case["batch"], case["length"]
     tokens = torch.zeros(batch, length, dtype=torch.int64)
@@ -182,7 +196,7 @@ def inputs_for(model, case, dtype):
     return inputs
 
 
-def optimizer_for(name, parameters):
+def optimizer_for(name: str, parameters: list[Any]) -> Any:
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=1e-3, foreach=True)
     if name == "adafactor":
@@ -193,7 +207,7 @@ def optimizer_for(name, parameters):
     return torch.optim.AdamW(parameters, lr=1e-3, foreach=not fused, fused=fused)
 
 
-def trace(case):
+def trace(case: Case) -> dict[str, Any]:
     """Peak bytes of one step, by phase, and what they consist of at the worst moment.
 
     `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native"
@@ -267,10 +281,10 @@ def trace(case):
     }
 
 
-def _note_head(model, memory):
+def _note_head(model: Any, memory: LiveBytes) -> None:
     """Mark when the head begins in forward and when its backward is done."""
 
-    def before(module, arguments):
+    def before(module: Any, arguments: tuple[Any, ...]) -> None:
         memory.enter("loss")
         if arguments[0].requires_grad:
             arguments[0].register_hook(lambda gradient: memory.enter("backward"))
@@ -278,7 +292,7 @@ def _note_head(model, memory):
     model.get_output_embeddings().register_forward_pre_hook(before)
 
 
-def main():
+def main() -> None:
     real_stdout = os.dup(1)
     os.dup2(2, 1)  # the libraries print
     with os.fdopen(real_stdout, "w") as out:

@@ -9,6 +9,7 @@ than its limit.
 
 import contextlib
 import faulthandler
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -17,7 +18,11 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TextIO
+
+Facts = dict[str, Any]
 
 MORE_PACKAGES = (
     "pip",
@@ -34,11 +39,11 @@ ONLY_IF_INSTALLED = ("bitsandbytes", "deepspeed")
 TRAINER = "llamafactory.train.tuner"  # what `llamafactory-cli train` imports
 
 
-def main(limit_s) -> None:
+def main(limit_s: float) -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the packages print goes to stderr
 
-    def step(name, work):
+    def step(name: str, work: Callable[[], Facts]) -> Facts:
         _say(channel, {"begin": name})
         faulthandler.dump_traceback_later(limit_s, exit=True)
         began = time.monotonic()
@@ -61,7 +66,7 @@ def main(limit_s) -> None:
     step("devices", _devices)
     for name in (*IMPORTS, *ONLY_IF_INSTALLED):
         if importlib.util.find_spec(name):
-            step(name, lambda name=name: _import(name))
+            step(name, functools.partial(_import, name))
     if importlib.util.find_spec("bitsandbytes"):
         step("bitsandbytes-libraries", _bitsandbytes)
     if importlib.util.find_spec("llamafactory"):
@@ -71,12 +76,12 @@ def main(limit_s) -> None:
     os._exit(0)  # some packages hang in their exit handlers
 
 
-def _say(channel, document) -> None:
+def _say(channel: TextIO, document: Facts) -> None:
     channel.write(json.dumps(document) + "\n")
     channel.flush()
 
 
-def _versions(names):
+def _versions(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -84,12 +89,12 @@ def _versions(names):
     return found
 
 
-def _import(name):
+def _import(name: str) -> Facts:
     importlib.import_module(name)
     return {}
 
 
-def _torch():
+def _torch() -> Facts:
     import torch
 
     return {
@@ -101,13 +106,13 @@ def _torch():
     }
 
 
-def _arch_list(torch):
+def _arch_list(torch: Any) -> list[str]:
     """get_arch_list() is empty where no GPU can be seen; the build's own list is not."""
     flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
     return flags.split() if flags else torch.cuda.get_arch_list()
 
 
-def _blas_archs(torch):
+def _blas_archs(torch: Any) -> list[str] | None:
     """Architectures that the rocBLAS beside torch has kernel files for.
 
     None where there is no such folder.
@@ -121,7 +126,7 @@ def _blas_archs(torch):
     return sorted(set(re.findall(r"gfx[0-9a-f]+", " ".join(names)))) if names else None
 
 
-def _devices():
+def _devices() -> Facts:
     import torch
 
     if not torch.cuda.is_available():
@@ -147,9 +152,12 @@ def _devices():
     return {"available": True, "devices": devices, "peers": peers}
 
 
-def _bitsandbytes():
+def _bitsandbytes() -> Facts:
     """GPU architectures that the ROCm libraries of bitsandbytes name; None where it has none."""
-    folder = Path(importlib.util.find_spec("bitsandbytes").origin).parent
+    spec = importlib.util.find_spec("bitsandbytes")
+    if spec is None or spec.origin is None:
+        return {"rocm_archs": None}
+    folder = Path(spec.origin).parent
     libraries = list(folder.glob("libbitsandbytes_rocm*.so"))
     if not libraries:
         return {"rocm_archs": None}

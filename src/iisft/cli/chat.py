@@ -25,11 +25,11 @@ def chat(
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
     system: Annotated[
-        str | None, typer.Option(help="System prompt; left out = the template's own.")
+        str | None, typer.Option(help="System prompt; default: the template's own.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 = greedy, as predict answers.")] = 0.0,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
     ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,

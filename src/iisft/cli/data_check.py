@@ -37,7 +37,8 @@ def check(
     overlong: OverlongOption = None,
     exact: ExactOption = False,
     page: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the account as a page.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the token account as an HTML page."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

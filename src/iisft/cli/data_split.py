@@ -24,7 +24,7 @@ def split(
         ),
     ],
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the files; left out = beside the file.")
+        Path | None, typer.Option(help="Folder for the files; default: beside the file.")
     ] = None,
     parts: Annotated[
         str, typer.Option(metavar="A:B[:C]", help="Shares of train, val and test.")
@@ -40,7 +40,8 @@ def split(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 42,
     stable: Annotated[
-        bool, typer.Option("--stable", help="By hash: a row keeps its side when rows are added.")
+        bool,
+        typer.Option("--stable", help="Split by hash: a row keeps its side when rows are added."),
     ] = False,
     ratio: Annotated[
         list[str] | None,
@@ -56,7 +57,7 @@ def split(
         str | None,
         typer.Option(
             metavar="FIELD",
-            help="With --rows: draw each by one over how often its value here occurs.",
+            help="With --rows: weight each row by the inverse frequency of its value.",
         ),
     ] = None,
     formats: FormatOption = None,

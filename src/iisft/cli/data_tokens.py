@@ -34,7 +34,7 @@ OverlongOption = Annotated[
     typer.Option(
         "--overlong",
         metavar="POLICY",
-        help="Rows over cutoff_len: fail, fit, drop or allow; left out = the preset's.",
+        help="Rows over cutoff_len: fail, fit, drop or allow; default: the preset's.",
         autocompletion=lambda: list(_POLICIES),
     ),
 ]

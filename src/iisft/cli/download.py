@@ -32,7 +32,7 @@ class Transfer(StrEnum):
 def download(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; left out = the preset's."),
+        typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; default: the preset's."),
     ] = None,
     preset: Annotated[
         str,
@@ -50,12 +50,12 @@ def download(
         ),
     ] = Source.AUTO,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; left out = the newest.")
+        str | None, typer.Option(help="Branch, tag or commit; default: the newest.")
     ] = None,
     to: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="The folder; left out = models/OWNER/NAME of the workspace."
+            metavar="DIR", help="The folder; default: models/OWNER/NAME of the workspace."
         ),
     ] = None,
     include: Annotated[
@@ -81,7 +81,8 @@ def download(
     adopt: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Take over a folder that came otherwise, compared with the hub."
+            metavar="DIR",
+            help="Take over a folder you already have, after comparing it with the hub.",
         ),
     ] = None,
     as_json: JsonOption = False,

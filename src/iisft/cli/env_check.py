@@ -11,7 +11,7 @@ from iisft.errors import ExitCode, Finding, InputError, UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.machine.doctor.engine import Case, Diagnosis
+    from iisft.machine.doctor.engine import Case
     from iisft.machine.facts.machine import Machine
 
 
@@ -19,11 +19,14 @@ def env_check(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", "-p", help="Also what this preset needs.", autocompletion=complete_presets
+            "--preset",
+            "-p",
+            help="Also check what this preset needs.",
+            autocompletion=complete_presets,
         ),
     ] = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Compute on every GPU, and let them exchange data.")
+        bool, typer.Option("--deep", help="Compute on every GPU and exchange data between them.")
     ] = False,
     collect: Annotated[
         Path | None,
@@ -37,7 +40,7 @@ def env_check(
         Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
     ] = None,
     explain: Annotated[
-        str | None, typer.Option(metavar="ID", help="What a rule means and where it comes from.")
+        str | None, typer.Option(metavar="ID", help="Explain a rule and name its source.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,34 +72,28 @@ def env_check(
     else:
         machine = inspect.this_machine(workspace.root, reader)
         machine, notes = inspect.inspected(machine, console.say, fresh=True)
-    case, objections = _case(machine, preset, workspace)
+    case = _case(machine, preset, workspace)
     if deep:
         case = _deep(case)
         machine = case.machine
-    diagnoses = engine.diagnose(case)
-    said = {name for one in diagnoses for name in one.rule.replaces}
-    notes += [one for one in objections if one.id not in said]
+    found = [*engine.diagnose(case), *notes]
     if collect is not None:
         _write(collect, lambda: bundle.pack(machine, reader, collect.absolute()))
         console.say(
             f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
         )
     if fix_plan is not None:
-        _write_fix_plan(fix_plan, diagnoses, machine)
-    ok = all(one.seen.severity != "error" for one in diagnoses) and all(
-        note.severity != "error" for note in notes
-    )
+        _write_fix_plan(fix_plan, found, machine)
+    ok = all(one.severity != "error" for one in found)
     if as_json:
-        console.out_json(_document(case, diagnoses, notes, ok=ok))
+        console.out_json(_document(case, found, ok=ok))
     else:
-        _print(case, diagnoses, notes)
+        _print(case, found)
     if not ok:
         raise typer.Exit(ExitCode.ENVIRONMENT)
 
 
-def _case(
-    machine: "Machine", preset: str | None, workspace: Workspace
-) -> "tuple[Case, list[Finding]]":
+def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "Case":
     """What would run: the preset, its model's configuration where that is known, and whether the
     plan says it fits.
     """
@@ -105,18 +102,18 @@ def _case(
     from iisft.machine.doctor.engine import Case
 
     if preset is None:
-        return Case(machine), []
+        return Case(machine=machine)
     from iisft.presets import checking, documents
     from iisft.runs.plan import fit
 
     loaded = checking.check(documents.read_document(preset, workspace), judge=False)
     found, ranks = loaded.preset, max(loaded.preset.hardware.gpus, 1)
-    case = Case(machine, found, ranks)
+    case = Case(found, ranks, document=loaded.document, machine=machine)
     place = fit.place_for(found, case.gpus, ranks)
     seen = fit.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
     config = seen.facts.config if seen.facts else {}
     need_gib = seen.forecast.peak_gib if seen.forecast else None
-    return replace(case, model=config, fits=seen.fits, need_gib=need_gib), list(loaded.warnings)
+    return replace(case, model=config, fits=seen.fits, need_gib=need_gib)
 
 
 def _deep(case: "Case") -> "Case":
@@ -133,11 +130,11 @@ def _deep(case: "Case") -> "Case":
     return replace(case, machine=replace(machine, deep=results))
 
 
-def _write_fix_plan(file: Path, diagnoses: "list[Diagnosis]", machine: "Machine") -> None:
+def _write_fix_plan(file: Path, found: list[Finding], machine: "Machine") -> None:
     from iisft import files
     from iisft.machine.doctor import fix_plan
 
-    text = fix_plan.render(diagnoses, machine)
+    text = fix_plan.render(found, machine)
     _write(file, lambda: files.write_text_atomically(file.absolute(), text))
     console.say(f"{file}: read it, then bash {file}")
 
@@ -151,25 +148,35 @@ def _write(file: Path, write: Any) -> None:
         ) from error
 
 
-def _document(
-    case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding], *, ok: bool
-) -> dict[str, Any]:
+def _document(case: "Case", found: list[Finding], *, ok: bool) -> dict[str, Any]:
+    from iisft.machine.doctor.engine import find_rule
     from iisft.machine.doctor.summary import facts
 
-    found = [one.as_json() for one in diagnoses]
-    found += [
-        {**note.as_json(), "name": note.id, "evidence": note.where, "basis": "observed"}
-        for note in notes
-    ]
+    findings = []
+    for one in found:
+        rule = find_rule(one.id)
+        named = rule is not None and rule.id == one.id
+        findings.append(
+            {
+                "id": one.id,
+                "name": rule.name if rule and named else one.id,
+                "severity": one.severity,
+                "message": one.message,
+                "fix": one.fix,
+                "evidence": one.where,
+                "basis": rule.basis if rule and named else "observed",
+            }
+        )
     return {
         "ok": ok,
-        "findings": found,
+        "findings": findings,
         "machine": facts(case.machine),
         "deep": list((case.machine.deep or {}).get("results", [])),
     }
 
 
-def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> None:
+def _print(case: "Case", found: list[Finding]) -> None:
+    from iisft.machine.doctor.engine import find_rule
     from iisft.machine.doctor.summary import lines
 
     for name, text in lines(case.machine):
@@ -177,21 +184,12 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
     console.out()
     counts = dict.fromkeys(("error", "warn", "info"), 0)
     for severity in counts:
-        for one in (one for one in diagnoses if one.seen.severity == severity):
+        for one in (one for one in found if one.severity == severity):
             counts[severity] += 1
-            title = (
-                one.rule.id if one.rule.id == one.rule.name else f"{one.rule.id} {one.rule.name}"
-            )
-            inferred = " (inferred, not documented)" if one.rule.basis == "inferred" else ""
-            console.finding(
-                severity,
-                f"{title}: {one.seen.message}{inferred}",
-                one.seen.evidence,
-                one.seen.fix.text,
-            )
-        for note in (note for note in notes if note.severity == severity):
-            counts[severity] += 1
-            console.finding(severity, f"{note.id}: {note.message}", note.where, note.fix)
+            rule = find_rule(one.id)
+            title = f"{one.id} {rule.name}" if rule and one.id == rule.id != rule.name else one.id
+            inferred = " (inferred, not documented)" if rule and rule.basis == "inferred" else ""
+            console.finding(severity, f"{title}: {one.message}{inferred}", one.where, one.fix)
     if case.machine.deep and case.machine.deep.get("results"):
         _print_deep(case.machine.deep)
     console.out(
@@ -199,7 +197,7 @@ def _print(case: "Case", diagnoses: "list[Diagnosis]", notes: list[Finding]) -> 
             f"{count} {word}{'' if count == 1 else 's'}"
             for word, count in zip(("error", "warning", "note"), counts.values(), strict=True)
         )
-        + ("; iisft env-check --explain ID says more about one" if diagnoses else "")
+        + ("; iisft env-check --explain ID says more about one" if found else "")
     )
 
 
@@ -213,18 +211,18 @@ def _print_deep(deep: Any) -> None:
 
 
 def _explain(name: str, *, as_json: bool) -> None:
-    from iisft.machine.doctor.engine import rules
+    from iisft.machine.doctor.engine import all_rules, find_rule
 
-    by_name = {key.lower(): one for one in rules() for key in (one.id, one.name)}
-    one = by_name.get(name.lower())
+    one = find_rule(name)
     if one is None:
         import difflib
 
-        near = difflib.get_close_matches(name.lower(), by_name, n=1)
+        known = [key.lower() for rule in all_rules() for key in (rule.id, rule.name)]
+        near = difflib.get_close_matches(name.lower(), known, n=1)
         raise UsageError(
             "no-such-rule",
             f"no rule is called {name!r}" + (f"; did you mean {near[0]}?" if near else ""),
-            fix=f"one of: {', '.join(rule.id for rule in rules())}",
+            fix=f"one of: {', '.join(rule.id for rule in all_rules())}",
         )
     about = {
         "id": one.id,

@@ -66,7 +66,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="FILE_OR_RUN",
-            help="A file of predictions, RUN, or RUN@CHECKPOINT; left out = the newest run.",
+            help="A file of predictions, RUN, or RUN@CHECKPOINT; default: the newest run.",
             autocompletion=complete_runs,
         ),
     ] = None,
@@ -82,7 +82,7 @@ def evaluate(
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", metavar="FILE", help="What the base model predicts: one more baseline."
+            "--base", metavar="FILE", help="The base model's predictions, as one more baseline."
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -12,14 +12,14 @@ from iisft.errors import UsageError
 
 def export(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
     ],
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32|fp16|bf16", help="The weights' dtype; left out = the base model's."
+            metavar="fp32|fp16|bf16", help="The weights' dtype; default: the base model's."
         ),
     ] = None,
     model: BaseModelOption = None,

@@ -24,7 +24,7 @@ def complete_datasets() -> list[str]:
 RunArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]", help="A run's id; left out = the newest.", autocompletion=complete_runs
+        metavar="[RUN]", help="A run's id; default: the newest.", autocompletion=complete_runs
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -40,22 +40,20 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="STEP|final|best|base",
-        help="A step; final; best = lowest eval loss; base = no adapter. Left out = final, or the "
+        help="A step; final; best = lowest eval loss; base = no adapter. Default: final, or the "
         "newest.",
     ),
 ]
 BaseModelOption = Annotated[
     str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")
 ]
-CpuOption = Annotated[
-    bool, typer.Option("--cpu", help="Compute on the CPU though the run had GPUs.")
-]
+CpuOption = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if the run had GPUs.")]
 FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="WORDS",
-        help="What the file is, where its content misleads: alpaca, sharegpt or openai; json, "
+        help="What the file is, if its content misleads: alpaca, sharegpt or openai; json, "
         "jsonl, csv or parquet; "
         "or one of each with a comma.",
     ),

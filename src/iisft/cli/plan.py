@@ -10,13 +10,13 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.machine.gpu_table import Device
+    from iisft.gpu_table import Device
     from iisft.runs.plan.command import Planned
     from iisft.runs.plan.request import TrainRequest
 
 
 def complete_devices() -> list[str]:
-    from iisft.machine.gpu_table import DEVICES
+    from iisft.gpu_table import DEVICES
 
     return [device.key for device in DEVICES]
 
@@ -25,7 +25,7 @@ def plan(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", "-p", help="A preset's name or file; left out = the one for these GPUs.",
+            "--preset", "-p", help="A preset's name or file; default: the one for these GPUs.",
             autocompletion=complete_presets,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the "
                                                   "preset's.")] = None,
-    nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
     device: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for "
@@ -115,7 +115,7 @@ def _device(key: str | None) -> "Device | None":
         return None
     import difflib
 
-    from iisft.machine.gpu_table import DEVICES, find_device
+    from iisft.gpu_table import DEVICES, find_device
 
     found = find_device(key)
     if found is None:

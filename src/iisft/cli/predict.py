@@ -26,14 +26,14 @@ def predict(
         str | None,
         typer.Option(
             metavar="STEP|final|best|all|base",
-            help="A step; final; best = lowest eval loss; all; base = no adapter. Left out = "
+            help="A step; final; best = lowest eval loss; all; base = no adapter. Default: "
             "final, or the newest.",
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Staged dataset; left out = the run's data.eval.", autocompletion=complete_datasets
+            help="Staged dataset; default: the run's data.eval.", autocompletion=complete_datasets
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
@@ -41,7 +41,7 @@ def predict(
         int, typer.Option(help="Rows answered at once; halved where memory runs out.")
     ] = 8,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
     ] = None,
     backend: Annotated[
         str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")
@@ -52,7 +52,7 @@ def predict(
     api_model: Annotated[str | None, typer.Option(help="With api: the model's name there.")] = None,
     parallel: Annotated[int, typer.Option(help="With api: requests at once.")] = 8,
     from_start: Annotated[
-        bool, typer.Option("--from-start", help="Throw earlier answers away.")
+        bool, typer.Option("--from-start", help="Discard earlier answers.")
     ] = False,
     model: BaseModelOption = None,
     cpu: CpuOption = False,

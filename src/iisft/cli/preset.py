@@ -63,7 +63,7 @@ def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
 def show(
     name: PresetArgument,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Each value's reason and what it becomes.")
+        bool, typer.Option("--explain", help="Show each value's reason and what it becomes.")
     ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -135,7 +135,7 @@ def validate(
 def copy(
     name: PresetArgument,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where to, for example presets/mine.yaml.")
+        Path, typer.Argument(metavar="FILE", help="The new file, for example presets/mine.yaml.")
     ],
 ) -> None:
     """Copy a preset's file for you to change.

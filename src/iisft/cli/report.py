@@ -17,18 +17,21 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[RUN]",
-            help="A run's id; left out = the newest.",
+            help="A run's id; default: the newest.",
             autocompletion=complete_runs,
             show_default=False,
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Several runs side by side: report --compare A B.")
+        bool, typer.Option("--compare", help="Put several runs side by side.")
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to; else RUN.html in this folder."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write; default: RUN.html in this folder.",
         ),
     ] = None,
     data: DataOption = None,

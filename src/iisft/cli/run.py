@@ -58,7 +58,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
 def logs(
     run: RunArgument = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run ends.")
+        bool, typer.Option("--follow", "-f", help="Follow until the run ends.")
     ] = False,
     as_json: Annotated[
         bool,
@@ -150,23 +150,23 @@ def stop(
 def resume(
     run: RunArgument = None,
     all_lost: Annotated[
-        bool, typer.Option("--all-lost", help="Every run that was lost, as after a reboot.")
+        bool, typer.Option("--all-lost", help="Resume every lost run, as after a reboot.")
     ] = False,
     accept_drift: Annotated[
         bool,
         typer.Option(
-            "--accept-drift", help="Go on though model, data, packages or files have changed."
+            "--accept-drift", help="Resume even if model, data, packages or files have changed."
         ),
     ] = False,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
     ] = False,
-    node_rank: Annotated[int, typer.Option(help="Which of several machines this is, from 0.")] = 0,
+    node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return at once; the run goes on.")
+        bool, typer.Option("--detach", help="Return at once; the run continues.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+        bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,14 +12,14 @@ def serve(
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
     host: Annotated[
-        str, typer.Option(help="0.0.0.0 lets other machines ask; a key is made then.")
+        str, typer.Option(help="0.0.0.0 lets other machines connect, with a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 = any free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="The model's name in the API; left out = the run's id.")
+        str | None, typer.Option(help="The model's name in the API; default: the run's id.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; left out = the run's cutoff_len.")
+        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
     ] = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,

@@ -33,7 +33,7 @@ def train(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The run's id; left out = preset and time.")
+        str | None, typer.Option(help="The run's id; default: preset and time.")
     ] = None,
     overrides: SetOption = None,
     gpus: Annotated[
@@ -42,16 +42,16 @@ def train(
             help="Ranks on this machine; CPU ranks where there is no GPU. Keeps the global batch."
         ),
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Machines that take part.")] = 1,
-    node_rank: Annotated[int, typer.Option(help="Which of them this is, from 0.")] = 0,
+    nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
+    node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 listens.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return at once; the run goes on.")
+        bool, typer.Option("--detach", help="Return at once; the run continues.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="The trainer's lines instead of a bar.")
+        bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run; write nothing.")

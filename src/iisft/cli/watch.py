@@ -21,7 +21,7 @@ _LOG_LINES = 12
 
 def watch(
     run: RunArgument = None,
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
 ) -> None:
     """Watch a run live: progress, curves, GPUs, log.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from iisft.estimate.forecast import Forecast, Situation, forecast
 from iisft.estimate.suggestions import changed
-from iisft.presets import rules
+from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
 
 _MOST = 5
@@ -38,10 +38,7 @@ def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], For
             "sharding": sharding,
         }
         candidate = changed(preset, values)
-        if any(
-            objection.severity == "error"
-            for objection in rules.object_to(candidate, situation.ranks)
-        ):
+        if is_refused(candidate, situation.ranks):
             continue
         result = forecast(candidate, situation)
         if result.fits == "yes" and result.step_s is not None:

@@ -10,7 +10,7 @@ from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
 from iisft.estimate.shape import Measured, StepShape
 from iisft.estimate.timing import Span
-from iisft.machine.gpu_table import Device
+from iisft.gpu_table import Device
 from iisft.presets.schema import Preset
 
 _CHECKPOINT_BYTES = 12  # per adapter parameter: float32 and AdamW's two moments

@@ -5,13 +5,10 @@ GPUs.
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import Layout
 from iisft.estimate.shape import StepShape
+from iisft.gpu_table import architecture
 from iisft.models.view.support import DTYPES
 from iisft.presets.schema import Preset
 
-# Which kernel scaled_dot_product_attention takes (torch
-# aten/native/transformers/{cuda,hip}/sdp_utils.cpp): the first prefix that fits. AOTriton serves
-# CDNA2 and newer; gfx11 and gfx12 only with an experimental switch.
-_AOTRITON = ("gfx90a", "gfx94", "gfx95")
 _AOTRITON_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
@@ -47,17 +44,15 @@ def attention_kernel(preset: Preset, model: Architecture, dtype: str, arch: str)
     """
     if preset.attention != "sdpa":
         return "flash" if preset.attention == "flash2" else "eager"
-    half = dtype != "float32"
+    half, known = dtype != "float32", architecture(arch)
     if arch.startswith("gfx"):
-        fused = arch.startswith(_AOTRITON) or (
-            arch.startswith(("gfx11", "gfx12")) and preset.env.get(_AOTRITON_SWITCH) == "1"
-        )
-        if not fused:
+        switched = preset.env.get(_AOTRITON_SWITCH) == "1"
+        if known is None or known.fused == "no" or (known.fused == "switch" and not switched):
             return "math"
-        return "flash" if half else "math" if model.groups > 1 else "efficient"
-    if arch == "cpu" or (half and not arch.startswith(("sm_5", "sm_6", "sm_7"))):
-        return "flash"
-    return "math" if model.groups > 1 else "efficient"
+        flash = half
+    else:
+        flash = arch == "cpu" or (half and (known is None or known.flash2))
+    return "flash" if flash else "math" if model.groups > 1 else "efficient"
 
 
 def layout_of(preset: Preset, ranks: int, *, on_cpu: bool) -> Layout:

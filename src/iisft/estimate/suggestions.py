@@ -12,7 +12,8 @@ from itertools import combinations
 from typing import Any
 
 from iisft.estimate.forecast import Forecast, Situation, forecast
-from iisft.presets import rules
+from iisft.gpu_table import architecture
+from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
 
 _MOST = 5
@@ -151,9 +152,7 @@ def _first_that_fits(
 
 def _try(preset: Preset, situation: Situation, change: Change) -> Suggestion | None:
     candidate = changed(preset, change.values)
-    if any(
-        objection.severity == "error" for objection in rules.object_to(candidate, situation.ranks)
-    ):
+    if is_refused(candidate, situation.ranks):
         return None
     return Suggestion(change, forecast(candidate, situation))
 
@@ -195,8 +194,8 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
         ]
     if situation.ranks > 1 and preset.sharding == "none":
         yield [Change({"sharding": "fsdp"}, f"the weights over {situation.ranks} GPUs", 1)]
-    arithmetic = rules.native_arithmetic(situation.arch)
-    half = "bf16" if arithmetic and arithmetic.bf16 else "fp16"
+    known = architecture(situation.arch)
+    half = "bf16" if known and known.bf16 else "fp16"
     if preset.precision == "fp32":
         values = {"precision": half, "weights": "stored", "attention": "sdpa"}
         yield [Change(values, f"{half} arithmetic over the stored weights", 2)]

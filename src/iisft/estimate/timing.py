@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import Layout
 from iisft.estimate.shape import StepShape
-from iisft.machine.gpu_table import Device
+from iisft.gpu_table import Device
 from iisft.models.view.support import DTYPES
 
 _CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy

@@ -207,59 +207,47 @@ def own_arguments(preset: Preset) -> dict[str, str]:
 
 def check_extra(
     extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]
-) -> list[tuple[str, Finding]]:
-    """Objections to the preset's `llamafactory:` section, each with the argument it is about.
+) -> list[Finding]:
+    """What is wrong in the preset's `llamafactory:` section, each at its key.
 
     LLaMA-Factory itself accepts wrong types (a text as learning_rate fails after the model is
     loaded) and tells unknown names without the nearest one.
     """
-    found = []
     owned = own_arguments(preset)
-    for name, value in extra.items():
-        if is_secret(name):
-            text = f"llamafactory.{name} is a secret: it would be written to files"
-            found.append(
-                (
-                    name,
-                    Finding(
-                        "llamafactory-secret", text, fix="put it into the environment (HF_TOKEN)"
-                    ),
-                )
-            )
-        elif name in owned:
-            text = f"llamafactory.{name} is decided by {owned[name]}"
-            found.append(
-                (name, Finding("llamafactory-owned", text, fix=f"set {owned[name]} instead"))
-            )
-        elif (
-            value
-            and name in _PAST_THE_VIEW
-            and preset.precision == "fp32"
-            and preset.weights != "fp32"
-        ):
-            text = (
-                f"llamafactory.{name} multiplies by the stored weights past the float32 "
-                "products of precision fp32"
-            )
-            found.append(
-                (
-                    name,
-                    Finding(
-                        "llamafactory-past-the-view", text, fix=f"drop {name}, or weights: fp32"
-                    ),
-                )
-            )
-        elif name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            text = f"LLaMA-Factory has no argument {name}{hint}"
-            found.append((name, Finding("llamafactory-unknown", text, fix=near[0] if near else "")))
-        elif not fits(value, known[name]):
-            argument = known[name]
-            allowed = argument.choices or argument.types
-            text = f"llamafactory.{name} is {value!r}; allowed: {', '.join(map(str, allowed))}"
-            found.append((name, Finding("llamafactory-type", text)))
-    return found
+    judged = (_extra_finding(name, extra[name], preset, owned, known) for name in extra)
+    return [finding for finding in judged if finding is not None]
+
+
+def _extra_finding(
+    name: str,
+    value: Any,
+    preset: Preset,
+    owned: Mapping[str, str],
+    known: Mapping[str, Argument],
+) -> Finding | None:
+    key = f"llamafactory.{name}"
+    past_the_view = preset.precision == "fp32" and preset.weights != "fp32"
+    if is_secret(name):
+        text = f"{key} is a secret: it would be written to files"
+        fix = "put it into the environment (HF_TOKEN)"
+        return Finding("llamafactory-secret", text, key, fix)
+    if name in owned:
+        text = f"{key} is decided by {owned[name]}"
+        return Finding("llamafactory-owned", text, key, f"set {owned[name]} instead")
+    if value and name in _PAST_THE_VIEW and past_the_view:
+        text = f"{key} multiplies by the stored weights past the float32 products of precision fp32"
+        return Finding("llamafactory-past-the-view", text, key, f"drop {name}, or weights: fp32")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        text = f"LLaMA-Factory has no argument {name}{hint}"
+        return Finding("llamafactory-unknown", text, key, near[0] if near else "")
+    argument = known[name]
+    if not fits(value, argument):
+        allowed = argument.choices or argument.types
+        text = f"{key} is {value!r}; allowed: {', '.join(map(str, allowed))}"
+        return Finding("llamafactory-type", text, key)
+    return None
 
 
 def fits(value: Any, argument: Argument) -> bool:

@@ -5,16 +5,20 @@ place.
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from iisft import rules
 from iisft.errors import CheckFailed, Finding
-from iisft.presets import rules
+from iisft.presets import rules as preset_rules
+from iisft.presets.case import Case
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import KeyPath
+from iisft.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,14 @@ def check(
         preset = Preset.model_validate(document.values)
     except ValidationError as error:
         raise CheckFailed([_explain(document, details) for details in error.errors()]) from error
-    per_node = ranks if ranks is not None else max(preset.hardware.gpus, 1)
-    findings = [
-        Finding(
-            objection.id,
-            objection.message,
-            where=f"{document.source(objection.path).text} ({'.'.join(map(str, objection.path))})",
-            fix=objection.fix,
-            severity=objection.severity,
-        )
-        for objection in rules.object_to(preset, per_node * nodes)
-    ]
+    findings = judge_preset(Case(preset, ranks or 0, nodes=nodes, document=document))
     if judge and any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     return LoadedPreset(preset, document, tuple(findings))
 
 
 def _explain(document: Document, details: ErrorDetails) -> Finding:
-    """One pydantic error as a sentence with place, bad value and remedy."""
+    """One pydantic error as a sentence with place, bad value and fix."""
     path: KeyPath = tuple(
         part for part in details["loc"] if not str(part).startswith(("str", "list[", "[key]"))
     )
@@ -97,6 +91,22 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
         else f": {said}"
     )
     return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
+
+
+@cache
+def _rules() -> tuple[Rule, ...]:
+    return rules.collect(preset_rules)
+
+
+def judge_preset(case: Case) -> list[Finding]:
+    """What the preset's rules say before a machine is looked at, errors first."""
+    return rules.judge(_rules(), case)
+
+
+def is_refused(preset: Preset, world_size: int) -> bool:
+    """Whether a rule objects to the preset on so many ranks."""
+    found = judge_preset(Case(preset, world_size))
+    return any(finding.severity == "error" for finding in found)
 
 
 def known_keys() -> list[str]:

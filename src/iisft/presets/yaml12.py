@@ -39,7 +39,7 @@ def parse_scalar(text: str) -> Any:
     """The value of one `key=value` override: a YAML 1.2 scalar or flow collection (`[1, 2]`).
 
     Raises:
-        InputError: the text is no YAML.
+        InputError: the text is not YAML.
     """
     return parse(text, where="--set")[0]
 
@@ -48,7 +48,7 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """The document as plain Python values, and the line (from 1) at which each key path stands.
 
     Raises:
-        InputError: broken YAML, a duplicate key, a key that is no text, an alias, or a tag.
+        InputError: broken YAML, a duplicate key, a key that is not text, an alias, or a tag.
     """
     loader = _Loader(text)
     try:
@@ -61,10 +61,10 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(
-            "preset-yaml", f"no valid YAML: {error.problem}", where=f"{where}{line}"
+            "preset-yaml", f"not valid YAML: {error.problem}", where=f"{where}{line}"
         ) from error
     except yaml.YAMLError as error:
-        raise InputError("preset-yaml", f"no valid YAML: {error}", where=where) from error
+        raise InputError("preset-yaml", f"not valid YAML: {error}", where=where) from error
     except RecursionError as error:
         raise InputError("preset-yaml", "no preset nests so deeply", where=where) from error
     finally:

@@ -241,7 +241,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _read_tokenizer(model: Path) -> Any:
-    from tokenizers import AddedToken, Tokenizer, pre_tokenizers  # type: ignore[import-untyped]
+    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
     file = model / "tokenizer.json"
     try:

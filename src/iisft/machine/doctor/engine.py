@@ -1,62 +1,50 @@
 """The doctor: rules over a machine and what will run on it.
 
-A rule is a decorated function in iisft.machine.doctor.rules.
-
-Adding one is adding a function: rules are found in the modules of that package, and tests/machine
-holds that each has a machine where it fires and one where it is silent.
+Its rules are the decorated functions in iisft.machine.doctor.rules, found by being there, and those
+of a preset alone in iisft.presets.rules.
 """
 
-import importlib
-import inspect
-import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any
 
-from iisft.errors import ExitCode, Finding, Severity
-from iisft.machine.doctor.fixes import NOTHING, Fix
+from iisft import rules
+from iisft.errors import Finding
 from iisft.machine.facts.gpus import Gpu
 from iisft.machine.facts.machine import Machine
-from iisft.presets.schema import Preset
+from iisft.presets import case as preset_case
+from iisft.rules import Rule
 
-Basis = Literal["documented", "reported", "inferred", "observed"]
-_ORDER = {"error": 0, "warn": 1, "info": 2}
 SMALLEST_GIB = 3.5
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(preset_case.Case):
     """A machine and, where it is known, what will run on it.
 
     Args:
         machine: the facts.
-        preset: what will run.
-        ranks: how many processes on this machine; 0 = one for each visible GPU.
-        on_cpu: no GPU takes part.
-        model: the model's config.json, {} when it isn't there.
-        nodes: how many machines take part.
         fits: the plan's verdict for these GPUs (yes, tight, no); None without one.
         need_gib: what the plan says that a GPU's memory will hold at most; None without one.
     """
 
-    machine: Machine
-    preset: Preset | None = None
-    ranks: int = 0
-    on_cpu: bool = False
-    model: Mapping[str, Any] = field(default_factory=dict)
-    nodes: int = 1
+    machine: Machine = field(default_factory=Machine)
     fits: str | None = None
     need_gib: float | None = None
+
+    @property
+    def looked_at(self) -> bool:
+        return True
 
     @cached_property
     def gpus(self) -> list[Gpu]:
         """The GPUs that would train: of the preset's vendor, else of the one that torch is built
         for, if there are any.
 
-        A processor's own graphics, which has a few hundred MiB, is no GPU to train on.
+        A processor's own graphics, which has a few hundred MiB, is not a GPU to train on.
         """
         if self.on_cpu or (self.preset is not None and self.preset.hardware.vendor == "cpu"):
             return []
@@ -78,9 +66,8 @@ class Case:
         """Whether more than one GPU would work together."""
         return (self.ranks or len(self.gpus)) > 1 and len(self.gpus) > 1
 
-    @property
+    @cached_property
     def archs(self) -> list[str]:
-        """Each architecture among them once."""
         return list(dict.fromkeys(gpu.arch for gpu in self.gpus if gpu.arch))
 
     @property
@@ -108,7 +95,6 @@ class Case:
 
     @property
     def packages(self) -> Mapping[str, str]:
-        """Versions in the training interpreter."""
         own = self.machine.interpreter.packages if self.machine.interpreter else {}
         return {**(self.machine.capabilities.versions if self.machine.capabilities else {}), **own}
 
@@ -124,137 +110,60 @@ class Case:
         """The ROCm release that torch was built for; None for another build."""
         return numbers(str(self.torch.get("hip") or ""))
 
-    def argument(self, name: str) -> Any:
-        """A LLaMA-Factory argument of the preset's free section."""
-        return self.preset.llamafactory.get(name) if self.preset else None
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Measured TFLOP/s of products, by device and dtype."""
+        found: dict[str, dict[str, float]] = {}
+        for one in self.deep_results("matmul"):
+            if isinstance(one.get("tflops"), int | float):
+                found.setdefault(str(one.get("device")), {})[str(one.get("dtype"))] = one["tflops"]
+        return found
 
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a rule says: the sentence, what it saw and where, what mends it."""
-
-    message: str
-    evidence: str
-    fix: Fix = NOTHING
-    severity: Severity = "error"
-
-
-RuleFunction = Callable[[Case], Iterator[Seen]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule and what is known about it.
-
-    `id` is the number in iisft's list of pitfalls, or the name where it has none. `basis`:
-    documented by the vendor or the source, reported by users, inferred (then it only informs), or
-    observed by iisft itself on this machine. `hang`: among the causes of a hanging all-reduce.
-    `replaces`: the preset's own objections that this rule, which knows the machine, says better.
-    """
-
-    id: str
-    name: str
-    applies: str
-    source: str
-    look: RuleFunction
-    basis: Basis
-    hang: bool = False
-    replaces: tuple[str, ...] = ()
-    exit_code: ExitCode = ExitCode.ENVIRONMENT
+    def deep_results(self, check: str) -> list[Mapping[str, Any]]:
+        """What --deep found in a check."""
+        results = (self.machine.deep or {}).get("results", [])
+        return [one for one in results if one.get("check") == check]
 
     @property
-    def explanation(self) -> str:
-        paragraphs = (inspect.getdoc(self.look) or "").split("\n\n")
-        return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """One finding of a rule on a machine."""
-
-    rule: Rule
-    seen: Seen
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "id": self.rule.id,
-            "name": self.rule.name,
-            "severity": self.seen.severity,
-            "message": self.seen.message,
-            "fix": self.seen.fix.text,
-            "evidence": self.seen.evidence,
-            "basis": self.rule.basis,
-        }
-
-    def as_finding(self) -> Finding:
-        """The same for a command that has findings of other kinds as well."""
-        return Finding(
-            self.rule.id,
-            self.seen.message,
-            where=self.seen.evidence,
-            fix=self.seen.fix.text,
-            severity=self.seen.severity,
-            exit_code=self.rule.exit_code,
-        )
-
-
-def rule(
-    rule_id: str,
-    name: str = "",
-    *,
-    applies: str,
-    source: str,
-    basis: Basis | None = None,
-    hang: bool = False,
-    replaces: tuple[str, ...] = (),
-    exit_code: ExitCode = ExitCode.ENVIRONMENT,
-) -> Callable[[RuleFunction], RuleFunction]:
-    """Mark a function as a rule; `rules()` finds it by that.
-
-    A numbered rule is documented unless it says otherwise.
-    """
-    known: Basis = basis or ("documented" if name else "observed")
-
-    def mark(look: RuleFunction) -> RuleFunction:
-        one = Rule(
-            rule_id, name or rule_id, applies, source, look, known, hang, replaces, exit_code
-        )
-        look.rule = one  # type: ignore[attr-defined]
-        return look
-
-    return mark
+    def measured_bf16(self) -> str:
+        found = self.rates().get("cuda:0", {})
+        if not {"bfloat16", "float16"} <= set(found):
+            return ""
+        return f"measured {found['bfloat16']:.3g} TFLOP/s in bf16, {found['float16']:.3g} in fp16"
 
 
 @cache
-def rules() -> tuple[Rule, ...]:
-    """Every rule, in the order of their numbers, those without one at the end in alphabetical
-    order.
-    """
-    from iisft.machine.doctor import rules as package
+def all_rules() -> tuple[Rule, ...]:
+    """Every rule, the preset's own too."""
+    from iisft.machine.doctor import rules as of_machines
+    from iisft.presets import rules as of_presets
 
-    found: dict[str, Rule] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        for thing in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
-            if isinstance(one := getattr(thing, "rule", None), Rule):
-                if one.id in found and found[one.id] is not one:
-                    raise RuntimeError(f"two rules are called {one.id}")
-                found[one.id] = one
-    return tuple(sorted(found.values(), key=lambda one: (one.id == one.name, one.id)))
+    return rules.collect(of_presets, of_machines)
 
 
-def diagnose(case: Case) -> list[Diagnosis]:
+def find_rule(name: str) -> Rule | None:
+    """The rule of that id or name, capitals or not."""
+    key = name.lower()
+    return next(
+        (
+            one
+            for one in all_rules()
+            if key in map(str.lower, filter(None, (one.id, one.name, one.preset_id)))
+        ),
+        None,
+    )
+
+
+def diagnose(case: Case) -> list[Finding]:
     """Every finding of every rule: errors first, then warnings, then notes, each in the order of
     the rules.
     """
-    found = [Diagnosis(one, seen) for one in rules() for seen in one.look(case)]
-    return sorted(found, key=lambda diagnosis: _ORDER[diagnosis.seen.severity])
+    return rules.judge(all_rules(), case)
 
 
-def causes_of_hang(case: Case) -> list[Diagnosis]:
+def causes_of_hang(case: Case) -> list[Finding]:
     """What on this machine is known to let several GPUs hang at their first all-reduce."""
     case = replace(case, machine=replace(case.machine, deep=None))
-    found = [Diagnosis(one, seen) for one in rules() if one.hang for seen in one.look(case)]
-    return sorted(found, key=lambda diagnosis: _ORDER[diagnosis.seen.severity])
+    return rules.judge((one for one in all_rules() if one.hang), case)
 
 
 def numbers(version: str) -> tuple[int, ...] | None:

@@ -1,35 +1,9 @@
-"""What mends a finding: a sentence for people, and lines of shell for --fix-plan with what they
-need.
-"""
-
-from dataclasses import dataclass
-from typing import Literal
+"""The fixes of machines: a sentence for people, and lines of shell for --fix-plan."""
 
 from iisft.llamafactory.torch_sets import install_commands, torch_set
 from iisft.machine.facts.host import Host
 from iisft.quoting import is_name, is_variable, shell_word, visible_line
-
-# With the power off, as root, as root with a reboot or a new login after it, outside the container,
-# a Python, packages, variables, the preset.
-Stage = Literal[
-    "hands", "root", "reboot", "login", "container", "python", "packages", "shell", "preset"
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Fix:
-    """One remedy. `commands` are empty where nothing can be typed; `text` is what a finding prints.
-
-    `done`: a shell test that holds once the reboot has done its part.
-    """
-
-    text: str = ""
-    commands: tuple[str, ...] = ()
-    stage: Stage = "hands"
-    done: str = ""
-
-
-NOTHING = Fix()
+from iisft.rules import Fix
 
 
 def by_hand(text: str) -> Fix:
@@ -82,10 +56,6 @@ def unset(*names: str, text: str = "") -> Fix:
         return by_hand(f"take {' and '.join(map(visible_line, wrong))} out of the environment")
     command = f"unset {' '.join(names)}"
     return Fix(text or f"{command} (and take it out of ~/.bashrc)", (command,), "shell")
-
-
-def preset(change: str, text: str = "") -> Fix:
-    return Fix(text or f"--set {change}", (f"# iisft train ... --set {change}",), "preset")
 
 
 def torch_for(arch: str, host: Host) -> Fix:

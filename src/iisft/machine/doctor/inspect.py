@@ -102,8 +102,8 @@ def remember_deep(machine: Machine, results: Mapping[str, Any]) -> None:
 def interpreter_errors(found: Interpreter) -> list[Finding]:
     """What keeps an interpreter from training anything, from its metadata alone."""
     machine = Machine(interpreter=found, launcher_present=found.cli.is_file())
-    diagnoses = diagnose(Case(machine, ranks=1, on_cpu=True))
-    return [one.as_finding() for one in diagnoses if one.seen.severity == "error"]
+    judged = diagnose(Case(ranks=1, on_cpu=True, machine=machine))
+    return [one for one in judged if one.severity == "error"]
 
 
 def _depends_on(machine: Machine) -> list[str]:

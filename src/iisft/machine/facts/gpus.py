@@ -11,8 +11,8 @@ from pathlib import Path
 
 from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi, parse_nvidia_smi
 from iisft.machine.facts.reader import Reader
+from iisft.machine.facts.sensors import AMD_VENDOR
 
-_AMD_VENDOR = 0x1002
 _NODES = "sys/class/kfd/kfd/topology/nodes"
 _MASKS = {
     "amd": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
@@ -63,7 +63,7 @@ def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
         node = f"{_NODES}/{name}"
         properties = _properties(reader, f"{node}/properties")
         version = properties.get("gfx_target_version", 0)
-        if properties.get("vendor_id") == _AMD_VENDOR and version > 0:
+        if properties.get("vendor_id") == AMD_VENDOR and version > 0:
             # linux kfd_topology: major * 10000 + minor * 100 + stepping, the stepping printed in
             # hex
             arch = f"gfx{version // 10000}{version // 100 % 100}{version % 100:x}"

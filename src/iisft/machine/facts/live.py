@@ -1,4 +1,4 @@
-"""What is no file: variables, permissions, free space, programs on PATH, nvidia-smi.
+"""What no file tells: variables, permissions, free space, programs on PATH, nvidia-smi.
 
 Packed as one JSON document.
 """

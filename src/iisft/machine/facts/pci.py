@@ -9,21 +9,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from iisft.gpu_table import PCI_NAMES
 from iisft.machine.facts.gpus import Gpu
 from iisft.machine.facts.nvidia_smi import Smi, parse_nvidia_smi
 from iisft.machine.facts.reader import Reader
+from iisft.machine.facts.sensors import AMD_VENDOR, amd_devices, temperatures, watts
 
-_VENDORS = {0x1002: "amd", 0x10DE: "nvidia"}
+_VENDORS = {AMD_VENDOR: "amd", 0x10DE: "nvidia"}
 _GPU_CLASSES = (0x03, 0x12)  # display controllers; processing accelerators
 _PCI = "sys/bus/pci/devices"
-_DRM = "sys/class/drm"
-# pci-ids.ucw.cz; cards that aren't made for servers have no product_name
-_NAMES = {
-    0x66A0: "Instinct MI50",
-    0x66A1: "Instinct MI50",
-    0x66A3: "Radeon Pro Vega II",
-    0x66AF: "Radeon VII",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +77,8 @@ def _is_gpu(reader: Reader, bus: str) -> bool:
 
 
 def _drm_cards(reader: Reader, gpus: Sequence[Gpu], groups: dict[str, str]) -> Iterable[Card]:
-    names = [name for name in reader.names(_DRM, "card*") if re.fullmatch(r"card\d+", name)]
-    amd = [name for name in names if reader.number(f"{_DRM}/{name}/device/vendor") == 0x1002]
     buses = [gpu.bus for gpu in gpus if gpu.vendor == "amd"]
-    for index, name in enumerate(amd):
-        folder = f"{_DRM}/{name}/device"
+    for index, folder in enumerate(amd_devices(reader)):
         slot = re.search(r"^PCI_SLOT_NAME=(\S+)$", reader.text(f"{folder}/uevent"), re.MULTILINE)
         bus = slot[1] if slot else ""
         if not bus and index < len(buses):
@@ -104,7 +95,7 @@ def _card(reader: Reader, folder: str, bus: str, groups: dict[str, str]) -> Card
         bus,
         driver=reader.link(f"{folder}/driver"),
         name=reader.text(f"{folder}/product_name")
-        or _NAMES.get(reader.number(f"{folder}/device") or 0, ""),
+        or PCI_NAMES.get(reader.number(f"{folder}/device") or 0, ""),
         numa_node=numa if numa is not None and numa >= 0 else None,
         iommu=reader.text(f"sys/kernel/iommu_groups/{group}/type") if group else "",
         iommu_group=group,
@@ -116,26 +107,16 @@ def _card(reader: Reader, folder: str, bus: str, groups: dict[str, str]) -> Card
 
 
 def _with_sensors(reader: Reader, folder: str, card: Card) -> Card:
-    temperature = critical = cap = default = None
-    for hwmon in reader.names(f"{folder}/hwmon", "hwmon*"):
-        place = f"{folder}/hwmon/{hwmon}"
-        for file in reader.names(place, "temp*_label"):
-            if reader.text(f"{place}/{file}") == "junction":
-                channel = file.removesuffix("_label")
-                temperature = _thousandth(reader, f"{place}/{channel}_input")
-                critical = _thousandth(reader, f"{place}/{channel}_crit")
-        cap, default = (
-            reader.number(f"{place}/power1_cap"),
-            reader.number(f"{place}/power1_cap_default"),
-        )
+    found = temperatures(reader, folder)
+    junction = next((one for one in found if one.label == "junction"), None)
     return replace(
         card,
         memory_bytes=reader.number(f"{folder}/mem_info_vram_total"),
         visible_bytes=reader.number(f"{folder}/mem_info_vis_vram_total"),
-        temperature_c=temperature,
-        critical_c=critical,
-        power_cap_w=cap / 1e6 if cap else None,
-        power_default_w=default / 1e6 if default else None,
+        temperature_c=junction.celsius if junction else None,
+        critical_c=junction.critical if junction else None,
+        power_cap_w=watts(reader, folder, "power1_cap") or None,
+        power_default_w=watts(reader, folder, "power1_cap_default") or None,
     )
 
 
@@ -162,8 +143,3 @@ def _iommu_groups(reader: Reader) -> dict[str, str]:
         for group in reader.names(base)
         for bus in reader.names(f"{base}/{group}/devices")
     }
-
-
-def _thousandth(reader: Reader, path: str) -> float | None:
-    value = reader.number(path)
-    return value / 1000 if value is not None and 0 < value < 200_000 else None

@@ -10,9 +10,9 @@ from iisft.machine.facts.places import Disk, Place
 
 _LONGEST_NUMBER = 40  # characters: 2**128 in decimal
 _LONGEST = 512 * 1024  # /proc/cpuinfo of two 22-core Xeons has 130 KB
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
 # What sysfs answers for something that the driver or the card does not have.
-_NOT_HERE = (
+_UNSUPPORTED = (
     errno.ENODEV,
     errno.ENXIO,
     errno.EINVAL,
@@ -46,7 +46,7 @@ class Reader:
         try:
             text = self._place.read(path, _LONGEST).decode("utf-8", "replace").strip()
         except OSError as error:
-            if error.errno not in (*_NOT_THERE, *_NOT_HERE):
+            if error.errno not in (*_ABSENT, *_UNSUPPORTED):
                 self.unreadable[path] = error.strerror or str(error)
             return ""
         self.files[path] = text
@@ -65,7 +65,7 @@ class Reader:
         try:
             found = self._place.names(folder)
         except OSError as error:
-            if error.errno not in _NOT_THERE:
+            if error.errno not in _ABSENT:
                 self.unreadable[folder] = error.strerror or str(error)
             return []
         chosen = [name for name in found if fnmatch.fnmatchcase(name, pattern)]

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_AMD_VENDOR = "0x1002"
+from iisft.machine.facts.reader import Reader
+
+AMD_VENDOR = 0x1002
+_DRM = "sys/class/drm"
 _ON_THE_DIE = ("junction", "edge")
 _NEAR_CRITICAL_C = 2.0
 _THERMAL_SLOWDOWN = 0x20 | 0x40  # nvmlClocksThrottleReasonSwThermalSlowdown, ...HwThermalSlowdown
@@ -47,10 +50,16 @@ class GpuSample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sensor:
+class Temperature:
+    """One temperature of a card and the value at which it slows down, if it has one."""
+
     label: str
-    temperature_c: float
-    critical_c: float | None
+    celsius: float
+    critical: float | None
+
+    @property
+    def near_critical(self) -> bool:
+        return self.critical is not None and self.celsius >= self.critical - _NEAR_CRITICAL_C
 
 
 def sample(root: Path = Path("/")) -> list[GpuSample]:
@@ -60,100 +69,78 @@ def sample(root: Path = Path("/")) -> list[GpuSample]:
     NVIDIA GPUs are seen where nvidia-ml-py is installed, and only on the real machine (root "/").
     Never raises.
     """
-    return [*_amd(root), *(_nvidia() if root == Path("/") else [])]
+    reader = Reader(root)
+    amd = [_amd_sample(reader, device) for device in amd_devices(reader)]
+    return [*amd, *(_nvidia() if reader.live else [])]
 
 
-def _amd(root: Path) -> list[GpuSample]:
-    cards = [
-        path
-        for path in _entries(root / "sys/class/drm", "card*")
-        if re.fullmatch(r"card\d+", path.name)
-    ]
-    cards.sort(key=lambda path: int(path.name.removeprefix("card")))
-    return [
-        _amd_sample(card / "device")
-        for card in cards
-        if _text(card / "device/vendor") == _AMD_VENDOR
-    ]
+def amd_devices(reader: Reader) -> list[str]:
+    """The folders of AMD's cards, in their order."""
+    names = [name for name in reader.names(_DRM, "card*") if re.fullmatch(r"card\d+", name)]
+    devices = [f"{_DRM}/{name}/device" for name in names]
+    return [device for device in devices if reader.number(f"{device}/vendor") == AMD_VENDOR]
 
 
-def _amd_sample(device: Path) -> GpuSample:
-    sensors = _sensors(device)
-    shown = [sensor for sensor in sensors if sensor.label in _ON_THE_DIE] or sensors
-    judged = [sensor for sensor in sensors if sensor.critical_c is not None]
-    powers = [
-        power
-        for name in ("power1_average", "power1_input")
-        for hwmon in _hwmons(device)
-        if (power := _number(hwmon / name, 1e6, _WATTS)) is not None
-    ]
-    return GpuSample(
-        vendor="amd",
-        name=_text(device / "product_name") or _pci_id(device),
-        busy_percent=_number(device / "gpu_busy_percent", 1, _PERCENT),
-        memory_used_gib=_number(device / "mem_info_vram_used", 2**30),
-        memory_total_gib=_number(device / "mem_info_vram_total", 2**30),
-        temperature_c=max((sensor.temperature_c for sensor in shown), default=None),
-        power_w=powers[0] if powers else None,
-        throttled=any(_is_hot(sensor) for sensor in judged) if judged else None,
-    )
-
-
-def _pci_id(device: Path) -> str:
-    """As lspci -n prints it; most cards that aren't made for servers have no product_name."""
-    number = _text(device / "device").removeprefix("0x")
-    return f"1002:{number}" if number else ""
-
-
-def _sensors(device: Path) -> list[_Sensor]:
-    """All temperatures of a card.
+def temperatures(reader: Reader, device: str) -> list[Temperature]:
+    """All temperatures of an AMD card.
 
     The memory's counts too: HBM at its limit slows the card down like a hot die.
     """
     found = []
-    for hwmon in _hwmons(device):
-        for file in _entries(hwmon, "temp*_input"):
-            channel = file.name.removesuffix("_input")
-            temperature = _number(file, 1000, _DEGREES_C)
-            if temperature is not None:
-                critical = _number(hwmon / f"{channel}_crit", 1000, (1.0, 200.0))
-                found.append(_Sensor(_text(hwmon / f"{channel}_label"), temperature, critical))
+    for hwmon in _hwmons(reader, device):
+        for file in reader.names(hwmon, "temp*_input"):
+            channel = f"{hwmon}/{file.removesuffix('_input')}"
+            celsius = _number(reader, f"{channel}_input", 1000, _DEGREES_C)
+            if celsius is not None:
+                critical = _number(reader, f"{channel}_crit", 1000, (1.0, 200.0))
+                found.append(Temperature(reader.text(f"{channel}_label"), celsius, critical))
     return found
 
 
-def _is_hot(sensor: _Sensor) -> bool:
-    return (
-        sensor.critical_c is not None
-        and sensor.temperature_c >= sensor.critical_c - _NEAR_CRITICAL_C
+def watts(reader: Reader, device: str, *names: str) -> float | None:
+    """The first of these files of an AMD card that holds a power."""
+    files = [f"{hwmon}/{name}" for name in names for hwmon in _hwmons(reader, device)]
+    values = (_number(reader, file, 1e6, _WATTS) for file in files)
+    return next((value for value in values if value is not None), None)
+
+
+def _amd_sample(reader: Reader, device: str) -> GpuSample:
+    found = temperatures(reader, device)
+    shown = [one.celsius for one in found if one.label in _ON_THE_DIE]
+    judged = [one.near_critical for one in found if one.critical is not None]
+    return GpuSample(
+        vendor="amd",
+        name=reader.text(f"{device}/product_name") or _pci_id(reader, device),
+        busy_percent=_number(reader, f"{device}/gpu_busy_percent", 1, _PERCENT),
+        memory_used_gib=_number(reader, f"{device}/mem_info_vram_used", 2**30),
+        memory_total_gib=_number(reader, f"{device}/mem_info_vram_total", 2**30),
+        temperature_c=max(shown or [one.celsius for one in found], default=None),
+        power_w=watts(reader, device, "power1_average", "power1_input"),
+        throttled=any(judged) if judged else None,
     )
 
 
-def _hwmons(device: Path) -> list[Path]:
-    return _entries(device / "hwmon", "hwmon*")
+def _pci_id(reader: Reader, device: str) -> str:
+    """As lspci -n prints it; most cards that aren't made for servers have no product_name."""
+    number = reader.text(f"{device}/device").removeprefix("0x")
+    return f"1002:{number}" if number else ""
 
 
-def _entries(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(folder.glob(pattern))
-    except OSError:  # a card that vanishes while it is looked at
-        return []
+def _hwmons(reader: Reader, device: str) -> list[str]:
+    return [f"{device}/hwmon/{name}" for name in reader.names(f"{device}/hwmon", "hwmon*")]
 
 
 def _number(
-    path: Path, unit: float, plausible: tuple[float, float] = (0.0, float("inf"))
+    reader: Reader, path: str, unit: float, plausible: tuple[float, float] = (0.0, float("inf"))
 ) -> float | None:
+    whole = reader.number(path)
+    if whole is None:
+        return None
     try:
-        value = int(_text(path)) / unit
-    except (ValueError, OverflowError):
+        value = whole / unit
+    except OverflowError:
         return None
     return value if plausible[0] <= value <= plausible[1] else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _nvidia() -> list[GpuSample]:

@@ -10,9 +10,9 @@ from iisft.errors import Finding, IisftError
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Suggestion, contrasts
 from iisft.estimate.timing import Span
+from iisft.gpu_table import Device
 from iisft.llamafactory.environment import Placement
 from iisft.machine.facts.gpus import Gpu, visible_gpus
-from iisft.machine.gpu_table import Device
 from iisft.presets import documents
 from iisft.presets.schema import Preset
 from iisft.runs.plan import fit, preflight

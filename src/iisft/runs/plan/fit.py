@@ -17,10 +17,10 @@ from iisft.estimate.forecast import Forecast, Situation, forecast
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Suggestion, suggest
 from iisft.estimate.timing import Span
+from iisft.gpu_table import Device, nearest_device
 from iisft.llamafactory.arguments import UNCOUNTED
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import Gpu
-from iisft.machine.gpu_table import Device, nearest_device
 from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.support import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset

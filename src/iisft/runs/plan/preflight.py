@@ -35,24 +35,27 @@ def doctor_findings(
     fits: str | None,
     say: Callable[[str], None],
 ) -> tuple[Interpreter, list[Finding]]:
-    """The interpreter that trains, and what the doctor's rules object to about this run on this
-    machine.
+    """The interpreter that trains, and what the rules say against this run on this machine.
 
-    `fits` is the plan's verdict for these GPUs; None when it has none. An objection of the preset
-    that a rule says better (it knows the machine) is left out. Mere notes are env-check's.
+    `fits` is the plan's verdict for these GPUs; None when it has none. Mere notes are env-check's.
     """
     machine, wrong = inspect.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
     case = engine.Case(
-        machine, loaded.preset, placement.ranks, placement.on_cpu, config, placement.nodes, fits
+        loaded.preset,
+        placement.ranks,
+        placement.on_cpu,
+        config,
+        placement.nodes,
+        loaded.document,
+        machine,
+        fits,
     )
-    diagnoses = [one for one in engine.diagnose(case) if one.seen.severity != "info"]
-    said = {name for one in diagnoses for name in one.rule.replaces}
-    found = [warning for warning in loaded.warnings if warning.id not in said]
+    found = [one for one in engine.diagnose(case) if one.severity != "info"]
     interpreter = machine.interpreter or Interpreter(
         llamafactory_interpreter.training_interpreter(), "", {}, None
     )
-    return interpreter, [*found, *wrong, *(one.as_finding() for one in diagnoses)]
+    return interpreter, [*wrong, *found]
 
 
 def extra_argument_findings(
@@ -73,8 +76,8 @@ def extra_argument_findings(
     except IisftError as error:
         return [error.finding]
     return [
-        replace(finding, where=loaded.document.source(("llamafactory", name)).text)
-        for name, finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
+        replace(finding, where=loaded.document.source(tuple(finding.where.split(".", 1))).text)
+        for finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
     ]
 
 

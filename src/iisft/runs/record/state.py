@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
-from iisft.errors import RunStateError
+from iisft.errors import Finding, RunStateError
 from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import EXIT, RunFolder, parse_event
@@ -109,7 +109,7 @@ def status_of(folder: RunFolder) -> RunStatus:
     ]
     if reason == UNSUPERVISED:
         fix = f"iisft resume {folder.id}"
-        findings.append({"id": "unsupervised", "severity": "warn", "message": reason, "fix": fix})
+        findings.append(Finding("unsupervised", reason, fix=fix, severity="warn").as_json())
     if state == "lost" and (left := process.processes_of_run(folder.marker)):
         reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
     # without a record nothing resumes

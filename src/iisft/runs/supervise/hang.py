@@ -67,11 +67,8 @@ def likely_causes(record: dict[str, Any], machine: "Machine | None" = None) -> s
         inspect,
     )
 
-    case = engine.Case(machine or inspect.last_known(), ranks=ranks)
-    causes = [
-        f"{one.rule.id} {one.seen.message} ({one.seen.fix.text})"
-        for one in engine.causes_of_hang(case)
-    ]
+    case = engine.Case(ranks=ranks, machine=machine or inspect.last_known())
+    causes = [f"{one.id} {one.message} ({one.fix})" for one in engine.causes_of_hang(case)]
     if causes:
         return "; ".join(causes)
     return (

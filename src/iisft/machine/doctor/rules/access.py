@@ -1,13 +1,19 @@
 """Whether the GPUs can be reached: driver, device files, permissions, masks, shared memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from iisft.machine.doctor.engine import Case, Seen, rule
-from iisft.machine.doctor.fixes import Fix, as_root, at_login, by_hand, container, export, unset
+from iisft.errors import Finding
+from iisft.machine.doctor.engine import Case
+from iisft.machine.doctor.fixes import as_root, at_login, by_hand, container, export, unset
+from iisft.machine.facts.live import Access
 from iisft.quoting import is_name
+from iisft.rules import Fix, rule, seen
 
 _MIB = 2**20
 _DEVICES = "--device=/dev/kfd --device=/dev/dri"
+_MODPROBE = as_root(
+    "sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms"
+)
 
 
 @rule(
@@ -16,7 +22,7 @@ _DEVICES = "--device=/dev/kfd --device=/dev/dri"
     applies="AMD GPUs",
     source="ROCm-docker#116; rocminfo#38; ROCm: Running ROCm Docker containers",
 )
-def kfd_permission(case: Case) -> Iterator[Seen]:
+def kfd_permission(case: Case) -> Iterator[Finding]:
     """ROCm opens /dev/kfd and every /dev/dri/renderD*.
 
     Without them torch says that there is no GPU, and not why.
@@ -29,47 +35,38 @@ def kfd_permission(case: Case) -> Iterator[Seen]:
     trains = not case.nvidia and not case.on_cpu
     if not here or not devices or not trains or not _loaded(case):
         return
-    kfd = devices.get("/dev/kfd")
-    nodes = {
-        path: about
-        for path, about in devices.items()
-        if path.startswith("/dev/dri/") and about.exists
-    }
-    missing = [] if kfd and kfd.exists else ["/dev/kfd"]
-    missing += [] if nodes else ["/dev/dri/renderD*"]
     closed = [path for path, about in devices.items() if about.exists and not about.usable]
-    if missing:
+    if missing := _missing_nodes(devices):
         where = "in this container" if case.machine.host.container else "on this machine"
-        fix = (
+        yield seen(
+            f"{' and '.join(missing)} missing {where}: ROCm can't reach the AMD GPU",
+            "/dev",
             container(
                 f"{_DEVICES} --group-add video --group-add $(getent group render | cut -d: -f3)"
             )
             if case.machine.host.container
-            else as_root(
-                "sudo modprobe amdgpu",
-                text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms",
-            )
-        )
-        yield Seen(
-            f"{' and '.join(missing)} missing {where}: ROCm can't reach the AMD GPU", "/dev", fix
+            else _MODPROBE,
         )
     elif closed:
         groups = sorted({devices[path].group for path in closed if devices[path].group})
-        fix = (
-            container(
-                f"{_DEVICES} " + " ".join(f"--group-add {name}" for name in groups if is_name(name))
-            )
+        added = " ".join(f"--group-add {name}" for name in groups if is_name(name))
+        yield seen(
+            f"no permission for {', '.join(closed)} (group {', '.join(groups) or 'unknown'})",
+            "os.access as this user",
+            container(f"{_DEVICES} {added}")
             if case.machine.host.container
             else at_login(
                 'sudo usermod -aG render,video "$USER"',
                 text='sudo usermod -aG render,video "$USER", then log out and in again',
-            )
+            ),
         )
-        yield Seen(
-            f"no permission for {', '.join(closed)} (group {', '.join(groups) or 'unknown'})",
-            "os.access as this user",
-            fix,
-        )
+
+
+def _missing_nodes(devices: Mapping[str, Access]) -> list[str]:
+    kfd = devices.get("/dev/kfd")
+    renders = any(path.startswith("/dev/dri/") and devices[path].exists for path in devices)
+    missing = [] if kfd and kfd.exists else ["/dev/kfd"]
+    return missing if renders else [*missing, "/dev/dri/renderD*"]
 
 
 def _loaded(case: Case) -> bool:
@@ -86,7 +83,7 @@ def _loaded(case: Case) -> bool:
     source="RCCL init.cc; llama.cpp-gfx906#12; Docker's default is 64 MiB",
     hang=True,
 )
-def small_shared_memory(case: Case) -> Iterator[Seen]:
+def small_shared_memory(case: Case) -> Iterator[Finding]:
     """The ranks exchange gradients through /dev/shm where there is no direct path between GPUs.
 
     Docker gives 64 MiB.
@@ -95,7 +92,7 @@ def small_shared_memory(case: Case) -> Iterator[Seen]:
     wanted = case.several or bool(case.argument("dataloader_num_workers"))
     if space is None or not wanted or space.total >= 1024 * _MIB:
         return
-    yield Seen(
+    yield seen(
         f"/dev/shm has {space.total // _MIB} MiB: too little for several ranks",
         "statvfs /dev/shm",
         container("--shm-size=16g")
@@ -111,7 +108,7 @@ def small_shared_memory(case: Case) -> Iterator[Seen]:
     applies="AMD GPUs",
     source="ROCm: GPU isolation environment variables; torch.cuda._parse_visible_devices",
 )
-def visible_devices(case: Case) -> Iterator[Seen]:
+def visible_devices(case: Case) -> Iterator[Finding]:
     """ROCR_VISIBLE_DEVICES is applied first, HIP_ and CUDA_VISIBLE_DEVICES then count within what
     it left.
     """
@@ -121,7 +118,7 @@ def visible_devices(case: Case) -> Iterator[Seen]:
     inner = hip if hip is not None else cuda
     if rocr is not None and inner is not None:
         too_many = len(inner.split(",")) > len(rocr.split(","))
-        yield Seen(
+        yield seen(
             f"ROCR_VISIBLE_DEVICES={rocr} and "
             f"{'HIP' if hip is not None else 'CUDA'}_VISIBLE_DEVICES={inner} are both "
             "set: the second counts within what the first left"
@@ -131,7 +128,7 @@ def visible_devices(case: Case) -> Iterator[Seen]:
             "error" if too_many else "warn",
         )
     elif hip is not None and cuda is not None and hip != cuda:
-        yield Seen(
+        yield seen(
             f"HIP_VISIBLE_DEVICES={hip} and CUDA_VISIBLE_DEVICES={cuda} differ",
             "environment",
             unset("CUDA_VISIBLE_DEVICES"),
@@ -146,7 +143,7 @@ def visible_devices(case: Case) -> Iterator[Seen]:
     source="mi50-gfx906-unsloth-bnb4bit-lab; torch Context.cpp",
     basis="reported",
 )
-def mixed_gpus(case: Case) -> Iterator[Seen]:
+def mixed_gpus(case: Case) -> Iterator[Finding]:
     """An integrated or second AMD GPU beside the one that trains: kernels for one were sent to the
     other.
 
@@ -158,7 +155,7 @@ def mixed_gpus(case: Case) -> Iterator[Seen]:
     if not case.amd or len(shown) < 2 or case.env.get("ROCR_VISIBLE_DEVICES") is not None:
         return
     indexes = ",".join(str(index) for index, gpu in enumerate(amd) if gpu.arch == case.main_arch)
-    yield Seen(
+    yield seen(
         f"different AMD GPUs are visible ({', '.join(gpu.arch for gpu in visible)}): show torch "
         "only those that train",
         "/sys/class/kfd/kfd/topology/nodes",
@@ -172,7 +169,7 @@ def mixed_gpus(case: Case) -> Iterator[Seen]:
     applies="a GPU on the PCI bus without its driver",
     source="PCI classes 03xx and 12xx in sysfs",
 )
-def driver_missing(case: Case) -> Iterator[Seen]:
+def driver_missing(case: Case) -> Iterator[Finding]:
     """A GPU is plugged in, and no driver offers it: not loaded, not installed, or given to a
     virtual machine.
     """
@@ -184,9 +181,7 @@ def driver_missing(case: Case) -> Iterator[Seen]:
         return  # R15 says it
     amd = first.vendor == "amd"
     fix = (
-        as_root(
-            "sudo modprobe amdgpu", text="sudo modprobe amdgpu; if that fails, install amdgpu-dkms"
-        )
+        _MODPROBE
         if amd
         else Fix(
             "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), then reboot",
@@ -198,7 +193,7 @@ def driver_missing(case: Case) -> Iterator[Seen]:
     if host.container and not amd:
         fix = container("--gpus all")
     bound = f", bound to {first.driver}" if first.driver else ", without a driver"
-    yield Seen(
+    yield seen(
         f"{len(cards)} {first.vendor.upper()} GPU(s) on the PCI bus, none offered for computing "
         f"({first.bus}{bound})",
         "/sys/bus/pci/devices",
@@ -217,13 +212,13 @@ def _kfd_is_missing(case: Case) -> bool:
     applies="NVIDIA GPUs",
     source="provoked: a wedged driver lets nvidia-smi wait for ever",
 )
-def nvidia_smi(case: Case) -> Iterator[Seen]:
+def nvidia_smi(case: Case) -> Iterator[Finding]:
     """nvidia-smi hangs or fails: the driver is wedged, or its kernel module and its libraries are
     of two versions.
     """
     smi = case.machine.answers.nvidia_smi
     if smi.status == "hangs":
-        yield Seen(
+        yield seen(
             "nvidia-smi does not return: the NVIDIA driver is wedged (a GPU fell off the bus, or "
             "a process hangs)",
             "killed after 10 s",
@@ -231,7 +226,7 @@ def nvidia_smi(case: Case) -> Iterator[Seen]:
         )
     elif smi.status == "failed":
         said = smi.output.strip().splitlines()[-1:] or ["nothing"]
-        yield Seen(
+        yield seen(
             f"nvidia-smi fails: {said[0]}",
             "nvidia-smi",
             by_hand("after a driver update: reboot; else install the driver again"),
@@ -241,7 +236,7 @@ def nvidia_smi(case: Case) -> Iterator[Seen]:
 @rule(
     "gpus-hidden", applies="any GPU", source="torch.cuda.is_available in the training interpreter"
 )
-def torch_sees_fewer(case: Case) -> Iterator[Seen]:
+def torch_sees_fewer(case: Case) -> Iterator[Finding]:
     """The kernel has GPUs, torch was built for them, and sees fewer."""
     report = case.machine.capabilities
     if report is None or report.devices is None or not case.gpus:
@@ -249,7 +244,7 @@ def torch_sees_fewer(case: Case) -> Iterator[Seen]:
     vendor = "amd" if case.hip else "nvidia" if case.torch.get("cuda") else ""
     expected = [gpu for gpu in case.gpus if gpu.vendor == vendor]
     if len(report.devices) < len(expected):
-        yield Seen(
+        yield seen(
             f"torch sees {len(report.devices)} of {len(expected)} GPUs",
             "torch.cuda.device_count() in the training interpreter",
             by_hand("see the other findings (driver, permission, *_VISIBLE_DEVICES); then dmesg"),
@@ -257,7 +252,7 @@ def torch_sees_fewer(case: Case) -> Iterator[Seen]:
 
 
 @rule("unreadable", applies="any machine", source="errors of the kernel's files")
-def unreadable(case: Case) -> Iterator[Seen]:
+def unreadable(case: Case) -> Iterator[Finding]:
     """Files that the doctor needs are there and can't be read, so that it may have missed
     something.
     """
@@ -265,7 +260,7 @@ def unreadable(case: Case) -> Iterator[Seen]:
     if lost:
         path, reason = next(iter(lost.items()))
         others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        yield Seen(
+        yield seen(
             f"/{path}{others} can't be read ({reason}): what depends on it was not checked",
             f"/{path}",
             by_hand("run it as a user who may read it (not in a sandbox), or sudo iisft env-check"),
@@ -274,12 +269,12 @@ def unreadable(case: Case) -> Iterator[Seen]:
 
 
 @rule("no-gpu", applies="machines without a GPU", source="iisft's own commands")
-def no_gpu(case: Case) -> Iterator[Seen]:
+def no_gpu(case: Case) -> Iterator[Finding]:
     """Without a GPU most of iisft works: only training a real model in a useful time doesn't."""
     wants_cpu = case.preset is None or case.preset.hardware.vendor == "cpu"
     without = not case.machine.gpus and not case.machine.cards
     if wants_cpu and (without or (case.preset is None and case.machine.visible and not case.gpus)):
-        yield Seen(
+        yield seen(
             "no GPU here. Still possible: check and stage data, download and verify models, plan "
             "for another machine, "
             "train tiny models on the CPU (iisft train --preset demo), evaluate answers, and "

@@ -3,29 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from iisft.machine.doctor.engine import Case, Seen, causes_of_hang, rule
-from iisft.machine.doctor.fixes import Fix, by_hand, export, torch_for
-from iisft.presets.rules import native_arithmetic
+from iisft.errors import Finding
+from iisft.gpu_table import architecture
+from iisft.machine.doctor.engine import Case, causes_of_hang
+from iisft.machine.doctor.fixes import by_hand, export, torch_for
+from iisft.rules import Fix, rule, seen
 
 _EMULATED = 1.3  # times slower than the fastest other dtype
 _OFF = 0.1  # of values around 1; rounding to fp16 makes 0.001
-
-
-def _results(case: Case, check: str) -> list[Mapping[str, Any]]:
-    return [
-        one for one in (case.machine.deep or {}).get("results", []) if one.get("check") == check
-    ]
-
-
-def rates(case: Case) -> dict[str, dict[str, float]]:
-    """Device -> dtype -> measured TFLOP/s."""
-    found: dict[str, dict[str, float]] = {}
-    for one in _results(case, "matmul"):
-        if isinstance(one.get("tflops"), float | int):
-            found.setdefault(str(one.get("device")), {})[str(one.get("dtype"))] = float(
-                one["tflops"]
-            )
-    return found
 
 
 def _trouble(result: Mapping[str, Any]) -> str:
@@ -43,14 +28,14 @@ def _trouble(result: Mapping[str, Any]) -> str:
     source="mi50-gfx906-unsloth-bnb4bit-lab: trust runtime probes over version strings; "
     "rocBLAS#1339",
 )
-def gemm_fails(case: Case) -> Iterator[Seen]:
+def gemm_fails(case: Case) -> Iterator[Finding]:
     """A small product per dtype on each GPU, in a process of its own: it fails, aborts or never
     returns.
     """
-    for result in _results(case, "matmul"):
+    for result in case.deep_results("matmul"):
         trouble = _trouble(result)
         if trouble:
-            yield Seen(
+            yield seen(
                 f"a {result.get('dtype')} product on {result.get('device')} fails: {trouble}",
                 "env-check --deep",
                 _cause(case, trouble),
@@ -77,15 +62,15 @@ def _cause(case: Case, trouble: str) -> Fix:
     source="the first user's record; ROCm/vllm#390; rccl#1129; nccl#667",
     basis="reported",
 )
-def handshake(case: Case) -> Iterator[Seen]:
+def handshake(case: Case) -> Iterator[Finding]:
     """An all-reduce of two ranks: when it does not come back in 60 s, training won't either."""
-    for result in _results(case, "all-reduce"):
+    for result in case.deep_results("all-reduce"):
         trouble = _trouble(result)
         if not trouble:
             continue
         causes = causes_of_hang(case)
-        named = "; ".join(f"{one.rule.id} {one.seen.message}" for one in causes)
-        yield Seen(
+        named = "; ".join(f"{one.id} {one.message}" for one in causes)
+        yield seen(
             f"two ranks can't exchange data ({result.get('backend')}): {trouble}. "
             + (
                 f"Probable causes here: {named}"
@@ -93,7 +78,7 @@ def handshake(case: Case) -> Iterator[Seen]:
                 else "None of the known causes shows on this machine"
             ),
             "env-check --deep",
-            causes[0].seen.fix
+            causes[0].fix
             if causes
             else export(
                 "NCCL_P2P_DISABLE=1",
@@ -107,9 +92,9 @@ def handshake(case: Case) -> Iterator[Seen]:
     applies="GPUs, with --deep",
     source="measured products of 2048 x 2048, bf16 against fp16 and fp32",
 )
-def bf16_measured(case: Case) -> Iterator[Seen]:
+def bf16_measured(case: Case) -> Iterator[Finding]:
     """The measured rate of bf16 contradicts what is known of the architecture."""
-    for device, measured in rates(case).items():
+    for device, measured in case.rates().items():
         index = device.removeprefix("cuda:")
         if not (
             index.isdigit()
@@ -117,10 +102,10 @@ def bf16_measured(case: Case) -> Iterator[Seen]:
             and {"bfloat16", "float16", "float32"} <= set(measured)
         ):
             continue
-        known = native_arithmetic(case.gpus[int(index)].arch)
+        known = architecture(case.gpus[int(index)].arch)
         slow = measured["bfloat16"] * _EMULATED < max(measured["float16"], measured["float32"])
         if known and known.bf16 and slow:
-            yield Seen(
+            yield seen(
                 f"bf16 is emulated or broken on {device}: {measured['bfloat16']:.1f} TFLOP/s, "
                 f"{measured['float16']:.1f} in fp16 and {measured['float32']:.1f} in fp32",
                 "env-check --deep",
@@ -130,15 +115,15 @@ def bf16_measured(case: Case) -> Iterator[Seen]:
 
 
 @rule("memory-short", applies="GPUs, with --deep", source="allocation up to the preset's need")
-def memory_short(case: Case) -> Iterator[Seen]:
+def memory_short(case: Case) -> Iterator[Finding]:
     """Less memory can be allocated than the preset needs: another process holds it, or the card is
     smaller.
     """
-    for result in _results(case, "memory"):
+    for result in case.deep_results("memory"):
         trouble = _trouble(result)
         reached, wanted = float(result.get("gib", 0.0)), float(result.get("wanted_gib", 0.0))
         if trouble or reached < wanted:
-            yield Seen(
+            yield seen(
                 f"{reached:.1f} of {wanted:.1f} GiB could be allocated on {result.get('device')}"
                 + (f": {trouble}" if trouble else ""),
                 "env-check --deep",
@@ -154,12 +139,12 @@ def memory_short(case: Case) -> Iterator[Seen]:
     applies="GPUs, with --deep",
     source="copies between host and device, and between devices",
 )
-def copies(case: Case) -> Iterator[Seen]:
+def copies(case: Case) -> Iterator[Finding]:
     """A copy fails or arrives changed: a bad link, or P2P that the platform does not carry."""
-    for result in _results(case, "copy"):
+    for result in case.deep_results("copy"):
         trouble = _trouble(result)
         if trouble:
-            yield Seen(
+            yield seen(
                 f"copying {result.get('source')} to {result.get('device')} fails: {trouble}",
                 "env-check --deep",
                 by_hand(
@@ -174,11 +159,11 @@ def copies(case: Case) -> Iterator[Seen]:
     applies="GPUs, with --deep",
     source="pytorch PR 128922, PR 135964; transformers PR 33317",
 )
-def sdpa(case: Case) -> Iterator[Seen]:
+def sdpa(case: Case) -> Iterator[Finding]:
     """sdpa in fp16 on scores that overflow fp16: it must stay finite and agree with float32, where
     eager gives NaN.
     """
-    for result in _results(case, "sdpa"):
+    for result in case.deep_results("sdpa"):
         trouble = _trouble(result)
         off = result.get("off")
         if not trouble and result.get("finite") is False:
@@ -186,7 +171,7 @@ def sdpa(case: Case) -> Iterator[Seen]:
         elif not trouble and isinstance(off, float) and off > _OFF:
             trouble = f"it is {off:.2g} off attention in float32"
         if trouble:
-            yield Seen(
+            yield seen(
                 f"sdpa in fp16 on {result.get('device')} fails: {trouble}",
                 "env-check --deep",
                 torch_for(case.gpus[0].arch, case.machine.host)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+from iisft.errors import Finding
 from iisft.llamafactory.arguments import needed_packages
 from iisft.llamafactory.interpreter import TESTED_VERSION
 from iisft.llamafactory.torch_sets import INSTALL_BESIDE_TORCH
-from iisft.machine.doctor.engine import Case, Seen, rule
-from iisft.machine.doctor.fixes import Fix, by_hand, line, pip, torch_for
+from iisft.machine.doctor.engine import Case
+from iisft.machine.doctor.fixes import by_hand, line, pip, torch_for
+from iisft.rules import Fix, rule, seen
 
 
 def torch_fix(case: Case) -> Fix:
@@ -21,12 +23,12 @@ def _where(case: Case) -> str:
 
 
 @rule("llamafactory-missing", applies="the training interpreter", source="package metadata")
-def llamafactory_missing(case: Case) -> Iterator[Seen]:
+def llamafactory_missing(case: Case) -> Iterator[Finding]:
     """The interpreter that is to train lacks torch or LLaMA-Factory."""
     found = case.machine.interpreter
     missing = [name for name in ("llamafactory", "torch") if found and name not in found.packages]
     if found and missing:
-        yield Seen(
+        yield seen(
             f"{' and '.join(missing)} not installed for {found.path}",
             str(found.path),
             torch_fix(case),
@@ -38,13 +40,13 @@ def llamafactory_missing(case: Case) -> Iterator[Seen]:
     applies="the training interpreter",
     source="files beside the interpreter",
 )
-def cli_missing(case: Case) -> Iterator[Seen]:
+def cli_missing(case: Case) -> Iterator[Finding]:
     """The package is there and its command is not: an installation cut short, or a moved
     environment.
     """
     found = case.machine.interpreter
     if found and "llamafactory" in found.packages and not case.machine.launcher_present:
-        yield Seen(
+        yield seen(
             "llamafactory is installed, but its command is not beside the interpreter",
             str(found.cli),
             pip(f"pip install --force-reinstall --no-deps llamafactory=={TESTED_VERSION}"),
@@ -56,12 +58,12 @@ def cli_missing(case: Case) -> Iterator[Seen]:
     applies="several ranks",
     source="LLaMA-Factory launcher.py splits at spaces",
 )
-def spaces_in_path(case: Case) -> Iterator[Seen]:
+def spaces_in_path(case: Case) -> Iterator[Finding]:
     """LLaMA-Factory builds its torchrun command as text and splits it at spaces."""
     found = case.machine.interpreter
     several = case.ranks * case.nodes > 1 or case.several
     if found and several and any(letter.isspace() for letter in str(found.launcher or "")):
-        yield Seen(
+        yield seen(
             "LLaMA-Factory splits its torchrun command at spaces, and its own path has one: more "
             "than one rank can't "
             "start",
@@ -78,14 +80,14 @@ def spaces_in_path(case: Case) -> Iterator[Seen]:
     applies="presets that need more than LLaMA-Factory",
     source="LLaMA-Factory parser.py",
 )
-def package_missing(case: Case) -> Iterator[Seen]:
+def package_missing(case: Case) -> Iterator[Finding]:
     """nf4 weights need bitsandbytes, zero2 and zero3 need DeepSpeed."""
     found = case.machine.interpreter
     if case.preset and found and "llamafactory" in found.packages:
         for name in needed_packages(case.preset):
             if name not in found.packages:
                 wanted = "'deepspeed>=0.10.0,<=0.18.4'" if name == "deepspeed" else name
-                yield Seen(
+                yield seen(
                     f"this preset needs {name}, which is not installed for {found.path}",
                     str(found.path),
                     pip(f"pip install {wanted}"),
@@ -97,13 +99,13 @@ def package_missing(case: Case) -> Iterator[Seen]:
     applies="the training interpreter",
     source="the version that iisft is tested with",
 )
-def other_version(case: Case) -> Iterator[Seen]:
+def other_version(case: Case) -> Iterator[Finding]:
     """Another LLaMA-Factory than the tested one: arguments, logs and the loading of weights differ
     between versions.
     """
     version = case.packages.get("llamafactory")
     if version and version != TESTED_VERSION:
-        yield Seen(
+        yield seen(
             f"LLaMA-Factory {version} is installed; iisft is tested with {TESTED_VERSION}",
             _where(case),
             pip(INSTALL_BESIDE_TORCH),
@@ -116,7 +118,7 @@ def other_version(case: Case) -> Iterator[Seen]:
     applies="the training interpreter",
     source="a child process that imports what training imports",
 )
-def import_died(case: Case) -> Iterator[Seen]:
+def import_died(case: Case) -> Iterator[Finding]:
     """Importing a package ends the process (a signal) or never comes back.
 
     No Python error can be caught for that.
@@ -134,7 +136,7 @@ def import_died(case: Case) -> Iterator[Seen]:
     )
     said = f": {died.said}" if died.said else ""
     how = died.how if died.how in ("did not return", "did not start") else f"ends with {died.how}"
-    yield Seen(
+    yield seen(
         f"{step} in the training interpreter {how}{said}",
         _where(case),
         by_hand(hint) if hint else torch_fix(case),
@@ -146,7 +148,7 @@ def import_died(case: Case) -> Iterator[Seen]:
     applies="the training interpreter",
     source="a child process that imports what training imports",
 )
-def import_failed(case: Case) -> Iterator[Seen]:
+def import_failed(case: Case) -> Iterator[Finding]:
     """A package that training needs raises at its import.
 
     LLaMA-Factory's own failure is told if it is the only one.
@@ -167,18 +169,18 @@ def import_failed(case: Case) -> Iterator[Seen]:
             wanted = (name, case.packages[name]) if name in case.packages else (name,)
             words = "{}=={}" if len(wanted) == 2 else "{}"
             fix = pip(line(f"pip install --force-reinstall --no-deps {words}", *wanted))
-        yield Seen(f"{name} can't be imported: {error}", _where(case), fix)
+        yield seen(f"{name} can't be imported: {error}", _where(case), fix)
 
 
 @rule("R31", "python-version", applies="LLaMA-Factory 0.9.5", source="LLaMA-Factory pyproject.toml")
-def old_python(case: Case) -> Iterator[Seen]:
+def old_python(case: Case) -> Iterator[Finding]:
     """LLaMA-Factory 0.9.5 needs Python 3.11; Ubuntu 22.04 has 3.10."""
     found = case.machine.interpreter
     version = (
         tuple(int(part) for part in found.python.split(".")[:2] if part.isdigit()) if found else ()
     )
     if found and version and version < (3, 11):
-        yield Seen(
+        yield seen(
             f"Python {found.python}: LLaMA-Factory {TESTED_VERSION} needs 3.11 or newer",
             str(found.path),
             Fix(
@@ -196,11 +198,11 @@ def old_python(case: Case) -> Iterator[Seen]:
 
 
 @rule("no-pip", applies="the training interpreter", source="uv venv without --seed makes none")
-def no_pip(case: Case) -> Iterator[Seen]:
+def no_pip(case: Case) -> Iterator[Finding]:
     """An environment without pip: the install commands would reach another Python's."""
     report = case.machine.capabilities
     if report and "packages" in report.steps and "pip" not in report.versions:
-        yield Seen(
+        yield seen(
             "this environment has no pip: `pip install` would install into another one",
             _where(case),
             pip(

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
-from iisft.machine.doctor.engine import Case, Seen, numbers, rule
+from iisft.errors import Finding
+from iisft.machine.doctor.engine import Case, numbers
 from iisft.machine.doctor.fixes import as_root, by_hand, export, kernel_parameter, torch_for
 from iisft.machine.facts.gpus import Gpu
 from iisft.machine.facts.pci import Card
+from iisft.rules import rule, seen
 
 _PASSED_THROUGH = {
     "iommu=pt",
@@ -22,10 +24,7 @@ def _cards(case: Case, gpus: list[Gpu]) -> list[Card]:
 
 def _proven(case: Case) -> bool:
     """Whether --deep saw an all-reduce over these GPUs come through."""
-    results = (case.machine.deep or {}).get("results", [])
-    return any(
-        one.get("check") == "all-reduce" and "gbps" in one and one.get("gpus") for one in results
-    )
+    return any("gbps" in one and one.get("gpus") for one in case.deep_results("all-reduce"))
 
 
 @rule(
@@ -36,7 +35,7 @@ def _proven(case: Case) -> bool:
     "first user",
     hang=True,
 )
-def iommu_translates(case: Case) -> Iterator[Seen]:
+def iommu_translates(case: Case) -> Iterator[Finding]:
     """The IOMMU translates the GPUs' DMA, so writes from card to card never arrive: the first
     all-reduce hangs at 0 %.
 
@@ -49,13 +48,14 @@ def iommu_translates(case: Case) -> Iterator[Seen]:
     shown = _cards(case, case.gpus)
     translated = [card for card in shown if card.iommu.startswith("DMA")]
     if translated:
-        seen = f"/sys/kernel/iommu_groups/{translated[0].iommu_group}/type is {translated[0].iommu}"
+        first = translated[0]
+        evidence = f"/sys/kernel/iommu_groups/{first.iommu_group}/type is {first.iommu}"
     elif (
         not any(card.iommu for card in shown)
         and host.iommus
         and not _PASSED_THROUGH & set(host.cmdline)
     ):
-        seen = f"/sys/class/iommu has {', '.join(host.iommus)}, no iommu=pt in /proc/cmdline"
+        evidence = f"/sys/class/iommu has {', '.join(host.iommus)}, no iommu=pt in /proc/cmdline"
     else:
         return
     words = "intel_iommu=on iommu=pt" if host.cpu_vendor == "GenuineIntel" else "iommu=pt"
@@ -63,7 +63,7 @@ def iommu_translates(case: Case) -> Iterator[Seen]:
         words = "iommu=pt"
     off = "amd_iommu=off" if host.cpu_vendor == "AuthenticAMD" else "intel_iommu=off"
     around = case.env.get("NCCL_P2P_DISABLE") == "1"
-    yield Seen(
+    yield seen(
         "the IOMMU translates the GPUs' DMA: "
         + (
             "with NCCL_P2P_DISABLE=1 the ranks go through host memory, which is slow"
@@ -71,7 +71,7 @@ def iommu_translates(case: Case) -> Iterator[Seen]:
             else "several GPUs can hang at their first all-reduce, at 0 % load and without a "
             "message"
         ),
-        seen,
+        evidence,
         kernel_parameter(
             words,
             host,
@@ -88,7 +88,7 @@ def iommu_translates(case: Case) -> Iterator[Seen]:
     source="ROCR-Runtime#270; rccl#1454; pytorch#143728; rocm-systems#2209",
     hang=True,
 )
-def ipc_without_dkms(case: Case) -> Iterator[Seen]:
+def ipc_without_dkms(case: Case) -> Iterator[Finding]:
     """The kernel's own amdgpu has no KFD IPC, which ROCm 6.3 and newer use between processes: RCCL
     fails or hangs.
     """
@@ -101,7 +101,7 @@ def ipc_without_dkms(case: Case) -> Iterator[Seen]:
         and new
         and "HSA_ENABLE_IPC_MODE_LEGACY" not in case.env
     ):
-        yield Seen(
+        yield seen(
             "amdgpu is the kernel's own and has no KFD IPC: RCCL can fail or hang when the ranks "
             "meet",
             "/sys/module/amdgpu/version is missing",
@@ -120,13 +120,13 @@ def ipc_without_dkms(case: Case) -> Iterator[Seen]:
     applies="AMD GPUs on two sockets of an Intel machine",
     source="RCCL paths.cc (Intel: P2P only below one PCIe switch); linux p2pdma whitelist",
 )
-def no_p2p_between_sockets(case: Case) -> Iterator[Seen]:
+def no_p2p_between_sockets(case: Case) -> Iterator[Finding]:
     """On Intel, RCCL uses P2P only within one PCIe switch: between sockets data goes through
     /dev/shm.
     """
     nodes = {card.numa_node for card in _cards(case, case.amd) if card.numa_node is not None}
     if case.several and len(nodes) > 1 and case.machine.host.cpu_vendor == "GenuineIntel":
-        yield Seen(
+        yield seen(
             "the GPUs hang on different sockets: RCCL will go through /dev/shm and not from card "
             "to card",
             f"NUMA nodes {', '.join(map(str, sorted(nodes)))}; Intel",
@@ -136,7 +136,7 @@ def no_p2p_between_sockets(case: Case) -> Iterator[Seen]:
 
 
 @rule("R19", "large-bar", applies="AMD GPUs", source="RCCL README; ROCm/rccl#1129")
-def small_bar(case: Case) -> Iterator[Seen]:
+def small_bar(case: Case) -> Iterator[Finding]:
     """The CPU sees only a part of the card's memory.
 
     P2P needs all of it (Above 4G Decoding in the BIOS).
@@ -144,7 +144,7 @@ def small_bar(case: Case) -> Iterator[Seen]:
     small = [card for card in _cards(case, case.amd) if card.large_bar is False]
     if small:
         visible = (small[0].visible_bytes or 0) // 2**20
-        yield Seen(
+        yield seen(
             f"only {visible} MiB of a GPU's memory can be addressed by the CPU ({len(small)} "
             "card(s)): no P2P",
             f"mem_info_vis_vram_total of {small[0].bus}",
@@ -159,7 +159,7 @@ def small_bar(case: Case) -> Iterator[Seen]:
     applies="several AMD GPUs with P2P",
     source="RCCL README, init.cc; ROCm/rccl#1129",
 )
-def no_fine_grain(case: Case) -> Iterator[Seen]:
+def no_fine_grain(case: Case) -> Iterator[Finding]:
     """RCCL wants HSA_FORCE_FINE_GRAIN_PCIE=1 before it uses P2P over PCIe."""
     peers = case.machine.capabilities.peers if case.machine.capabilities else []
     if (
@@ -168,7 +168,7 @@ def no_fine_grain(case: Case) -> Iterator[Seen]:
         and peers
         and case.env.get("HSA_FORCE_FINE_GRAIN_PCIE") != "1"
     ):
-        yield Seen(
+        yield seen(
             "the GPUs can address each other, and RCCL will not use it without "
             "HSA_FORCE_FINE_GRAIN_PCIE=1",
             f"can_device_access_peer: {len(peers)} pairs",
@@ -183,12 +183,12 @@ def no_fine_grain(case: Case) -> Iterator[Seen]:
     applies="AMD GPUs",
     source="linux kfd_crat.h; ROCm#2429, #2314; pytorch#103973, PR 114660",
 )
-def no_atomics(case: Case) -> Iterator[Seen]:
+def no_atomics(case: Case) -> Iterator[Finding]:
     """A slot without PCIe atomics: kernels that call back to the host (asserts) are refused."""
     without = [gpu for gpu in case.amd if gpu.no_atomics]
     if without:
         torch = case.version("torch")
-        yield Seen(
+        yield seen(
             f"no PCIe atomics for {len(without)} GPU(s): device asserts fail with 'Pcie atomics "
             "not enabled, hostcall "
             "not supported'",
@@ -201,10 +201,10 @@ def no_atomics(case: Case) -> Iterator[Seen]:
 
 
 @rule("R44", "numa-balancing", applies="several AMD GPUs", source="RCCL init.cc")
-def numa_balancing(case: Case) -> Iterator[Seen]:
+def numa_balancing(case: Case) -> Iterator[Finding]:
     """The kernel moves pages between sockets while the GPUs use them; RCCL warns about it."""
     if case.several and len(case.amd) > 1 and case.machine.host.numa_balancing == 1:
-        yield Seen(
+        yield seen(
             "automatic NUMA balancing is on: RCCL warns that it slows transfers down",
             "/proc/sys/kernel/numa_balancing is 1",
             as_root("sudo sysctl kernel.numa_balancing=0"),
@@ -219,14 +219,14 @@ def numa_balancing(case: Case) -> Iterator[Seen]:
     source="sysfs current_link_width, max_link_width",
     basis="inferred",
 )
-def narrow_link(case: Case) -> Iterator[Seen]:
+def narrow_link(case: Case) -> Iterator[Finding]:
     """The card has fewer PCIe lanes than it could have.
 
     The link's speed is not judged: idle cards lower it.
     """
     for card in _cards(case, case.gpus):
         if card.link_width and card.link_width_max and card.link_width < card.link_width_max:
-            yield Seen(
+            yield seen(
                 f"the GPU at {card.bus} runs with {card.link_width} of {card.link_width_max} PCIe "
                 "lanes",
                 "current_link_width",
@@ -241,7 +241,7 @@ def narrow_link(case: Case) -> Iterator[Seen]:
     applies="several RTX 40 cards",
     source="accelerate check_cuda_p2p_ib_support",
 )
-def rtx40(case: Case) -> Iterator[Seen]:
+def rtx40(case: Case) -> Iterator[Finding]:
     """accelerate refuses several RTX 40 cards under drivers before 550.40.07 unless P2P and
     InfiniBand are off.
     """
@@ -249,7 +249,7 @@ def rtx40(case: Case) -> Iterator[Seen]:
     driver = numbers(case.machine.host.nvidia_driver)
     off = case.env.get("NCCL_P2P_DISABLE") == case.env.get("NCCL_IB_DISABLE") == "1"
     if case.several and len(cards) > 1 and driver and driver < (550, 40, 7) and not off:
-        yield Seen(
+        yield seen(
             f"{len(cards)} RTX 40 cards under driver {case.machine.host.nvidia_driver}: "
             "accelerate refuses to start",
             "/proc/driver/nvidia/version",

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
-from iisft.machine.doctor.engine import Case, Seen, rule
+from iisft.errors import Finding
+from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import pip, unset
 from iisft.machine.doctor.rules.interpreter import torch_fix
+from iisft.rules import rule, seen
 
 # op_builder/*.py of DeepSpeed 0.18.3: BUILD_VAR
 _BUILD_SWITCHES = (
@@ -29,7 +31,7 @@ _DEEPSPEED_UP_TO: dict[tuple[int, ...], tuple[int, ...]] = {
     source="pytorch/audio PR 4226; LLaMA-Factory data/mm_plugin.py imports torchaudio; "
     "pytorch.org previous-versions",
 )
-def torchaudio_mismatch(case: Case) -> Iterator[Seen]:
+def torchaudio_mismatch(case: Case) -> Iterator[Finding]:
     """torch, torchvision and torchaudio of different builds.
 
     LLaMA-Factory imports torchaudio even for text.
@@ -51,7 +53,7 @@ def torchaudio_mismatch(case: Case) -> Iterator[Seen]:
         said = "is of another build"
     else:
         return
-    yield Seen(
+    yield seen(
         f"torchaudio {versions['torchaudio'] or '?'} beside torch {versions['torch'] or '?'} "
         f"{said}; "
         "LLaMA-Factory imports it at its start, even for text",
@@ -75,7 +77,7 @@ def _minor(case: Case, package: str) -> tuple[int, ...]:
     applies="4-bit weights on AMD GPUs",
     source="unsloth PR 7354, install.sh; bitsandbytes PR 1748, PR 1856; Guide-AMD-HIP-ROCm",
 )
-def bitsandbytes_arch(case: Case) -> Iterator[Seen]:
+def bitsandbytes_arch(case: Case) -> Iterator[Finding]:
     """bitsandbytes' wheels have no gfx906 kernels; it must be built for the card."""
     report = case.machine.capabilities
     facts = report.steps.get("bitsandbytes-libraries") if report else None
@@ -91,7 +93,7 @@ def bitsandbytes_arch(case: Case) -> Iterator[Seen]:
             f"cmake -DCOMPUTE_BACKEND=hip -DBNB_ROCM_ARCH={missing[0]} -S . && make && pip "
             "install ."
         )
-        yield Seen(
+        yield seen(
             f"bitsandbytes {case.packages.get('bitsandbytes', '')} has no kernels for "
             f"{missing[0]}: no 4-bit weights",
             f"its ROCm libraries name {', '.join(has) if has else 'no architecture'}",
@@ -110,7 +112,7 @@ def bitsandbytes_arch(case: Case) -> Iterator[Seen]:
     applies="zero2 and zero3",
     source="LLaMA-Factory parser.py; DeepSpeed#7347",
 )
-def deepspeed_version(case: Case) -> Iterator[Seen]:
+def deepspeed_version(case: Case) -> Iterator[Finding]:
     """Each LLaMA-Factory takes DeepSpeed only up to a version, and DISABLE_VERSION_CHECK does not
     skip that check.
     """
@@ -119,7 +121,7 @@ def deepspeed_version(case: Case) -> Iterator[Seen]:
     sharded = case.preset is not None and case.preset.sharding in ("zero2", "zero3")
     if installed and limit and installed > limit and (sharded or case.preset is None):
         text = ".".join(map(str, limit))
-        yield Seen(
+        yield seen(
             f"DeepSpeed {case.packages['deepspeed']} is newer than LLaMA-Factory "
             f"{case.packages['llamafactory']} takes "
             f"({text})",
@@ -139,7 +141,7 @@ def deepspeed_version(case: Case) -> Iterator[Seen]:
     applies="building DeepSpeed",
     source="deepspeed 0.18.3 op_builder; DeepSpeed#4989",
 )
-def deepspeed_build(case: Case) -> Iterator[Seen]:
+def deepspeed_build(case: Case) -> Iterator[Finding]:
     """DS_BUILD_OPS=1 builds every operator at once and dies at dskernels.
 
     Unknown DS_BUILD_ names do nothing.
@@ -149,7 +151,7 @@ def deepspeed_build(case: Case) -> Iterator[Seen]:
         name for name in switches if name.removeprefix("DS_BUILD_") not in _BUILD_SWITCHES.split()
     ]
     if case.env.get("DS_BUILD_OPS") == "1":
-        yield Seen(
+        yield seen(
             "DS_BUILD_OPS=1 makes DeepSpeed build every operator when it is installed, also those "
             "that need dskernels",
             "environment",
@@ -160,7 +162,7 @@ def deepspeed_build(case: Case) -> Iterator[Seen]:
             "warn",
         )
     if unknown:
-        yield Seen(
+        yield seen(
             f"DeepSpeed knows no {', '.join(unknown)}", "environment", unset(*unknown), "warn"
         )
 
@@ -171,11 +173,11 @@ def deepspeed_build(case: Case) -> Iterator[Seen]:
     applies="vision models",
     source="LLaMA-Factory loader.py; pytorch#166122",
 )
-def conv3d(case: Case) -> Iterator[Seen]:
+def conv3d(case: Case) -> Iterator[Finding]:
     """LLaMA-Factory refuses vision models with Conv3D under torch 2.9."""
     torch = case.version("torch")
     if torch and (2, 9) <= torch < (2, 10) and "vision_config" in case.model:
-        yield Seen(
+        yield seen(
             f"torch {case.packages['torch']} is refused for vision models (slow Conv3D)",
             "vision_config in the model's config.json",
             pip(
@@ -191,14 +193,14 @@ def conv3d(case: Case) -> Iterator[Seen]:
     applies="amdsmi, pyrsmi",
     source="amdsmi 7.0.2 and pyrsmi 1.1.0, run without ROCm",
 )
-def amd_smi(case: Case) -> Iterator[Seen]:
+def amd_smi(case: Case) -> Iterator[Finding]:
     """amdsmi and pyrsmi print and raise KeyError at import where ROCm's library is missing.
 
     Iisft reads sysfs.
     """
     there = [name for name in ("amdsmi", "pyrsmi") if name in case.packages]
     if there and not case.machine.host.amd_smi_library:
-        yield Seen(
+        yield seen(
             f"{there[0]} raises KeyError('libamd_smi.so') when a script imports it here; iisft "
             "does not need it",
             "/opt/rocm/lib/libamd_smi.so is missing",

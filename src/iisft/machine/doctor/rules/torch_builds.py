@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from iisft.machine.doctor.engine import Case, Seen, rule
-from iisft.machine.doctor.fixes import Fix, export, torch_for
+from iisft.errors import Finding
+from iisft.machine.doctor.engine import Case
+from iisft.machine.doctor.fixes import export, torch_for
+from iisft.rules import Fix, rule, seen
 
 _RELEASES = ((5, 5), (5, 6), (5, 7), (6, 0), (6, 1), (6, 2), (6, 3), (6, 4), (7, 0), (7, 1), (7, 2))
 _HIPBLASLT = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1200", "gfx1201")
@@ -35,7 +37,7 @@ def overridden(case: Case, arch: str) -> str:
     applies="AMD GPUs",
     source="LLaMA-Factory README; unsloth install_python_stack.py; the first user's record",
 )
-def torch_not_rocm(case: Case) -> Iterator[Seen]:
+def torch_not_rocm(case: Case) -> Iterator[Finding]:
     """An AMD GPU with a CUDA or CPU build of torch: it can't see the GPU, and says only that there
     is none.
 
@@ -51,8 +53,8 @@ def torch_not_rocm(case: Case) -> Iterator[Seen]:
         gpu = (
             case.machine.describe_gpu(case.amd[0]) if case.amd else "AMD GPU that the preset is for"
         )
-        yield Seen(
-            f"torch {version} is no ROCm build: it can't see the {gpu}",
+        yield seen(
+            f"torch {version} is not a ROCm build: it can't see the {gpu}",
             "torch.version.hip is None",
             torch_for(
                 case.amd[0].arch if case.amd else wanted.arch if wanted else "", case.machine.host
@@ -66,7 +68,7 @@ def torch_not_rocm(case: Case) -> Iterator[Seen]:
     applies="MI50, MI60, Radeon VII (gfx906)",
     source="ROCm/legacy-rocm-build#4625, #5215; unsloth PR 7354; LocalAI#9313",
 )
-def rocblas_without_gfx906(case: Case) -> Iterator[Seen]:
+def rocblas_without_gfx906(case: Case) -> Iterator[Finding]:
     """AMD left gfx906 out of rocBLAS from ROCm 6.4 on. torch imports and sees the card; the first
     matmul aborts.
 
@@ -74,7 +76,7 @@ def rocblas_without_gfx906(case: Case) -> Iterator[Seen]:
     """
     there = case.torch.get("blas_archs")
     if "gfx906" in case.archs and case.hip and there is not None and "gfx906" not in there:
-        yield Seen(
+        yield seen(
             f"{_is(case)} brings a rocBLAS without gfx906 kernels: the first matmul will abort "
             "the process",
             f"torch/lib/rocblas/library has {', '.join(there) or 'no kernel files'}",
@@ -88,7 +90,7 @@ def rocblas_without_gfx906(case: Case) -> Iterator[Seen]:
     applies="AMD GPUs",
     source="pytorch .ci/docker/manywheel/build.sh; pytorch#132570, PR 142827",
 )
-def no_code_for_amd(case: Case) -> Iterator[Seen]:
+def no_code_for_amd(case: Case) -> Iterator[Finding]:
     """A torch without code objects for the card: HIP error: invalid device function at the first
     operation.
 
@@ -100,7 +102,7 @@ def no_code_for_amd(case: Case) -> Iterator[Seen]:
     arch = case.main_arch
     if case.amd and arch and overridden(case, arch) not in has:
         sibling = arch in RDNA2_SIBLINGS and "gfx1030" in has
-        yield Seen(
+        yield seen(
             f"{_is(case)} has no code for {arch}: it fails with 'invalid device function'",
             f"torch.cuda.get_arch_list() is {', '.join(has)}",
             export("HSA_OVERRIDE_GFX_VERSION=10.3.0")
@@ -115,7 +117,7 @@ def no_code_for_amd(case: Case) -> Iterator[Seen]:
     applies="NVIDIA GPUs",
     source="pytorch#172352; Whisper-WebUI#653; ComfyUI PR 16438",
 )
-def no_code_for_nvidia(case: Case) -> Iterator[Seen]:
+def no_code_for_nvidia(case: Case) -> Iterator[Finding]:
     """A torch without kernels for the card's compute capability: no kernel image is available.
 
     CUDA 13 builds (PyPI's) begin with Turing (7.5), cu126 with Maxwell (5.0). sm_60 code runs on
@@ -126,7 +128,7 @@ def no_code_for_nvidia(case: Case) -> Iterator[Seen]:
         return
     for arch in dict.fromkeys(gpu.arch for gpu in case.nvidia if gpu.arch):
         if not any(_serves(name, arch) for name in has):
-            yield Seen(
+            yield seen(
                 f"{_is(case)} has no kernels for {arch}: 'no kernel image is available for "
                 "execution on the device'",
                 f"torch.cuda.get_arch_list() is {', '.join(has)}",
@@ -155,7 +157,7 @@ def _serves(built: str, arch: str) -> bool:
     applies="transformers 4.52 and newer with torch older than 2.6",
     source="transformers PR 37785; LlamaFactory#8379; CVE-2025-32434",
 )
-def torch_load_refused(case: Case) -> Iterator[Seen]:
+def torch_load_refused(case: Case) -> Iterator[Finding]:
     """transformers refuses torch.load below torch 2.6: no checkpoint's optimizer.pt, no
     pytorch_model.bin.
 
@@ -163,7 +165,7 @@ def torch_load_refused(case: Case) -> Iterator[Seen]:
     """
     torch, transformers = case.version("torch"), case.version("transformers")
     if torch and transformers and torch < (2, 6) and transformers >= (4, 52):
-        yield Seen(
+        yield seen(
             f"torch {case.packages['torch']} is older than 2.6: transformers "
             f"{case.packages['transformers']} will not "
             "load a checkpoint's optimizer, so a run that stops can't be resumed",
@@ -179,7 +181,7 @@ def torch_load_refused(case: Case) -> Iterator[Seen]:
     applies="AMD GPUs",
     source="rocm.docs.amd.com: user and kernel-space support matrix (plus and minus two releases)",
 )
-def driver_too_far(case: Case) -> Iterator[Seen]:
+def driver_too_far(case: Case) -> Iterator[Finding]:
     """AMD tests a kernel driver with user space at most two releases away.
 
     Torch brings its own user space.
@@ -189,7 +191,7 @@ def driver_too_far(case: Case) -> Iterator[Seen]:
         return
     apart = abs(_RELEASES.index(driver) - _RELEASES.index((wheel[0], wheel[1])))
     if apart > 2:
-        yield Seen(
+        yield seen(
             f"torch is built for ROCm {wheel[0]}.{wheel[1]}, this machine's ROCm is "
             f"{driver[0]}.{driver[1]}: AMD tests "
             "driver and user space at most two releases apart",
@@ -205,7 +207,7 @@ def driver_too_far(case: Case) -> Iterator[Seen]:
     applies="AMD GPUs without hipBLASLt kernels",
     source="pytorch#138067, PR 128753; ROCm/hipBLASLt#1243; torch Context.cpp",
 )
-def no_hipblaslt(case: Case) -> Iterator[Seen]:
+def no_hipblaslt(case: Case) -> Iterator[Finding]:
     """torch warns 'Attempting to use hipBLASLt on an unsupported architecture' and takes hipBLAS:
     harmless.
 
@@ -213,7 +215,7 @@ def no_hipblaslt(case: Case) -> Iterator[Seen]:
     """
     without = [arch for arch in case.archs if arch.startswith("gfx") and arch not in _HIPBLASLT]
     if case.hip and without and case.env.get("TORCH_BLAS_PREFER_HIPBLASLT") != "0":
-        yield Seen(
+        yield seen(
             f"hipBLASLt has no kernels for {', '.join(without)}: torch says so at the first "
             "matmul and takes hipBLAS, "
             "which is right",
@@ -233,11 +235,11 @@ def no_hipblaslt(case: Case) -> Iterator[Seen]:
     source="unsloth PR 6124, PR 7277",
     basis="reported",
 )
-def rdna2_under_rocm7(case: Case) -> Iterator[Seen]:
+def rdna2_under_rocm7(case: Case) -> Iterator[Finding]:
     """torch wheels for ROCm 7 were reported to crash on RDNA2."""
     cards = [arch for arch in case.archs if arch.startswith("gfx103")]
     if cards and case.hip and case.hip[0] >= 7:
-        yield Seen(
+        yield seen(
             f"{_is(case)} (ROCm 7) was reported to crash with a segmentation fault on "
             f"{', '.join(cards)}",
             f"torch.version.hip is {case.torch['hip']}",
@@ -252,7 +254,7 @@ def rdna2_under_rocm7(case: Case) -> Iterator[Seen]:
     applies="MI50, MI60, Radeon VII in a container",
     source="LLaMA-Factory docker/docker-rocm/Dockerfile; mixa3607/ML-gfx906",
 )
-def image_without_gfx906(case: Case) -> Iterator[Seen]:
+def image_without_gfx906(case: Case) -> Iterator[Finding]:
     """LLaMA-Factory's own ROCm image is built on ROCm 7, whose rocBLAS has no gfx906 kernels."""
     host = case.machine.host
     if (
@@ -261,7 +263,7 @@ def image_without_gfx906(case: Case) -> Iterator[Seen]:
         and host.rocm_release
         and host.rocm_release >= (6, 4)
     ):
-        yield Seen(
+        yield seen(
             f"this container's image has ROCm {host.rocm}, whose rocBLAS has no gfx906 kernels",
             f"{host.container}; /opt/rocm/.info/version",
             Fix("use an image with ROCm 6.3, or mixa3607/pytorch-gfx906", stage="container"),
@@ -275,7 +277,7 @@ def image_without_gfx906(case: Case) -> Iterator[Seen]:
     source="docs.nvidia.com/deploy/cuda-compatibility: CUDA 13 needs driver 580, CUDA 12 driver "
     "525",
 )
-def nvidia_driver_old(case: Case) -> Iterator[Seen]:
+def nvidia_driver_old(case: Case) -> Iterator[Finding]:
     """A CUDA 13 build of torch (PyPI's) under a driver older than 580, or CUDA 12 under one older
     than 525.
     """
@@ -284,7 +286,7 @@ def nvidia_driver_old(case: Case) -> Iterator[Seen]:
         return
     needed = {"13": 580, "12": 525}.get(str(cuda).partition(".")[0], 0)
     if driver < needed:
-        yield Seen(
+        yield seen(
             f"{_is(case)} needs an NVIDIA driver of {needed} or newer, this one is "
             f"{case.machine.host.nvidia_driver}: "
             "torch will see no GPU",

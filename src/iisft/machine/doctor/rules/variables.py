@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
-from iisft.machine.doctor.engine import Case, Seen, rule
-from iisft.machine.doctor.fixes import export, preset, unset
+from iisft.errors import Finding
+from iisft.machine.doctor.engine import Case
+from iisft.machine.doctor.fixes import export, unset
 from iisft.machine.doctor.rules.torch_builds import RDNA2_SIBLINGS, overridden
+from iisft.rules import change_preset, rule, seen
 
 _ALLOC = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _BETTER = "PYTORCH_CUDA_ALLOC_CONF=garbage_collection_threshold:0.8,max_split_size_mb:512"
@@ -24,7 +26,7 @@ _DEAD = {
     source="ROCm/ROCm#3065 (AMD: not needed on Radeon VII); mi50-gfx906-unsloth-bnb4bit-lab; "
     "rocBLAS#1339",
 )
-def hsa_override(case: Case) -> Iterator[Seen]:
+def hsa_override(case: Case) -> Iterator[Finding]:
     """HSA_OVERRIDE_GFX_VERSION makes every visible GPU pose as another one. A real gfx906 doesn't
     need it.
 
@@ -40,15 +42,15 @@ def hsa_override(case: Case) -> Iterator[Seen]:
     away = unset("HSA_OVERRIDE_GFX_VERSION")
     if len(archs) > 1:
         text = f"applies to every visible GPU, and they are of different kinds ({', '.join(archs)})"
-        yield Seen(f"HSA_OVERRIDE_GFX_VERSION={value} {text}", "environment", away)
+        yield seen(f"HSA_OVERRIDE_GFX_VERSION={value} {text}", "environment", away)
     elif named == archs[0]:
         text = (
             f"is not needed on a real {named}, and does harm as soon as another AMD GPU is visible"
         )
-        yield Seen(f"HSA_OVERRIDE_GFX_VERSION={value} {text}", "environment", away, "warn")
+        yield seen(f"HSA_OVERRIDE_GFX_VERSION={value} {text}", "environment", away, "warn")
     elif not (archs[0] in RDNA2_SIBLINGS and named == "gfx1030") and named[:-1] != archs[0][:-1]:
         text = f"names {named}, this GPU is {archs[0]}: code of another architecture is loaded"
-        yield Seen(f"HSA_OVERRIDE_GFX_VERSION={value} {text}", "environment", away)
+        yield seen(f"HSA_OVERRIDE_GFX_VERSION={value} {text}", "environment", away)
 
 
 @rule(
@@ -57,14 +59,14 @@ def hsa_override(case: Case) -> Iterator[Seen]:
     applies="ROCm builds of torch",
     source="torch CUDAAllocatorConfig.h; pytorch PR 177974, PR 179930; pytorch#192259",
 )
-def expandable_segments(case: Case) -> Iterator[Seen]:
+def expandable_segments(case: Case) -> Iterator[Finding]:
     """expandable_segments does nothing on the ROCm builds that an MI50 can run, and can hang on the
     newest ones.
     """
     names = [name for name in _ALLOC if "expandable_segments:True" in case.env.get(name, "")]
     if case.hip and names:
         new = (case.version("torch") or (0,)) >= (2, 11)
-        yield Seen(
+        yield seen(
             f"{names[0]}=expandable_segments:True "
             + ("can hang on ROCm 7 builds" if new else "does nothing on this build of torch"),
             "environment",
@@ -79,14 +81,14 @@ def expandable_segments(case: Case) -> Iterator[Seen]:
     applies="any GPU",
     source="torch CUDAAllocatorConfig.h; pytorch#183387; TabPFN#608",
 )
-def alloc_names(case: Case) -> Iterator[Seen]:
+def alloc_names(case: Case) -> Iterator[Finding]:
     """torch reads three names for its allocator's settings.
 
     Which one wins changed from release to release.
     """
     names = [name for name in _ALLOC if case.env.get(name)]
     if len(names) > 1:
-        yield Seen(
+        yield seen(
             f"{' and '.join(names)} are all set: which one counts depends on the version of torch",
             "environment",
             unset(*names[1:]),
@@ -95,7 +97,7 @@ def alloc_names(case: Case) -> Iterator[Seen]:
 
 
 @rule("R23", "launcher-alloc", applies="ROCm builds of torch", source="LLaMA-Factory launcher.py")
-def launcher_overwrites(case: Case) -> Iterator[Seen]:
+def launcher_overwrites(case: Case) -> Iterator[Finding]:
     """llamafactory-cli with several GPUs sets PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     unless OPTIM_TORCH=0.
 
@@ -105,11 +107,11 @@ def launcher_overwrites(case: Case) -> Iterator[Seen]:
         return
     asked = case.preset.env.get("OPTIM_TORCH") if case.preset else None
     if asked not in (None, "0"):
-        yield Seen(
+        yield seen(
             f"the preset sets OPTIM_TORCH={asked}: LLaMA-Factory will overwrite "
             "PYTORCH_CUDA_ALLOC_CONF",
             "env.OPTIM_TORCH",
-            preset("env.OPTIM_TORCH=0"),
+            change_preset("env.OPTIM_TORCH=0"),
             "warn",
         )
     elif (
@@ -117,7 +119,7 @@ def launcher_overwrites(case: Case) -> Iterator[Seen]:
         and case.env.get("OPTIM_TORCH") != "0"
         and case.preset is None
     ):
-        yield Seen(
+        yield seen(
             "llamafactory-cli by itself would overwrite PYTORCH_CUDA_ALLOC_CONF (iisft train does "
             "not let it)",
             "OPTIM_TORCH is not 0",
@@ -135,13 +137,13 @@ def launcher_overwrites(case: Case) -> Iterator[Seen]:
     applies="LLaMA-Factory",
     source="LLaMA-Factory misc.check_dependencies 0.9.5",
 )
-def version_check_off(case: Case) -> Iterator[Seen]:
+def version_check_off(case: Case) -> Iterator[Finding]:
     """DISABLE_VERSION_CHECK hides that LLaMA-Factory and the libraries below it don't
     fit together.
     """
     value = case.env.get("DISABLE_VERSION_CHECK", "").lower()
     if value in ("1", "true", "y", "yes"):
-        yield Seen(
+        yield seen(
             "DISABLE_VERSION_CHECK is on: LLaMA-Factory no longer says when a library does not fit",
             "environment",
             unset("DISABLE_VERSION_CHECK"),
@@ -156,11 +158,11 @@ def version_check_off(case: Case) -> Iterator[Seen]:
     source="pytorch PR 114077, PR 132920; MIOpen: Find and immediate mode; ROCr environment "
     "variables",
 )
-def dead_variables(case: Case) -> Iterator[Seen]:
+def dead_variables(case: Case) -> Iterator[Finding]:
     """Variables from old recipes that do nothing here."""
     for name, why in _DEAD.items():
         value = case.env.get(name)
         if value is not None and (name != "HSA_ENABLE_SDMA" or value == "1"):
-            yield Seen(
+            yield seen(
                 f"{name}={value} does nothing here: {why}", "environment", unset(name), "info"
             )

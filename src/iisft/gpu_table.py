@@ -1,4 +1,5 @@
-"""What GPUs can do: usable memory, peak and measured rates, with where each figure comes from.
+"""What GPUs can do: by architecture which arithmetic and kernels they have, by model usable memory,
+peak and measured rates, each with where it comes from.
 
 `memory_gib` is what a process can allocate, not the number on the box. Rates in TFLOP/s; `measured`
 are rates that a whole LoRA training step reached (FLOPs of iisft.estimate.timing over wall time):
@@ -7,6 +8,64 @@ plan says that it is estimated.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an architecture computes natively.
+
+    Attributes:
+        bf16: units for bf16; without them it is emulated.
+        flash2: FlashAttention-2 runs.
+        fused: torch's sdpa has a fused kernel: yes, only behind a switch, or no.
+        triton: Triton compiles for it, so Liger, Unsloth and torch.compile run.
+        int8: LLM.int8() of bitsandbytes runs.
+    """
+
+    bf16: bool
+    flash2: bool
+    fused: Literal["yes", "switch", "no"]
+    triton: bool = True
+    int8: bool = True
+
+
+# The first prefix that fits decides. bf16, flash2, fused: torch Context.cpp and
+# aten/native/transformers/{cuda,hip}/sdp_utils.cpp (AOTriton serves CDNA2 and newer; gfx11 and
+# gfx12 only with TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL=1). triton: triton#8992 (gfx906),
+# unsloth#2816 (compute capability 7.0). int8: bitsandbytes docs (compute capability 7.5).
+_ARCHITECTURES: tuple[tuple[str, Architecture], ...] = (
+    ("gfx90a", Architecture(bf16=True, flash2=True, fused="yes")),
+    ("gfx94", Architecture(bf16=True, flash2=True, fused="yes")),
+    ("gfx95", Architecture(bf16=True, flash2=True, fused="yes")),
+    ("gfx908", Architecture(bf16=True, flash2=False, fused="no")),
+    ("gfx906", Architecture(bf16=False, flash2=False, fused="no", triton=False)),
+    ("gfx9", Architecture(bf16=False, flash2=False, fused="no")),
+    ("gfx10", Architecture(bf16=False, flash2=False, fused="no")),
+    ("gfx11", Architecture(bf16=True, flash2=False, fused="switch")),
+    ("gfx12", Architecture(bf16=True, flash2=False, fused="switch")),
+    ("sm_5", Architecture(bf16=False, flash2=False, fused="yes", triton=False, int8=False)),
+    ("sm_6", Architecture(bf16=False, flash2=False, fused="yes", triton=False, int8=False)),
+    ("sm_70", Architecture(bf16=False, flash2=False, fused="yes", int8=False)),
+    ("sm_72", Architecture(bf16=False, flash2=False, fused="yes", int8=False)),
+    ("sm_7", Architecture(bf16=False, flash2=False, fused="yes")),
+    ("sm_", Architecture(bf16=True, flash2=True, fused="yes")),
+    ("cpu", Architecture(bf16=True, flash2=False, fused="yes")),
+)
+
+
+def architecture(name: str) -> Architecture | None:
+    """What `name` (gfx906, sm_70, cpu) computes natively; None when it is unknown."""
+    return next((found for prefix, found in _ARCHITECTURES if name.startswith(prefix)), None)
+
+
+# pci-ids.ucw.cz; cards that aren't made for servers have no product_name
+PCI_NAMES = {
+    0x66A0: "Instinct MI50",
+    0x66A1: "Instinct MI50",
+    0x66A3: "Radeon Pro Vega II",
+    0x66AF: "Radeon VII",
+}
 
 Rate = tuple[float, float, float]
 

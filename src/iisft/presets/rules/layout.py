@@ -1,0 +1,113 @@
+"""Whether batch, GPUs, sharding and evaluation go together."""
+
+from collections.abc import Iterator
+
+from iisft.errors import Finding
+from iisft.presets.case import Case
+from iisft.rules import change_preset, preset_rule, seen
+
+
+@preset_rule("global-batch", applies="presets with train.global_batch", source="arithmetic")
+def global_batch(case: Case) -> Iterator[Finding]:
+    """A stated global batch is a promise."""
+    if case.preset is None or case.preset.train.global_batch is None:
+        return
+    train, ranks = case.preset.train, case.world_size(case.preset)
+    actual = case.preset.global_batch(ranks)
+    if train.global_batch != actual:
+        yield seen(
+            f"global_batch is {train.global_batch}, but batch_size {train.batch_size} x "
+            f"accumulation {train.accumulation} x {ranks} ranks = {actual}",
+            case.place("train.global_batch"),
+            change_preset(
+                f"train.global_batch={actual}", f"global_batch: {actual}, or another accumulation"
+            ),
+        )
+
+
+@preset_rule("sharding-one-gpu", applies="sharding on one GPU", source="torch FSDP, DeepSpeed")
+def sharding_alone(case: Case) -> Iterator[Finding]:
+    """Nothing can be sharded over one GPU."""
+    preset = case.preset
+    if preset and preset.sharding != "none" and (ranks := case.world_size(preset)) < 2:
+        yield seen(
+            f"sharding {preset.sharding} needs at least two GPUs, this run has {ranks}",
+            case.place("sharding"),
+            change_preset("sharding=none", "sharding: none"),
+        )
+
+
+@preset_rule(
+    "stored-fp32-sharded",
+    applies="sharding with precision: fp32 over stored weights",
+    source="never verified",
+)
+def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
+    """The float32 products over stored weights were never verified on sharded parameters."""
+    preset = case.preset
+    sharded = preset is not None and preset.sharding != "none"
+    if preset and sharded and preset.precision == "fp32" and preset.weights == "stored":
+        yield seen(
+            f"float32 arithmetic on stored weights is not verified with sharding {preset.sharding}",
+            case.place("weights"),
+            change_preset("weights=fp32", "weights: fp32, or sharding: none"),
+        )
+
+
+@preset_rule("sharding-unverified", applies="sharding", source="no run of ours on a GPU")
+def unproven_sharding(case: Case) -> Iterator[Finding]:
+    """Said so, because nobody has shown save and resume with it."""
+    preset = case.preset
+    if preset and preset.sharding != "none":
+        yield seen(
+            f"sharding {preset.sharding} is passed on to LLaMA-Factory; iisft ran and resumed it "
+            "on no GPU yet",
+            case.place("sharding"),
+            change_preset("sharding=none", "sharding: none where the model fits"),
+            "warn",
+        )
+
+
+@preset_rule("no-gpus", applies="GPU presets with hardware.gpus: 0", source="the schema")
+def no_gpus(case: Case) -> Iterator[Finding]:
+    """hardware.gpus 0 means one CPU process."""
+    preset = case.preset
+    if preset and preset.hardware.gpus == 0 and preset.hardware.vendor != "cpu":
+        yield seen(
+            f"vendor {preset.hardware.vendor} needs at least one GPU",
+            case.place("hardware.gpus"),
+            change_preset("hardware.gpus=1", "gpus: 1"),
+        )
+
+
+@preset_rule(
+    "eval-never",
+    applies="presets with data.eval alone",
+    source="LLaMA-Factory's eval_dataset without eval_steps",
+)
+def never_evaluated(case: Case) -> Iterator[Finding]:
+    """data.eval would be dropped silently."""
+    preset = case.preset
+    if preset and preset.data.eval is not None and preset.save.eval_every_steps is None:
+        every = preset.save.every_steps
+        yield seen(
+            "data.eval is never evaluated without save.eval_every_steps",
+            case.place("data.eval"),
+            change_preset(f"save.eval_every_steps={every}", f"save.eval_every_steps: {every}"),
+        )
+
+
+@preset_rule(
+    "eval-without-data",
+    applies="presets with save.eval_every_steps alone",
+    source="LLaMA-Factory's eval_steps without eval_dataset",
+)
+def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
+    """save.eval_every_steps would be dropped silently."""
+    preset = case.preset
+    if preset and preset.save.eval_every_steps is not None and preset.data.eval is None:
+        yield seen(
+            "eval_every_steps needs data.eval",
+            case.place("save.eval_every_steps"),
+            change_preset("data.eval=NAME", "data.eval: NAME"),
+        )
