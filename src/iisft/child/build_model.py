@@ -279,10 +279,8 @@ def of_config(model):
 def owners(model):
     """Base parameters by the kind of module that owns them: the name without numbers."""
     counts = Counter()
-    for name, module in model.named_modules():
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own:
-            counts[kind(name)] += own
+    for name, parameter in model.named_parameters():  # a tied one under its first name
+        counts[kind(name.rpartition(".")[0])] += parameter.numel()
     return dict(counts)
 
 

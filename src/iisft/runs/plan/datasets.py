@@ -30,7 +30,7 @@ class RunDataset:
     folder is made.
 
     `rows` and `sha256` are those that are trained on; the digest of changed rows is known once they
-    are written.
+    are written. `longest` is the longest row's tokens, where they were counted.
     """
 
     name: str
@@ -40,6 +40,7 @@ class RunDataset:
     keys: tuple[str, ...]
     source: str
     changes: Changes | None = None
+    longest: int | None = None
 
     def as_record(self) -> dict[str, Any]:
         """For run.json; `fitted` says what the rows were fitted to for this run."""
@@ -121,6 +122,7 @@ def _prepare(
         )
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
+    dataset = replace(dataset, longest=survey.longest)
     if survey.uncounted:
         text = (
             f"{survey.uncounted:,} rows of {staged.name} have tools: whether they are cut was "

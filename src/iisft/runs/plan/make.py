@@ -176,6 +176,11 @@ def make_plan(
         output_dir=folder.output,
         on_cpu=placement.on_cpu,
     )
+    built = None
+    if checkpoint and view and not any(one.severity == "error" for one in model_findings):
+        built = preflight.built_for(
+            findings, preset, checkpoint, view, train_yaml, interpreter, placement, datasets, say
+        )
     tokens = (
         token_cache.find(preset, datasets, model_folder, interpreter, workspace)
         if checkpoint

@@ -4,9 +4,10 @@ Each check adds its findings.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from iisft.data.stage import staging
 from iisft.errors import ExitCode, Finding, IisftError, RunStateError
@@ -18,13 +19,18 @@ from iisft.llamafactory.torch_sets import INSTALL
 from iisft.machine.doctor import engine, inspect
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
+from iisft.models.view import built, built_findings
 from iisft.models.view.build import ViewPlan, plan_view
+from iisft.models.view.built import Built
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
 from iisft.runs.plan import datasets
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace, how_to_get
+
+# the doctor's findings after which asking the trainer's code would only fail again
+_UNIMPORTABLE = ("import-died", "import-failed", "torchaudio-mismatch")
 
 
 def doctor_findings(
@@ -138,6 +144,44 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
                 where="lora.target",
                 fix=near[0] if near else "lora.target: all",
             )
+
+
+def built_for(
+    findings: list[Finding],
+    preset: Preset,
+    checkpoint: Checkpoint,
+    view: ViewPlan,
+    train_yaml: Mapping[str, Any],
+    interpreter: Interpreter,
+    placement: Placement,
+    prepared: Sequence[RunDataset],
+    say: Callable[[str], None],
+) -> Built | None:
+    """What the trainer would make of the run before its first step; None where it can't be
+    asked, which the doctor says.
+    """
+    if (
+        any(one.id in _UNIMPORTABLE for one in findings)
+        or not {"llamafactory", "torch"} <= interpreter.packages.keys()
+    ):
+        return None
+    answer = built.ask(
+        view,
+        checkpoint,
+        train_yaml,
+        interpreter,
+        on_cpu=placement.on_cpu,
+        distributed=placement.world_size > 1,
+        say=say,
+    )
+    if isinstance(answer, str):
+        text = f"the model was not built before the start: {answer}"
+        findings.append(Finding("model-unbuilt", text, str(interpreter.path), severity="warn"))
+        return None
+    longest = [dataset.longest for dataset in prepared]
+    known = None if not longest or None in longest else max(filter(None, longest))
+    findings += built_findings.findings(answer, preset, checkpoint, known)
+    return answer
 
 
 def datasets_for(
