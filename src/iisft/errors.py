@@ -25,7 +25,8 @@ class ExitCode(IntEnum):
 Severity = Literal["error", "warn", "info"]
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would cost six times as much: a hopeless file has one in every row.
+@dataclass(slots=True, unsafe_hash=True)
 class Finding:
     """One thing that a check saw: what is wrong, where, and the command or change that fixes it.
 

@@ -22,6 +22,7 @@ LARGEST = 64 * 2**20
 DEEPEST = 100
 """Levels of a document. Python's own parsers and writers end at about 1000, with RecursionError."""
 
+_MOST_AT_ONCE = 4 * LARGEST  # of a log or of events; the next call goes on there
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -288,11 +289,13 @@ class LineFollower:
                 if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew
                     self._offset, self._rest = 0, b""
                 stream.seek(self._offset)
-                chunk = stream.read()
+                chunk = stream.read(_MOST_AT_ONCE)
         except OSError:
             return []
         self._offset += len(chunk)
         *lines, self._rest = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        if len(self._rest) > LARGEST:  # no line that anybody wrote
+            self._rest = b""
         return [line.decode("utf-8", "replace") for line in lines if line.strip()]
 
 

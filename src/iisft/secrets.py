@@ -1,23 +1,124 @@
-"""What must never reach a file or a log: tokens, keys, passwords."""
+"""What must never reach a file or a log: tokens, keys, passwords.
 
+Known by the name under which they are given, and then by their value wherever it turns up.
+"""
+
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|PASS(?:WORD|WD)?|PWD|CREDENTIALS?|KEY)\d*$", re.IGNORECASE
+    r"""(?:
+        TOKEN | _TOKENS | [A-Z]*SECRET\w* | PASS(?:WORD|WD|PHRASE|CODE)?S? | PWD | CREDENTIALS?
+        | (?:^|_)(?:CREDS?|PATS?|AUTH|JWT|BEARER|COOKIES?) | AUTHORIZATION | KEYS? | KEYRING
+    )\d*$""",
+    re.IGNORECASE | re.VERBOSE,
 )
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+# Words of text and of models: add_special_tokens, max_new_tokens, pad_token. A shell's own place.
+_NO_SECRET = re.compile(
+    r"(?:SPECIAL|NEW|MAX|MIN|NUM|INPUT|OUTPUT|EXTRA|ADD|ADDED|TOTAL|PAD|EOS|BOS|UNK|SEP|CLS|MASK)"
+    r"_TOKENS?$|^(?:OLD)?PWD$",
+    re.IGNORECASE,
+)
+_AFTER_SCHEME = re.compile(r"(?<=://)[^\s\"'<>\\]+")
+_PARAMETER = re.compile(r"([?&#;])([\w.-]+)=([^&#;\s\"'<>]+)")
+_BEARER = re.compile(r"(authorization:\s*\w+\s+|\bbearer\s+)(?=\S*\d)\S{8,}", re.IGNORECASE)
+_SHORTEST = 6  # characters of a value that is looked for elsewhere: "1" and "true" stand anywhere
 
 
 def is_secret(name: str) -> bool:
     """Whether a variable or argument of this name holds a token, key or password."""
-    return _SECRET_NAME.search(name) is not None
+    return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None
 
 
 def redact(env: Mapping[str, str]) -> dict[str, str]:
-    """What may be written down: values of secret names, and passwords in URLs, are hidden."""
+    """Variables as they may be written down.
+
+    Values of secret names are hidden, and in the others passwords in URLs and the values of
+    secret names, of these variables and of this process.
+    """
+    more = secret_values(env)
     return {
-        name: HIDDEN if value and is_secret(name) else _URL_PASSWORD.sub(HIDDEN, value)
+        name: HIDDEN if value and is_secret(name) else hide(value, more)
         for name, value in env.items()
     }
+
+
+def redact_all(document: Any) -> Any:
+    """The same for nested values, by the names of their keys."""
+    if isinstance(document, Mapping):
+        return {
+            key: HIDDEN if _is_filled(value) and is_secret(str(key)) else redact_all(value)
+            for key, value in document.items()
+        }
+    if isinstance(document, list | tuple):
+        return [redact_all(value) for value in document]
+    return hide(document) if isinstance(document, str) else document
+
+
+def holds_secret(value: Any) -> bool:
+    """Whether something of these values would be hidden."""
+    return bool(redact_all(value) != (list(value) if isinstance(value, tuple) else value))
+
+
+def hide(text: str, more: Iterable[str] = ()) -> str:
+    """Text without passwords and tokens in URLs, and without the values that this process holds
+    under secret names. `more`: other values to hide.
+    """
+    for value in (*_own_values(tuple(os.environ.items())), *more):
+        if value in text:
+            text = text.replace(value, HIDDEN)
+    if "://" in text:
+        text = _AFTER_SCHEME.sub(_without_user, text)
+    if "=" in text:
+        text = _PARAMETER.sub(_without_value, text)
+    return _BEARER.sub(rf"\1{HIDDEN}", text)
+
+
+def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
+    """The values of secret names that can be looked for, longest first, as they are and as JSON
+    has them.
+    """
+    found = {
+        form
+        for name, value in env.items()
+        if is_secret(name) and _can_be_found(value)
+        for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
+    }
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+@lru_cache(maxsize=4)
+def _own_values(pairs: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return secret_values(dict(pairs))
+
+
+def _can_be_found(value: str) -> bool:
+    """Not what also stands in harmless places: short words, and paths (SSH_KEY=~/.ssh/id)."""
+    return len(value) >= _SHORTEST and not value.startswith(("/", "~", ".")) and value != HIDDEN
+
+
+def _without_user(match: re.Match[str]) -> str:
+    """user:password@host, also where the password holds an unescaped @ or /."""
+    rest = match[0]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    port = authority.rpartition(":")[2]
+    if "@" in authority:
+        end = authority.rindex("@")
+    elif ":" in authority and not port.isdigit() and "]" not in port and "@" in rest:
+        end = rest.rindex("@")
+    else:
+        return rest
+    return HIDDEN + rest[end:]
+
+
+def _without_value(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}={HIDDEN}" if is_secret(match[2]) else match[0]
+
+
+def _is_filled(value: Any) -> bool:
+    return value is not None and value != "" and not isinstance(value, bool | Mapping)

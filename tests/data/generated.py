@@ -87,6 +87,66 @@ def message_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def tool_rows(count: int, seed: int, template: Any) -> list[dict[str, Any]]:
+    """Conversations with tools: calls, several at once, a thought or text beside them, where the
+    template can write these.
+    """
+    rng = random.Random(seed)
+    tools = json.dumps(
+        [
+            {"name": "查", "description": text(rng, 9), "parameters": _parameters(rng)},
+            {
+                "type": "function",
+                "function": {"name": "g", "description": "", "parameters": _parameters(rng)},
+            },
+        ],
+        ensure_ascii=False,
+    )
+    opening, closing = template.tool_call_words
+    rows = []
+    for number in range(count):
+        values = [
+            text(rng, 5),
+            12345678901234567890123,
+            1.5,
+            None,
+            True,
+            [1, "x"],
+            {"b": 2, "a": "c"},
+        ]
+        call = {"name": "g", "arguments": {f"k{i}": rng.choice(values) for i in range(3)}}
+        calls = [call, {"name": "查", "arguments": {}}]
+        parallel = number % 2 and template.call_format != "glm4"
+        said = json.dumps(calls if parallel else call, ensure_ascii=False)
+        if not template.system_in_user and number % 4 >= 2:
+            thought = "".join((template.thought_words[0], text(rng, 9), template.thought_words[1]))
+            beside = f"{text(rng, 3)}\n{opening}\n{said}\n{closing}"
+            said = thought + said if number % 4 == 2 else beside
+        turns = [
+            ("user", text(rng, 20)),
+            ("function_call", said),
+            ("observation", text(rng, 20)),
+            ("assistant", text(rng, 9)),
+        ]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rows.append(
+            {
+                "messages": messages,
+                "system": text(rng, 9) if number % 3 == 0 else "",
+                "tools": tools if number % 3 else "",
+            }
+        )
+    return rows
+
+
+def _parameters(rng: random.Random) -> dict[str, Any]:
+    about = {
+        "city": {"type": "string", "description": text(rng, 4), "enum": ["a", "北京"]},
+        "days": {"type": "array", "items": {"type": "integer"}},
+    }
+    return {"type": "object", "properties": about, "required": ["city"]}
+
+
 def make_tokenizer(
     folder: Path, *, special: list[str], config: dict[str, Any], model_type: str
 ) -> Path:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from llamafactory.data.converter import get_dataset_converter
+from llamafactory.data.mm_plugin import get_mm_plugin
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.data.processor.supervised import SupervisedDatasetProcessor
 from llamafactory.data.template import TEMPLATES, get_template_and_fix_tokenizer
@@ -23,6 +24,8 @@ def main(jobs_file: Path, answers_file: Path) -> None:
     answers = []
     for job in json.loads(jobs_file.read_text(encoding="utf-8")):
         untouched = vars(TEMPLATES[job["template"]]).copy()
+        # rows without images are rendered alike, but other plugins ask for a processor first
+        TEMPLATES[job["template"]].mm_plugin = get_mm_plugin("base")
         tokenizer = load_tokenizer(ModelArguments(model_name_or_path=job["model"]))["tokenizer"]
         arguments = DataArguments(
             template=job["template"], dataset_dir=job["dataset_dir"], **job["options"]

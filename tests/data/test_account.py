@@ -166,15 +166,92 @@ def test_a_sample_is_told_and_its_shares_are_near(
     )
 
 
-def test_rows_with_tools_are_told_apart(iisft: CLI, model: Path, tmp_path: Path) -> None:
+def test_rows_with_tools_are_counted(iisft: CLI, model: Path, tmp_path: Path) -> None:
     row = {
         "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}],
         "tools": '[{"name": "f"}]',
     }
     file = tmp_path / "tools.json"
     file.write_text(json.dumps([row, {**row, "tools": ""}]), encoding="utf-8")
-    _, tokens = check(iisft, file, model, 700)
-    assert (tokens["uncounted"], tokens["sample"]) == (1, {"rows": 1, "of": 2, "error_bound": 0.0})
+    code, tokens = check(iisft, file, model, 700)
+    assert (tokens["uncounted"], tokens["unrenderable"]) == (0, None)
+    assert tokens["percentiles"]["prompt"]["max"] > tokens["percentiles"]["prompt"]["min"] + 100
+    assert code == 0
+
+
+def test_a_row_that_the_template_can_t_write_ends_the_training(
+    iisft: CLI, model: Path, tmp_path: Path
+) -> None:
+    """LLaMA-Factory's form `default` needs the parameters of a tool."""
+    row = {
+        "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}],
+        "tools": '[{"name": "f"}]',
+    }
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps([{**row, "tools": ""}, row]), encoding="utf-8")
+    argv = ["--model", str(model), "--set", "model.template=chatml"]
+    result = iisft("data", "check", str(file), *argv, "--json")
+    reason = "tools that its form 'default' can't write (no 'parameters')"
+    tokens = json.loads(result.out)["tokens"]
+    assert (result.code, tokens["uncounted"]) == (3, 1)
+    assert tokens["unrenderable"] == {"row": 2, "reason": reason}
+    said = f"LLaMA-Factory would end the training at row 2: {reason}"
+    assert said in iisft("data", "check", str(file), *argv).out
+    staged = iisft("data", "stage", str(file), "--name", "tools", *argv)
+    assert staged.code == 3 and said in staged.err
+
+
+def test_arguments_under_which_nothing_is_counted_are_said(
+    iisft: CLI, rows: Path, model: Path, tmp_path: Path
+) -> None:
+    preset = tmp_path / "p.yaml"
+    extra = {"split_special_tokens": True}
+    preset.write_text(
+        json.dumps({"extends": "demo", "model": {"id": str(model)}, "llamafactory": extra})
+    )
+    result = iisft("data", "check", str(rows), "--preset", str(preset))
+    assert result.code == 0
+    assert "tokens are not counted: with split_special_tokens" in result.err
+
+
+def test_what_is_trained_on_follows_the_arguments(iisft: CLI, model: Path, tmp_path: Path) -> None:
+    turns = ["Hello.", "Yes!", "And now?", "No."]
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(turns)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": messages}), encoding="utf-8")
+    preset = tmp_path / "p.yaml"
+    trained = {}
+    for name, extra in (
+        ("plain", {}), ("last", {"mask_history": True}), ("all", {"train_on_prompt": True}),
+    ):  # fmt: skip
+        preset.write_text(
+            json.dumps({"extends": "demo", "model": {"id": str(model)}, "llamafactory": extra})
+        )
+        argv = ["--preset", str(preset)]
+        checked = json.loads(iisft("data", "check", str(file), *argv, "--json").out)["tokens"]
+        assert iisft("data", "stage", str(file), "--name", name, *argv).code == 0
+        shown = json.loads(iisft("data", "show", name, "--json").out)["rendered"]
+        trained[name] = [one["text"] for one in shown if one["kind"] == "trained"]
+        count = sum(one["tokens"] for one in shown if one["kind"] == "trained")
+        assert count == checked["epoch"]["trained"], name
+    assert trained["plain"] == ["Yes!<|im_end|>\n", "No.<|im_end|>\n"]
+    assert trained["last"] == ["No.<|im_end|>\n"]
+    assert len(trained["all"]) == 1 and "And now?" in trained["all"][0]
+    preset.write_text(
+        json.dumps(
+            {
+                "extends": "demo",
+                "model": {"id": str(model)},
+                "llamafactory": {"train_on_prompt": True, "mask_history": True},
+            }
+        )
+    )
+    refused = iisft("data", "check", str(file), "--preset", str(preset))
+    assert refused.code == 3
+    assert "does not take train_on_prompt with mask_history" in refused.err
 
 
 def test_staging_fits_and_reports_what_it_cut(
@@ -229,7 +306,7 @@ def test_the_worst_rows_are_those_that_lose_most() -> None:
     rng = random.Random(1)
     lost = [rng.randrange(1, 10_000) for _ in range(500)]
     for number, count in enumerate(lost, 1):
-        account.add(number, Fate(100 + count, 10, 90, 10, 0, False))
+        account.add(number, Fate(100 + count, 10, 90, 10, 0, False, 10))
     expected = sorted(
         ((count + 10, number) for number, count in enumerate(lost, 1)), key=lambda e: -e[0]
     )[:20]

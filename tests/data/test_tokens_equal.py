@@ -2,6 +2,7 @@
 compared row for row.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,18 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import alpaca_rows, glm_like, llama2_like, llama_like, message_rows, qwen_like
+from generated import (
+    alpaca_rows,
+    glm_like,
+    llama2_like,
+    llama_like,
+    message_rows,
+    qwen_like,
+    tool_rows,
+)
 
 from iisft.data.read.conversation import from_alpaca, from_row
 from iisft.data.stage.fitting import Fitter, apply
 from iisft.data.tokens.fate import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.llamafactory import dataset_info
-from iisft.llamafactory.templates import TEMPLATES
+from iisft.llamafactory.catalogue import snapshot
 from iisft.llamafactory.truncation import kept_lengths
 
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
+TEMPLATES = snapshot().templates
 Pairs = list[tuple[list[int], list[int]]]
+# the templates of the shipped presets, and of the architectures that iisft proves
+OFTEN = ("qwen", "qwen3", "qwen3_nothink", "llama2", "llama3", "chatglm3", "glm4", "mistral")
+OFTEN += ("gemma", "gemma2", "phi", "phi4", "deepseekr1", "default", "empty", "chatml")
 CUTOFFS = [16, 64, 150, 300, 700, 100_000]
 KEYS = ("instruction", "input", "output", "system", "history")
 
@@ -41,7 +54,7 @@ class Job:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
     """qwen, llama3, chatglm and default with two hundred rows each, every other template and option
-    with some.
+    with some, each with tools too.
     """
     folder = tmp_path_factory.mktemp("模型 tokens")
     qwen, llama, glm = (
@@ -55,13 +68,12 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
         for seed, (name, model) in enumerate(own.items())
     ]
     others = [
-        (name, model)
-        for name in TEMPLATES
-        for model in (qwen, llama, glm)
-        if own.get(name) != model
+        (name, model) for name in OFTEN for model in (qwen, llama, glm) if own.get(name) != model
     ]
+    models = itertools.cycle((qwen, llama, glm))
+    others += [(name, next(models)) for name in TEMPLATES if name not in OFTEN]
     jobs += [
-        Job(model, name, alpaca_rows(8, 50 + seed), {}) for seed, (name, model) in enumerate(others)
+        Job(model, name, alpaca_rows(6, 50 + seed), {}) for seed, (name, model) in enumerate(others)
     ]
     for legacy in (False, True):
         sentencepiece = llama2_like(folder / f"llama2 {legacy}", legacy=legacy)
@@ -86,10 +98,15 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
         ):
             jobs.append(Job(qwen, name, thinking, options))
     talks = [(name, own.get(name, qwen)) for name in TEMPLATES]
-    jobs += [
-        Job(model, name, message_rows(10, 200 + seed), {})
-        for seed, (name, model) in enumerate(talks)
-    ]
+    for seed, (name, model) in enumerate(talks):
+        rows = message_rows(4, 200 + seed) + tool_rows(4, 300 + seed, TEMPLATES[name])
+        jobs.append(Job(model, name, rows, {}))
+        if not TEMPLATES[name].efficient_eos and seed % 3 == 0:
+            jobs.append(Job(model, name, rows, {"train_on_prompt": True}))
+        elif seed % 3 == 1:
+            jobs.append(Job(model, name, rows, {"mask_history": True}))
+    jobs.append(Job(qwen, "qwen", tool_rows(8, 9, TEMPLATES["qwen"]), {"tool_format": "glm4_moe"}))
+    jobs.append(Job(glm, "glm4", tool_rows(8, 9, TEMPLATES["qwen"]), {"tool_format": "mistral"}))
     jobs += [_fitted(job, cutoff) for job in jobs[:4] for cutoff in (300, 700)]
     return jobs
 
@@ -168,6 +185,10 @@ def test_every_cut_is_the_real_one(jobs: list[Job], real: list[list[dict[str, An
     damaged = 0
     for job, answers in zip(jobs, real, strict=True):
         template = TEMPLATES[job.template]
+        limits = {
+            cutoff: Limit(Tokenization(job.model, job.template, job.options), cutoff, job.options)
+            for cutoff in _cutoffs(job)
+        }
         for answer in answers:
             lengths = [(len(question), len(said)) for question, said in answer["pairs"]]
             for cutoff, (ids, labels) in zip(_cutoffs(job), answer["trained"], strict=True):
@@ -189,6 +210,9 @@ def test_every_cut_is_the_real_one(jobs: list[Job], real: list[list[dict[str, An
                     and len(ids) == len(expected) + template.efficient_eos
                 )
                 assert len(ids) <= max(cutoff, 1) and len(labels) == len(ids)
+                fate = limits[cutoff].fate(lengths)
+                assert fate.kept == len(ids)
+                assert fate.trained == sum(label != -100 for label in labels)
                 damaged += kept != lengths
     assert damaged > 1200
 

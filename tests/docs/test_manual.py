@@ -45,6 +45,19 @@ def test_every_exit_code_has_a_meaning() -> None:
     assert set(generator().EXIT_CODES) == set(ExitCode)
 
 
+def json_commands(command: Any, path: str = "") -> Iterator[str]:
+    if any("--json" in parameter.opts for parameter in command.params):
+        yield path
+    for name, child in getattr(command, "commands", {}).items():
+        yield from json_commands(child, f"{path} {name}".strip())
+
+
+def test_every_command_that_prints_json_is_described() -> None:
+    entries = generator().described_json()
+    described = {name.split(" --")[0] for entry in entries for name in entry.split(", ")}
+    assert described == set(json_commands(typer.main.get_command(app)))
+
+
 def leaves(nav: Any) -> Iterator[str]:
     if isinstance(nav, str):
         yield nav

@@ -254,7 +254,7 @@ def test_the_gpus_of_this_machine_are_planned_for(
     plan: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "iisft.runs.plan.command.visible_gpus", lambda: [Gpu("amd", "gfx906", 15.98, "MI50")] * 2
+        "iisft.runs.plan.make.visible_gpus", lambda: [Gpu("amd", "gfx906", 15.98, "MI50")] * 2
     )
     found = plan("-p", "mi50")
     assert (found["device"], found["gpu_gib"], found["fits"]) == ("mi50-16g", 15.98, "no")

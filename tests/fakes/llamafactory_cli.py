@@ -32,6 +32,16 @@ def say(text: str) -> None:
     os.write(1, (text + "\n").encode())
 
 
+def said(**document: object) -> None:
+    """With the run's word, as iisft's part of the real trainer says it."""
+    say(f"iisft-said {os.environ['IISFT_PROOF']} {json.dumps(document)}")
+
+
+def log(message: str) -> None:
+    say(f"[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> {message}")
+    said(log=message)
+
+
 def write_adapter_config(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(Path.cwd() / "model")})
@@ -88,7 +98,7 @@ def main() -> None:
     record = json.loads(Path("run.json").read_text())
     expected = record["expected"]
     rows = expected["rows"] - (1 if MODE == "dropped-row" else 0)
-    say("[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running training *****")
+    log("***** Running training *****")
     for name, value in {
         "Num examples": rows,
         "Total train batch size (w. parallel, distributed & accumulation)": expected[
@@ -97,7 +107,7 @@ def main() -> None:
         "Total optimization steps": STEPS,
         "Number of trainable parameters": 131072,
     }.items():
-        say(f"[INFO|trainer.py:1468] 2026-11-23 23:01:56,861 >>   {name} = {value:,}")
+        log(f"  {name} = {value:,}")
     if "FAKE_EVAL_FIRST" in os.environ:
         entry = {"current_steps": 0, "total_steps": STEPS, "eval_loss": 2.5, "epoch": 0.0}
         (output / "trainer_log.jsonl").write_text(json.dumps(entry) + "\n")
@@ -138,18 +148,11 @@ def main() -> None:
             "lr": 1e-05,
             "epoch": step / STEPS,
         }
-        say(
-            str(
-                {
-                    "loss": f"{loss:.4g}",
-                    "grad_norm": "2.102",
-                    "learning_rate": "1e-05",
-                    "epoch": f"{step / STEPS}",
-                }
-            )
-        )
-        with (output / "trainer_log.jsonl").open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+        printed = {"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05"}
+        say(str(printed | {"epoch": f"{step / STEPS}"}))
+        said(step=step, grad_norm=2.102)
+        with (output / "trainer_log.jsonl").open("a") as metrics:
+            metrics.write(json.dumps(entry) + "\n")
         if step % 2 == 0:
             save_checkpoint(output, step)
         if MODE == "early-end" and step == 2:

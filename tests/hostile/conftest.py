@@ -20,9 +20,4 @@ def _conftest(folder: str) -> ModuleType:
 
 
 _RUNS = _conftest("runs")
-workspace, model, rows, fake_trainer = (
-    _RUNS.workspace,
-    _RUNS.model,
-    _RUNS.rows,
-    _RUNS.fake_trainer,
-)
+model, rows, fake_trainer = _RUNS.model, _RUNS.rows, _RUNS.fake_trainer

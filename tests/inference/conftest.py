@@ -73,11 +73,14 @@ def write_checkpoint(folder: RunFolder, step: int) -> Path:
 
 
 @pytest.fixture
-def make_run(workspace: Path, tmp_path: Path) -> Callable[..., RunFolder]:
+def make_run(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RunFolder]:
     """A run in the state that is asked for, with checkpoints, trained on models/测试/tiny."""
     python = tmp_path / "fake python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
     python.chmod(0o755)
+    monkeypatch.setenv("IISFT_PYTHON", str(python))
 
     def make(
         name: str = "run",

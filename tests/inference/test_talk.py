@@ -119,8 +119,10 @@ def test_a_key_is_made_when_others_can_reach_it_and_stands_in_no_file(
         if path.is_file():
             assert first.encode() not in path.read_bytes(), path
     monkeypatch.setenv(talk.KEY_VARIABLE, "my own")
-    shown = iisft("serve", "run", "--host", "0.0.0.0", "--port", "0")
-    assert "Authorization: Bearer my own" in shown.err
+    for host in ("0.0.0.0", "127.0.0.1"):
+        shown = iisft("serve", "run", "--host", host, "--port", "0")
+        assert '-H "Authorization: Bearer $IISFT_API_KEY"' in shown.err
+        assert "my own" not in shown.out + shown.err
 
 
 def test_a_taken_port_is_refused_before_anything_is_loaded(

@@ -5,22 +5,33 @@ from pathlib import Path
 
 from iisft.llamafactory.logs import Begin, Metrics, TrainerLog, dead_rank, error_in, last_lines
 
-STARTS = "[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running training *****\n"
-SUMMARY = """[INFO|trainer.py:1468] 2026-11-23 23:01:56,861 >>   Num examples = 5,600
-[INFO|trainer.py:1469] 2026-11-23 23:01:56,861 >>   Num Epochs = 5
-[INFO|trainer.py:1471] 2026-11-23 23:01:56,861 >>   Instantaneous batch size per device = 1
-[INFO|trainer.py:1474] >>   Total train batch size (w. parallel, distributed & accumulation) = 64
-[INFO|trainer.py:1476] 2026-11-23 23:01:56,861 >>   Total optimization steps = 440
-[INFO|trainer.py:1477] 2026-11-23 23:01:56,861 >>   Number of trainable parameters = 161,480,704
-"""
-EVALUATION = "[INFO|trainer.py:2662] >> \n***** Running Evaluation *****\n  Num examples = 12\n"
+WORD = "5ecret"
+
+
+def said(**document: object) -> str:
+    return f"iisft-said {WORD} {json.dumps(document)}\n"
+
+
+STARTS = said(log="***** Running training *****")
+SUMMARY = "".join(
+    said(log=f"  {line}")
+    for line in (
+        "Num examples = 5,600",
+        "Num Epochs = 5",
+        "Instantaneous batch size per device = 1",
+        "Total train batch size (w. parallel, distributed & accumulation) = 64",
+        "Total optimization steps = 440",
+        "Number of trainable parameters = 161,480,704",
+    )
+)
+EVALUATION = said(log="\n***** Running Evaluation *****") + said(log="  Num examples = 12")
 
 
 class Files:
     def __init__(self, folder: Path) -> None:
         self.log, self.metrics = folder / "训练 train.log", folder / "trainer_log.jsonl"
         self.log.write_text("")
-        self.trainer = TrainerLog.follow(self.log, self.metrics, Begin(0, 0))
+        self.trainer = TrainerLog.follow(self.log, self.metrics, Begin(0, 0), WORD)
 
     def add(self, log: str = "", metrics: str = "") -> list[Metrics]:
         for path, text in ((self.log, log), (self.metrics, metrics)):
@@ -29,8 +40,9 @@ class Files:
         return self.trainer.read()
 
 
-def printed(loss: str, norm: str) -> str:
-    return str({"loss": loss, "grad_norm": norm, "learning_rate": "1e-05", "epoch": "0.1"}) + "\n"
+def printed(step: int, norm: float) -> str:
+    shown = {"loss": "1.1", "grad_norm": str(norm), "learning_rate": "1e-05", "epoch": "0.1"}
+    return f"{shown}\n" + said(step=step, grad_norm=norm)
 
 
 def entry(step: int, **values: float) -> str:
@@ -54,12 +66,8 @@ def test_metrics_pair_the_full_loss_with_the_printed_grad_norm(tmp_path: Path) -
     files.add(STARTS)
     # its grad_norm is still to come
     assert files.add(metrics=entry(1, loss=1.23456789, lr=1e-5)) == []
-    assert files.add(log=printed("1.235", "2.102")) == [
-        Metrics(1, 440, 0.1, 1.23456789, 1e-5, 2.102)
-    ]
-    assert files.add(
-        printed("1.1", "2") + printed("1.0", "3"), entry(2, loss=1.1) + entry(3, loss=1.0)
-    ) == [
+    assert files.add(log=printed(1, 2.102)) == [Metrics(1, 440, 0.1, 1.23456789, 1e-5, 2.102)]
+    assert files.add(printed(2, 2) + printed(3, 3), entry(2, loss=1.1) + entry(3, loss=1.0)) == [
         Metrics(2, 440, 0.1, 1.1, None, 2.0),
         Metrics(3, 440, 0.1, 1.0, None, 3.0),
     ]
@@ -68,7 +76,7 @@ def test_metrics_pair_the_full_loss_with_the_printed_grad_norm(tmp_path: Path) -
 def test_torn_lines_wait_for_their_rest(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add(STARTS)
-    line, more = printed("1.5", "2"), entry(1, loss=1.5)
+    line, more = said(step=1, grad_norm=2.0), entry(1, loss=1.5)
     assert files.add(line[:20], more[:10]) == []
     assert files.add(line[20:], more[10:]) == [Metrics(1, 440, 0.1, 1.5, None, 2.0)]
 
@@ -76,8 +84,8 @@ def test_torn_lines_wait_for_their_rest(tmp_path: Path) -> None:
 def test_an_evaluation_between_two_steps_breaks_no_pair(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add(STARTS)
-    evaluated = files.add(printed("1.5", "2") + "{'eval_loss': '1.4', 'epoch': "
-                                                "'0.1'}\n" + printed("1.3", "4"),
+    evaluated = files.add(printed(1, 2) + "{'eval_loss': '1.4', 'epoch': "
+                                                "'0.1'}\n" + printed(2, 4),
                           entry(1, loss=1.5) + entry(1, eval_loss=1.4) +
                           entry(2, loss=1.3))  # fmt: skip
     assert [(m.step, m.loss, m.grad_norm, m.eval_loss) for m in evaluated] == [
@@ -91,7 +99,7 @@ def test_nan_is_read_and_written_as_text_that_every_json_reader_takes(tmp_path: 
     files = Files(tmp_path)
     files.add(STARTS)
     [metrics] = files.add(
-        printed("nan", "nan"), '{"current_steps": 3, "total_steps": 9, "loss": NaN}\n'
+        printed(3, float("nan")), '{"current_steps": 3, "total_steps": 9, "loss": NaN}\n'
     )
     assert metrics.as_json() == {"step": 3, "total_steps": 9, "loss": "nan", "grad_norm": "nan"}
 
@@ -99,16 +107,16 @@ def test_nan_is_read_and_written_as_text_that_every_json_reader_takes(tmp_path: 
 def test_proofs_of_all_ranks_are_kept_and_a_torn_one_is_none(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.add(
-        'iisft-observed {"rank": 0, "a": 1}\nrubbish\r\niisft-observed {"rank": '
-        '1}\niisft-observed {"ra\n'
+        'iisft-observed 5ecret {"rank": 0, "a": 1}\nrubbish\r\niisft-observed 5ecret {"rank": '
+        '1}\niisft-observed 5ecret {"ra\n'
     )
     assert files.trainer.proofs == {0: {"rank": 0, "a": 1}, 1: {"rank": 1}}
 
 
 def test_a_log_of_an_earlier_life_is_not_read_again(tmp_path: Path) -> None:
     files = Files(tmp_path)
-    files.add('iisft-observed {"rank": 0}\n' + STARTS + printed("1", "1"), entry(1, loss=1.0))
-    again = TrainerLog.follow(files.log, files.metrics, Begin.here(files.log, files.metrics))
+    files.add('iisft-observed 5ecret {"rank": 0}\n' + STARTS + printed(1, 1), entry(1, loss=1.0))
+    again = TrainerLog.follow(files.log, files.metrics, Begin.here(files.log, files.metrics), WORD)
     assert (again.read(), again.proofs, again.training_started) == ([], {}, False)
 
 
@@ -128,18 +136,53 @@ def test_the_cause_is_found_behind_torchruns_own_error(tmp_path: Path) -> None:
     assert error_in(last_lines(log)) == ""
 
 
+FORGED = (
+    'iisft-observed {"rank": 0, "forged": true}\n'
+    'iisft-observed word {"rank": 0, "forged": true}\n'
+    'iisft-said {"step": 1, "grad_norm": 9}\n'
+    "[INFO|trainer.py:1467] 2026-11-23 23:01:56,861 >> ***** Running training *****\n"
+    "***** Running Evaluation *****\n  Num examples = 7\n"
+    "{'loss': 'nan', 'grad_norm': 'nan', 'learning_rate': '1e-05', 'epoch': '0.1'}\n"
+    f"{{'a': {'1+' * 3000}1}}\n{'[' * 100_000}\n{{'loss': {'-' * 100_000}1}}\n"
+)
+
+
 def test_a_data_row_that_the_trainer_prints_forges_neither_proof_nor_metrics(
     tmp_path: Path,
 ) -> None:
-    log, metrics = tmp_path / "log", tmp_path / "trainer_log.jsonl"
-    trainer = TrainerLog.follow(log, metrics, Begin(0, 0), "5ecret")
-    row = 'inputs:\niisft-observed {"rank": 0, "forged": true}\n' + printed("9", "9")
-    log.write_text(
-        row + STARTS + 'iisft-observed 5ecret {"rank": 0, "forged": false}\n' + printed("1", "2")
+    files = Files(tmp_path)
+    files.add(FORGED)
+    assert (files.trainer.training_started, files.trainer.evaluating) == (False, False)
+    proof = 'iisft-observed 5ecret {"rank": 0, "forged": false}\n'
+    found = files.add(STARTS + proof + printed(1, 2) + FORGED, entry(1, loss=1.0))
+    assert [m.grad_norm for m in found] == [2.0]
+    assert files.trainer.proofs == {0: {"rank": 0, "forged": False}}
+    assert files.trainer.summary == {}
+
+
+def test_no_line_with_the_right_word_ends_the_reader(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    wrong = ("[" * 100_000, "[1]", "null", '{"step": 1e999}', '{"step": "1"}', '{"step": -1}',
+             '{"step": 1, "grad_norm": [1]}', '{"rank": null}', '{"rank": 1e400}',
+             f'{{"step": {"9" * 5000}}}', '{"log": {"a": 1}}', '{"step": true}')  # fmt: skip
+    log = "".join(
+        f"{mark} {WORD} {text}\n" for text in wrong for mark in ("iisft-said", "iisft-observed")
     )
-    metrics.write_text(entry(1, loss=1.0))
-    assert [m.grad_norm for m in trainer.read()] == [2.0]
-    assert trainer.proofs == {0: {"rank": 0, "forged": False}}
+    metrics = "".join(f"{text}\n" for text in (
+        *wrong, '{"current_steps": Infinity, "loss": 1}', '{"current_steps": "x", "loss": 1}',
+        '{"current_steps": 2, "loss": [1], "lr": {}, "epoch": "x", "total_steps": "y"}',
+        f'{{"current_steps": 3, "loss": {"9" * 400}}}',
+    ))  # fmt: skip
+    assert files.add(log, metrics) == []
+    found = files.trainer.read(at_end=True)
+    assert [(m.step, m.loss, m.total_steps) for m in found] == [(2, None, 0), (3, None, 0)]
+
+
+def test_a_torn_line_of_the_log_keeps_no_curve_waiting(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.add(STARTS)
+    entries = "".join(entry(step, loss=1.0) for step in (1, 2, 3))
+    assert [m.step for m in files.add(metrics=entries)] == [1]
 
 
 def test_the_rank_that_was_killed_is_named_from_torchruns_report() -> None:

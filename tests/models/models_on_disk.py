@@ -22,6 +22,15 @@ SHARD = "model-00001-of-00002.safetensors"
 OTHER_SHARD = "model-00002-of-00002.safetensors"
 
 
+# Qwen2.5's, without tools
+CHAT_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Qwen, created by Alibaba "
+    "Cloud. You are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -54,7 +63,7 @@ def repository(shard_bytes: int = 400_000) -> dict[str, bytes]:
         "generation_config.json": "{}",
         "model.safetensors.index.json": json.dumps(index),
         "tokenizer.json": json.dumps({"version": "1.0", "model": {"vocab": {"龙": 0}}}),
-        "tokenizer_config.json": json.dumps({"chat_template": "<|im_start|>{{ role }}"}),
+        "tokenizer_config.json": json.dumps({"chat_template": CHAT_TEMPLATE}),
         "README.md": "---\nlicense: apache-2.0\n---\n# Tiny 小模型\n",
         ".gitattributes": "*.safetensors lfs\n",
         "empty.txt": "",

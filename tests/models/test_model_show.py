@@ -42,7 +42,7 @@ def test_verify_needs_no_network(downloaded: Path, hub: HubServer, iisft: CLI) -
     assert (result.code, document["ok"], document["findings"]) == (0, True, [])
     assert document["files"][-1] == {
         "path": "tokenizer_config.json",
-        "size": 43,
+        "size": len(needed()["tokenizer_config.json"]),
         "sha256": sha256(needed()["tokenizer_config.json"]),
     }
 
@@ -199,7 +199,7 @@ def test_model_show_tells_what_a_folder_holds(downloaded: Path, iisft: CLI) -> N
         "  stored as     bfloat16 400 k\n"
         "  shape         28 layers, 28 heads, 4 for keys and values, hidden 3584, context 32768\n"
         "  vocabulary    152064, embeddings tied\n"
-        "  template      qwen\n"
+        "  template      qwen: it writes the prompts of the model's own chat template\n"
         "  size          801 kB in 9 files\n"
         f"  from          local, {REPO}\n"
         "  licence       apache-2.0\n"

@@ -14,6 +14,7 @@ from iisft.cli.follow import describe_forecast
 from iisft.machine.facts.gpus import Gpu
 from iisft.runs.record import measurements
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 
 CLI = Callable[..., Any]
 SIZES = {
@@ -206,7 +207,7 @@ def test_the_median_leaves_the_first_step_out_and_bad_events_are_passed_over() -
 def test_a_run_without_a_forecast_keeps_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "r")
     folder.path.mkdir(parents=True)
-    measurements.keep(folder, {"forecast": None}, {"step_s": 1.0})
+    measurements.keep(folder, RunRecord.from_json({"forecast": None}), {"step_s": 1.0})
     assert not (tmp_path / "runs" / measurements.FILE).exists()
 
 

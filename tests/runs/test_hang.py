@@ -12,6 +12,7 @@ from iisft.machine.facts.machine import Machine
 from iisft.machine.facts.pci import Card
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise import hang
 
 
@@ -61,7 +62,10 @@ def test_how_busy_each_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hang.gpu_use() == ""
 
 
-RECORD = {"preset": {"hardware": {"vendor": "amd"}}, "expected": {"world_size": 2}}
+def record(vendor: str, ranks: int) -> RunRecord:
+    return RunRecord.from_json(
+        {"preset": {"hardware": {"vendor": vendor}}, "expected": {"world_size": ranks}}
+    )
 
 
 def two_mi50(iommu: str) -> Machine:
@@ -73,7 +77,7 @@ def two_mi50(iommu: str) -> Machine:
 
 
 def test_a_hang_is_explained_by_the_rules_that_fire_on_this_machine() -> None:
-    told = hang.likely_causes(RECORD, two_mi50("DMA-FQ"))
+    told = hang.likely_causes(record("amd", 2), two_mi50("DMA-FQ"))
     assert told.startswith(
         "R08 the IOMMU translates the GPUs' DMA: several GPUs can hang at their first all-reduce"
     )
@@ -81,12 +85,14 @@ def test_a_hang_is_explained_by_the_rules_that_fire_on_this_machine() -> None:
 
 
 def test_a_hang_that_nothing_here_explains() -> None:
-    told = hang.likely_causes(RECORD, two_mi50("identity"))
+    told = hang.likely_causes(record("amd", 2), two_mi50("identity"))
     assert told.startswith("none of the known causes shows on this machine; look at the stacks")
     assert "iisft env-check --deep" in told
 
 
 @pytest.mark.parametrize(("vendor", "ranks"), [("amd", 1), ("cpu", 2)])
 def test_a_hang_without_several_gpus_is_no_matter_of_links(vendor: str, ranks: int) -> None:
-    record = {"preset": {"hardware": {"vendor": vendor}}, "expected": {"world_size": ranks}}
-    assert hang.likely_causes(record) == "look at the stacks and at the load of the machine"
+    assert (
+        hang.likely_causes(record(vendor, ranks))
+        == "look at the stacks and at the load of the machine"
+    )

@@ -89,8 +89,8 @@ DESCRIBED: dict[str, Any] = yaml.safe_load(
 PRINTED = [
     ("train --dry-run", ["train", "-p", "mi50", "--dry-run"]),
     ("plan", ["plan", "-p", "mi50"]),
-    ("status, wait, stop, train", ["status", "done"]),
-    ("status, wait, stop, train", ["wait", "done"]),
+    ("status, wait, stop, train, resume", ["status", "done"]),
+    ("status, wait, stop, train, resume", ["wait", "done"]),
     ("runs", ["runs"]),
     ("logs", ["logs", "done"]),
     ("env-check", ["env-check"]),

@@ -88,15 +88,11 @@ def test_rows_that_were_never_fitted_are_fitted_for_the_run(
     assert MARKER not in rows.read_text()
     run = RunFolder(workspace / "runs" / "r")
     assert not [
-        sentence
-        for sentence in drift.differences(run, run.read_record() or {})
-        if "rows" in sentence
+        sentence for sentence in drift.differences(run, run.whole_record()) if "rows" in sentence
     ]
     fitted = run.dataset / "rows.jsonl"
     fitted.write_text(fitted.read_text().replace("number 1", "number 9"))
-    assert "the rows of rows have changed" in " ".join(
-        drift.differences(run, run.read_record() or {})
-    )
+    assert "the rows of rows have changed" in " ".join(drift.differences(run, run.whole_record()))
 
 
 def test_rows_fitted_for_this_very_target_are_taken_as_they_are(
@@ -223,13 +219,13 @@ def test_a_torn_cache_is_taken_for_none(
         assert train("--dry-run", cutoff=320).err == told
 
 
-def test_a_template_that_is_not_counted_is_no_error(iisft: CLI, train: CLI, rows: Path) -> None:
+def test_a_template_that_llamafactory_does_not_have_is_an_error(
+    iisft: CLI, train: CLI, rows: Path
+) -> None:
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
-    result = train("--set", "model.template=vicuna", "--dry-run")
-    assert (
-        result.code,
-        "whether rows are cut was not checked: tokens of template 'vicuna'" in result.err,
-    ) == (0, True)
+    result = train("--set", "model.template=qwem", "--dry-run")
+    assert result.code == 3
+    assert "LLaMA-Factory 0.9.5 has no template 'qwem'; did you mean qwen?" in result.err
 
 
 def test_a_script_is_not_written_for_rows_that_would_be_fitted(

@@ -4,6 +4,7 @@ It imports nothing: iisft reads it, and a copy lies in every view beside the mod
 """
 
 PROOF_MARK = "iisft-observed"
+SAID_MARK = "iisft-said"
 PROOF_VARIABLE = "IISFT_PROOF"
 STOP_VARIABLE = "IISFT_STOP_FILE"
 ARITHMETIC_KEY = "iisft_arithmetic"

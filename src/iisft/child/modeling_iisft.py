@@ -16,8 +16,6 @@ Either way each rank writes one line about its first training forward to stdout:
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
-import contextlib
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -28,12 +26,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK, PROOF_VARIABLE
-from .stopping_iisft import install
+from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK
+from .stopping_iisft import install, say
 
 # a view of a model with its own, trusted code imports that code's class under this name
 TRUSTED: Any = None
-LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 
@@ -170,7 +167,7 @@ class Witness:
         self._remove(self.inner)
         self._remove(self.outer)
         hidden = output[0]
-        _write_line({**describe(self.model, self.arithmetic, hidden.device), **self.seen})
+        say(PROOF_MARK, {**describe(self.model, self.arithmetic, hidden.device), **self.seen})
 
     @staticmethod
     def _remove(handles: list[Any]) -> None:
@@ -248,18 +245,6 @@ def _matmul_precision() -> str:
 
 def plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _write_line(observed: dict[str, Any]) -> None:
-    # A word that only the starter of this process knows: text of a data row, which the trainer
-    # prints, can't forge it.
-    words = filter(None, (PROOF_MARK, os.environ.get(PROOF_VARIABLE), json.dumps(observed)))
-    line = f"\n{' '.join(words)}\n".encode()
-    if len(line) >= LONGEST_LINE:
-        raise RuntimeError(f"{PROOF_MARK}: {len(line)} bytes are too many for one line")
-    # when nobody reads, the run goes on; without this line it is not proven
-    with contextlib.suppress(OSError):
-        os.write(1, line)
 
 
 def __getattr__(name: str) -> type:

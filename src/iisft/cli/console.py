@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from iisft.errors import CheckFailed, Finding, IisftError
 from iisft.quoting import visible, visible_json, visible_line
+from iisft.secrets import hide
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MARKS = {"error": "error", "warn": "warning", "info": "note"}
 _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _WIDTH_WITHOUT_TERMINAL = 100
 
@@ -34,7 +36,7 @@ def out_live(text: str = "", end: str = "\n") -> None:
     Raises:
         ReaderGone: nobody reads any more.
     """
-    _write(visible(text) + end)
+    _write(_shown(text) + end)
 
 
 def out_json(value: Any) -> None:
@@ -55,7 +57,7 @@ def out_json_line(value: Any) -> None:
 def _as_json(value: Any, indent: int | None) -> str:
     from iisft import files
 
-    text = visible_json(files.json_text(value, indent=indent))
+    text = visible_json(hide(files.json_text(value, indent=indent)))
     plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in ("utf-8", "utf8")
     return text if plain else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
@@ -71,7 +73,7 @@ def _write(text: str) -> None:
 
 def say(text: str = "") -> None:
     """Talk. Nothing fails because nobody listens."""
-    _talk(visible(text))
+    _talk(_shown(text))
 
 
 def _talk(text: str, end: str = "\n") -> None:
@@ -131,27 +133,26 @@ def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
 def findings(found: Iterable[Finding]) -> None:
     """Every finding with its place and its fix, errors in colour on a terminal."""
     for finding in found:
-        mark = {"error": "error", "warn": "warning", "info": "note"}[finding.severity]
-        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {visible(finding.text)}")
+        mark = _MARKS[finding.severity]
+        _talk(f"{_coloured(mark + ':', _SEVERITY_STYLE[finding.severity])} {_shown(finding.text)}")
         if finding.where:
             say(f"  where: {finding.where}")
         if finding.fix:
             say(f"  fix:   {finding.fix}")
 
 
-def finding(severity: str, message: str, evidence: str, fix: str) -> None:
+def finding(found: Finding, message: str) -> None:
     """One finding of a command whose data findings are: on stdout, with what was seen and the fix,
     and a blank line.
     """
-    mark = {"error": "error", "warn": "warning", "info": "note"}[severity]
+    mark = _MARKS[found.severity]
+    shown = _coloured(mark + ":", _SEVERITY_STYLE[found.severity], sys.stdout)
     with contextlib.suppress(ReaderGone):
-        _write(
-            f"{_coloured(mark + ':', _SEVERITY_STYLE[severity], sys.stdout)} {visible(message)}\n"
-        )
-    if evidence:
-        out(f"  seen:  {evidence}")
-    if fix:
-        out(f"  fix:   {fix}")
+        _write(f"{shown} {_shown(message)}\n")
+    if found.where:
+        out(f"  seen:  {found.where}")
+    if found.fix:
+        out(f"  fix:   {found.fix}")
     out()
 
 
@@ -173,6 +174,10 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minutes:02d}m"
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _shown(text: str) -> str:
+    return visible(hide(text))
 
 
 def _coloured(text: str, colour: str, stream: TextIO | None = None) -> str:

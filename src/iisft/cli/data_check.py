@@ -74,7 +74,9 @@ def check(
             data_tokens.print_account(account, target, sources[0].file)
     if page is not None:
         _write_page(page, account, target, sources[0].file)
-    if report.findings.errors or (account and account.damaged and target.policy == "fail"):
+    refused = account is not None and account.refused is not None
+    cut = account is not None and account.damaged and target.policy == "fail"
+    if report.findings.errors or refused or cut:
         raise typer.Exit(ExitCode.INPUT)
 
 

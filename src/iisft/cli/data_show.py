@@ -46,13 +46,15 @@ def show(
     from iisft.data.stage import staging
     from iisft.data.stage.staged import row_of
     from iisft.data.tokens.rendering import render
-    from iisft.data.tokens.tokenization import countable
 
     staged = staging.load(name, Workspace.current())
     value = row_of(staged, row)
     limit = _limit(staged, preset, model, overrides)
     conversation = from_row(value)
-    segments = render(conversation, limit) if limit and countable(conversation) else None
+    why_not = limit.tokens.unrenderable(conversation) if limit else ""
+    if why_not:
+        console.say(f"not rendered: LLaMA-Factory would end the training at this row: {why_not}")
+    segments = render(conversation, limit) if limit and not why_not else None
     if as_json:
         shown = (
             [{"kind": s.kind, "tokens": s.tokens, "text": s.text} for s in segments]

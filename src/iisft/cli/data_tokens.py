@@ -73,6 +73,8 @@ def account_json(account: "Account", target: "Target") -> dict[str, Any]:
 
 def print_account(account: "Account", target: "Target", file: Path) -> None:
     """The account as a person reads it."""
+    from iisft.data.tokens.counting import unrenderable_finding
+
     assert target.limit is not None
     about = account.as_json()
     template = target.limit.tokens.identity["template"]
@@ -92,8 +94,9 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
         "padding is "
         f"{padding['share']:.1%} of what is computed, with packing {padding['share_packed']:.1%}"
     )
-    if account.uncounted:
-        console.out(f"{account.uncounted:,} rows with tools are not in this account")
+    if account.refused:
+        finding = unrenderable_finding(account.uncounted, *account.refused)
+        console.out(f"{finding.message}; such rows are not in this account")
     if account.sampled:
         sample = about["sample"]
         console.out(
@@ -172,8 +175,6 @@ def print_staged(dataset: "StagedDataset") -> None:
             "tokens were not counted; --preset NAME counts them, and train does before it starts"
         )
         return
-    if tokens["uncounted"]:
-        console.out(f"  {tokens['uncounted']:,} rows with tools were not counted")
     if overlong is None:
         longest = tokens["lossless_cutoff_len"]
         console.out(
@@ -212,7 +213,8 @@ def tokenize(target: "Target", name: str) -> Path:
     workspace, model = Workspace.current(), target.limit.tokens.model
     interpreter = training.inspect(training.training_interpreter())
     findings = interpreter_errors(interpreter)
-    datasets = preflight.datasets_for(findings, preset, workspace, model)
+    datasets, of_data = preflight.datasets_for(preset, workspace, model)
+    findings += of_data
     if any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     console.say("LLaMA-Factory tokenises the rows (it takes half a minute to start)")

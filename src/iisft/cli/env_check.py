@@ -97,23 +97,23 @@ def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "Case
     """What would run: the preset, its model's configuration where that is known, and whether the
     plan says it fits.
     """
-    from dataclasses import replace
-
     from iisft.machine.doctor.engine import Case
 
     if preset is None:
         return Case(machine=machine)
-    from iisft.presets import checking, documents
-    from iisft.runs.plan import fit
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.request import Request
 
-    loaded = checking.check(documents.read_document(preset, workspace), judge=False)
-    found, ranks = loaded.preset, max(loaded.preset.hardware.gpus, 1)
-    case = Case(found, ranks, document=loaded.document, machine=machine)
-    place = fit.place_for(found, case.gpus, ranks)
-    seen = fit.look(found, workspace.model_folder(found.model.id), place, ranks, [], workspace.runs)
-    config = seen.facts.config if seen.facts else {}
-    need_gib = seen.forecast.peak_gib if seen.forecast else None
-    return replace(case, model=config, fits=seen.fits, need_gib=need_gib)
+    plan = make_plan(Request(preset), workspace, gpus=machine.visible)
+    return Case(
+        plan.preset,
+        plan.placement.ranks,
+        model=plan.facts.config if plan.facts else {},
+        document=plan.document,
+        machine=machine,
+        fits=plan.fits,
+        need_gib=plan.forecast.peak_gib if plan.forecast else None,
+    )
 
 
 def _deep(case: "Case") -> "Case":
@@ -189,7 +189,7 @@ def _print(case: "Case", found: list[Finding]) -> None:
             rule = find_rule(one.id)
             title = f"{one.id} {rule.name}" if rule and one.id == rule.id != rule.name else one.id
             inferred = " (inferred, not documented)" if rule and rule.basis == "inferred" else ""
-            console.finding(severity, f"{title}: {one.message}{inferred}", one.where, one.fix)
+            console.finding(one, f"{title}: {one.message}{inferred}")
     if case.machine.deep and case.machine.deep.get("results"):
         _print_deep(case.machine.deep)
     console.out(

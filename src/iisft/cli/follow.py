@@ -4,9 +4,10 @@ Leaving never disturbs the run.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
 from iisft.files import LineFollower
 from iisft.quoting import visible
@@ -88,7 +89,8 @@ class _LogLines:
 
     def update(self) -> None:
         for line in self._lines.read():
-            console.say(line)
+            if not line.startswith(SAID_MARK):  # the trainer's own line stands beside it
+                console.say(line)
 
 
 class _Bar:
@@ -156,7 +158,7 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
     return "  ".join(parts)
 
 
-def describe_forecast(forecast: dict[str, Any] | None, measured: dict[str, float] | None) -> str:
+def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, float] | None) -> str:
     """The plan's figures, each with what was measured and measured / predicted.
 
     "" when there is neither.

@@ -44,9 +44,11 @@ def prepare(
     folder = find_run(workspace, run)
     chosen = selection.choose_one(folder, checkpoint)
     source = sources.find(folder, workspace, model=model, cpu=cpu)
+    if source.drift:
+        console.say(source.drift)
     if chosen.reason:
         console.say(chosen.reason)
     need = source.need(chosen)
     console.say(f"{folder.id} {need.sentence}")
     need.require()
-    return Ready(source, chosen, max_tokens or int(source.record["preset"]["train"]["cutoff_len"]))
+    return Ready(source, chosen, max_tokens or int(source.record.setting("train.cutoff_len")))

@@ -111,8 +111,7 @@ def _print(one: "Description") -> None:
         "shape": shape if one.layers else "-",
         "vocabulary": f"{one.vocabulary or 'unknown'}, embeddings "
         f"{'tied' if one.tied_embeddings else 'not tied'}",
-        "template": f"{one.template or 'none known'}"
-        + ("" if one.chat_template else "; the folder has no chat template"),
+        "template": f"{one.template or 'none known'}: {one.template_note}",
         "size": f"{gb(one.size)} in {len(one.files)} files",
         "from": _origin(one),
         "licence": one.licence or "-",

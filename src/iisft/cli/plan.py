@@ -1,5 +1,6 @@
 """iisft plan: does a run fit, how long does it take, and what would make it fit."""
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,9 +11,13 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
+    from iisft.estimate.forecast import Forecast
+    from iisft.estimate.shape import Measured
+    from iisft.estimate.suggestions import Suggestion
+    from iisft.estimate.timing import Span
     from iisft.gpu_table import Device
-    from iisft.runs.plan.command import Planned
-    from iisft.runs.plan.request import TrainRequest
+    from iisft.runs.plan.make import Plan
+    from iisft.runs.plan.request import Request
 
 
 def complete_devices() -> list[str]:
@@ -69,30 +74,27 @@ def plan(
       iisft plan --preset mi50 --set weights=fp32
       iisft plan --preset ampere --device a100-80g --best
     """
-    from iisft.runs.plan import command
-    from iisft.runs.plan.request import TrainRequest
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.request import Request, default_preset
 
     workspace = Workspace.current()
     card = _device(device)
-    name = preset or command.default_preset(workspace, card)
+    name = preset or default_preset(workspace, card)
     if preset is None:
         console.say(f"no --preset given: planned for {name}")
-    request = TrainRequest(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
-    planned = command.make(request, workspace, card)
+    request = Request(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
+    made = make_plan(request, workspace, device=card)
     extra: dict[str, Any] = {}
     if best or trace or probe:
-        extra = _extras(planned, request, best=best, trace=trace, probe=probe)
+        extra = _extras(made, request, best=best, trace=trace, probe=probe)
     if probe:
-        planned = command.make(request, workspace, card)  # with what was just measured
-    if as_json:
-        console.out_json(planned.as_json() | extra)
-    else:
-        _print(planned, extra)
-    console.findings(planned.findings)
+        made = make_plan(request, workspace, device=card)  # with what was just measured
+    _print(made, extra, as_json=as_json)
+    console.findings(made.findings)
 
 
 def _extras(
-    planned: "Planned", request: "TrainRequest", *, best: bool, trace: bool, probe: bool
+    plan: "Plan", request: "Request", *, best: bool, trace: bool, probe: bool
 ) -> dict[str, Any]:
     """What takes longer than a plan, or asks the machine."""
     from iisft.runs.plan import whatif
@@ -100,9 +102,9 @@ def _extras(
     extra: dict[str, Any] = {}
     workspace = Workspace.current()
     if best:
-        extra["best"] = whatif.best(planned)
+        extra["best"] = whatif.best(plan)
     if trace:
-        extra["trace"] = whatif.trace(planned, console.say)
+        extra["trace"] = whatif.trace(plan, console.say)
     if probe and best:
         extra["best"] = whatif.probe_best(extra["best"], request, workspace, console.say)
     elif probe:
@@ -127,8 +129,93 @@ def _device(key: str | None) -> "Device | None":
     return found
 
 
-def _print(planned: "Planned", extra: dict[str, Any]) -> None:
+def _print(plan: "Plan", extra: dict[str, Any], *, as_json: bool) -> None:
     from iisft.cli import plan_text
+    from iisft.estimate.suggestions import contrasts
 
-    for line in plan_text.lines(planned, extra):
+    result = plan.forecast
+    compared = (
+        contrasts(plan.preset, result.workload) if result and not plan.accelerator.on_cpu else []
+    )
+    if as_json:
+        console.out_json(_document(plan, compared) | extra)
+        return
+    for line in plan_text.lines(plan, compared, extra):
         console.out(line)
+
+
+def _document(plan: "Plan", compared: "list[Suggestion]") -> dict[str, Any]:
+    """The keys of the design; what is not known is null."""
+    result, accelerator = plan.forecast, plan.accelerator
+    return {
+        "fits": None,
+        "gpu_gib": round(accelerator.memory_gib, 3),
+        **dict.fromkeys(("peak_gib", "phase", "parts", "overhead_gib")),
+        "suggestions": [one.as_json() for one in plan.suggestions],
+        **dict.fromkeys(("step_s", "total_h", "overhead", "phases")),
+        "contrasts": [one.as_json() | {"name": one.change.reason} for one in compared],
+        **dict.fromkeys(("step_s_range", "steps", "epoch_h", "total_h_range", "finish")),
+        **dict.fromkeys(("checkpoint_gib", "disk_gib")),
+        "preset": plan.document.name,
+        "model": plan.preset.model.id,
+        "model_source": plan.facts.source if plan.facts else None,
+        "device": accelerator.device.key if accelerator.device else None,
+        "planned_for": accelerator.source,
+        "world_size": plan.placement.world_size,
+        "global_batch": plan.global_batch,
+        "measured": _measured(result.workload.measured) if result else None,
+        "findings": [finding.as_json() for finding in plan.findings],
+    } | (_memory(result) | _time(result, plan.preset.train.epochs) if result else {})
+
+
+def _memory(result: "Forecast") -> dict[str, Any]:
+    parts, overhead, phases = (
+        {name: round(size / 2**30, 4) for name, size in sizes.items()}
+        for sizes in (result.memory.parts, result.memory.overhead, result.memory.phases)
+    )
+    return {
+        "fits": result.fits,
+        "peak_gib": round(sum(parts.values()), 4),
+        "phase": result.memory.phase,
+        "parts": parts,
+        "overhead_gib": round(sum(overhead.values()), 4),
+        "overhead": overhead,
+        "phases": phases,
+        "checkpoint_gib": round(result.checkpoint_gib, 3),
+        "disk_gib": round(result.disk_gib, 3),
+    }
+
+
+def _time(result: "Forecast", epochs: float) -> dict[str, Any]:
+    seconds, total = result.step_s, result.total_s
+    return {
+        "step_s": round(seconds.typical, 6) if seconds else None,
+        "step_s_range": _range(seconds, 1.0),
+        "steps": result.steps,
+        "total_h": round(total.typical / 3600, 6) if total else None,
+        "epoch_h": round(total.typical / 3600 / epochs, 6) if total else None,
+        "total_h_range": _range(total, 3600.0),
+        "finish": _finish(total),
+    }
+
+
+def _range(span: "Span | None", unit: float) -> list[float] | None:
+    return [round(span.low / unit, 6), round(span.high / unit, 6)] if span else None
+
+
+def _finish(total: "Span | None") -> str | None:
+    if total is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() + total.typical))
+
+
+def _measured(measured: "Measured | None") -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    tflops, peak, step = measured.tflops, measured.peak_ratio, measured.step_ratio
+    return {
+        "runs": measured.runs,
+        "tflops": round(tflops, 4) if tflops else None,
+        "peak_measured_over_predicted": round(peak, 4) if peak else None,
+        "step_measured_over_predicted": round(step, 4) if step else None,
+    }

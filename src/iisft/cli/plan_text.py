@@ -6,73 +6,73 @@ from typing import TYPE_CHECKING, Any
 
 from iisft.cli.console import duration
 from iisft.estimate.memory import GIB
-from iisft.runs.plan.fit import largest_parts
+from iisft.runs.plan.forecast import largest_parts
 
 if TYPE_CHECKING:
     from iisft.estimate.forecast import Forecast
     from iisft.estimate.suggestions import Suggestion
-    from iisft.runs.plan.command import Planned
+    from iisft.runs.plan.make import Plan
 
 _VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
 
 
-def lines(planned: "Planned", extra: dict[str, Any]) -> Iterator[str]:
+def lines(plan: "Plan", contrasts: "list[Suggestion]", extra: dict[str, Any]) -> Iterator[str]:
     """What `iisft plan` prints."""
-    yield from _heading(planned)
-    result = planned.outlook.forecast
+    yield from _heading(plan)
+    result = plan.forecast
     if result is None:
         yield "fits: not known"
         return
-    yield from _memory(planned, result)
-    if planned.contrasts:
+    yield from _memory(plan, result)
+    if contrasts:
         yield ""
-        yield from _table("the same run otherwise", planned.contrasts, names=True)
+        yield from _table("the same run otherwise", contrasts, names=True)
         if result.shape.way == "exact":
             yield (
                 f"  this preset instead keeps the weights as stored ({result.shape.weights}) and "
                 "computes each product "
                 "in float32: the same bits"
             )
-    if planned.suggestions:
+    if plan.suggestions:
         yield ""
         yield from _table(
-            "what would make it fit, the cheapest first", planned.suggestions, names=False
+            "what would make it fit, the cheapest first", plan.suggestions, names=False
         )
-    elif result.fits != "yes" and not planned.outlook.place.on_cpu:
+    elif result.fits != "yes" and not plan.accelerator.on_cpu:
         yield ""
         yield (
             "nothing that this preset allows makes it fit: a smaller model, or GPUs with more "
             "memory"
         )
     yield ""
-    yield from _time(planned, result)
+    yield from _time(plan, result)
     for name, show in (("best", _best), ("trace", _trace), ("probe", _probe)):
         if extra.get(name):
             yield ""
             yield from show(extra[name])
 
 
-def _heading(planned: "Planned") -> Iterator[str]:
-    preset, place, ranks = planned.preset, planned.outlook.place, planned.placement.world_size
+def _heading(plan: "Plan") -> Iterator[str]:
+    preset, on, ranks = plan.preset, plan.accelerator, plan.placement.world_size
     train = preset.train
-    card = place.device.name if place.device else place.arch
+    card = on.device.name if on.device else on.arch
     yield (
-        f"{planned.resolved.document.name}: {preset.model.id}, LoRA rank {preset.lora.rank}, "
+        f"{plan.document.name}: {preset.model.id}, LoRA rank {preset.lora.rank}, "
         f"{preset.precision} "
         f"arithmetic, weights {preset.weights}, {preset.attention} attention"
     )
     yield (
-        f"{ranks} x {card} ({place.gpu_gib:.2f} GiB: {place.source}), sharding {preset.sharding}, "
+        f"{ranks} x {card} ({on.memory_gib:.2f} GiB: {on.source}), sharding {preset.sharding}, "
         "batch "
         f"{train.batch_size} x {train.accumulation} x {ranks} = {preset.global_batch(ranks)}, "
         f"{train.cutoff_len} tokens"
     )
 
 
-def _memory(planned: "Planned", result: "Forecast") -> Iterator[str]:
+def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
     memory = result.memory
     yield ""
-    have = planned.outlook.place.gpu_gib
+    have = plan.accelerator.memory_gib
     yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
     parts = [
         (_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200
@@ -109,7 +109,7 @@ def _part(name: str, result: "Forecast") -> str:
     return explained.get(name, name)
 
 
-def _table(title: str, found: "tuple[Suggestion, ...]", *, names: bool) -> Iterator[str]:
+def _table(title: str, found: "list[Suggestion]", *, names: bool) -> Iterator[str]:
     yield f"{title}:"
     for one in found:
         seconds = one.forecast.step_s
@@ -122,16 +122,16 @@ def _table(title: str, found: "tuple[Suggestion, ...]", *, names: bool) -> Itera
         yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
 
 
-def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
+def _time(plan: "Plan", result: "Forecast") -> Iterator[str]:
     seconds, total = result.step_s, result.total_s
     if seconds is None:
         yield "time: not known for this device; --probe measures it"
     else:
         span = f"{seconds.low:.3g} to {seconds.high:.3g}"
-        yield f"time: {seconds.typical:.3g} s per step ({span}), {_rate_source(planned)}"
+        yield f"time: {seconds.typical:.3g} s per step ({span}), {_rate_source(result)}"
     if total is not None:
         ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + total.typical))
-        epochs = planned.preset.train.epochs
+        epochs = plan.preset.train.epochs
         yield (
             f"  {result.steps} steps, {epochs:g} epochs: {duration(total.typical)} "
             f"({duration(total.low)} to "
@@ -140,24 +140,23 @@ def _time(planned: "Planned", result: "Forecast") -> Iterator[str]:
         )
     elif seconds is not None:
         yield "  each row counted as cutoff_len long; hours need the staged data (--data)"
-    keep = planned.preset.save.keep
+    keep = plan.preset.save.keep
     yield (
         f"disk: {result.checkpoint_gib:.2f} GiB per checkpoint, {result.disk_gib:.1f} GiB with "
         f"{keep} kept"
     )
 
 
-def _rate_source(planned: "Planned") -> str:
+def _rate_source(result: "Forecast") -> str:
     from iisft.estimate.timing import computed_precision
 
-    situation, result = planned.outlook.situation, planned.outlook.forecast
-    assert situation is not None and result is not None
-    if situation.measured and situation.measured.tflops:
-        ratio = situation.measured.step_ratio
+    measured = result.workload.measured
+    if measured and measured.tflops:
+        ratio = measured.step_ratio
         compared = f", measured / predicted {ratio:.2f}" if ratio else ""
-        runs = situation.measured.runs
+        runs = measured.runs
         return f"measured in {runs} run{'s' if runs > 1 else ''} here{compared}"
-    device = situation.device
+    device = result.workload.accelerator.device
     if device is None:
         return ""
     _, known = device.rate(computed_precision(result.shape))

@@ -69,14 +69,13 @@ def predict(
     """
     from iisft.inference.predict import request_for
     from iisft.runs.record.state import find_run
-    from iisft.runs.supervise import resume
 
     if backend not in ("local", "api"):
         raise UsageError("backend", f"--backend is local or api, not {backend!r}")
     workspace = Workspace.current()
     folder = find_run(workspace, run)
     request = request_for(
-        resume.record_of(folder),
+        folder.whole_record(),
         workspace,
         data=data,
         limit=limit,

@@ -9,7 +9,7 @@ import typer
 from iisft.cli import console, help
 from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
 from iisft.errors import ExitCode, IisftError, InputError, RunStateError
-from iisft.secrets import redact
+from iisft.secrets import redact_all
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def show(
     from iisft.presets.dump import render_yaml
 
     loaded = _load(name, overrides or [])
-    values = loaded.preset.model_dump(mode="json") | {"env": redact(loaded.preset.env)}
+    values = redact_all(loaded.preset.model_dump(mode="json"))
     if as_json:
         console.out_json(
             {"explanations": [value.as_json() for value in explain_values(loaded)]}
@@ -181,8 +181,7 @@ def _load(name: str, overrides: list[str], *, judge: bool = True) -> "LoadedPres
     from iisft.presets import checking, documents
 
     document = documents.read_document(name, Workspace.current())
-    for text in overrides:
-        document.override(*documents.parse_override(text), documents.describe_override(text))
+    document.change(overrides)
     return checking.check(document, judge=judge)
 
 

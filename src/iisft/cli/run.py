@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
 from iisft.cli.options import JsonOption, RunArgument
 from iisft.errors import UsageError
@@ -88,7 +89,8 @@ def logs(
     def show() -> None:
         for line in lines.read():
             if not as_json:
-                console.out_live(line)
+                if not line.startswith(SAID_MARK):  # the trainer's own line stands beside it
+                    console.out_live(line)
             elif (event := parse_event(line)) is not None:
                 console.out_json_line(event)
 

@@ -103,9 +103,9 @@ def diff(
       iisft runs diff A B
     """
     from iisft.runs.record.state import find_run
-    from iisft.runs.supervise import drift, resume
+    from iisft.runs.supervise import drift
 
-    records = [resume.record_of(find_run(Workspace.current(), name)) for name in (one, other)]
+    records = [find_run(Workspace.current(), name).whole_record() for name in (one, other)]
     found = drift.compare(*records)
     if as_json:
         console.out_json({key: list(values) for key, values in found.items()})

@@ -1,11 +1,14 @@
 """iisft serve: an OpenAI-style API over a run's model."""
 
+import json
+import os
 from typing import Annotated
 
 import typer
 
 from iisft.cli import console
 from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, JsonOption, RunArgument
+from iisft.quoting import shell_word
 
 
 def serve(
@@ -53,13 +56,17 @@ def serve(
 
 
 def _say(url: str, known_as: str, key: str | None) -> None:
+    from iisft.inference.talk import KEY_VARIABLE
+
     console.out(url)
-    if key is not None:
-        console.say(f"key: {key}   (IISFT_API_KEY sets your own)")
-    authorization = f"-H 'Authorization: Bearer {key}' " if key is not None else ""
-    body = f'{{"model": "{known_as}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    if key is not None and os.environ.get(KEY_VARIABLE) != key:
+        console.say(f"{KEY_VARIABLE}={key}   (set it yourself for a key of your own)")
+    authorization = f'-H "Authorization: Bearer ${KEY_VARIABLE}" ' if key is not None else ""
+    body = (
+        f'{{"model": {json.dumps(known_as)}, "messages": [{{"role": "user", "content": "hello"}}]}}'
+    )
     console.say(
         f"try: curl {url}/chat/completions {authorization}-H 'Content-Type: application/json' -d "
-        f"'{body}'"
+        f"{shell_word(body)}"
     )
     console.say("Ctrl-C ends it")

@@ -74,19 +74,19 @@ def train(
       iisft train --preset demo --name first
     """
     from iisft.cli.progress import rows_bar
-    from iisft.runs.plan.make import make_plan
-    from iisft.runs.plan.request import TrainRequest
+    from iisft.runs.plan.make import Preflight, make_plan
+    from iisft.runs.plan.request import Request
 
     if slurm and script is None:
         raise UsageError("slurm-script", "--slurm goes with --script FILE")
     workspace = Workspace.current()
     if not dry_run:
         _prepare_demo(preset, workspace)
-    request = TrainRequest(
+    request = Request(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
     with rows_bar("counting tokens") as progress:
-        plan = make_plan(request, workspace, progress, console.say)
+        plan = make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
@@ -150,12 +150,10 @@ def _prepare_demo(preset: str, workspace: Workspace) -> None:
 
 def _print_plan(plan: "Plan", *, as_json: bool) -> None:
     from iisft.presets.dump import render_yaml
-    from iisft.secrets import HIDDEN, is_secret, redact
+    from iisft.secrets import redact, redact_all
 
     env = redact(plan.env)
-    train_yaml = {
-        name: HIDDEN if is_secret(name) else value for name, value in plan.train_yaml.items()
-    }
+    train_yaml = redact_all(plan.train_yaml)
     if as_json:
         console.out_json(
             {

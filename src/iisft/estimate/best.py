@@ -8,7 +8,7 @@ rounding.
 from itertools import product
 from typing import Any
 
-from iisft.estimate.forecast import Forecast, Situation, forecast
+from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.estimate.suggestions import changed
 from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
@@ -16,7 +16,7 @@ from iisft.presets.schema import Preset
 _MOST = 5
 
 
-def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], Forecast]]:
+def best(preset: Preset, workload: Workload) -> list[tuple[dict[str, Any], Forecast]]:
     """Changed values and their forecast, the shortest predicted step that fits first.
 
     `{}` is the preset itself.
@@ -38,9 +38,9 @@ def best(preset: Preset, situation: Situation) -> list[tuple[dict[str, Any], For
             "sharding": sharding,
         }
         candidate = changed(preset, values)
-        if is_refused(candidate, situation.ranks):
+        if is_refused(candidate, workload.ranks):
             continue
-        result = forecast(candidate, situation)
+        result = forecast(candidate, workload)
         if result.fits == "yes" and result.step_s is not None:
             found.append((_different(preset, values), result))
     found.sort(key=lambda pair: (pair[1].step_s.typical if pair[1].step_s else 0.0, len(pair[0])))

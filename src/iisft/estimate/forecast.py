@@ -5,7 +5,7 @@ bring.
 import math
 from dataclasses import dataclass, replace
 
-from iisft.estimate import step, timing
+from iisft.estimate import disk, step, timing
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
 from iisft.estimate.shape import Measured, StepShape
@@ -13,30 +13,46 @@ from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
 from iisft.presets.schema import Preset
 
-_CHECKPOINT_BYTES = 12  # per adapter parameter: float32 and AdamW's two moments
-_TOKENIZER_BYTES = 20 * 2**20
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """What each rank computes on: a GPU, or its share of this machine's memory.
+
+    `device` is None for a card that the table doesn't know; `source` says where this is from.
+    """
+
+    arch: str
+    memory_gib: float
+    device: Device | None = None
+    source: str = ""
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
-    """What a forecast is made for, beside the preset. None = not known."""
+class Workload:
+    """What a forecast is made for, beside the preset. None = not known.
+
+    `exact`: float32 products over stored weights are proven for this architecture.
+    """
 
     model: Architecture
     stored_dtype: str
     ranks: int
-    arch: str
-    gpu_gib: float
-    device: Device | None = None
+    accelerator: Accelerator
     rows: int | None = None
     row_tokens: Span | None = None
-    on_cpu: bool = False
     measured: Measured | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`step_s` is None where the device's rate is unknown, `total_s` where the rows are."""
+    """What a preset needs for its `workload`.
 
+    `step_s` is None where the device's rate is unknown, `total_s` where the rows are.
+    """
+
+    workload: Workload
     shape: StepShape
     layout: Layout
     memory: Memory
@@ -57,55 +73,57 @@ class Forecast:
         return f"worst in {self.memory.phase}"
 
 
-def forecast(preset: Preset, situation: Situation) -> Forecast:
+def forecast(preset: Preset, workload: Workload) -> Forecast:
     """What this preset needs there. Milliseconds."""
-    model = situation.model
-    shape = step.shape_of(preset, model, situation.stored_dtype, situation.arch)
-    layout = step.layout_of(preset, situation.ranks, on_cpu=situation.on_cpu)
+    model = workload.model
+    shape = step.shape_of(preset, model, workload.stored_dtype, workload.accelerator.arch)
+    layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
     memory = _corrected(
-        estimate_memory(model, shape, layout, situation.gpu_gib), situation.measured
+        estimate_memory(model, shape, layout, workload.accelerator.memory_gib), workload.measured
     )
-    seconds = _step_seconds(shape, layout, situation)
-    steps = _steps(preset, situation)
-    one = model.adapter_parameters(shape.rank) * _CHECKPOINT_BYTES + _TOKENIZER_BYTES
+    seconds = _step_seconds(shape, layout, workload)
+    steps = _steps(preset, workload)
+    adapter = model.adapter_parameters(shape.rank)
     return Forecast(
+        workload=workload,
         shape=shape,
         layout=layout,
         memory=memory,
-        fits=memory.fits(situation.gpu_gib),
+        fits=memory.fits(workload.accelerator.memory_gib),
         step_s=seconds,
         steps=steps,
         total_s=seconds.times(steps) if seconds and steps else None,
-        checkpoint_gib=one / GIB,
-        disk_gib=one * (preset.save.keep + 2) / GIB,
+        checkpoint_gib=disk.checkpoint_bytes(adapter) / GIB,
+        disk_gib=disk.run_bytes(adapter, preset.save.keep) / GIB,
     )
 
 
-def _step_seconds(shape: StepShape, layout: Layout, situation: Situation) -> Span | None:
-    rate = situation.measured.tflops if situation.measured else None
-    device = situation.device
+def _step_seconds(shape: StepShape, layout: Layout, workload: Workload) -> Span | None:
+    rate = workload.measured.tflops if workload.measured else None
+    device = workload.accelerator.device
     if device is None:
         if rate is None:
             return None
-        device = Device("", "", situation.arch, situation.gpu_gib, 1.0, 1.0, None, 1.0, 0)
-    length = situation.row_tokens
+        here = workload.accelerator
+        device = Device("", "", here.arch, here.memory_gib, 1.0, 1.0, None, 1.0, 0)
+    length = workload.row_tokens
     if length is not None:
         low, typical, high = (
             min(tokens, shape.length) for tokens in (length.low, length.typical, length.high)
         )
         length = Span(low, typical, high)
     return timing.step_seconds(
-        situation.model, shape, layout, device, length=length, measured_rate=rate
+        workload.model, shape, layout, device, length=length, measured_rate=rate
     )
 
 
-def _steps(preset: Preset, situation: Situation) -> int | None:
+def _steps(preset: Preset, workload: Workload) -> int | None:
     if preset.train.max_steps is not None:
         return preset.train.max_steps
-    if situation.rows is None:
+    if workload.rows is None:
         return None
     # transformers: per epoch the micro-batches of one rank over the accumulation, rounded up
-    micro = math.ceil(math.ceil(situation.rows / situation.ranks) / preset.train.batch_size)
+    micro = math.ceil(math.ceil(workload.rows / workload.ranks) / preset.train.batch_size)
     return max(1, math.ceil(preset.train.epochs * math.ceil(micro / preset.train.accumulation)))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from iisft.estimate.forecast import Forecast, Situation, forecast
+from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.gpu_table import architecture
 from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
@@ -52,18 +52,15 @@ class Suggestion:
         }
 
 
-def suggest(preset: Preset, situation: Situation, *, exact: bool) -> list[Suggestion]:
+def suggest(preset: Preset, workload: Workload) -> list[Suggestion]:
     """At most five changes after which the run fits; two or three together only where fewer are not
     enough.
-
-    Args:
-        exact: whether float32 products over stored weights are proven for this architecture.
     """
-    families = [family for family in _families(preset, situation, exact=exact) if family]
+    families = [family for family in _families(preset, workload) if family]
     tried = [
         (result, family)
         for family in families
-        if (result := _first_that_fits(preset, situation, family))
+        if (result := _first_that_fits(preset, workload, family))
     ]
     found = [result for result, _ in tried if result.forecast.fits == "yes"]
     helpful = sorted(tried, key=lambda pair: pair[0].forecast.memory.needed)[:_MOST_JOINED]
@@ -71,40 +68,40 @@ def suggest(preset: Preset, situation: Situation, *, exact: bool) -> list[Sugges
         if found:
             break
         for group in combinations(helpful, count):
-            if joined := _try_together(preset, situation, [result.change for result, _ in group]):
-                found.append(_relaxed(preset, situation, joined, [family for _, family in group]))
+            if joined := _try_together(preset, workload, [result.change for result, _ in group]):
+                found.append(_relaxed(preset, workload, joined, [family for _, family in group]))
     return sorted(found, key=_cost)[:_MOST]
 
 
-def _try_together(preset: Preset, situation: Situation, changes: list[Change]) -> Suggestion | None:
+def _try_together(preset: Preset, workload: Workload, changes: list[Change]) -> Suggestion | None:
     keys = [key for change in changes for key in change.values]
     if len(keys) != len(set(keys)):
         return None
-    result = _try(preset, situation, _joined(changes))
+    result = _try(preset, workload, _joined(changes))
     return result if result and result.forecast.fits == "yes" else None
 
 
 def _relaxed(
-    preset: Preset, situation: Situation, strong: Suggestion, families: list[list[Change]]
+    preset: Preset, workload: Workload, strong: Suggestion, families: list[list[Change]]
 ) -> Suggestion:
     """The same families, each only as far as it must go."""
     chosen, result = [family[-1] for family in families], strong
     for place, family in enumerate(families):
         for milder in family[:-1]:
             trial = [*chosen[:place], milder, *chosen[place + 1 :]]
-            if (better := _try_together(preset, situation, trial)) is not None:
+            if (better := _try_together(preset, workload, trial)) is not None:
                 chosen, result = trial, better
                 break
     return result
 
 
-def contrasts(preset: Preset, situation: Situation) -> list[Suggestion]:
+def contrasts(preset: Preset, workload: Workload) -> list[Suggestion]:
     """What the preset's choice of weights and sharding is to be compared with, fitting or not."""
     found = []
     if preset.precision == "fp32":
-        name = "float32 weights, DDP" if situation.ranks > 1 else "float32 weights"
+        name = "float32 weights, DDP" if workload.ranks > 1 else "float32 weights"
         found.append(Change({"weights": "fp32", "sharding": "none"}, name, 0))
-        if situation.ranks > 1:
+        if workload.ranks > 1:
             found.append(
                 Change({"weights": "fp32", "sharding": "fsdp"}, "float32 weights, FSDP", 1)
             )
@@ -120,7 +117,7 @@ def contrasts(preset: Preset, situation: Situation) -> list[Suggestion]:
     different = [
         change for change in found if any(own[key] != value for key, value in change.values.items())
     ]
-    return [one for change in different if (one := _try(preset, situation, change))]
+    return [one for change in different if (one := _try(preset, workload, change))]
 
 
 def changed(preset: Preset, values: dict[str, Any]) -> Preset:
@@ -138,28 +135,26 @@ def _cost(one: Suggestion) -> tuple[int, float, float]:
     return one.change.cost, seconds.typical if seconds else 0.0, one.forecast.peak_gib
 
 
-def _first_that_fits(
-    preset: Preset, situation: Situation, family: list[Change]
-) -> Suggestion | None:
+def _first_that_fits(preset: Preset, workload: Workload, family: list[Change]) -> Suggestion | None:
     """The mildest member of a family that fits; where none does, the strongest."""
     result = None
     for change in family:
-        result = _try(preset, situation, change) or result
+        result = _try(preset, workload, change) or result
         if result and result.forecast.fits == "yes":
             break
     return result
 
 
-def _try(preset: Preset, situation: Situation, change: Change) -> Suggestion | None:
+def _try(preset: Preset, workload: Workload, change: Change) -> Suggestion | None:
     candidate = changed(preset, change.values)
-    if is_refused(candidate, situation.ranks):
+    if is_refused(candidate, workload.ranks):
         return None
-    return Suggestion(change, forecast(candidate, situation))
+    return Suggestion(change, forecast(candidate, workload))
 
 
-def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[list[Change]]:
+def _families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
     train = preset.train
-    if preset.precision == "fp32" and preset.weights == "fp32" and exact:
+    if preset.precision == "fp32" and preset.weights == "fp32" and workload.exact:
         values = (
             {"weights": "stored", "sharding": "none"}
             if preset.sharding != "none"
@@ -192,9 +187,9 @@ def _families(preset: Preset, situation: Situation, *, exact: bool) -> Iterator[
         yield [
             Change({"train.optimizer": "adamw_torch_fused"}, "AdamW without a temporary tensor", 1)
         ]
-    if situation.ranks > 1 and preset.sharding == "none":
-        yield [Change({"sharding": "fsdp"}, f"the weights over {situation.ranks} GPUs", 1)]
-    known = architecture(situation.arch)
+    if workload.ranks > 1 and preset.sharding == "none":
+        yield [Change({"sharding": "fsdp"}, f"the weights over {workload.ranks} GPUs", 1)]
+    known = architecture(workload.accelerator.arch)
     half = "bf16" if known and known.bf16 else "fp16"
     if preset.precision == "fp32":
         values = {"precision": half, "weights": "stored", "attention": "sdpa"}

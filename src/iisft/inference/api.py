@@ -18,7 +18,7 @@ from iisft.errors import EnvironmentFault, UsageError
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
 from iisft.runs.record.folder import RunFolder
-from iisft.secrets import redact
+from iisft.secrets import hide
 
 if TYPE_CHECKING:
     import httpx
@@ -78,9 +78,7 @@ def predict(
         EnvironmentFault: the server can't be reached or refuses everything; the rows so far are
         kept.
     """
-    about = request.about(
-        endpoint.which, endpoint.model, "api", url=redact({"url": endpoint.url})["url"]
-    )
+    about = request.about(endpoint.which, endpoint.model, "api", url=hide(endpoint.url))
     with begun(folder, endpoint.which, request, about) as job:
         if job.missing:
             try:

@@ -15,12 +15,14 @@ from iisft.inference import headroom
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view.build import ViewPlan, build_view, plan_view
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
+from iisft.runs.record.run_record import ModelRecord, RunRecord
 from iisft.runs.supervise import resume
 from iisft.workspace import Workspace
 
@@ -30,7 +32,7 @@ class Source:
     """A run whose model is there and is the one that it was trained on."""
 
     folder: RunFolder
-    record: dict[str, Any]
+    record: RunRecord
     checkpoint: Checkpoint
     view: ViewPlan
     env: dict[str, str]
@@ -38,19 +40,28 @@ class Source:
 
     @property
     def python(self) -> Path:
-        return Path(self.record["interpreter"]["path"])
+        """The one that trains now; the record's may be anybody's program."""
+        return training_interpreter()
+
+    @property
+    def drift(self) -> str:
+        """What a person should know about the interpreter, or ""."""
+        before = str(self.record.interpreter)
+        if before == str(self.python):
+            return ""
+        return f"computed by {self.python}; the run was trained by {before} (IISFT_PYTHON)"
 
     @property
     def expected(self) -> Expected:
         """What the trainer had to report, and what a child that loads the same has to
         report again.
         """
-        return Expected(**self.record["expected"])
+        return self.record.proof
 
     @property
     def spread(self) -> bool:
         """Whether one GPU can't hold what the run's GPUs held in parts."""
-        return self.record["preset"]["sharding"] in ("fsdp", "zero3")
+        return self.record.setting("sharding") in ("fsdp", "zero3")
 
     def need(self, chosen: Chosen) -> headroom.Need:
         """The memory that it takes to answer."""
@@ -67,7 +78,7 @@ class Source:
     def loading(self, view: Path, chosen: Chosen, *, max_new_tokens: int) -> dict[str, Any]:
         """The specification by which child/run_model.py loads the run's model from `view`."""
         return {
-            "arguments": loading.loading_arguments(self.record["train_yaml"], view, max_new_tokens),
+            "arguments": loading.loading_arguments(self.record.train_yaml, view, max_new_tokens),
             "adapter": str(chosen.adapter) if chosen.adapter else None,
             "autocast": self.expected.autocast,
             "one_device": not self.spread,
@@ -98,25 +109,24 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         CheckFailed: the base model is not there, is torn, or is another one.
         EnvironmentFault: the run's interpreter or its GPUs are missing.
     """
-    record = resume.record_of(folder)
-    checkpoint = _base_model(record, workspace, model)
-    preset = record["preset"]
+    record = folder.whole_record()
+    checkpoint = _base_model(folder, record.model, workspace, model)
     view = plan_view(
         checkpoint,
-        precision=preset["precision"],
-        weights=preset["weights"],
-        trust_remote_code=preset["model"]["trust_remote_code"],
+        precision=record.setting("precision"),
+        weights=record.setting("weights"),
+        trust_remote_code=record.setting("model.trust_remote_code"),
     )
-    had_gpus = bool(record.get("gpus"))
+    had_gpus = bool(record.gpus)
     on_cpu = cpu or not had_gpus
     if not on_cpu and not visible_gpus():
         raise EnvironmentFault(
             "no-gpu",
-            f"{folder.id} was trained on {record['gpus'][0]}, and no GPU can be seen here",
+            f"{folder.id} was trained on {record.gpus[0]}, and no GPU can be seen here",
             where="/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
             fix="--cpu computes the same on the CPU, slowly",
         )
-    if on_cpu and preset["precision"] == "fp16":
+    if on_cpu and record.setting("precision") == "fp16":
         raise EnvironmentFault(
             "fp16-on-cpu",
             f"{folder.id} computes in fp16, which a CPU does not",
@@ -128,20 +138,28 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
     return Source(folder, record, checkpoint, view, env, on_cpu)
 
 
-def _base_model(record: dict[str, Any], workspace: Workspace, given: str | None) -> Checkpoint:
-    recorded = record["model"]
-    place = workspace.model_folder(given) if given is not None else Path(recorded["folder"])
+def _base_model(
+    folder: RunFolder, recorded: ModelRecord, workspace: Workspace, given: str | None
+) -> Checkpoint:
+    place = workspace.model_folder(given) if given is not None else recorded.folder
+    if given is None and place.resolve().is_relative_to(folder.path):
+        raise InputError(
+            "base-model-in-run",
+            "the run's record names a base model inside of the run's own folder",
+            where=str(place),
+            fix="if you trust it: --model DIR",
+        )
     if not place.is_dir():
         raise InputError(
             "base-model-missing",
-            f"the run's base model {recorded['id']} is not there",
+            f"the run's base model {recorded.id} is not there",
             where=str(place),
             fix="move it back, or say where it is now: --model DIR",
         )
     if faults := checkpoint_findings(place):
         raise CheckFailed(faults)
-    if changed := list(identity.changes(recorded, place, copies=True)):
-        fix = f"the adapter belongs to the {recorded['id']} that it was trained on: --model DIR"
+    if changed := list(identity.changes(recorded.as_json(), place, copies=True)):
+        fix = f"the adapter belongs to the {recorded.id} that it was trained on: --model DIR"
         raise CheckFailed(
             [
                 Finding(

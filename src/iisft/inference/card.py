@@ -3,7 +3,6 @@ its training.
 """
 
 import time
-from typing import Any
 
 from iisft import __version__
 from iisft.inference.base_model import Source
@@ -15,18 +14,16 @@ def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
     (huggingface.co/docs/hub/model-cards).
     """
     record = source.record
-    preset, model, observed = record["preset"], record["model"], record.get("observed") or {}
+    preset, model, observed = record.preset, record.model, record.observed or {}
     facts = {
-        "Base model": f"`{model['id']}` ({model['architecture']}, {model['parameters']:,} "
-        "parameters)",
-        "Run": f"`{source.folder.id}`, preset `{record['preset_name']}`, begun "
-        f"{_date(record['created'])}",
+        "Base model": f"`{model.id}` ({model.architecture}, {model.parameters:,} parameters)",
+        "Run": f"`{source.folder.id}`, preset `{record.preset_name}`, begun "
+        f"{_date(record.created or 0.0)}",
         "Adapter": f"{_which(chosen)}, LoRA rank {preset['lora']['rank']}, alpha "
         f"{preset['lora']['alpha']}, "
         f"target {preset['lora']['target']}, merged into {dtype} weights",
         "Training data": "; ".join(
-            f"`{one['name']}`, {one['rows']} rows, sha256 `{one['sha256']}`"
-            for one in record["data"]
+            f"`{one.name}`, {one.rows} rows, sha256 `{one.sha256}`" for one in record.data
         ),
         "Template": f"`{preset['model']['template']}` (LLaMA-Factory's; `chat_template.jinja` is "
         "it)",
@@ -39,14 +36,14 @@ def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
         f"{preset['train']['epochs']:g} epochs",
         "Check of the merge": check,
         "Versions": ", ".join(
-            f"{name} {record['packages'][name]}" for name in _PACKAGES if name in record["packages"]
+            f"{name} {record.packages[name]}" for name in _PACKAGES if name in record.packages
         )
         + f", iisft {__version__}",
     }
     lines = [
         "---",
         "library_name: transformers",
-        f"base_model: {_yaml_text(model['id'])}",
+        f"base_model: {_yaml_text(model.id)}",
         "base_model_relation: finetune",
         "pipeline_tag: text-generation",
         "tags: [lora, llama-factory, iisft]",
@@ -54,7 +51,7 @@ def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
         "",
         f"# {source.folder.id}",
         "",
-        f"{model['id']} with the LoRA adapter of one run merged into its weights.",
+        f"{model.id} with the LoRA adapter of one run merged into its weights.",
         "",
         *(f"- **{name}**: {text}" for name, text in facts.items()),
         "",
@@ -72,8 +69,8 @@ def _which(chosen: Chosen) -> str:
     return "the final one" if chosen.which == "final" else f"checkpoint-{chosen.which}"
 
 
-def _date(seconds: Any) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(float(seconds)))
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
 def _yaml_text(text: str) -> str:

@@ -190,7 +190,7 @@ def _merge(export: Export, merged: Path, view: Path, env: dict[str, str]) -> Non
         "model": str(source.checkpoint.folder),
         "stored": export.stored,
         "dtype": export.dtype,
-        "trusted": source.record["preset"]["model"]["trust_remote_code"],
+        "trusted": source.record.setting("model.trust_remote_code"),
         "target": str(merged),
     }
     with started(source, "merge_adapter.py", spec, command="export", env=env | NO_GPU) as worker:
@@ -220,13 +220,13 @@ def _check(
 ) -> Check:
     """Ask adapter and merged model for the same tokens, both in the arithmetic of the run."""
     source = export.source
-    preset = source.record["preset"]
-    data = source.record["data"][0]
+    record = source.record
+    data = record.data[0]
     plan = plan_view(
         inspect_checkpoint(merged),
-        precision=preset["precision"],
-        weights="stored" if preset["weights"] == "nf4" else preset["weights"],
-        trust_remote_code=preset["model"]["trust_remote_code"],
+        precision=record.setting("precision"),
+        weights="stored" if record.setting("weights") == "nf4" else record.setting("weights"),
+        trust_remote_code=record.setting("model.trust_remote_code"),
     )
     build_view(plan, merged_view)
     adapted = source.loading(view, export.chosen, max_new_tokens=1)
@@ -241,11 +241,11 @@ def _check(
         ],
         "data": {
             "folder": str(source.folder.dataset),
-            "name": data["name"],
-            "file": str(source.folder.dataset / f"{data['name']}.jsonl"),
+            "name": data.name,
+            "file": str(source.folder.dataset / f"{data.name}.jsonl"),
         },
-        "count": min(_PROBE_ROWS, int(data["rows"])),
-        "longest": int(preset["train"]["cutoff_len"]),
+        "count": min(_PROBE_ROWS, data.rows),
+        "longest": int(record.setting("train.cutoff_len")),
     }
     with started(source, "compare_models.py", spec, command="export", env=env) as worker:
         found = worker.receive()

@@ -20,6 +20,7 @@ from iisft.inference.selection import ADAPTER, Chosen
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed
+from iisft.runs.record.run_record import RunRecord
 from iisft.workspace import Workspace
 
 
@@ -171,7 +172,7 @@ def predict(
         jobs = []
         for one in chosen:
             about = request.about(
-                one.which, source.record["model"]["id"], "local", adapter_sha256=_digest(one)
+                one.which, source.record.model.id, "local", adapter_sha256=_digest(one)
             )
             jobs.append(stack.enter_context(begun(source.folder, one.which, request, about)))
         open_jobs = [(one, job) for one, job in zip(chosen, jobs, strict=True) if job.missing]
@@ -260,7 +261,7 @@ def _digest(chosen: Chosen) -> str | None:
 
 
 def request_for(
-    record: dict[str, Any],
+    record: RunRecord,
     workspace: Workspace,
     *,
     data: str | None,
@@ -283,12 +284,12 @@ def request_for(
     ):
         if value is not None and value < 1:
             raise UsageError(name, f"--{name} must be at least 1, not {value}")
-    name = data or record["preset"]["data"]["eval"]
+    name = data or record.setting("data.eval")
     if name is None:
         staged = ", ".join(staging.staged_names(workspace)) or "none"
         text = f"the run has no evaluation data, so --data says which rows; staged: {staged}"
         raise UsageError("predict-data", text, fix="--data NAME")
-    cutoff_len = int(record["preset"]["train"]["cutoff_len"])
+    cutoff_len = int(record.setting("train.cutoff_len"))
     return Request(
         staging.load(name, workspace),
         cutoff_len,

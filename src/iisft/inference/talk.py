@@ -8,7 +8,7 @@ import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from iisft.errors import EnvironmentFault, IisftError, RunFailed
+from iisft.errors import EnvironmentFault, IisftError, RunFailed, UsageError
 from iisft.inference.base_model import Source
 from iisft.inference.selection import Chosen
 from iisft.inference.worker import Worker, require_proof, started
@@ -98,21 +98,24 @@ def bound(host: str, port: int) -> Iterator[Address]:
     can reach it.
 
     Raises:
+        UsageError: no such port.
         EnvironmentFault: the port is taken, or the host is no address of this machine.
     """
+    if not 0 <= port < 2**16:
+        raise UsageError("port", f"--port must be from 0 to 65535, not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
+        except (OSError, ValueError, TypeError) as error:  # a name that is no name of a host
             where = f"{host}:{port}"
             text, fix = (
-                f"{where} can't be listened on: {error.strerror}",
+                f"{where} can't be listened on: {getattr(error, 'strerror', None) or error}",
                 f"--port {port + 1}, or --port 0 for any free one",
             )
             raise EnvironmentFault("port-taken", text, where=where, fix=fix) from error
-        yield Address(host, listener, None if _is_loopback(host) else _key())
+        yield Address(host, listener, _key(host))
 
 
 @contextlib.contextmanager
@@ -127,7 +130,11 @@ def served(
     """
     descriptor = address.socket.fileno()
     with source.opened() as (view, env):
-        spec = source.loading(view, chosen, max_new_tokens=max_new_tokens) | {"socket": descriptor}
+        spec = source.loading(view, chosen, max_new_tokens=max_new_tokens) | {
+            "socket": descriptor,
+            "key": address.key,
+            "hosts": _names(address.host),
+        }
         env = env | loading.api_environment(name, address.key)
         with started(
             source, "serve_model.py", spec, command="serve", env=env, inherits=[descriptor]
@@ -144,5 +151,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _key() -> str:
-    return os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(32)
+def _key(host: str) -> str | None:
+    """A person's own key always counts; where other machines can ask, one is made."""
+    own = os.environ.get(KEY_VARIABLE)
+    return own or (None if _is_loopback(host) else secrets.token_urlsafe(32))
+
+
+def _names(host: str) -> list[str] | None:
+    """What a request for this machine alone may call it: a page of the web can let any name point
+    here.
+    """
+    return ["localhost", "127.0.0.1", "::1", host] if _is_loopback(host) else None

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from iisft.errors import Finding
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets.schema import Preset, Sharding
-from iisft.secrets import is_secret
+from iisft.secrets import holds_secret, is_secret
 
 _ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 
@@ -227,8 +227,9 @@ def _extra_finding(
 ) -> Finding | None:
     key = f"llamafactory.{name}"
     past_the_view = preset.precision == "fp32" and preset.weights != "fp32"
-    if is_secret(name):
-        text = f"{key} is a secret: it would be written to files"
+    if is_secret(name) or holds_secret(value):
+        verb = "is" if is_secret(name) else "holds"
+        text = f"{key} {verb} a secret: it would be written to files"
         fix = "put it into the environment (HF_TOKEN)"
         return Finding("llamafactory-secret", text, key, fix)
     if name in owned:

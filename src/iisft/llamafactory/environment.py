@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iisft.errors import Finding
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
+from iisft.quoting import is_variable
 from iisft.secrets import redact
 
 # Each changes what LLaMA-Factory runs: another launcher, other ranks, unchecked arguments.
@@ -60,6 +62,7 @@ _DECIDED = (
 _CODE = ("PATH", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "IFS", "PS4", "PROMPT_COMMAND",
          "GCONV_PATH", "LD_LIBRARY_PATH", "CC", "CXX", "HIPCC", "NVCC",
          "TRITON_PTXAS_PATH")  # fmt: skip
+_SEARCHED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH")
 _CODE_PREFIXES = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP",
                   "PYTHONINSPECT", "PYTHONBREAKPOINT", "PYTHONUSERBASE", "PYTHONEXECUTABLE",
                   "PYTHONPLATLIBDIR", "BASH_FUNC", "IISFT_")  # fmt: skip
@@ -125,7 +128,7 @@ def env_findings(loaded: LoadedPreset) -> list[Finding]:
                     "decide that",
                 )
             )
-        elif name in _CODE or name.startswith(_CODE_PREFIXES):
+        elif brings_code(name):
             found.append(
                 Finding(
                     "env-code",
@@ -138,6 +141,44 @@ def env_findings(loaded: LoadedPreset) -> list[Finding]:
     return found
 
 
+def brings_code(name: str) -> bool:
+    """Whether a variable of this name decides which programs and libraries are run."""
+    return name in _CODE or name.startswith(_CODE_PREFIXES)
+
+
+def of_record(values: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """What a run's record may say about the environment, and the names of what it may not.
+
+    A run's folder is data, whoever made it: nothing in it is run as a program or a library. What
+    this shell has itself stays.
+    """
+    kept = {
+        name: value
+        for name, value in values.items()
+        if is_variable(name)
+        and isinstance(value, str)
+        and "\0" not in value
+        and (
+            not brings_code(name)
+            or os.environ.get(name) == value
+            or not _inside(name, value, folder)
+        )
+    }
+    return kept, [name for name in values if name not in kept]
+
+
+def _inside(name: str, value: str, folder: Path) -> bool:
+    """Whether a search path may lead into the folder; what is no search path may do anything."""
+    if name not in _SEARCHED:
+        return True
+    entries = re.split("[: ]" if name.startswith("LD_") else ":", value)
+    return any(
+        not entry.startswith("/") or Path(os.path.realpath(entry)).is_relative_to(folder)
+        for entry in entries
+        if entry
+    )
+
+
 def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[str, str]:
     """What tells LLaMA-Factory's torchrun which of several machines this is.
 
@@ -147,12 +188,19 @@ def node_environment(nodes: str, node_rank: str, host: str, port: str) -> dict[s
 
 
 def inherited(env: Mapping[str, str]) -> dict[str, str]:
-    """The caller's variables without those that would change the run behind the preset's back."""
-    return {
+    """The caller's variables without those that would change the run behind the preset's back.
+
+    The trainer works in its run's folder: where the caller's PYTHONPATH names its own directory,
+    that is meant.
+    """
+    kept = {
         name: value
         for name, value in env.items()
         if name not in CLEARED and not name.startswith(CLEARED_PREFIX)
     }
+    if path := kept.get("PYTHONPATH"):
+        kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
+    return kept
 
 
 def steering(env: Mapping[str, str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from iisft.llamafactory.arguments import MAPPING
 from iisft.presets.checking import LoadedPreset
-from iisft.presets.documents import Source
+from iisft.presets.documents import FREE_SECTIONS, Source
 from iisft.presets.schema import Preset
+from iisft.secrets import redact_all
 
 _COMMENT = re.compile(r"""^(?:[^"'#]|"[^"]*"|'[^']*')*?\s#\s*(.*)$""")
 
@@ -53,11 +54,11 @@ def _section(
         arguments = MAPPING[key](loaded.preset) if key in MAPPING else {}
         yield Explanation(
             key,
-            value,
+            redact_all({name: value})[name] if name in FREE_SECTIONS else value,
             source.text if source else "default",
             _comment(source),
             info.description or "",
-            arguments if key != "llamafactory" else dict(loaded.preset.llamafactory),
+            arguments if key != "llamafactory" else redact_all(loaded.preset.llamafactory),
         )
 
 

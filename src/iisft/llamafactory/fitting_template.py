@@ -1,49 +1,323 @@
-"""Which of LLaMA-Factory's chat templates fits a model: by what its own chat template writes around
-a turn.
-
-Source: the slots of LLaMA-Factory 0.9.5's data/template.py. Only clear cases are answered.
+"""Which of LLaMA-Factory's templates fits a model: the one that writes what the model's own chat
+template writes, compared text by text and not by name.
 """
 
-# model_type of config.json -> (marker in the model's own chat template, LLaMA-Factory's name),
-# first match wins. Families that share a model_type are told apart by their markers.
-_BY_TYPE: dict[str, tuple[tuple[str, str], ...]] = {
-    "qwen2": (("<｜Assistant｜>", "deepseekr1"), ("<|im_start|>", "qwen")),
-    "qwen3": (
-        ("<｜Assistant｜>", "deepseekr1"),
-        ("<think>", "qwen3"),
-        ("<|im_start|>", "qwen3_nothink"),
-    ),
-    "llama": (
-        ("<｜Assistant｜>", "deepseekr1"),
-        ("<|start_header_id|>", "llama3"),
-        ("<<SYS>>", "llama2"),
-    ),
-    "mistral": (
-        ("<|im_start|>", "chatml"),
-        ("<|user|>", "zephyr"),
-        ("[SYSTEM_PROMPT]", "mistral_small"),
-        ("[INST] ", "mistral"),
-    ),
-    "mixtral": (("[INST] ", "mistral"),),
-    "gemma": (("<start_of_turn>", "gemma"),),
-    "gemma2": (("<start_of_turn>", "gemma2"),),
-    "gemma3_text": (("<start_of_turn>", "gemma3"),),
-    "glm": (("<|user|>", "glm4"),),
-    "glm4": (("<|user|>", "glm4"),),
-    "phi3": (("<|im_sep|>", "phi4"), ("<|end|>", "phi")),
-    "internlm2": (("<|im_start|>", "intern2"),),
-    "granite": (("<|start_of_role|>", "granite3"),),
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iisft import files
+from iisft.errors import Finding
+from iisft.llamafactory import chat_template, turns
+from iisft.llamafactory.catalogue import Catalogue, catalogue
+from iisft.llamafactory.templates import Piece, Special, Template
+from iisft.llamafactory.tools import Unrenderable
+from iisft.llamafactory.turns import Options
+
+DEFAULT_EOS = "<|endoftext|>"
+
+# For models without a chat template of their own, model_type of config.json -> what their
+# instruction-tuned siblings take.
+_FAMILIES = {
+    "qwen2": "qwen",
+    "qwen3": "qwen3",
+    "llama": "llama3",
+    "mistral": "mistral",
+    "mixtral": "mistral",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+    "glm": "glm4",
+    "glm4": "glm4",
+    "chatglm": "glm4",
+    "phi3": "phi",
+}
+
+_S, _Q, _A, _R, _T = "IISFTSYSTEM", "IISFTFIRST", "IISFTANSWER", "IISFTSECOND", "IISFTRESULT"
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": "d",
+            "parameters": {"type": "object", "properties": {}},
+        },
+    }
+]
+_CALL = '{"name": "f", "arguments": {}}'
+
+
+def _said(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": text}
+
+
+_CONVERSATIONS: list[dict[str, Any]] = [
+    {"messages": [_said("user", _Q)], "add_generation_prompt": True},
+    {"messages": [_said("system", _S), _said("user", _Q)], "add_generation_prompt": True},
+    {
+        "messages": [_said("user", _Q), _said("assistant", _A), _said("user", _R)],
+        "add_generation_prompt": True,
+    },
+    {"messages": [_said("user", _Q), _said("assistant", _A)], "add_generation_prompt": False},
+    {
+        "messages": [
+            _said("user", _Q),
+            {
+                **_said("assistant", ""),
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+            },
+            _said("tool", _T),
+        ],
+        "tools": _TOOLS,
+        "add_generation_prompt": True,
+    },
+]
+
+
+class Written(NamedTuple):
+    """What stands around the texts of a conversation, by the model or by a template.
+
+    `head`: before the first question; `system`: the same with a system text; `prompt`: between
+    question and answer; `between`: from answer to next question; `end`: after the last answer;
+    `tools`: a whole conversation with tools.
+    """
+
+    head: str | None
+    system: str | None
+    prompt: str | None
+    between: str | None
+    end: str | None
+    tools: str | None
+
+
+_NAMES = {
+    "head": "what stands before the first question",
+    "system": "the system text",
+    "prompt": "what stands before an answer",
+    "between": "what stands between turns",
+    "end": "the end of an answer",
 }
 
 
-def template_for(model_type: str, chat_template: str) -> str | None:
-    """LLaMA-Factory's template for a model; None when nothing clearly fits."""
-    for marker, name in _BY_TYPE.get(model_type, ()):
-        if marker in chat_template:
-            return name
-    return None
+@dataclass(frozen=True)
+class Guess:
+    """The template that fits a model, None when none clearly does; `how` says why, for people.
+
+    `differs`: parts of a conversation that even this one writes in another way than the model.
+    """
+
+    name: str | None
+    how: str
+    differs: tuple[str, ...] = ()
 
 
-def known_templates() -> frozenset[str]:
-    """Every name that template_for can give."""
-    return frozenset(name for pairs in _BY_TYPE.values() for _, name in pairs)
+class Fitting:
+    """One model's own prompts beside those of every template."""
+
+    def __init__(self, folder: Path, found: Catalogue | None = None) -> None:
+        self._folder = folder
+        self._catalogue = found or catalogue()
+        self._names = chat_template.token_names(folder)
+        self._has_processor = chat_template.has_processor(folder)
+
+    @cached_property
+    def own(self) -> Written | None:
+        """What the model's own chat template writes; None when there is none to render."""
+        texts = chat_template.rendered(self._folder, _CONVERSATIONS)
+        return _written(texts) if texts else None
+
+    @cached_property
+    def guess(self) -> Guess:
+        if self.own is None:
+            return self._by_family()
+        agreeing = {
+            name: parts
+            for name, template in self._candidates.items()
+            if (parts := self._agreement(template)) is not None
+        }
+        if not agreeing:
+            return Guess(None, "no template of LLaMA-Factory writes the model's own prompts")
+        ranks = {name: self._rank(name, parts) for name, parts in agreeing.items()}
+        best = max(ranks.values())
+        alike = sorted(
+            (name for name, rank in ranks.items() if rank == best), key=lambda n: (len(n), n)
+        )
+        differs = tuple(part for part in _NAMES if part not in agreeing[alike[0]])
+        return Guess(alike[0], _how(differs, alike[1:]), differs)
+
+    @property
+    def _candidates(self) -> dict[str, Template]:
+        return {
+            name: template
+            for name, template in self._catalogue.templates.items()
+            if name not in self._catalogue.refused
+            and (self._has_processor or not template.needs_processor)
+        }
+
+    def _by_family(self) -> Guess:
+        kind = (files.read_json_object(self._folder / "config.json") or {}).get("model_type")
+        name = _FAMILIES.get(str(kind))
+        whose = "whose chat template can't be rendered" if self._chat else "without a chat template"
+        if name is None:
+            return Guess(None, f"a model of type {kind!r} {whose}")
+        return Guess(name, f"for a model of type {kind!r} {whose}")
+
+    @property
+    def _chat(self) -> str:
+        return chat_template.text_of(self._folder)
+
+    def objection(self, name: str, extra: Mapping[str, Any]) -> Finding | None:
+        """What speaks against training this model with this template.
+
+        `extra` is a preset's `llamafactory:` section.
+        """
+        template = self._catalogue.templates.get(name)
+        if template is None or name in self._catalogue.refused:
+            return None  # said elsewhere
+        if template.needs_processor and not self._has_processor:
+            return Finding(
+                "template-needs-processor",
+                f"template {name} wants an image or audio processor, which this model does not "
+                "have: LLaMA-Factory would end while it tokenises",
+                where="model.template",
+                fix=_setting(self.guess),
+            )
+        if self.own is None or self.guess.name in (None, name):
+            return None
+        if template.reasons and template.thought_words[0].strip() not in self._chat:
+            return self._differs(
+                name, f"puts an empty thought ({template.thought_words[0].strip()}) before answers"
+            )
+        options = Options.of(extra)
+        agreed = self._agreement(template, options) or frozenset()
+        better = self._agreement(self._catalogue.templates[str(self.guess.name)]) or frozenset()
+        if not better - agreed:
+            return None
+        parts = ", ".join(_NAMES[part] for part in _NAMES if part in better - agreed)
+        return self._differs(name, f"writes something else in {parts}")
+
+    def _differs(self, name: str, what: str) -> Finding:
+        return Finding(
+            "template-differs",
+            f"template {name} is not the model's own chat template: it {what}",
+            where="model.template",
+            fix=f"{_setting(self.guess)} writes them as the model's does",
+            severity="warn",
+        )
+
+    def _agreement(
+        self, template: Template, options: Options | None = None
+    ) -> frozenset[str] | None:
+        """The parts that a template writes as the model does; None when the turns are others."""
+        assert self.own is not None
+        mine = self._of(template, options or Options())
+        if mine is None:
+            return None
+        own = self.own
+        if own.prompt != mine.prompt and template.reasons:
+            # a model that always thinks begins the thought in its prompt
+            opened = (mine.prompt or "") + template.thought_words[0]
+            if (own.prompt or "").rstrip("\n") == opened.rstrip("\n"):
+                own = own._replace(prompt=mine.prompt)
+        agreed = frozenset(
+            part for part in Written._fields if getattr(own, part) == getattr(mine, part)
+        )
+        return agreed if {"prompt", "between"} <= agreed else None
+
+    def _rank(self, name: str, agreed: frozenset[str]) -> tuple[int, ...]:
+        template = self._catalogue.templates[name]
+        thinks = template.thought_words[0].strip() in self._chat
+        return (
+            len(agreed - {"tools"}),
+            "head" in agreed,
+            thinks == template.reasons,
+            template.needs_processor == self._has_processor,
+            "tools" in agreed,
+            template.replace_eos,
+        )
+
+    def _eos(self, template: Template) -> str:
+        own = template.stop_words[0] if template.replace_eos else self._names.get("eos_token")
+        return own or DEFAULT_EOS
+
+    def _of(self, template: Template, options: Options) -> Written | None:
+        """What a template writes, without the thoughts that it puts into answers."""
+        template = replace(template, family="Template" if template.reasons else template.family)
+        texts: list[str | None] = []
+        for conversation in _CONVERSATIONS:
+            try:
+                texts.append(self._render(template, options, conversation))
+            except Unrenderable:
+                texts.append(None)
+        return _written(texts)
+
+    def _render(self, template: Template, options: Options, conversation: Mapping[str, Any]) -> str:
+        roles = {"tool": "observation"}
+        said = [
+            (roles.get(one["role"], one["role"]), one["content"])
+            if "tool_calls" not in one
+            else ("function_call", _CALL)
+            for one in conversation["messages"]
+        ]
+        system = said.pop(0)[1] if said[0][0] == "system" else ""
+        asking = conversation["add_generation_prompt"]
+        tools = ""
+        if "tools" in conversation:
+            tools = turns.tools_as_text(conversation["tools"])
+        pairs = turns.render(
+            template, options, [*said, ("assistant", "")] if asking else said, system, tools
+        )
+        pieces = [piece for pair in pairs[:-1] for side in pair for piece in side]
+        pieces += pairs[-1][0]
+        if not asking:
+            pieces += pairs[-1][1]
+            pieces += [Special("eos")] if template.efficient_eos else []
+        return "".join(self._text(piece, template) for piece in pieces)
+
+    def _text(self, piece: Piece, template: Template) -> str:
+        if not isinstance(piece, Special):
+            return piece
+        if piece.kind == "token":
+            return piece.name
+        return self._eos(template) if piece.kind == "eos" else self._names.get("bos_token", "")
+
+
+def guess(folder: Path) -> Guess:
+    """The template for the model in this folder."""
+    return Fitting(folder).guess
+
+
+def objection(folder: Path, name: str, extra: Mapping[str, Any]) -> Finding | None:
+    """What speaks against this template for the model in this folder."""
+    return Fitting(folder).objection(name, extra)
+
+
+def _setting(found: Guess) -> str:
+    return f"--set model.template={found.name or 'NAME'}"
+
+
+def _how(differs: tuple[str, ...], alike: list[str]) -> str:
+    text = "it writes the prompts of the model's own chat template"
+    if differs:
+        text += f", except {', '.join(_NAMES[part] for part in differs)}"
+    return text + (f"; {', '.join(alike)} would write the same" if alike else "")
+
+
+def _written(texts: list[str | None]) -> Written | None:
+    """None when a text of the conversation is not in what was written."""
+    alone, with_system, talk, ended, tools = texts
+    if alone is None or _Q not in alone or talk is None:
+        return None
+    after, answer, second = (talk.partition(word)[2] for word in (_Q, _A, _R))
+    if _A not in talk or _R not in talk:
+        return None
+    return Written(
+        alone.partition(_Q)[0],
+        with_system.partition(_Q)[0] if with_system else None,
+        second,
+        answer.partition(_R)[0] + after.partition(_A)[0].join(("|", "|")),
+        ended.partition(_A)[2] if ended else None,
+        tools,
+    )

@@ -2,8 +2,6 @@
 modelling file.
 """
 
-import ast
-import json
 import math
 import re
 from collections import deque
@@ -13,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.child.constants_iisft import PROOF_MARK
+from iisft.child.constants_iisft import PROOF_MARK, SAID_MARK
 
 _SUMMARY = {
-    "rows": re.compile(r"Num examples = ([\d,]+)$"),
+    "rows": re.compile(r"Num examples = ([\d,]{1,20})$"),
     "global_batch": re.compile(
-        r"Total train batch size \(w\. parallel, distributed & accumulation\) = ([\d,]+)$"
+        r"Total train batch size \(w\. parallel, distributed & accumulation\) = ([\d,]{1,20})$"
     ),
-    "total_steps": re.compile(r"Total optimization steps = ([\d,]+)$"),
-    "trainable_parameters": re.compile(r"Number of trainable parameters = ([\d,]+)$"),
+    "total_steps": re.compile(r"Total optimization steps = ([\d,]{1,20})$"),
+    "trainable_parameters": re.compile(r"Number of trainable parameters = ([\d,]{1,20})$"),
 }
+_MOST_AWAITED = 2  # a line of the log that was torn keeps no curve waiting
+_MOST_STEPS = 2**53
 _TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
 _ERROR = re.compile(
@@ -76,8 +76,8 @@ class Begin:
 class TrainerLog:
     """Follows a run's log and LLaMA-Factory's trainer_log.jsonl from given places on.
 
-    trainer_log.jsonl has the step and the full-precision loss, the log has grad_norm: both get one
-    entry per logging step in the same order, so they are paired first in, first out.
+    trainer_log.jsonl has the step and the full-precision loss. Of the log only lines with the run's
+    own word count: everything else may be the text of a data row, which the trainer prints.
     """
 
     log: files.LineFollower
@@ -88,7 +88,7 @@ class TrainerLog:
     training_started: bool = False
     evaluating: bool = False
     grew: bool = False
-    _printed: deque[dict[str, Any]] = field(default_factory=deque)
+    _norms: dict[int, float | None] = field(default_factory=dict)
     _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
 
     @classmethod
@@ -112,50 +112,51 @@ class TrainerLog:
         for line in lines:
             self._take_line(line)
         for line in self.metrics_log.read():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and "current_steps" in entry:
+            entry = _document(line)
+            if entry is not None and _count(entry.get("current_steps")) is not None:
                 self._awaiting.append(entry)
         return list(self._pair(at_end))
 
     def _take_line(self, line: str) -> None:
-        mark = f"{PROOF_MARK} {self.proof_word}"
-        if line.startswith(mark):
-            try:
-                proof = json.loads(line.removeprefix(mark))
-                self.proofs[int(proof["rank"])] = proof
-            except (ValueError, KeyError, TypeError):
-                return  # a torn proof is no proof
-        elif line.startswith("{'") and self.training_started:
-            try:
-                printed = ast.literal_eval(line)
-            except (ValueError, SyntaxError):
-                return
-            if "loss" in printed:
-                self._printed.append(printed)
-        elif _TRAINING_STARTS in line:
+        if (said := self._said(line, SAID_MARK)) is not None:
+            if (step := _count(said.get("step"))) is not None:
+                self._norms[step] = _number(said.get("grad_norm"))
+            self._take_message(str(said.get("log", "")))
+        proof = self._said(line, PROOF_MARK)
+        if proof is not None and (rank := _count(proof.get("rank"))) is not None:
+            self.proofs[rank] = proof
+
+    def _said(self, line: str, mark: str) -> dict[str, Any] | None:
+        """What stands behind a mark and the run's word; a torn line says nothing."""
+        words = f"{mark} {self.proof_word} "
+        believed = self.proof_word and line.startswith(words)
+        return _document(line.removeprefix(words)) if believed else None
+
+    def _take_message(self, message: str) -> None:
+        if _TRAINING_STARTS in message:
             self.training_started = True
             self.summary.clear()
-        elif _EVALUATION_STARTS in line:
+        elif _EVALUATION_STARTS in message:
             self.evaluating = True
         elif self.training_started:
             for name, pattern in _SUMMARY.items():
-                if name not in self.summary and (match := pattern.search(line)):
+                if name not in self.summary and (match := pattern.search(message)):
                     self.summary[name] = int(match[1].replace(",", ""))
 
     def _pair(self, at_end: bool) -> list[Metrics]:
+        """The metrics whose grad_norm has come, or does not come any more."""
         found = []
         while self._awaiting:
             entry = self._awaiting[0]
-            if "loss" in entry and not self._printed and not at_end:
+            step = int(entry["current_steps"])
+            late = at_end or len(self._awaiting) > _MOST_AWAITED
+            if "loss" in entry and step not in self._norms and not late:
                 break
             self._awaiting.popleft()
-            printed = self._printed.popleft() if "loss" in entry and self._printed else {}
+            norm = self._norms.pop(step, None) if "loss" in entry else None
             self.evaluating = self.evaluating and "eval_loss" not in entry
             if "loss" in entry or "eval_loss" in entry:
-                found.append(_metrics(entry, printed))
+                found.append(_metrics(entry, norm))
         return found
 
 
@@ -184,16 +185,16 @@ def dead_rank(lines: Sequence[str]) -> str:
     return ""
 
 
-def _metrics(entry: dict[str, Any], printed: dict[str, Any]) -> Metrics:
+def _metrics(entry: dict[str, Any], norm: float | None) -> Metrics:
     return Metrics(
         step=int(entry["current_steps"]),
-        total_steps=int(entry.get("total_steps") or 0),
+        total_steps=_count(entry.get("total_steps")) or 0,
         epoch=_number(entry.get("epoch")),
         loss=_number(entry.get("loss")),
         learning_rate=_number(entry.get("lr")),
-        grad_norm=_number(printed.get("grad_norm")),
+        grad_norm=norm,
         eval_loss=_number(entry.get("eval_loss")),
-        tokens=entry.get("total_tokens"),
+        tokens=_count(entry.get("total_tokens")),
         vram_allocated_gib=_number(entry.get("vram_allocated")) or None,  # 0.0 without a GPU
         vram_reserved_gib=_number(entry.get("vram_reserved"))
         if entry.get("vram_allocated")
@@ -201,10 +202,22 @@ def _metrics(entry: dict[str, Any], printed: dict[str, Any]) -> Metrics:
     )
 
 
+def _document(text: str) -> dict[str, Any] | None:
+    try:
+        value = files.parse_json(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < _MOST_STEPS else None
+
+
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

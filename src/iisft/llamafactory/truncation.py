@@ -6,6 +6,7 @@ and _encode_data_example(), PackedSupervisedDatasetProcessor in data/processor/s
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # rows that are packed among themselves: DataArguments.preprocessing_batch_size
@@ -46,6 +47,37 @@ def kept_lengths(
         kept[index] = _shortened(*pairs[index], cutoff_len - used)
         used += sum(kept[index])
     return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Which tokens of a row get a label, that is, are trained on.
+
+    `train_on_prompt`: those of questions too. `mask_history`: those of the last answer alone. With
+    `efficient_eos` the end token of each answer is the label of the first token of the next
+    question.
+    """
+
+    efficient_eos: bool = False
+    mask_history: bool = False
+    train_on_prompt: bool = False
+
+    def of_question(self) -> bool:
+        return self.train_on_prompt
+
+    def of_answer(self, turn: int, turns: int) -> bool:
+        return not self.mask_history or turn == turns - 1
+
+    def count(self, kept: Sequence[tuple[int, int]]) -> int:
+        """Labels of a row of which so many tokens of each question and answer are left."""
+        answers = kept[-1][1] if self.mask_history else sum(answer for _, answer in kept)
+        if self.train_on_prompt:
+            answers += sum(question for question, _ in kept)
+        if not self.efficient_eos:
+            return answers
+        # mask_history serves the last turn first, which is then the one without such a label
+        later = kept[:-1] if self.mask_history else kept[1:]
+        return answers + 1 + sum(question > 0 for question, _ in later)
 
 
 def _shortened(question: int, answer: int, room: int) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from iisft.errors import Finding, InputError
-from iisft.files import read_json, read_json_object
-from iisft.llamafactory.fitting_template import template_for
+from iisft.files import read_json_object
+from iisft.llamafactory import chat_template
+from iisft.llamafactory.fitting_template import guess
 from iisft.models.folder import manifest as manifests
 from iisft.models.folder.checkpoint import (
     Checkpoint,
@@ -27,7 +28,6 @@ _PRECISIONS = {
     "fp16": ("fp16", "fp16"),
     "bf16": ("bf16", "bf16"),
 }
-_LONGEST_TEMPLATE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Description:
     context: int = 0
     tied_embeddings: bool | None = None
     template: str | None = None
+    template_note: str = ""
     chat_template: bool = False
     precisions: dict[str, str] = field(default_factory=dict)
     code_files: tuple[str, ...] = ()
@@ -84,8 +85,8 @@ class Description:
             for name in (
                 "source", "endpoint", "repo", "revision", "commit", "licence", "architecture",
                 "model_type", "parameters", "dtypes", "layers", "heads", "kv_heads", "hidden_size",
-                "vocabulary", "context", "tied_embeddings", "template", "chat_template",
-                "precisions", "state", "size",
+                "vocabulary", "context", "tied_embeddings", "template", "template_note",
+                "chat_template", "precisions", "state", "size",
             )
         }  # fmt: skip
         return {
@@ -118,7 +119,7 @@ def describe(folder: Path) -> Description:
     config = read_json_object(folder / "config.json") or {}
     inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     architectures = config.get("architectures")
-    chat_template = _chat_template(folder)
+    fitting = guess(folder)
     model_type = str(inner.get("model_type") or "")
     heads = _number(inner, "num_attention_heads", "n_head")
     return Description(
@@ -137,8 +138,9 @@ def describe(folder: Path) -> Description:
         vocabulary=_number(inner, "vocab_size"),
         context=_number(inner, "max_position_embeddings", "n_positions"),
         tied_embeddings=_tied(config, checkpoint),
-        template=template_for(model_type, chat_template),
-        chat_template=bool(chat_template),
+        template=fitting.name,
+        template_note=fitting.how,
+        chat_template=bool(chat_template.text_of(folder)),
         precisions=_precisions(checkpoint) if checkpoint else {},
         code_files=code_files(folder),
         findings=tuple(findings),
@@ -182,23 +184,6 @@ def _tied(config: dict[str, Any], checkpoint: Checkpoint | None) -> bool | None:
         if checkpoint is None
         else not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
     )
-
-
-def _chat_template(folder: Path) -> str:
-    """The model's own chat template; empty when it has none."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file() and jinja.stat().st_size < _LONGEST_TEMPLATE:
-        return jinja.read_text(encoding="utf-8", errors="replace")
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        content = read_json(folder / name)
-        template = content.get("chat_template") if isinstance(content, dict) else None
-        if isinstance(template, str):
-            return template
-        if isinstance(template, list):  # several, by name
-            return "\n".join(
-                str(one.get("template", "")) for one in template if isinstance(one, dict)
-            )
-    return ""
 
 
 def _precisions(checkpoint: Checkpoint) -> dict[str, str]:

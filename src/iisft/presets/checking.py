@@ -19,6 +19,7 @@ from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import KeyPath
 from iisft.rules import Rule
+from iisft.secrets import HIDDEN, is_secret
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
     )
     key = ".".join(map(str, path))
     where = document.source(path).text
-    value = details["input"]
+    value = HIDDEN if path and is_secret(str(path[-1])) else details["input"]
     match details["type"]:
         case "string_pattern_mismatch" if details["loc"][-1] == "[key]":
             return Finding(

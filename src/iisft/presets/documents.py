@@ -3,7 +3,7 @@ changes. No checks yet.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from iisft.errors import InputError, UsageError
 from iisft.presets import yaml12
 from iisft.presets.yaml12 import KeyPath
-from iisft.secrets import HIDDEN, is_secret
+from iisft.secrets import HIDDEN, hide, is_secret
 from iisft.workspace import Workspace
 
 FREE_SECTIONS = ("env", "llamafactory")
@@ -54,6 +54,21 @@ class Document:
             section = section[str(key)]
         section[str(path[-1])] = value
         self.sources[path] = Source(source)
+
+    def change(
+        self, overrides: Iterable[str], *, model: str | None = None, data: str | None = None
+    ) -> None:
+        """What the command line says: each --set, then --model and --data.
+
+        Raises:
+            UsageError: an override is not KEY=VALUE.
+        """
+        for text in overrides:
+            self.override(*parse_override(text), describe_override(text))
+        if model is not None:
+            self.override(("model", "id"), model, "--model")
+        if data is not None:
+            self.override(("data", "name"), data, "--data")
 
 
 def shipped_presets_folder() -> Path:
@@ -174,7 +189,7 @@ def _merge(
 def describe_override(text: str) -> str:
     """The override as a place in messages; the value of a secret is hidden."""
     key = text.partition("=")[0].strip()
-    return f"--set {key}={HIDDEN}" if is_secret(key) else f"--set {text}"
+    return f"--set {key}={HIDDEN}" if is_secret(key) else hide(f"--set {text}")
 
 
 def parse_override(text: str) -> tuple[KeyPath, Any]:

@@ -15,7 +15,7 @@ from iisft.errors import InputError
 KeyPath = tuple[str | int, ...]
 _LONGEST_INT = 1000  # characters; Python itself refuses to read more than 4300
 
-_SCALARS: tuple[tuple[str, str], ...] = (
+SCALARS: tuple[tuple[str, str], ...] = (
     ("null", r"^(?:~|null|Null|NULL|)$"),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$"),
     ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
@@ -31,7 +31,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
-for _name, _pattern in _SCALARS:
+for _name, _pattern in SCALARS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
 
 

@@ -16,6 +16,9 @@ from iisft.pipes import Pipes
 # Every process of a trainer carries this variable with its run's marker, so that orphans are found
 # after any kill.
 RUN_MARKER = "IISFT_RUN"
+# A supervisor carries this one instead, so that it is not killed with its trainer.
+SUPERVISOR_MARKER = "IISFT_SUPERVISES"
+_EXITING = 0x4  # PF_EXITING of linux/sched.h, field 9 of /proc/PID/stat
 _DYING_S = 2.0
 
 
@@ -38,11 +41,29 @@ class ProcessIdentity:
     def from_json(cls, value: Any) -> "ProcessIdentity | None":
         try:
             return cls(int(value["pid"]), int(value["start_ticks"]), str(value["boot_id"]))
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             return None
 
     def alive(self) -> bool:
         return identity_of(self.pid) == self
+
+    def alive_for(self, variable: str, value: str, owner: int) -> bool:
+        """Whether it lives and was started with that variable: any file may name any process.
+
+        The environment of another user's process can't be read; then it must be the one of `owner`.
+        """
+        place = Path(f"/proc/{self.pid}")
+        try:
+            found = (place / "environ").read_bytes()
+            flags = int((place / "stat").read_text().rpartition(")")[2].split()[6])
+            foreign = place.stat().st_uid != owner
+        except PermissionError:
+            return self.alive() and _owner(place) == owner
+        except (OSError, ValueError, IndexError):
+            return False
+        # one that is being torn down has no environment any more, and may still hold its GPU
+        ours = os.fsencode(f"{variable}={value}") in found.split(b"\0")
+        return self.alive() and (ours or (not found and not foreign and bool(flags & _EXITING)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +226,7 @@ def processes_of_run(marker: str) -> list[int]:
     """Every live process whose RUN_MARKER is `marker`, orphans included, in the order of their
     pids.
     """
-    wanted = f"{RUN_MARKER}={marker}".encode()
+    wanted = os.fsencode(f"{RUN_MARKER}={marker}")
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and wanted in _environment(entry) and identity_of(int(entry.name)):
@@ -292,6 +313,13 @@ def _environment(entry: Path) -> list[bytes]:
         return (entry / "environ").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _owner(place: Path) -> int | None:
+    try:
+        return place.stat().st_uid
+    except OSError:
+        return None
 
 
 def _has_variable(pid: int, name: bytes) -> bool:

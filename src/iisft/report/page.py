@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-import orjson
+from iisft import files
+from iisft.secrets import hide
 
 _SCRIPTS = (
     "uPlot.iife.min.js",
@@ -39,9 +40,7 @@ def render(document: Mapping[str, Any]) -> bytes:
     """
     script = "\n".join(map(_asset, _SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = base64.b64encode(
-        gzip.compress(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS), _COMPRESSION, mtime=0)
-    )
+    data = base64.b64encode(gzip.compress(_data(document), _COMPRESSION, mtime=0))
     parts = {
         "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data:; "
@@ -56,6 +55,10 @@ def render(document: Mapping[str, Any]) -> bytes:
         before, _, after = page.partition(f"@@{name}@@")
         page = before + text + after
     return page.encode()
+
+
+def _data(document: Mapping[str, Any]) -> bytes:
+    return hide(files.json_text(document)).encode()
 
 
 def _asset(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from iisft.errors import IisftError
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 from iisft.runs.record.state import status_of
 from iisft.workspace import Workspace
 
@@ -17,24 +18,22 @@ def facts_of(folder: RunFolder, workspace: Workspace) -> dict[str, Any]:
     A broken record leaves gaps, no error.
     """
     status = status_of(folder)
-    record = folder.read_record() or {}
-    model = _mapping(record.get("model"))
+    record = folder.read_record() or RunRecord.from_json({})
+    model = record.model.as_json()
     return status.as_full_json() | {
         "model": {
-            key: model.get(key) for key in ("id", "folder", "architecture", "parameters", "dtypes")
+            key: model[key] or None
+            for key in ("id", "folder", "architecture", "parameters", "dtypes")
         },
-        "data": [entry for entry in record.get("data") or [] if isinstance(entry, dict)],
-        "proof": _proof(_mapping(record.get("expected")), _mapping(record.get("observed"))),
+        "data": [dataset.as_json() for dataset in record.data],
+        "proof": _proof(record.expected, record.observed or {}),
         "preset": _preset(record, workspace),
         "preset_name": status.preset,
-        "versions": {
-            "iisft": record.get("iisft"),
-            "python": _mapping(record.get("interpreter")).get("python"),
-        }
-        | _mapping(record.get("packages")),
-        "gpus": record.get("gpus") or [],
-        "nodes": record.get("nodes"),
-        "git_commit": record.get("git_commit"),
+        "versions": {"iisft": record.iisft or None, "python": record.python or None}
+        | dict(record.packages),
+        "gpus": list(record.gpus),
+        "nodes": record.nodes,
+        "git_commit": record.git_commit,
     }
 
 
@@ -55,14 +54,14 @@ def _proof(expected: Mapping[str, Any], observed: Mapping[str, Any]) -> list[dic
     ]
 
 
-def _preset(record: Mapping[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+def _preset(record: RunRecord, workspace: Workspace) -> list[dict[str, Any]]:
     """Every value of the run's preset.
 
     The reason is the named preset's, where that still has the same value.
     """
-    reasons = _explanations(str(record.get("preset_name", "")), workspace)
+    reasons = _explanations(record.preset_name, workspace)
     values = []
-    for key, value in _flat(_mapping(record.get("preset"))):
+    for key, value in _flat(record.preset):
         about = reasons.get(key, {})
         same = "value" in about and about["value"] == value
         values.append(
@@ -101,7 +100,3 @@ def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
         else:
             found.append((here, value))
     return found
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.errors import Finding, Severity
+from iisft.errors import ExitCode, Finding, Severity
 
 KEPT = 5_000
 """Findings of one id that are kept with their row; more are only counted."""
 _SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class RowFinding(Finding):
     """One thing about one row.
 
@@ -60,7 +60,7 @@ def flaw(
     fix: str = "",
 ) -> RowFinding:
     """What a check of one row says; it learns its place when it is kept."""
-    return RowFinding(id, message, fix=fix, severity=severity, field=field, excerpt=excerpt)
+    return RowFinding(id, message, "", fix, severity, ExitCode.INPUT, field, excerpt)
 
 
 @dataclass(slots=True)

@@ -1,10 +1,12 @@
 """Checks of ShareGPT and OpenAI rows, and their staged form: messages whose roles alternate, a
 system text, tools.
 
-Rules of LLaMA-Factory 0.9.5 (data/converter.py, SharegptDatasetConverter): a system message only
-first; then user or observation and assistant or function_call in turn; an even number of them. It
-drops any other row with a warning. Tool calls: data/formatter.py, FunctionFormatter, wants JSON
-with `name` and `arguments` as an object.
+Rules of LLaMA-Factory 0.9.5 (data/converter.py): a system message only first; then user or
+observation and assistant or function_call in turn; an even number of them. It drops any other row
+with a warning. Results of several calls in a row are one turn in OpenAI rows, and drop a ShareGPT
+row. A call is JSON with `name` and `arguments`, alone, after a thought, or between call words with
+text beside it (data/formatter.py, FunctionFormatter). tests/data/test_rules_equal.py has both judge
+the same rows.
 """
 
 import json
@@ -20,12 +22,14 @@ from iisft.data.check.rowchecks import (
     answer_problems,
     excerpt,
     may_be_odd,
+    read_tools,
     text_problems,
     type_name,
     unusable,
 )
 from iisft.data.read.layouts import MESSAGE_FIELDS, Layout
 from iisft.data.read.rows import Row
+from iisft.llamafactory import tools as tool_forms
 
 _SIDES = (("user", "observation"), ("assistant", "function_call"))
 # Keys of an OpenAI message that are either read or mean nothing for training.
@@ -115,7 +119,8 @@ class _Conversation:
         if system := value.get(columns["system"]):
             yield from text_problems(columns["system"], system)
             self._system = system
-        yield from self._read_tools(columns["tools"], value.get(columns["tools"]))
+        self._tools, problems = read_tools(columns["tools"], value.get(columns["tools"]))
+        yield from problems
         for number, message in enumerate(messages):
             field = f"{columns['messages']}[{number}]"
             if not isinstance(message, dict):
@@ -143,14 +148,17 @@ class _Conversation:
         calls = message.get("tool_calls") or message.get("function_call")
         content_field = f"{field}.{self._content_key}"
         if calls and role == "assistant":
-            role = "function_call"
-            if content:
-                text = "text beside tool calls: LLaMA-Factory holds either in one message"
-                yield flaw(content_field, "tool-call-text", text, excerpt(content))
+            role, beside = "function_call", content
             content, problem = _calls_as_text(calls)
             if problem:
                 yield flaw(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
             yield from text_problems(f"{field}.tool_calls", content)
+            if beside:
+                yield from text_problems(content_field, beside)
+                content = f"{beside}\n{content.join(tool_forms.CALL_WORDS)}"
+                if isinstance(beside, str) and tool_forms.CALL_WORDS[0] in beside:
+                    text = f"the text beside a call has {tool_forms.CALL_WORDS[0]} in it"
+                    yield flaw(content_field, "tool-call-text", text, excerpt(beside))
         elif content is None:
             yield flaw(
                 content_field,
@@ -161,12 +169,8 @@ class _Conversation:
             yield from text_problems(content_field, content)
             if role in _SIDES[1]:
                 yield from answer_problems(content_field, content)
-            if role == "function_call" and isinstance(content, str) and not _is_call(content):
-                text = (
-                    "no JSON object with name and arguments, which LLaMA-Factory wants of a "
-                    "function call"
-                )
-                yield flaw(content_field, "tool-call-shape", text, excerpt(content))
+            if role == "function_call" and isinstance(content, str):
+                yield from _call_problems(content_field, content)
         yield from self._other_keys(field, message)
         yield from self._place(field, number, role, spelled, content)
 
@@ -184,6 +188,10 @@ class _Conversation:
                 )
             self._system = content or ""
             return
+        joins = self._layout.name == "openai" and isinstance(content, str)
+        if role == "observation" and joins and self._ends_with_result():
+            self._messages[-1]["content"] += tool_forms.BETWEEN_RESULTS + content
+            return
         side = len(self._messages) % 2
         if role is not None and role not in _SIDES[side] and self._in_order:
             self._in_order = False  # one wrong turn shifts all that follow
@@ -191,19 +199,18 @@ class _Conversation:
                 name for name, meant in self._layout.roles.items() if meant in _SIDES[side]
             )
             text = f"{spelled} where {wanted} is expected"
-            if (
-                role == "observation"
-                and self._messages
-                and self._messages[-1]["role"] == "observation"
-            ):
+            if role == "observation" and self._ends_with_result():
                 text = (
-                    "several tool results in a row: LLaMA-Factory holds one message between "
-                    "two answers"
+                    "several tool results in a row: in ShareGPT rows LLaMA-Factory holds one "
+                    "message between two answers"
                 )
             yield flaw(f"{field}.{self._role_key}", "role-order", text)
         if not content and side == 0 and role in _SIDES[0] and content is not None:
             yield flaw(f"{field}.{self._content_key}", "prompt-empty", "the prompt is empty")
         self._messages.append({"role": role or _SIDES[side][0], "content": content})
+
+    def _ends_with_result(self) -> bool:
+        return bool(self._messages) and self._messages[-1]["role"] == "observation"
 
     def _other_keys(self, field: str, message: dict[str, Any]) -> Iterator[RowFinding]:
         if len(message) == 2:
@@ -216,21 +223,6 @@ class _Conversation:
                 yield flaw(
                     f"{field}.{key}", "message-key", "is not trained on", excerpt(value), "warn"
                 )
-
-    def _read_tools(self, field: str, tools: Any) -> Iterator[RowFinding]:
-        if not tools:
-            return
-        try:
-            parsed = orjson.loads(tools) if isinstance(tools, str) else tools
-            listed = parsed if isinstance(parsed, list) else [parsed]
-            if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in listed):
-                raise TypeError
-            self._tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            yield flaw(
-                field, "tools-shape", "no JSON list of tools with a name each", excerpt(tools)
-            )
-        yield from text_problems(field, self._tools)
 
     def _end(self, field: str) -> Iterator[RowFinding]:
         if not self._messages:
@@ -259,12 +251,14 @@ def _calls_as_text(calls: Any) -> tuple[str, str]:
     return json.dumps(plain, ensure_ascii=False), ""
 
 
-def _is_call(content: str) -> bool:
+def _call_problems(field: str, content: str) -> Iterator[RowFinding]:
+    """What FunctionFormatter would end a training with."""
     try:
-        parsed = orjson.loads(content)
-    except ValueError:
-        return False
-    calls = parsed if isinstance(parsed, list) else [parsed]
-    return bool(calls) and all(
-        isinstance(call, dict) and "name" in call and "arguments" in call for call in calls
-    )
+        tool_forms.call("qwen", content, tool_forms.THOUGHT_WORDS, tool_forms.CALL_WORDS)
+    except tool_forms.Unrenderable:
+        text = (
+            "LLaMA-Factory can't read this call: it is JSON with name and arguments, alone, after "
+            f"a thought ({'...'.join(tool_forms.THOUGHT_WORDS)!r}), or between "
+            f"{' and '.join(tool_forms.CALL_WORDS)}"
+        )
+        yield flaw(field, "tool-call-shape", text, excerpt(content))

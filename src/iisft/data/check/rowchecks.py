@@ -6,12 +6,15 @@ the inner loop of every data command: the sound row takes the short way, the rea
 only for others.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import orjson
+
 from iisft.data.check.findings import RowFinding, flaw
-from iisft.data.read.layouts import Layout
+from iisft.data.read.layouts import ALPACA_FIELDS, Layout
 from iisft.data.read.rows import Row, Unreadable
 
 EXCERPT = 60
@@ -42,7 +45,9 @@ def may_be_odd(raw: bytes | None) -> bool:
 
 def alpaca_checker(layout: Layout) -> Checker:
     """The checker of a file of Alpaca rows."""
-    instruction_key, input_key, output_key, system_key, history_key = layout.columns.values()
+    instruction_key, input_key, output_key, system_key, history_key, tools_key = (
+        layout.columns[field] for field in ALPACA_FIELDS
+    )
 
     def check(row: Row) -> Checked:
         value = row.value
@@ -60,6 +65,7 @@ def alpaca_checker(layout: Layout) -> Checker:
                 and not output.isspace()
                 and not get(system_key)
                 and not get(history_key)
+                and not get(tools_key)
                 and not may_be_odd(row.raw)
             ):
                 return {"instruction": instruction, "input": text, "output": output}, ()
@@ -77,6 +83,8 @@ def _slow_alpaca(value: Any, layout: Layout) -> Checked:
     fields = {field: value.get(key) for field, key in layout.columns.items()}
     row = {field: fields[field] or "" for field in ("instruction", "input", "output")}
     row |= {field: fields[field] for field in ("system", "history") if fields[field]}
+    if tools := read_tools(layout.columns["tools"], fields["tools"])[0]:
+        row["tools"] = tools
     return row, problems
 
 
@@ -98,6 +106,7 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFindi
     instruction, text = value.get(keys["instruction"]), value.get(keys["input"])
     if instruction == "" and not text:
         yield flaw(keys["instruction"], "prompt-empty", "the prompt is empty")
+    yield from read_tools(keys["tools"], value.get(keys["tools"]))[1]
     history = value.get(keys["history"])
     if history is None or history == "":
         return
@@ -161,6 +170,24 @@ def answer_problems(field: str, answer: Any) -> Iterator[RowFinding]:
     """What is wrong with a text that the model learns to say."""
     if isinstance(answer, str) and (not answer or answer.isspace()):
         yield flaw(field, "answer-empty", "an empty answer trains on the end-of-turn alone")
+
+
+def read_tools(field: str, tools: Any) -> tuple[str, list[RowFinding]]:
+    """A row's tools as LLaMA-Factory reads them, JSON of a list, and what is wrong with them."""
+    if not tools:
+        return "", []
+    try:
+        parsed = orjson.loads(tools) if isinstance(tools, str) else tools
+        # ToolFormatter goes through it as a list: of one object it would see the keys
+        if not isinstance(parsed, list):
+            raise TypeError
+        if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in parsed):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        text = "no JSON list of tools with a name each"
+        return "", [flaw(field, "tools-shape", text, excerpt(tools))]
+    written = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
+    return written, list(text_problems(field, written))
 
 
 def type_name(value: Any) -> str:

@@ -18,6 +18,7 @@ from iisft.data.read import readers
 from iisft.data.read.rows import Row, Unreadable
 
 _LONGEST_TOKEN = 32  # of JSON outside strings and numbers, an escape included
+_NUMBER_GOES_ON = 3  # characters of "e+1": with fewer of them in sight, a number may go on
 _OPENING = re.compile(r'\{\s*"[^"\\]*"')
 
 
@@ -188,8 +189,9 @@ def _element_by_parsing(text: _Text) -> Any:
             if text.ended or not text.more():
                 return _broken_element(text, error)
             continue
-        if end < len(text.window) or text.ended or not text.more():
-            text.advance(end)
+        length = end - text.position  # reading on moves the window
+        if end + _NUMBER_GOES_ON <= len(text.window) or text.ended or not text.more():
+            text.advance(text.position + length)
             return value
 
 

@@ -15,7 +15,7 @@ from iisft.errors import InputError, UsageError
 LayoutName = Literal["alpaca", "sharegpt", "openai"]
 NAMES: tuple[LayoutName, ...] = ("alpaca", "sharegpt", "openai")
 
-ALPACA_FIELDS = ("instruction", "input", "output", "system", "history")
+ALPACA_FIELDS = ("instruction", "input", "output", "system", "history", "tools")
 MESSAGE_FIELDS = ("messages", "role", "content", "system", "tools")
 # What people call these fields on the command line.
 _ALIASES = {

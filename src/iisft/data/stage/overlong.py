@@ -26,7 +26,8 @@ class Survey:
     """What a limit would do to a staged file: numbers (from 1) of the damaged rows, and how many
     rows lose what.
 
-    `longest` is the smallest cutoff_len that cuts nothing; `uncounted` rows have tools.
+    `longest` is the smallest cutoff_len that cuts nothing. LLaMA-Factory can't render `uncounted`
+    rows; `refused` is the number of the first of them, and why.
     """
 
     damaged: tuple[int, ...]
@@ -35,6 +36,7 @@ class Survey:
     answer_cut: int
     longest: int
     uncounted: int
+    refused: tuple[int, str] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -84,7 +86,7 @@ def survey(
     account, damaged = Account(limit.cutoff_len, limit.room), []
     for number, pairs in enumerate(lengths.of_file(rows, sha256, limit.tokens, progress), 1):
         if not pairs:
-            account.uncounted += 1
+            account.refuse(number, "")
             continue
         fate = limit.fate(pairs)
         account.add(number, fate)
@@ -97,15 +99,24 @@ def survey(
         account.answer_cut,
         account.longest,
         account.uncounted,
+        account.refused and (account.refused[0], _why_not(rows, account.refused[0], limit)),
     )
     remembered.write("surveys", orjson.dumps(asdict(found)), sha256, limit.identity)
     return found
 
 
+def _why_not(rows: Path, wanted: int, limit: Limit) -> str:
+    for number, line in _numbered(rows):
+        if number == wanted:
+            return limit.tokens.unrenderable(from_row(orjson.loads(line)))
+    return "the file was changed"
+
+
 def _known_survey(content: bytes | None) -> Survey | None:
     try:
         document = orjson.loads(content or b"")
-        return Survey(**{**document, "damaged": tuple(document["damaged"])})
+        refused = document["refused"] and tuple(document["refused"])
+        return Survey(**{**document, "damaged": tuple(document["damaged"]), "refused": refused})
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -73,7 +73,8 @@ class OverlongStep:
             return
         for row, pairs in counting.counted(rows, self._limit):
             fate = self._limit.fate(pairs) if pairs else None
-            counting.add(self.account, row, fate)
+            why = "" if pairs else counting.why_not(row, self._limit)
+            counting.add(self.account, row, fate, why=why)
             if fate is not None and fate.damaged:
                 yield from self._treated(row, fate)
             else:
@@ -99,6 +100,8 @@ class OverlongStep:
         )
 
     def _findings(self) -> list[Finding]:
+        if self.account.refused:
+            return [counting.unrenderable_finding(self.account.uncounted, *self.account.refused)]
         if self._policy == "fail" and self.account.damaged:
             about = self.account.as_json()
             return [

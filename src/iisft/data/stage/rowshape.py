@@ -28,7 +28,7 @@ class Shape:
 
     def __init__(self) -> None:
         self._bytes = 0
-        self.has_messages = self._system = False
+        self.has_messages = self._system = self._tools = False
         self._history_at: int | None = None
         # of the run of dates that ends at the present row
         self._date_bytes = dict.fromkeys(ALPACA, 0)
@@ -48,6 +48,7 @@ class Shape:
                 self._date_bytes[key] = 0
         if len(row) > len(ALPACA):
             self._system = self._system or bool(row.get("system"))
+            self._tools = self._tools or bool(row.get("tools"))
             if row.get("history") and self._history_at is None:
                 self._history_at = self._bytes
         self._bytes += size
@@ -61,7 +62,7 @@ class Shape:
         ):
             return MESSAGES
         extra = ("system",) * self._system + ("history",) * (self._history_at is not None)
-        return ALPACA + extra
+        return ALPACA + extra + ("tools",) * self._tools
 
     def _a_chunk_may_be_dates(self) -> bool:
         """A whole chunk, or the rest of the file after the last whole one."""

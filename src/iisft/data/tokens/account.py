@@ -41,6 +41,7 @@ class Account:
         self.cutoff_len, self.room = cutoff_len, room
         self.rows_in_file: int | None = None
         self.uncounted = 0
+        self.refused: tuple[int, str] | None = None
         self._batch_size, self._seed = batch_size, seed
         self._prompts, self._answers, self._totals, self._kept = (array("I") for _ in range(4))
         self.over_limit = self.header_lost = self.answer_cut = self.eos_lost = self.damaged = 0
@@ -57,7 +58,7 @@ class Account:
         self._answers.append(fate.answer)
         self._totals.append(fate.total)
         self._kept.append(fate.kept)
-        self._trained += fate.kept_answer + fate.extra
+        self._trained += fate.trained
         if fate.total <= self.room:
             return
         self.over_limit += 1
@@ -73,6 +74,11 @@ class Account:
             heapq.heappush(self._worst, entry)
         elif entry[:2] > self._worst[0][:2]:
             heapq.heapreplace(self._worst, entry)
+
+    def refuse(self, row: int, why: str) -> None:
+        """Count a row that LLaMA-Factory can't render; the first is kept with its reason."""
+        self.uncounted += 1
+        self.refused = self.refused or (row, why)
 
     @property
     def rows(self) -> int:
@@ -147,6 +153,7 @@ class Account:
                 "error_bound": self.error_bound,
             },
             "uncounted": self.uncounted,
+            "unrenderable": self.refused and {"row": self.refused[0], "reason": self.refused[1]},
             "worst": [
                 {"file": w.file, "row": w.row, "tokens": w.fate.total, "lost": w.lost}
                 for w in self.worst

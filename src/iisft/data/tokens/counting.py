@@ -14,6 +14,7 @@ from iisft.data.tokens import lengths
 from iisft.data.tokens.account import SAMPLE_ROWS, Account
 from iisft.data.tokens.fate import Fate, Limit
 from iisft.data.tokens.tokenization import Pairs
+from iisft.errors import Finding
 
 _SEED = 42
 _EXCERPT = 160
@@ -45,7 +46,8 @@ def account_of(
         for row, pairs in counted(
             (row for index, row in rows if chosen is None or index in chosen), limit
         ):
-            add(account, row, limit.fate(pairs) if pairs else None, source.file.name)
+            fate = limit.fate(pairs) if pairs else None
+            add(account, row, fate, source.file.name, "" if pairs else why_not(row, limit))
         before += check.report.sound
     return account
 
@@ -53,7 +55,7 @@ def account_of(
 def counted(rows: Iterable[Row], limit: Limit) -> Iterator[tuple[Row, Pairs]]:
     """Each row in its staged form with the tokens of its turns.
 
-    None for a row that can't be counted.
+    No pairs for a row that LLaMA-Factory can't render.
     """
     waiting: deque[Row] = deque()
 
@@ -66,10 +68,26 @@ def counted(rows: Iterable[Row], limit: Limit) -> Iterator[tuple[Row, Pairs]]:
         yield waiting.popleft(), pairs
 
 
-def add(account: Account, row: Row, fate: Fate | None, file: str = "") -> None:
-    """Add a row to the account; None: it can't be counted."""
+def why_not(row: Row, limit: Limit) -> str:
+    """Why LLaMA-Factory would end a training at this row."""
+    return limit.tokens.unrenderable(from_row(row.value))
+
+
+def unrenderable_finding(rows: int, first: int, why: str) -> Finding:
+    """The error of rows at which LLaMA-Factory would end."""
+    more = f" and {rows - 1:,} more" if rows > 1 else ""
+    return Finding(
+        "data-unrenderable",
+        f"LLaMA-Factory would end the training at row {first}{more}: {why}",
+        fix="change these rows, or train with a template that can write them "
+        "(--set model.template=NAME)",
+    )
+
+
+def add(account: Account, row: Row, fate: Fate | None, file: str = "", why: str = "") -> None:
+    """Add a row to the account; None: it can't be rendered, and `why`."""
     if fate is None:
-        account.uncounted += 1
+        account.refuse(row.number, why)
     else:
         account.add(row.number, fate, file, _excerpt(row) if fate.damaged else "")
 

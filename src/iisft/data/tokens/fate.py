@@ -8,6 +8,7 @@ from typing import Any
 
 from iisft.data.tokens.tokenization import Pairs, Tokenization
 from iisft.llamafactory import templates, truncation
+from iisft.llamafactory.turns import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Fate:
     """Tokens of a row: `prompt` and `answer` uncut (all turns together), and what is kept of both.
 
     The answer includes its end of turn. `extra` is the end token that some templates put after the
-    row.
+    row. `trained` is how many tokens have a label.
     """
 
     prompt: int
@@ -24,6 +25,7 @@ class Fate:
     kept_answer: int
     extra: int
     eos_lost: bool
+    trained: int
 
     @property
     def total(self) -> int:
@@ -49,7 +51,7 @@ class Fate:
         return self.header_lost or self.answer_cut
 
 
-_LIMITING = (*templates.Options.__dataclass_fields__, "packing", "neat_packing")
+_LIMITING = (*Options.__dataclass_fields__, "packing", "neat_packing", "train_on_prompt")
 
 
 class Limit:
@@ -66,11 +68,21 @@ class Limit:
         self.extra = {name: value for name, value in extra.items() if name in _LIMITING}
         self._extra = int(tokens.template.efficient_eos)
         self._ends = templates.ends_answers(tokens.template)
+        self._labels = truncation.Labels(
+            efficient_eos=tokens.template.efficient_eos,
+            mask_history=tokens.options.mask_history,
+            train_on_prompt=bool(extra.get("train_on_prompt")),
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides what is cut of a row."""
         return self.tokens.identity | {"cutoff_len": self.room}
+
+    @property
+    def labels(self) -> truncation.Labels:
+        """Which tokens of a row are trained on."""
+        return self._labels
 
     def total(self, pairs: Pairs) -> int:
         """Tokens of a whole row. A row of at most `room` tokens loses nothing."""
@@ -80,7 +92,8 @@ class Limit:
         """What is left of a row with these tokens."""
         prompt, answer = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         if prompt + answer + self._extra <= self.room:
-            return Fate(prompt, answer, prompt, answer, self._extra, False)
+            trained = self._labels.count(pairs)
+            return Fate(prompt, answer, prompt, answer, self._extra, False, trained)
         kept = truncation.kept_lengths(
             pairs,
             self.room,
@@ -92,4 +105,5 @@ class Limit:
             for (_, said), (_, left) in zip(pairs, kept, strict=True)
         )
         kept_prompt, kept_answer = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
-        return Fate(prompt, answer, kept_prompt, kept_answer, self._extra, eos_lost)
+        trained = self._labels.count(kept)
+        return Fate(prompt, answer, kept_prompt, kept_answer, self._extra, eos_lost, trained)

@@ -12,7 +12,7 @@ import orjson
 
 from iisft.data.read.conversation import Conversation, from_row
 from iisft.data.tokens import remembered
-from iisft.data.tokens.tokenization import Pairs, Tokenization, countable
+from iisft.data.tokens.tokenization import Pairs, Tokenization
 
 Progress = Callable[[int], None]
 """Called with the number of rows counted so far."""
@@ -25,7 +25,7 @@ _MAGIC = "iisft row lengths 1"
 class RowLengths:
     """Tokens of question and answer of every turn of every row, in a few bytes each.
 
-    A row with tools has no turns.
+    A row that LLaMA-Factory can't render has no turns.
     """
 
     def __init__(self) -> None:
@@ -79,13 +79,9 @@ class RowLengths:
 
 
 def count(conversations: Iterable[Conversation], tokens: Tokenization) -> Iterator[Pairs]:
-    """Tokens of each row in order, counted in batches; no pairs for a row that can't be counted."""
+    """Tokens of each row in order, counted in batches; no pairs where a row can't be rendered."""
     for batch in _batches(conversations):
-        counted = iter(
-            tokens.lengths([conversation for conversation in batch if countable(conversation)])
-        )
-        for conversation in batch:
-            yield next(counted) if countable(conversation) else []
+        yield from tokens.lengths(batch)
 
 
 def of_file(

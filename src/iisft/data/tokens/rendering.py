@@ -36,9 +36,9 @@ def render(conversation: Conversation, limit: Limit) -> list[Segment]:
     for index, ((question, answer), (of_question, of_answer)) in enumerate(
         zip(pairs, kept, strict=True)
     ):
-        learnt = not tokens.options.mask_history or index == len(pairs) - 1
+        learnt = limit.labels.of_answer(index, len(pairs))
         parts += [
-            ("read", question[:of_question]),
+            ("trained" if limit.labels.of_question() else "read", question[:of_question]),
             ("cut", question[of_question:]),
             ("trained" if learnt else "read", answer[:of_answer]),
             ("cut", answer[of_answer:]),

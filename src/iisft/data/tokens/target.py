@@ -2,17 +2,16 @@
 line.
 """
 
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files
 from iisft.data.tokens.fate import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.errors import InputError, UsageError
+from iisft.llamafactory import fitting_template
 from iisft.presets import checking, documents
 from iisft.presets.schema import Overlong, Preset
 from iisft.workspace import Workspace, how_to_get
@@ -23,20 +22,6 @@ _SETTABLE: dict[str, type] = {
     "train.cutoff_len": int,
     "train.batch_size": int,
     "data.overlong": str,
-}
-
-# Where nobody says the template: that of the models which most people mean. It is said.
-_TEMPLATES = {
-    "qwen2": "qwen",
-    "qwen3": "qwen3_nothink",
-    "llama": "llama3",
-    "mistral": "mistral",
-    "gemma": "gemma",
-    "gemma2": "gemma",
-    "gemma3_text": "gemma",
-    "glm4": "glm4",
-    "chatglm": "glm4",
-    "phi3": "phi",
 }
 
 
@@ -72,10 +57,7 @@ def resolve(
     if preset is None:
         return _without_preset(workspace, model, overrides, overlong)
     document = documents.read_document(preset, workspace)
-    for text in overrides:
-        document.override(*documents.parse_override(text), documents.describe_override(text))
-    if model is not None:
-        document.override(("model", "id"), model, "--model")
+    document.change(overrides, model=model)
     loaded = checking.check(document).preset
     policy = overlong or loaded.data.overlong
     options = _spelled(preset, model, overrides)
@@ -110,8 +92,16 @@ def limit_of(preset: Preset, model: Path) -> Limit:
     Raises:
         InputError: it can't be counted.
     """
+    _refuse_unfit(model, preset.model.template, preset.llamafactory)
     tokens = Tokenization(model, preset.model.template, preset.llamafactory)
     return Limit(tokens, preset.train.cutoff_len, preset.llamafactory)
+
+
+def _refuse_unfit(model: Path, template: str, extra: Mapping[str, Any]) -> None:
+    """A template under which LLaMA-Factory could not tokenise a single row for this model."""
+    objection = fitting_template.objection(model, template, extra)
+    if objection is not None and objection.severity == "error":
+        raise InputError(objection.id, objection.message, where=objection.where, fix=objection.fix)
 
 
 def _without_preset(
@@ -137,8 +127,11 @@ def _without_preset(
     )
     assumed = []
     if template is None:
-        template = _guessed_template(folder)
-        assumed.append(f"template {template} (--set model.template=NAME says another)")
+        found = _guessed(folder)
+        template = str(found.name)
+        assumed.append(f"template {template}, {found.how} (--set model.template=NAME says another)")
+    else:
+        _refuse_unfit(folder, template, {})
     if "train.cutoff_len" not in given:
         assumed.append(
             f"cutoff_len {cutoff_len}, LLaMA-Factory's default (--set train.cutoff_len=N)"
@@ -176,17 +169,16 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _guessed_template(folder: Path) -> str:
-    kind = (files.read_json_object(folder / "config.json") or {}).get("model_type")
-    template = _TEMPLATES.get(str(kind))
-    if template is None:
+def _guessed(folder: Path) -> fitting_template.Guess:
+    found = fitting_template.guess(folder)
+    if found.name is None:
         raise UsageError(
-            "template-unknown",
-            f"which template belongs to a model of type {json.dumps(kind)} can't be guessed",
-            where=str(folder / "config.json"),
+            "template-unguessed",
+            f"which template belongs to the model can't be guessed: {found.how}",
+            where=str(folder),
             fix="--set model.template=NAME",
         )
-    return template
+    return found
 
 
 def _spelled(preset: str | None, model: str | None, overrides: Sequence[str]) -> str:

@@ -12,27 +12,20 @@ from typing import Any
 from iisft import files
 from iisft.data.read.conversation import Conversation
 from iisft.errors import InputError
-from iisft.llamafactory import templates
-from iisft.llamafactory.templates import EOS, Options, Piece, Special
+from iisft.llamafactory import catalogue, chat_template, templates, turns
+from iisft.llamafactory.fitting_template import DEFAULT_EOS
+from iisft.llamafactory.templates import EOS, Piece, Special
+from iisft.llamafactory.tools import Unrenderable
+from iisft.llamafactory.turns import Options
 
 Pairs = list[tuple[int, int]]
 """Tokens of question and answer, turn by turn."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_NAMED_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 # system prompts and what a template puts around turns come again and again
 _REMEMBERED_CHARACTERS = 512
 _REMEMBERED_TEXTS = 4096
 _BATCH_CHARACTERS = 400_000  # an encoding keeps about 100 bytes per token
-DEFAULT_EOS = "<|endoftext|>"
 
 
 class Tokenization:
@@ -47,18 +40,15 @@ class Tokenization:
         """The tokenizer in the folder `model`; `extra` is a preset's `llamafactory:` section.
 
         Raises:
-            InputError: the template is not in the table, an argument changes tokens in ways unknown
-                here, or there is no tokenizer.json. That it is broken is told when it is first
-                needed.
+            InputError: LLaMA-Factory has no such template or refuses these arguments, an argument
+                changes tokens in ways unknown here, or there is no tokenizer.json. That it is
+                broken is told when it is first needed.
         """
-        if template not in templates.TEMPLATES:
-            raise InputError(
-                "template-uncounted",
-                f"tokens of template {template!r} can't be counted here; known: "
-                f"{', '.join(templates.TEMPLATES)}",
-                where="model.template",
-            )
-        if names := templates.unfollowed(extra):
+        found = catalogue.catalogue()
+        self.options = Options.of(extra)
+        self.template = turns.under(found.template(template), self.options)
+        turns.refuse(self.template, extra)
+        if names := turns.unfollowed(extra):
             raise InputError(
                 "tokens-uncounted",
                 f"with {', '.join(names)} tokens can't be counted",
@@ -72,8 +62,6 @@ class Tokenization:
                 fix="take a release of the model that has one; --set data.overlong=allow trains "
                 "without an account",
             )
-        self.template = templates.TEMPLATES[template]
-        self.options = Options.of(extra)
         self._model = model
         self._remembered: dict[str, int] = {"": 0}
         self.identity = {"tokenizer": tokenizer_digest(model), "template": template} | {
@@ -81,6 +69,8 @@ class Tokenization:
             for name in Options.__dataclass_fields__
             if (value := getattr(self.options, name)) != getattr(Options(), name)
         }
+        if found is not catalogue.snapshot():
+            self.identity["llamafactory"] = found.version
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -94,7 +84,7 @@ class Tokenization:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        return _token_names(self._model)
+        return chat_template.token_names(self._model)
 
     @property
     def _eos(self) -> str:
@@ -144,9 +134,9 @@ class Tokenization:
     def lengths(self, conversations: Sequence[Conversation]) -> list[Pairs]:
         """Tokens of each question and answer of each row, nothing cut.
 
-        Every row must be `countable`.
+        No pairs for a row that LLaMA-Factory can't render under this template.
         """
-        rendered = [self._render(conversation) for conversation in conversations]
+        rendered = [self._rendered(conversation) for conversation in conversations]
         fresh = dict.fromkeys(
             piece
             for pairs in rendered
@@ -168,9 +158,25 @@ class Tokenization:
                 self._remembered[text] = count
         return result
 
-    def _render(self, conversation: Conversation) -> list[tuple[list[Piece], list[Piece]]]:
-        turns = [(message.role, message.content) for message in conversation.messages]
-        return templates.render(self.template, self.options, turns, conversation.system)
+    def unrenderable(self, conversation: Conversation) -> str:
+        """Why LLaMA-Factory would end the training at this row; "" when it would not."""
+        try:
+            self._render(conversation)
+        except Unrenderable as error:
+            return str(error)
+        return ""
+
+    def _rendered(self, conversation: Conversation) -> turns.Pairs:
+        try:
+            return self._render(conversation)
+        except Unrenderable:
+            return []
+
+    def _render(self, conversation: Conversation) -> turns.Pairs:
+        said = [(message.role, message.content) for message in conversation.messages]
+        return turns.render(
+            self.template, self.options, said, conversation.system, conversation.tools
+        )
 
     def _counts(self, texts: list[str]) -> Iterator[int]:
         for batch in _batches(texts):
@@ -204,15 +210,6 @@ class Tokenization:
             return -1 if found is None else int(found)
         name = self._eos if piece == EOS else self._names.get("bos_token")
         return self._tokenizer.token_to_id(name) if name else None
-
-
-def countable(conversation: Conversation) -> bool:
-    """Tools are written into the prompt in forms of each model's own, which are not
-    counted here.
-    """
-    return not conversation.tools and all(
-        message.role != "function_call" for message in conversation.messages
-    )
 
 
 def tokenizer_digest(model: Path) -> str:
@@ -293,17 +290,3 @@ def _is_rebuilt_llama(model: Path) -> bool:
 
 def _config(model: Path) -> dict[str, Any]:
     return files.read_json_object(model / "tokenizer_config.json") or {}
-
-
-def _token_names(model: Path) -> dict[str, str]:
-    """bos_token and the others, from tokenizer_config.json and before
-    it special_tokens_map.json.
-    """
-    found: dict[str, str] = {}
-    for source in (files.read_json_object(model / "special_tokens_map.json") or {}, _config(model)):
-        for name in _NAMED_TOKENS:
-            value = source.get(name)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str) and text:
-                found[name] = text
-    return found

@@ -7,7 +7,6 @@ iisft/interpreter.json what the training interpreter said, iisft/deep.json what 
 import errno
 import gzip
 import io
-import json
 import re
 import tarfile
 import time
@@ -24,7 +23,7 @@ from iisft.machine.facts.live import Answers
 from iisft.machine.facts.machine import Machine, probe
 from iisft.machine.facts.places import Disk, Packed, Place
 from iisft.machine.facts.reader import Reader
-from iisft.secrets import redact
+from iisft.secrets import hide
 
 _OWN = "iisft"
 _LARGEST = 64 * 2**20
@@ -88,7 +87,7 @@ def pack(machine: Machine, reader: Reader, file: Path) -> None:
             about.type, about.mode, about.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
             archive.addfile(about)
         for path, text in sorted(contents.items()):
-            content = text.encode("utf-8", "replace")
+            content = hide(text).encode("utf-8", "replace")
             about = tarfile.TarInfo(path)
             about.size, about.mtime = len(content), int(time.time())
             archive.addfile(about, io.BytesIO(content))
@@ -228,6 +227,6 @@ def _json(value: dict[str, Any]) -> str:
 
     Variables of secret names were hidden before.
     """
-    text = redact({"document": json.dumps(value, ensure_ascii=False, indent=2)})["document"] + "\n"
+    text = hide(files.json_text(value, indent=2)) + "\n"
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

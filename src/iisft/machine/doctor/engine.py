@@ -5,7 +5,7 @@ of a preset alone in iisft.presets.rules.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -19,6 +19,15 @@ from iisft.rules import Rule
 
 SMALLEST_GIB = 3.5
 _NUMBER = re.compile(r"\d+")
+
+
+def training_gpus(visible: Sequence[Gpu], vendor: str) -> list[Gpu]:
+    """Those of the vendor, if there are any.
+
+    A processor's own graphics, which has a few hundred MiB, is not a GPU to train on.
+    """
+    large = [gpu for gpu in visible if not 0 < gpu.memory_gib < SMALLEST_GIB]
+    return [gpu for gpu in large if gpu.vendor == vendor] or large
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,12 @@ class Case(preset_case.Case):
     def gpus(self) -> list[Gpu]:
         """The GPUs that would train: of the preset's vendor, else of the one that torch is built
         for, if there are any.
-
-        A processor's own graphics, which has a few hundred MiB, is not a GPU to train on.
         """
         if self.on_cpu or (self.preset is not None and self.preset.hardware.vendor == "cpu"):
             return []
-        large = [gpu for gpu in self.machine.visible if not 0 < gpu.memory_gib < SMALLEST_GIB]
         built_for = "amd" if self.hip else "nvidia" if self.torch.get("cuda") else ""
         vendor = self.preset.hardware.vendor if self.preset else built_for
-        return [gpu for gpu in large if gpu.vendor == vendor] or large
+        return training_gpus(self.machine.visible, vendor)
 
     @property
     def amd(self) -> list[Gpu]:

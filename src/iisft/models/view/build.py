@@ -7,10 +7,10 @@ The original folder is never touched, no weight is copied, and nothing of the mo
 executed unless the preset trusts it.
 """
 
-import contextlib
 import copy
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +20,12 @@ from typing import Any, Literal
 
 from iisft.child.constants_iisft import ARITHMETIC_KEY
 from iisft.errors import InputError
-from iisft.files import read_json_object, write_json_atomically, write_text_atomically
+from iisft.files import (
+    read_json_object,
+    read_text,
+    write_json_atomically,
+    write_text_atomically,
+)
 from iisft.models.folder.checkpoint import PURE_DATA_JSON, Checkpoint, auto_maps, json_files
 from iisft.models.view.support import (
     AUTO_CLASS,
@@ -35,6 +40,9 @@ from iisft.models.view.support import (
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
 COMPANIONS = ("constants_iisft.py", "stopping_iisft.py")
+
+_NO_CODE = "TRUSTED: Any = None"  # the line of the modelling file that trusted code replaces
+_TRUSTED_LINE = re.compile(r"^from \.\w+ import \w+ as TRUSTED$", re.MULTILINE)
 
 Arithmetic = Literal["float32", "native"]
 
@@ -141,6 +149,46 @@ def build_view(plan: ViewPlan, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # removes links, never what they point to
 
 
+def strange_code(view: Path, model: Path, *, trusted: bool) -> list[str]:
+    """Python files of a view that are neither this iisft's own nor links to its model's."""
+    own = {name: _child_source(name) for name in (CODE_FILE, *COMPANIONS)}
+    found = []
+    for path in sorted(view.glob("*.py")):
+        if path.name in own:
+            text = _read(path)
+            if trusted:
+                text = _TRUSTED_LINE.sub(_NO_CODE, text)
+            if text != own[path.name] or path.is_symlink():
+                found.append(path.name)
+        elif not (trusted and path.is_symlink() and path.resolve().parent == model.resolve()):
+            found.append(path.name)
+    return found + [name for name in own if not (view / name).exists()]
+
+
+def renew_code(view: Path) -> None:
+    """Put this iisft's own code into a view that an older one built.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    trusted = _TRUSTED_LINE.search(_read(view / CODE_FILE))
+    for path in view.glob("*.py"):
+        if path.name not in (CODE_FILE, *COMPANIONS) and not path.is_symlink():
+            path.unlink()
+    for name in (CODE_FILE, *COMPANIONS):
+        text = _child_source(name)
+        if trusted and name == CODE_FILE:
+            text = text.replace(f"\n{_NO_CODE}", f"\n{trusted[0]}")
+        write_text_atomically(view / name, text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def restore_base_model_name(output: Path, view: Path, original: str) -> None:
     """Let the adapters of a run, root and checkpoints, name the real base model instead of the
     view.
@@ -159,12 +207,11 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
                 folder / "adapter_config.json", {**config, "base_model_name_or_path": original}
             )
         card = folder / "README.md"
-        with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-            text = changed = card.read_text(encoding="utf-8")
-            for name in names:
-                changed = changed.replace(name, original)
-            if changed != text:
-                write_text_atomically(card, changed)
+        text = changed = _read(card)
+        for name in names:
+            changed = changed.replace(name, original)
+        if changed != text:
+            write_text_atomically(card, changed)
 
 
 def _harmless_jsons(folder: Path) -> dict[str, str]:
@@ -203,7 +250,7 @@ def _code(own_class: str | None) -> str:
     if own_class is None:
         return source
     module, _, name = own_class.rpartition(".")
-    placeholder, trusted = "\nTRUSTED = None", f"\nfrom .{module} import {name} as TRUSTED"
+    placeholder, trusted = f"\n{_NO_CODE}", f"\nfrom .{module} import {name} as TRUSTED"
     if source.count(placeholder) != 1:
         raise RuntimeError(f"{CODE_FILE} has lost its place for trusted code")
     return source.replace(placeholder, trusted)

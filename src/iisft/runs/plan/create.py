@@ -16,14 +16,15 @@ from iisft.llamafactory.environment import inherited, steering
 from iisft.models.folder import identity
 from iisft.models.view.build import build_view
 from iisft.presets.dump import render_yaml
-from iisft.runs.plan import datasets, fit, script, token_cache
+from iisft.runs.plan import datasets, forecast, script, token_cache
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.plan.make import Plan
 from iisft.runs.plan.preflight import taken_error
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import ModelRecord, RunRecord, Watch
 from iisft.runs.supervise import drift
 from iisft.runs.supervise.spawn import start_supervisor
-from iisft.secrets import redact
+from iisft.secrets import redact, redact_all
 
 _SHARED_FOLDER_TIMEOUT_S = 300.0
 
@@ -63,56 +64,62 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     if plan.tokens is not None:
         token_cache.link_into(plan.tokens, folder.tokenized)
     files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
-    preset = plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)}
+    preset = redact_all(plan.preset.model_dump(mode="json"))
     files.write_text_atomically(folder.preset, render_yaml(preset))
     files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
-    files.write_json_atomically(folder.record, _record(plan, folder, written))
+    files.write_json_atomically(folder.record, _record(plan, folder, written).as_json())
 
 
-def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> dict[str, Any]:
-    checkpoint = plan.checkpoint
-    assert checkpoint is not None and plan.view is not None
-    launcher = process.identity_of(os.getpid())
-    return {
-        "id": plan.folder.id,
-        "created": time.time(),
-        "iisft": __version__,
-        "preset_name": plan.document.name,
-        "preset": plan.preset.model_dump(mode="json") | {"env": redact(plan.preset.env)},
-        "argv": plan.argv,
-        "env": redact(plan.env),
-        "shell": steering(os.environ),
-        "train_yaml": plan.train_yaml,
-        "view": drift.view_digests(folder.model, plan.view.texts),
-        "gpus": [] if plan.placement.on_cpu else [gpu.arch for gpu in plan.gpus],
-        "ranks": plan.placement.ranks,
-        "nodes": plan.placement.nodes,
-        "interpreter": {"path": str(plan.interpreter.path), "python": plan.interpreter.python},
-        "packages": plan.interpreter.packages,
-        "git_commit": _git_commit(),
-        "model": {
-            "id": plan.preset.model.id,
-            "folder": str(plan.model_folder),
-            "architecture": checkpoint.architecture,
-            "parameters": checkpoint.parameters,
-            "dtypes": checkpoint.dtypes,
-            "config_sha256": hashlib.sha256(
-                (plan.model_folder / "config.json").read_bytes()
-            ).hexdigest(),
-            "files": {
-                name: identity.stamp(plan.model_folder / name) for name in checkpoint.weight_files
-            },
-        },
-        "data": [dataset.as_record() for dataset in written],
-        "tokens": plan.tokens.name if plan.tokens else None,
-        "forecast": fit.record_of(
-            plan.preset, plan.outlook, plan.datasets, on_cpu=plan.placement.on_cpu
-        ),
-        "expected": plan.expected.as_json(),
-        "observed": None,
-        "watch": plan.preset.watch.model_dump(mode="json"),
-        "launcher": launcher.as_json() if launcher else None,
-    }
+def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunRecord:
+    assert plan.view is not None
+    return RunRecord(
+        id=plan.folder.id,
+        created=time.time(),
+        iisft=__version__,
+        preset_name=plan.document.name,
+        preset=redact_all(plan.preset.model_dump(mode="json")),
+        argv=tuple(plan.argv),
+        env=redact(plan.env),
+        shell=steering(os.environ),
+        train_yaml=plan.train_yaml,
+        view=drift.view_digests(folder.model, plan.view.texts),
+        gpus=() if plan.placement.on_cpu else tuple(gpu.arch for gpu in plan.gpus),
+        ranks=plan.placement.ranks,
+        nodes=plan.placement.nodes,
+        interpreter=plan.interpreter.path,
+        python=plan.interpreter.python,
+        packages=plan.interpreter.packages,
+        git_commit=_git_commit(),
+        model=_model_record(plan),
+        data=tuple(dataset.as_record() for dataset in written),
+        tokens=plan.tokens.name if plan.tokens else None,
+        forecast=_forecast_record(plan),
+        expected=plan.expected.as_json(),
+        observed=None,
+        watch=Watch.from_json(plan.preset.watch.model_dump(mode="json")),
+        launcher=process.identity_of(os.getpid()),
+    )
+
+
+def _forecast_record(plan: Plan) -> dict[str, Any] | None:
+    if plan.forecast is None:
+        return None
+    on_cpu = plan.placement.on_cpu
+    return forecast.record_of(plan.preset, plan.forecast, plan.datasets, on_cpu=on_cpu)
+
+
+def _model_record(plan: Plan) -> ModelRecord:
+    checkpoint, place = plan.checkpoint, plan.model_folder
+    assert checkpoint is not None
+    return ModelRecord(
+        id=plan.preset.model.id,
+        folder=place,
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.parameters,
+        dtypes=checkpoint.dtypes,
+        config_sha256=hashlib.sha256((place / "config.json").read_bytes()).hexdigest(),
+        files={name: identity.stamp(place / name) for name in checkpoint.weight_files},
+    )
 
 
 def join(plan: Plan) -> None:
@@ -136,7 +143,7 @@ def join(plan: Plan) -> None:
                 fix="start node 0, and give every node the same IISFT_HOME on a shared file system",
             )
         time.sleep(0.2)
-    if record["expected"] != plan.expected.as_json() or record["nodes"] != plan.placement.nodes:
+    if record.expected != plan.expected.as_json() or record.nodes != plan.placement.nodes:
         raise RunStateError(
             "node-differs",
             "this node's preset is not that of node 0",

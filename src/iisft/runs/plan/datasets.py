@@ -14,11 +14,13 @@ from iisft.data.stage import overlong
 from iisft.data.stage.overlong import Changes, Survey
 from iisft.data.stage.policy import damage_finding, unfit_findings
 from iisft.data.stage.staging import REPORT, StagedDataset
+from iisft.data.tokens.counting import unrenderable_finding
 from iisft.data.tokens.fate import Limit
 from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info
 from iisft.presets.schema import Overlong, Preset
+from iisft.runs.record.run_record import DatasetRecord
 
 Progress = Callable[[int, int], None]
 """Called with the rows counted so far and the rows in all."""
@@ -42,16 +44,24 @@ class RunDataset:
     changes: Changes | None = None
     longest: int | None = None
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> DatasetRecord:
         """For run.json; `fitted` says what the rows were fitted to for this run."""
-        about = {"name": self.name, "rows": self.rows, "sha256": self.sha256, "source": self.source}
-        if self.changes is None:
-            return about
-        counts = {"shortened": len(self.changes.cuts), "left_out": len(self.changes.left_out)}
-        return {
-            **about,
-            "fitted": {"overlong": self.changes.policy, **counts, **self.changes.limit},
-        }
+        fitted: dict[str, Any] | None = None
+        if self.changes is not None:
+            cuts, left_out = len(self.changes.cuts), len(self.changes.left_out)
+            fitted = {
+                "overlong": self.changes.policy,
+                "shortened": cuts,
+                "left_out": left_out,
+                **self.changes.limit,
+            }
+        return DatasetRecord(
+            name=self.name,
+            rows=self.rows,
+            sha256=self.sha256,
+            source=self.source,
+            fitted=fitted,
+        )
 
 
 def prepare(
@@ -123,12 +133,9 @@ def _prepare(
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
     dataset = replace(dataset, longest=survey.longest)
-    if survey.uncounted:
-        text = (
-            f"{survey.uncounted:,} rows of {staged.name} have tools: whether they are cut was "
-            "not counted"
-        )
-        findings.append(Finding("tools-uncounted", text, where=str(dataset.file), severity="warn"))
+    if survey.refused:
+        refusal = unrenderable_finding(survey.uncounted, *survey.refused)
+        findings.append(replace(refusal, where=str(dataset.file)))
     if not survey.damaged:
         return dataset
     if policy in ("fail", "allow"):

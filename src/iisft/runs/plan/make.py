@@ -1,34 +1,42 @@
-"""From a request to a whole plan: everything that a run is and needs, and every finding that speaks
+"""From a request to a plan: everything that a run is and needs, and every finding that speaks
 against it.
 
-Planning writes nothing. `--dry-run` prints the plan, `iisft.runs.plan.create` executes the same
-object.
+Planning writes nothing. `plan`, `env-check --preset` and `train --dry-run` show the plan, and
+`iisft.runs.plan.create` executes the same object.
 """
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from iisft.errors import CheckFailed, ExitCode, Finding
-from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.estimate.forecast import Accelerator, Forecast
+from iisft.estimate.suggestions import Suggestion
+from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
+from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.environment import Placement, compile_environment, env_findings
-from iisft.llamafactory.interpreter import Interpreter
+from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor import inspect
-from iisft.machine.facts.gpus import Gpu
+from iisft.machine.doctor.engine import training_gpus
+from iisft.machine.facts.gpus import Gpu, visible_gpus
+from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint
+from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.build import ViewPlan
 from iisft.models.view.support import DTYPES
+from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.runs.plan import disk, preflight, token_cache
-from iisft.runs.plan import fit as outlooks
+from iisft.runs.plan import building, token_cache
+from iisft.runs.plan import forecast as forecasts
+from iisft.runs.plan import preflight as checks
 from iisft.runs.plan.datasets import Progress, RunDataset
-from iisft.runs.plan.fit import Outlook
-from iisft.runs.plan.request import TrainRequest, check_nodes, resolve
+from iisft.runs.plan.request import Request, check_nodes, resolve
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.workspace import Workspace
@@ -48,27 +56,75 @@ _ROW_CHANGING = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run, whole.
+class Preflight:
+    """What a plan is checked against before it runs: this machine, its packages, the model's files,
+    and every row with the model's tokenizer.
 
-    What could not be found out for lack of model or data is None, with a finding that says so.
+    `progress` is called while rows are counted that were never counted before; `say` is told before
+    the first look at new packages, which takes some seconds.
     """
 
-    preset: Preset
-    document: Document
+    machine: Machine
+    progress: Progress | None = None
+    say: Callable[[str], None] = lambda _: None
+
+    @classmethod
+    def here(
+        cls,
+        workspace: Workspace,
+        progress: Progress | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> "Preflight":
+        return cls(inspect.this_machine(workspace.root), progress, say)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, whole: what it is, what it needs, and every finding that speaks against it.
+
+    What could not be found out for lack of model or data is None, with a finding that says so.
+    `checkpoint`, `view` and `tokens` are looked for by a preflight alone.
+    """
+
+    loaded: LoadedPreset
     placement: Placement
-    interpreter: Interpreter
     folder: RunFolder
     model_folder: Path
-    train_yaml: dict[str, Any]
-    env: dict[str, str]
-    checkpoint: Checkpoint | None
-    view: ViewPlan | None
+    gpus: tuple[Gpu, ...]
+    accelerator: Accelerator
+    facts: ModelFacts | None
     datasets: tuple[RunDataset, ...]
-    tokens: Path | None
-    outlook: Outlook
-    gpus: tuple[Gpu, ...] = ()
-    findings: tuple[Finding, ...] = field(default=())
+    forecast: Forecast | None
+    interpreter: Interpreter
+    train_yaml: dict[str, Any]
+    checkpoint: Checkpoint | None = None
+    view: ViewPlan | None = None
+    tokens: Path | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def preset(self) -> Preset:
+        return self.loaded.preset
+
+    @property
+    def document(self) -> Document:
+        return self.loaded.document
+
+    @property
+    def fits(self) -> str | None:
+        """yes, tight, no; None when it is not known."""
+        return self.forecast.fits if self.forecast else None
+
+    @cached_property
+    def suggestions(self) -> list[Suggestion]:
+        """Changes after which a run that does not fit would."""
+        return forecasts.suggestions(self.preset, self.forecast) if self.forecast else []
+
+    @property
+    def env(self) -> dict[str, str]:
+        return compile_environment(
+            self.preset, self.interpreter, self.placement, self.folder.modules_cache
+        )
 
     @property
     def argv(self) -> list[str]:
@@ -126,76 +182,126 @@ class Plan:
 
 
 def make_plan(
-    request: TrainRequest,
+    request: Request,
     workspace: Workspace,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    preflight: Preflight | None = None,
+    *,
+    gpus: Sequence[Gpu] | None = None,
+    device: Device | None = None,
 ) -> Plan:
-    """Resolve a request; what is wrong with model, data, machine or packages becomes findings.
+    """Resolve a request and forecast it; what is wrong with model, data, machine or packages
+    becomes findings.
 
-    `progress` is called while rows are counted that were never counted before; `say` is told before
-    the first look at new packages, which takes some seconds.
+    Without a preflight that takes milliseconds beyond reading the request's files, and GPUs that
+    are not here may be planned for.
+
+    Args:
+        request: what is asked for.
+        workspace: where its preset, model, data and run lie.
+        preflight: what is checked for a run that shall start.
+        gpus: those of the machine that is planned for; None = this one's.
+        device: plan for this card instead.
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to
         plan.
     """
-    check_nodes(request)
-    machine = inspect.this_machine(workspace.root)
-    gpus = machine.visible
-    resolved = resolve(request, workspace, gpus, judge=False)
-    document, preset, placement = resolved.document, resolved.preset, resolved.placement
-    model_findings: list[Finding] = []
-    data_findings: list[Finding] = []
-    model_folder = workspace.model_folder(preset.model.id)
-    checkpoint, view = preflight.model_for(model_findings, preset, model_folder)
-    counting_model = model_folder if checkpoint is not None else None
-    datasets = preflight.datasets_for(data_findings, preset, workspace, counting_model, progress)
-    place = outlooks.place_for(preset, gpus, placement.ranks)
-    outlook = outlooks.look(
-        preset, model_folder, place, placement.world_size, datasets, workspace.runs
+    if preflight is not None:
+        check_nodes(request)
+        gpus = preflight.machine.visible
+    elif gpus is None:
+        gpus = visible_gpus()
+    loaded, placement, notes = resolve(
+        request, workspace, cpu_ranks=preflight is not None and not gpus
     )
-    interpreter, doctored = preflight.doctor_findings(
-        resolved.loaded, placement, machine, checkpoint, outlook.fits, say
+    preset, model_folder = loaded.preset, workspace.model_folder(loaded.preset.model.id)
+    model = checks.model_for(preset, model_folder) if preflight else checks.UNCHECKED
+    counting = model_folder if model.checkpoint is not None else None
+    datasets, of_data = checks.datasets_for(
+        preset, workspace, counting, preflight.progress if preflight else None
     )
-    findings = [*resolved.notes, *doctored, *env_findings(resolved.loaded)]
-    findings += preflight.extra_argument_findings(resolved.loaded, interpreter)
-    findings += model_findings
-    findings += outlooks.fit_findings(outlook, preset, only_warn=placement.on_cpu)
-    findings += data_findings
-    folder = RunFolder(
-        workspace.runs / (request.name or _fresh_name(document.name, workspace)), request.node_rank
+    accelerator = forecasts.accelerator_for(
+        preset, training_gpus(gpus, preset.hardware.vendor), placement.ranks, device
     )
-    findings += disk.findings(preset, checkpoint, workspace.runs)
-    if folder.path.exists() and not request.node_rank:
-        findings.append(preflight.taken(folder))
-    train_yaml = llamafactory_arguments.compile_arguments(
-        preset,
-        model=folder.model,
-        dataset_dir=folder.dataset,
-        output_dir=folder.output,
-        on_cpu=placement.on_cpu,
-    )
-    built = None
-    if checkpoint and view and not any(one.severity == "error" for one in model_findings):
-        built = preflight.built_for(
-            findings, preset, checkpoint, view, train_yaml, interpreter, placement, datasets, say
+    facts, of_forecast = model_facts(preset.model.id, model_folder)
+    forecast = None
+    if facts is not None:
+        forecast, assumed = forecasts.forecast_run(
+            preset, facts, accelerator, placement.world_size, datasets, workspace.runs
         )
-    tokens = (
-        token_cache.find(preset, datasets, model_folder, interpreter, workspace)
-        if checkpoint
-        else None
+        of_forecast += assumed
+    name = request.name or _fresh_name(loaded.document.name, workspace)
+    folder = RunFolder(workspace.runs / name, request.node_rank)
+    plan = Plan(
+        loaded=loaded,
+        placement=placement,
+        folder=folder,
+        model_folder=model_folder,
+        gpus=tuple(gpus),
+        accelerator=accelerator,
+        facts=facts,
+        datasets=tuple(datasets),
+        forecast=forecast,
+        interpreter=Interpreter(training_interpreter(), "", {}, None),
+        train_yaml=compile_arguments(
+            preset,
+            model=folder.model,
+            dataset_dir=folder.dataset,
+            output_dir=folder.output,
+            on_cpu=placement.on_cpu,
+        ),
+        checkpoint=model.checkpoint,
+        view=model.view,
     )
+    if preflight is None:
+        warned = [replace(finding, severity="warn") for finding in of_data]
+        return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *warned))
+    return _checked(plan, preflight, workspace, notes, model.findings, of_data)
+
+
+def _checked(
+    plan: Plan,
+    preflight: Preflight,
+    workspace: Workspace,
+    notes: list[Finding],
+    of_model: Sequence[Finding],
+    of_data: list[Finding],
+) -> Plan:
+    """With everything that speaks against it here, and the rows' tokens where they were made while
+    staging.
+    """
+    preset, placement, runs = plan.preset, plan.placement, workspace.runs
+    interpreter, doctored = checks.doctor_findings(
+        plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits, preflight.say
+    )
+    findings = [*notes, *doctored, *env_findings(plan.loaded)]
+    findings += checks.extra_argument_findings(plan.loaded, interpreter)
+    findings += of_model
+    if not any(finding.severity == "error" for finding in of_model):
+        _, of_building = building.build(plan, interpreter, findings, preflight.say)
+        findings += of_building
+    if plan.forecast is not None:
+        findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
+    findings += of_data
+    findings += checks.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
+    if plan.folder.path.exists() and not placement.node_rank:
+        findings.append(checks.taken(plan.folder))
+    tokens, train_yaml = None, plan.train_yaml
+    if plan.checkpoint is not None:
+        tokens = token_cache.find(
+            preset, list(plan.datasets), plan.model_folder, interpreter, workspace
+        )
     if tokens is not None:
-        train_yaml[tokenized.ARGUMENT] = str(folder.tokenized)
+        train_yaml = train_yaml | {tokenized.ARGUMENT: str(plan.folder.tokenized)}
         text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
         findings.append(Finding("tokens-cached", text, severity="info"))
-    env = compile_environment(preset, interpreter, placement, folder.modules_cache)
-    return Plan(
-        preset, document, placement, interpreter, folder, model_folder, train_yaml, env, checkpoint,
-        view,
-        tuple(datasets), tokens, outlook, tuple(gpus), tuple(findings),
-    )  # fmt: skip
+    return replace(
+        plan,
+        interpreter=interpreter,
+        tokens=tokens,
+        train_yaml=train_yaml,
+        findings=tuple(findings),
+    )
 
 
 def _fresh_name(preset_name: str, workspace: Workspace) -> str:

@@ -4,14 +4,19 @@ Each check adds its findings.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from iisft.data.stage import staging
 from iisft.errors import ExitCode, Finding, IisftError, RunStateError
+from iisft.estimate import disk
+from iisft.estimate.forecast import Forecast
+from iisft.estimate.memory import GIB
 from iisft.llamafactory import arguments as llamafactory_arguments
+from iisft.llamafactory import fitting_template
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
@@ -19,18 +24,13 @@ from iisft.llamafactory.torch_sets import INSTALL
 from iisft.machine.doctor import engine, inspect
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
-from iisft.models.view import built, built_findings
 from iisft.models.view.build import ViewPlan, plan_view
-from iisft.models.view.built import Built
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
 from iisft.runs.plan import datasets
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace, how_to_get
-
-# the doctor's findings after which asking the trainer's code would only fail again
-_UNIMPORTABLE = ("import-died", "import-failed", "torchaudio-mismatch")
 
 
 def doctor_findings(
@@ -87,23 +87,66 @@ def extra_argument_findings(
     ]
 
 
-def model_for(
-    findings: list[Finding], preset: Preset, folder: Path
-) -> tuple[Checkpoint | None, ViewPlan | None]:
-    if not folder.is_dir():
-        findings.append(
-            Finding(
-                "model-missing",
-                f"the model {preset.model.id} is not there",
-                where=str(folder),
-                fix=how_to_get(preset.model.id, folder),
-            )
+def disk_findings(
+    preset: Preset, checkpoint: Checkpoint | None, forecast: Forecast | None, runs: Path
+) -> Iterator[Finding]:
+    """A read-only place, and too little room for the checkpoints that lie there at once."""
+    place = runs
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        yield Finding(
+            "output-read-only",
+            "runs can't be written here",
+            where=str(place),
+            fix="export IISFT_HOME=/a/writable/folder",
+            exit_code=ExitCode.ENVIRONMENT,
         )
-        return None, None
+        return
+    if checkpoint is None:
+        return
+    if forecast is not None:
+        needed = forecast.disk_gib
+    else:
+        lora = preset.lora
+        parameters = disk.adapter_parameters(checkpoint.tensors, lora.rank, lora.target)
+        needed = disk.run_bytes(parameters, preset.save.keep) / GIB
+    free = shutil.disk_usage(place).free / GIB
+    if free < needed:
+        yield Finding(
+            "disk-space",
+            f"{preset.save.keep} checkpoints need {needed:.1f} GiB, {free:.1f} GiB are free",
+            where=str(place),
+            fix="free some space, or --set save.keep=1",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model folder as far as it is sound."""
+
+    checkpoint: Checkpoint | None = None
+    view: ViewPlan | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+UNCHECKED = CheckedModel()
+
+
+def model_for(preset: Preset, folder: Path) -> CheckedModel:
+    """Inspect the folder, and plan the view through which the run loads it."""
+    if not folder.is_dir():
+        missing = Finding(
+            "model-missing",
+            f"the model {preset.model.id} is not there",
+            where=str(folder),
+            fix=how_to_get(preset.model.id, folder),
+        )
+        return CheckedModel(findings=(missing,))
     faults = checkpoint_findings(folder)
-    findings += faults
     if any(finding.severity == "error" for finding in faults):
-        return None, None
+        return CheckedModel(findings=tuple(faults))
     try:
         checkpoint = inspect_checkpoint(folder)
         view = plan_view(
@@ -113,10 +156,12 @@ def model_for(
             trust_remote_code=preset.model.trust_remote_code,
         )
     except IisftError as error:
-        findings.append(error.finding)
-        return None, None
-    findings += _target_findings(preset, checkpoint)
-    return checkpoint, view
+        return CheckedModel(findings=(*faults, error.finding))
+    findings = [*faults, *_target_findings(preset, checkpoint)]
+    objection = fitting_template.objection(folder, preset.model.template, preset.llamafactory)
+    if objection is not None and objection.severity == "warn":  # an error is told with the rows
+        findings.append(objection)
+    return CheckedModel(checkpoint, view, tuple(findings))
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -146,53 +191,17 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
             )
 
 
-def built_for(
-    findings: list[Finding],
-    preset: Preset,
-    checkpoint: Checkpoint,
-    view: ViewPlan,
-    train_yaml: Mapping[str, Any],
-    interpreter: Interpreter,
-    placement: Placement,
-    prepared: Sequence[RunDataset],
-    say: Callable[[str], None],
-) -> Built | None:
-    """What the trainer would make of the run before its first step; None where it can't be
-    asked, which the doctor says.
-    """
-    if (
-        any(one.id in _UNIMPORTABLE for one in findings)
-        or not {"llamafactory", "torch"} <= interpreter.packages.keys()
-    ):
-        return None
-    answer = built.ask(
-        view,
-        checkpoint,
-        train_yaml,
-        interpreter,
-        on_cpu=placement.on_cpu,
-        distributed=placement.world_size > 1,
-        say=say,
-    )
-    if isinstance(answer, str):
-        text = f"the model was not built before the start: {answer}"
-        findings.append(Finding("model-unbuilt", text, str(interpreter.path), severity="warn"))
-        return None
-    longest = [dataset.longest for dataset in prepared]
-    known = None if not longest or None in longest else max(filter(None, longest))
-    findings += built_findings.findings(answer, preset, checkpoint, known)
-    return answer
-
-
 def datasets_for(
-    findings: list[Finding],
     preset: Preset,
     workspace: Workspace,
     model: Path | None,
     progress: datasets.Progress | None = None,
-) -> list[RunDataset]:
-    """What the run trains on and evaluates; `model` is the sound model folder, None without one."""
-    found = []
+) -> tuple[list[RunDataset], list[Finding]]:
+    """What the run trains on and evaluates, and what is wrong with it; `model` is the sound model
+    folder, without one no row is counted.
+    """
+    found: list[RunDataset] = []
+    findings: list[Finding] = []
     for name in dict.fromkeys(filter(None, (preset.data.name, preset.data.eval))):
         try:
             staged = staging.load(name, workspace)
@@ -200,7 +209,7 @@ def datasets_for(
             findings.append(error.finding)
             continue
         found.append(datasets.prepare(findings, preset, staged, model, progress))
-    return found
+    return found, findings
 
 
 def taken(folder: RunFolder) -> Finding:

@@ -3,21 +3,22 @@
 import re
 from dataclasses import dataclass
 
-from iisft.errors import Finding, InputError, UsageError
+from iisft.errors import Finding, IisftError, InputError, UsageError
+from iisft.gpu_table import Device
 from iisft.llamafactory.environment import Placement
-from iisft.machine.facts.gpus import Gpu
+from iisft.machine.facts.gpus import visible_gpus
 from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
-from iisft.presets.schema import Preset
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
+_FALLBACK = "mi50"
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and some are put around it
 
 
 @dataclass(frozen=True, slots=True)
-class TrainRequest:
+class Request:
     """What the command line asked for."""
 
     preset: str
@@ -31,44 +32,43 @@ class TrainRequest:
     rendezvous: str | None = None
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """A request's preset, checked, with the command line's values in it, and where its ranks run.
-
-    `notes` say what was made of the command line's counts.
-    """
-
-    loaded: LoadedPreset
-    placement: Placement
-    notes: tuple[Finding, ...]
-
-    @property
-    def preset(self) -> Preset:
-        return self.loaded.preset
-
-    @property
-    def document(self) -> Document:
-        return self.loaded.document
-
-
 def resolve(
-    request: TrainRequest, workspace: Workspace, gpus: list[Gpu], *, judge: bool = True
-) -> Resolved:
-    """Read the preset that a request names and fit it to so many GPUs. `judge`: see
-    presets.checking.check.
+    request: Request, workspace: Workspace, *, cpu_ranks: bool
+) -> tuple[LoadedPreset, Placement, list[Finding]]:
+    """The preset that a request names, checked, with the command line's values in it; where its
+    ranks run; and what was made of the command line's counts.
+
+    `cpu_ranks`: there are no GPUs, so `--gpus N` means ranks on the CPU. A rule's error is one of
+    the preset's `warnings`.
 
     Raises:
         IisftError: the request or its preset can't be read or is wrong.
     """
     _check_request(request)
     document = documents.read_document(request.preset, workspace)
-    _apply(request, document)
+    document.change(request.overrides, model=request.model, data=request.data)
     notes: list[Finding] = []
-    loaded, placement = _place(request, document, gpus, notes, judge=judge)
-    return Resolved(loaded, placement, tuple(notes))
+    placement = _place(request, document, notes, cpu_ranks=cpu_ranks)
+    loaded = checking.check(document, nodes=request.nodes, ranks=placement.ranks, judge=False)
+    return loaded, placement, notes
 
 
-def _check_request(request: TrainRequest) -> None:
+def default_preset(workspace: Workspace, device: Device | None) -> str:
+    """The first preset for the GPUs that are meant or here; mi50 without any."""
+    gpus = visible_gpus()
+    arch = device.arch if device else gpus[0].arch if gpus else "cpu"
+    for name in sorted(documents.available(workspace)):
+        try:
+            hardware = documents.read_document(name, workspace).values.get("hardware")
+        except IisftError:  # somebody's broken preset is not the one that is looked for
+            continue
+        wanted = hardware.get("arch") if isinstance(hardware, dict) else None
+        if isinstance(wanted, str) and wanted and arch.startswith(wanted):
+            return name
+    return _FALLBACK
+
+
+def _check_request(request: Request) -> None:
     if request.name is not None and not _NAME.fullmatch(request.name):
         raise UsageError(
             "run-name", f"a run's name has letters, digits, '.', '_' and '-', not {request.name!r}"
@@ -85,7 +85,7 @@ def _check_request(request: TrainRequest) -> None:
         )
 
 
-def check_nodes(request: TrainRequest) -> None:
+def check_nodes(request: Request) -> None:
     """The whole request; several machines must find each other and share one folder.
 
     Raises:
@@ -102,26 +102,16 @@ def check_nodes(request: TrainRequest) -> None:
             )
 
 
-def _apply(request: TrainRequest, document: Document) -> None:
-    """Put the command line's values into the document."""
-    for text in request.overrides:
-        document.override(*documents.parse_override(text), documents.describe_override(text))
-    if request.model is not None:
-        document.override(("model", "id"), request.model, "--model")
-    if request.data is not None:
-        document.override(("data", "name"), request.data, "--data")
-
-
 def _place(
-    request: TrainRequest, document: Document, gpus: list[Gpu], notes: list[Finding], *, judge: bool
-) -> tuple[LoadedPreset, Placement]:
+    request: Request, document: Document, notes: list[Finding], *, cpu_ranks: bool
+) -> Placement:
     """Where the ranks run; the accumulation is rescaled so that the global batch stays."""
     asked = document.values.get("hardware")
     asked = asked if isinstance(asked, dict) else {}
     preset_ranks = asked.get("gpus") if isinstance(asked.get("gpus"), int) else 1
     preset_ranks = max(preset_ranks or 0, 1)
     ranks = request.gpus or preset_ranks
-    on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and not gpus)
+    on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and cpu_ranks)
     placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
     literal = [
         text
@@ -131,33 +121,21 @@ def _place(
     train = document.values.get("train")
     accumulation = train.get("accumulation") if isinstance(train, dict) else None
     if placement.world_size != preset_ranks and isinstance(accumulation, int):
-        if literal:
-            notes.append(
-                Finding(
-                    "global-batch-literal",
-                    f"{' '.join(literal)} is taken as it is",
-                    severity="info",
-                )
+        notes.append(
+            Finding(
+                "global-batch-literal", f"{' '.join(literal)} is taken as it is", severity="info"
             )
-        else:
-            notes.append(
-                _rescaled(document, accumulation, preset_ranks, placement.world_size, judge=judge)
-            )
-    return checking.check(document, nodes=request.nodes, ranks=ranks, judge=judge), placement
+            if literal
+            else _rescaled(document, accumulation, preset_ranks, placement.world_size)
+        )
+    return placement
 
 
-def _rescaled(
-    document: Document, accumulation: int, before: int, after: int, *, judge: bool
-) -> Finding:
-    """Change the accumulation.
-
-    Without `judge` ranks that can't keep the global batch are only said to be so.
-    """
+def _rescaled(document: Document, accumulation: int, before: int, after: int) -> Finding:
+    """Change the accumulation; ranks that can't keep the global batch are only said to be so."""
     try:
         scaled = _rescale(accumulation, before, after)
     except InputError as error:
-        if judge:
-            raise
         return error.finding
     document.override(
         ("train", "accumulation"), scaled, document.source(("train", "accumulation")).text

@@ -13,15 +13,14 @@ from typing import Any
 from iisft import process
 from iisft.errors import CheckFailed, IisftError
 from iisft.estimate.best import best as fastest
+from iisft.estimate.forecast import Forecast
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Change
 from iisft.estimate.timing import computed_precision, micro_batch_flops
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.runs.plan import create
-from iisft.runs.plan.command import Planned
-from iisft.runs.plan.fit import Outlook
-from iisft.runs.plan.make import Plan, make_plan
-from iisft.runs.plan.request import TrainRequest
+from iisft.runs.plan.make import Plan, Preflight, make_plan
+from iisft.runs.plan.request import Request
 from iisft.runs.record import measurements
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.supervise import control
@@ -34,15 +33,14 @@ _PROBE_STEPS = (4, 60)  # the second where the first went by between two looks a
 _PROBED_CANDIDATES = 2
 
 
-def best(planned: Planned) -> list[dict[str, Any]]:
+def best(plan: Plan) -> list[dict[str, Any]]:
     """The five fastest ways to the same training that fit, the preset's own among them where it is
     one.
     """
-    situation = planned.outlook.situation
-    if situation is None:
+    if plan.forecast is None:
         return []
     found = []
-    for values, result in fastest(planned.preset, situation):
+    for values, result in fastest(plan.preset, plan.forecast.workload):
         seconds = result.step_s
         found.append(
             {
@@ -55,13 +53,13 @@ def best(planned: Planned) -> list[dict[str, Any]]:
     return found
 
 
-def trace_case(planned: Planned) -> dict[str, Any] | None:
+def trace_case(plan: Plan) -> dict[str, Any] | None:
     """What child/trace_step.py is asked.
 
     None where a trace can't say anything about this preset.
     """
-    result, facts = planned.outlook.forecast, planned.outlook.facts
-    sharding = planned.preset.sharding
+    result, facts = plan.forecast, plan.facts
+    sharding = plan.preset.sharding
     if (
         result is None
         or facts is None
@@ -69,7 +67,7 @@ def trace_case(planned: Planned) -> dict[str, Any] | None:
         or sharding not in ("none", "fsdp")
     ):
         return None
-    shape, target = result.shape, planned.preset.lora.target
+    shape, target = result.shape, plan.preset.lora.target
     return {
         "config": facts.config,
         "weights": shape.weights,
@@ -82,15 +80,15 @@ def trace_case(planned: Planned) -> dict[str, Any] | None:
         "rank": shape.rank,
         "dropout": shape.dropout,
         "target": target if isinstance(target, str) else ",".join(target),
-        "optimizer": planned.preset.train.optimizer,
+        "optimizer": plan.preset.train.optimizer,
         "sharding": sharding,
         "ranks": result.layout.ranks,
     }
 
 
-def trace(planned: Planned, say: Say) -> dict[str, Any]:
+def trace(plan: Plan, say: Say) -> dict[str, Any]:
     """Trace the step of a plan in the training interpreter; what goes wrong becomes `error`."""
-    case = trace_case(planned)
+    case = trace_case(plan)
     if case is None:
         return {"error": "a trace covers neither nf4 weights nor ZeRO, and needs config.json"}
     say(
@@ -108,12 +106,12 @@ def trace(planned: Planned, say: Say) -> dict[str, Any]:
         return {"error": f"the training environment can't trace: {error}"}
     if "error" in answer:
         return answer
-    return _compared(planned, answer)
+    return _compared(plan, answer)
 
 
-def _compared(planned: Planned, answer: dict[str, Any]) -> dict[str, Any]:
+def _compared(plan: Plan, answer: dict[str, Any]) -> dict[str, Any]:
     """The trace is of one process: DDP's buckets are added to it as the plan adds them."""
-    result = planned.outlook.forecast
+    result = plan.forecast
     assert result is not None
     buckets = result.memory.parts.get("ddp buckets", 0)
     peak = answer["peak"] + buckets
@@ -131,7 +129,7 @@ def _compared(planned: Planned, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def probe(
-    request: TrainRequest, workspace: Workspace, say: Say, *, changes: tuple[str, ...] = ()
+    request: Request, workspace: Workspace, say: Say, *, changes: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """A few steps of the real trainer with exactly this preset: no checkpoint, and the run is
     deleted afterwards.
@@ -147,12 +145,14 @@ def probe(
     return judged | {"error": "the steps are too short to be timed; a longer run will tell"}
 
 
-def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int) -> dict[str, Any]:
+def _run_probe(request: Request, workspace: Workspace, say: Say, steps: int) -> dict[str, Any]:
     only = ("data.eval=null", "save.eval_every_steps=null", f"train.max_steps={steps}")
     name = f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{steps}"
     try:
         plan = make_plan(
-            replace(request, name=name, overrides=(*request.overrides, *only)), workspace
+            replace(request, name=name, overrides=(*request.overrides, *only)),
+            workspace,
+            Preflight.here(workspace),
         )
         plan.require_sound()
         plan = replace(plan, train_yaml=plan.train_yaml | {"save_strategy": "no"})
@@ -167,7 +167,7 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
             return {"error": f"the probe {ended.state}: {ended.reason}"}
         return {
             "steps": steps,
-            **_judged(measurements.measure(plan.folder.read_events()), plan.outlook),
+            **_judged(measurements.measure(plan.folder.read_events()), plan.forecast),
         }
     except IisftError as error:
         return _refusal(error)
@@ -176,7 +176,7 @@ def _run_probe(request: TrainRequest, workspace: Workspace, say: Say, steps: int
 
 
 def _about(plan: Plan, steps: int) -> str:
-    result = plan.outlook.forecast
+    result = plan.forecast
     if result is None or result.step_s is None:
         return ""
     return f", about {max(1, round(steps * result.step_s.typical / 60))} min after loading"
@@ -199,18 +199,17 @@ def _remove(folder: RunFolder) -> None:
         control.remove(folder)
 
 
-def _judged(found: dict[str, float], outlook: Outlook) -> dict[str, Any]:
+def _judged(found: dict[str, float], result: Forecast | None) -> dict[str, Any]:
     """The measurement beside the prediction."""
-    result, situation = outlook.forecast, outlook.situation
     judged: dict[str, Any] = dict(found)
-    if result is None or situation is None:
+    if result is None:
         return judged
+    workload, device = result.workload, result.workload.accelerator.device
     if "tokens_per_s" in found:
-        per_token = micro_batch_flops(situation.model, result.shape) / result.shape.rows
-        judged["tflops"] = round(found["tokens_per_s"] * per_token / situation.ranks / 1e12, 4)
-        if situation.device is not None:
+        per_token = micro_batch_flops(workload.model, result.shape) / result.shape.rows
+        judged["tflops"] = round(found["tokens_per_s"] * per_token / workload.ranks / 1e12, 4)
+        if device is not None:
             precision = computed_precision(result.shape)
-            device = situation.device
             judged["mfu"] = round(
                 judged["tflops"] / (device.fp32 if precision == "fp32" else device.half), 4
             )
@@ -222,7 +221,7 @@ def _judged(found: dict[str, float], outlook: Outlook) -> dict[str, Any]:
 
 
 def probe_best(
-    found: list[dict[str, Any]], request: TrainRequest, workspace: Workspace, say: Say
+    found: list[dict[str, Any]], request: Request, workspace: Workspace, say: Say
 ) -> list[dict[str, Any]]:
     """Measure the first few of `best`."""
     measured_ones = []

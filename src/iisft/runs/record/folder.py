@@ -1,14 +1,18 @@
 """The run folder: every file name that a run has, and the reading and writing of its records."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, process
+from iisft.errors import RunStateError
+from iisft.process import ProcessIdentity
+from iisft.runs.record import run_record
+from iisft.runs.record.run_record import RunRecord
+from iisft.secrets import hide
 
 EXIT = "exit.json"
 
@@ -150,8 +154,25 @@ class RunFolder:
     def _node(self) -> str:
         return f".node-{self.node_rank}" if self.node_rank else ""
 
-    def read_record(self) -> dict[str, Any] | None:
-        return files.read_json_object(self.record)
+    def read_record(self) -> RunRecord | None:
+        """run.json, None when it can't be used; what it lacks is named by its `missing`."""
+        return run_record.read(self.record)
+
+    def whole_record(self) -> RunRecord:
+        """run.json with everything that a trainer is started from.
+
+        Raises:
+            RunStateError: it is missing, unreadable, broken, or of a format that is not known.
+        """
+        record = self.read_record()
+        if record is None or record.missing:
+            raise RunStateError(
+                "record-broken",
+                f"{self.id}: {run_record.why_unusable(self.record)}",
+                where=str(self.record),
+                fix="its checkpoints are in output/; start a new run",
+            )
+        return record
 
     def read_processes(self) -> dict[str, Any]:
         """Who supervises and trains here.
@@ -161,9 +182,26 @@ class RunFolder:
         found = files.read_json_object(self.processes) or {}
         return found if found.get("run") == self.marker else {}
 
+    def live_supervisor(self) -> ProcessIdentity | None:
+        """Who supervises this run now: a process that was started for that."""
+        return self._live("supervisor", process.SUPERVISOR_MARKER)
+
+    def live_trainer(self) -> ProcessIdentity | None:
+        """The process that trains now, or None."""
+        return self._live("trainer", process.RUN_MARKER)
+
+    def _live(self, role: str, variable: str) -> ProcessIdentity | None:
+        found = ProcessIdentity.from_json(self.read_processes().get(role))
+        try:
+            owner = self.path.stat().st_uid
+        except OSError:
+            return None
+        return found if found and found.alive_for(variable, self.marker, owner) else None
+
     def update_record(self, **values: Any) -> None:
         """Change some keys of run.json; only its one writer (the supervisor) may call this."""
-        files.write_json_atomically(self.record, (self.read_record() or {}) | values)
+        before = files.read_json_object(self.record) or {}
+        files.write_json_atomically(self.record, before | values)
 
     def append_event(self, kind: str, **values: Any) -> None:
         """One line of events.jsonl with its time; on a full disk it is let go."""
@@ -179,13 +217,13 @@ class RunFolder:
 
 def event_line(kind: str, **values: Any) -> str:
     """An event of this moment."""
-    return json.dumps({"time": round(time.time(), 3), "kind": kind, **values})
+    return hide(files.json_text({"time": round(time.time(), 3), "kind": kind, **values}))
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
     """One line of events.jsonl, or None when it is torn."""
     try:
-        event = json.loads(line)
+        event = files.parse_json(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None

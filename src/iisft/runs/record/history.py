@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iisft import files
+from iisft.child.constants_iisft import SAID_MARK
 from iisft.files import LineFollower
 from iisft.runs.record.folder import RunFolder, parse_event
 
@@ -90,7 +92,7 @@ def last_lines(log: Path, count: int, tail_bytes: int = 32 * 1024) -> list[str]:
     Reads no more than `tail_bytes` however long the log is; none when it can't be read.
     """
     try:
-        with log.open("rb") as stream:
+        with files.open_regular(log) as stream:
             start = max(0, stream.seek(0, os.SEEK_END) - tail_bytes)
             stream.seek(start)
             tail = stream.read(tail_bytes).decode("utf-8", "replace")
@@ -99,7 +101,7 @@ def last_lines(log: Path, count: int, tail_bytes: int = 32 * 1024) -> list[str]:
     lines = tail.split("\n")
     whole = lines[1:] if start and len(lines) > 1 else lines
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in whole]
-    return [line for line in shown if line.strip()][-count:]
+    return [line for line in shown if line.strip() and not line.startswith(SAID_MARK)][-count:]
 
 
 def _count(value: Any) -> int | None:

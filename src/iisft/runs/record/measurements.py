@@ -17,6 +17,7 @@ from typing import Any
 from iisft import files
 from iisft.estimate.shape import Measured
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 
 FILE = "measured.jsonl"
 _RECENT = 5
@@ -48,15 +49,15 @@ def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
     return found
 
 
-def keep(folder: RunFolder, record: dict[str, Any], found: dict[str, float]) -> None:
+def keep(folder: RunFolder, record: RunRecord, found: dict[str, float]) -> None:
     """Add a finished run to the machine's memory; on a full disk it is let go."""
-    planned = record.get("forecast")
-    if not found or not isinstance(planned, dict):
+    planned = record.forecast
+    if not found or planned is None:
         return
     entry = {
         "time": round(time.time()),
         "run": folder.id,
-        "preset": record.get("preset_name"),
+        "preset": record.preset_name,
         "machine": platform.node(),
         "kin": planned.get("kin"),
         "ranks": planned.get("ranks"),

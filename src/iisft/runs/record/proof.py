@@ -29,6 +29,16 @@ class Expected:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def is_whole(cls, values: Mapping[str, Any]) -> bool:
+        """Whether run.json's `expected` has all of them."""
+        return set(cls.__slots__) <= values.keys()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Expected":
+        """Run.json's `expected`, which is whole; what else it holds is a later iisft's."""
+        return cls(**{name: values[name] for name in cls.__slots__})
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:

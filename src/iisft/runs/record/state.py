@@ -2,23 +2,23 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from iisft import files, process
 from iisft.errors import Finding, RunStateError
-from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import EXIT, RunFolder, parse_event
 from iisft.runs.record.measurements import measure
+from iisft.runs.record.run_record import RunRecord, count, moment, why_unusable
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
+_LONGEST_START_S = 3600.0  # from the record to the supervisor; a record may name any process
 _RECENT_STEPS = 21
-_YEAR_10000 = 253_402_300_800
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class RunStatus:
     ended: float | None
     ranks: int | None
     metrics: dict[str, Any]
-    observed: dict[str, Any] | None = None
+    observed: Mapping[str, Any] | None = None
     restarts: int = 0
     findings: tuple[dict[str, Any], ...] = ()
-    forecast: dict[str, Any] | None = None
+    forecast: Mapping[str, Any] | None = None
     measured: dict[str, float] | None = None
     fix: str = ""
     comes_again: bool = False
@@ -114,24 +114,32 @@ def status_of(folder: RunFolder) -> RunStatus:
         reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
     # without a record nothing resumes
     comes_again = record is None or (outcome or {}).get("comes_again") is True
-    record = record or {}
     return RunStatus(
         folder=folder,
         state=state,
         reason=reason,
-        preset=str(record.get("preset_name", "")),
-        started=_moment(record.get("created")),
-        ended=_moment((outcome or {}).get("ended")),
-        ranks=_ranks(record),
+        preset=record.preset_name if record else "",
+        started=record.created if record else None,
+        ended=moment((outcome or {}).get("ended")),
+        ranks=record.world_size if record else None,
         metrics=_latest_metrics(events),
         fix=str((outcome or {}).get("fix") or ""),
         comes_again=comes_again,
-        observed=record.get("observed"),
+        observed=record.observed if record else None,
         restarts=sum(event.get("state") == "restarting" for event in events),
         findings=tuple(findings),
-        forecast=record.get("forecast"),
+        forecast=record.forecast if record else None,
         measured=measure(events),
     )
+
+
+def is_live(folder: RunFolder) -> bool:
+    """Whether a supervisor or trainer of it lives: asked again where the status of a moment ago may
+    be too old, it reads two small files.
+    """
+    if folder.exit.exists():
+        return False
+    return folder.live_supervisor() is not None or folder.live_trainer() is not None
 
 
 def brief_of(folder: RunFolder) -> RunStatus:
@@ -143,9 +151,9 @@ def brief_of(folder: RunFolder) -> RunStatus:
             state=str(outcome.get("state", "failed")),
             reason=str(outcome.get("reason", "")),
             preset=str(outcome["preset"]),
-            started=_moment(outcome.get("started")),
-            ended=_moment(outcome.get("ended")),
-            ranks=_count(outcome.get("ranks")),
+            started=moment(outcome.get("started")),
+            ended=moment(outcome.get("ended")),
+            ranks=count(outcome.get("ranks")),
             metrics=_figures({key: outcome.get(key) for key in ("step", "total_steps", "loss")}),
         )
     record = folder.read_record()
@@ -155,15 +163,14 @@ def brief_of(folder: RunFolder) -> RunStatus:
         if (event := parse_event(line)) is not None
     ]
     state, reason = _state(folder, record, outcome, events)
-    record = record or {}
     return RunStatus(
         folder=folder,
         state=state,
         reason=reason,
-        preset=str(record.get("preset_name", "")),
-        started=_moment(record.get("created")),
-        ended=_moment((outcome or {}).get("ended")),
-        ranks=_ranks(record),
+        preset=record.preset_name if record else "",
+        started=record.created if record else None,
+        ended=moment((outcome or {}).get("ended")),
+        ranks=record.world_size if record else None,
         metrics=_latest_metrics(events),
     )
 
@@ -210,48 +217,36 @@ def find_run(workspace: Workspace, name: str | None) -> RunFolder:
 
 def _state(
     folder: RunFolder,
-    record: dict[str, Any] | None,
+    record: RunRecord | None,
     outcome: dict[str, Any] | None,
     events: list[dict[str, Any]],
 ) -> tuple[str, str]:
     if outcome is not None:
         return str(outcome.get("state", "failed")), str(outcome.get("reason", ""))
     if record is None:
-        return "lost", why_no_record(folder.record)
-    processes = folder.read_processes()
-    supervisor = ProcessIdentity.from_json(processes.get("supervisor"))
-    trainer = ProcessIdentity.from_json(processes.get("trainer"))
-    if supervisor is not None and supervisor.alive():
+        return "lost", why_unusable(folder.record)
+    if folder.live_supervisor() is not None:
         last: dict[str, Any] = next(
             (event for event in reversed(events) if event["kind"] == "state"), {}
         )
         if last.get("state") == "restarting":
             return "running", f"restarting after: {last.get('message', '')}"
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
-    if trainer is not None and trainer.alive():
+    if folder.live_trainer() is not None:
         return "running", UNSUPERVISED
-    launcher = ProcessIdentity.from_json(record.get("launcher"))
-    if not folder.processes.exists() and launcher is not None and launcher.alive():
+    waiting = (
+        not folder.processes.exists() and record.launcher is not None and record.launcher.alive()
+    )
+    if waiting and 0 <= time.time() - (record.created or 0) < _LONGEST_START_S:
         return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
-
-
-def why_no_record(record: Path) -> str:
-    """What is wrong with a run.json that can't be used."""
-    try:
-        record.read_bytes()
-    except FileNotFoundError:
-        return "run.json is missing"
-    except OSError as error:
-        return f"run.json can't be read: {error.strerror}"
-    return "run.json is broken"
 
 
 def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     step_times = []
     for event in events:
-        if event["kind"] in ("metrics", "redone") and _count(event.get("step")) is not None:
+        if event["kind"] in ("metrics", "redone") and count(event.get("step")) is not None:
             metrics = {"total_steps": 0} | _figures(event)
             step_times.append(metrics.get("step_s"))
     known = sorted(float(seconds) for seconds in step_times[-_RECENT_STEPS:] if seconds is not None)
@@ -260,17 +255,12 @@ def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return metrics
 
 
-def _ranks(record: dict[str, Any]) -> int | None:
-    expected = record.get("expected")
-    return _count(expected.get("world_size")) if isinstance(expected, dict) else None
-
-
 def _figures(values: dict[str, Any]) -> dict[str, Any]:
     """Of a metrics event or an outcome what is a figure; NaN and infinities stand there as text."""
     counts = {
         key: number
         for key in ("step", "total_steps")
-        if (number := _count(values.get(key))) is not None
+        if (number := count(values.get(key))) is not None
     }
     rest = {
         key: value for key, value in values.items() if key not in ("kind", "step", "total_steps")
@@ -284,11 +274,3 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return True
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
-
-
-def _moment(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 <= value < _YEAR_10000 else None

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from iisft import files, process
 from iisft.errors import Finding
@@ -11,7 +11,8 @@ from iisft.llamafactory.logs import TrainerLog, dead_rank, error_in, last_lines
 from iisft.runs.record import checkpoints
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.record.proof import Expected, Observed, differences
+from iisft.runs.record.proof import Observed, differences
+from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise import hang
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
@@ -61,14 +62,12 @@ def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
 class Attempt:
     """A trainer and what is known about its life."""
 
-    def __init__(
-        self, folder: RunFolder, record: dict[str, Any], start: Start, events: Events
-    ) -> None:
+    def __init__(self, folder: RunFolder, record: RunRecord, start: Start, events: Events) -> None:
         self.folder = folder
         self.events = events
         self.record = record
         self.start = start
-        self.expected = Expected(**record["expected"])
+        self.expected = record.proof
         self.log = TrainerLog.follow(
             folder.train_log, folder.trainer_log, start.begin, start.proof_word
         )
@@ -79,12 +78,10 @@ class Attempt:
         self.told_to_end = False
         self._killed = False
         self.phase = "loading"
-        watch = record["watch"]
-        self._nan = NanWatch(watch["nan"], with_scaler=self.expected.autocast == "float16")
-        logging_steps = float(record.get("train_yaml", {}).get("logging_steps", 1))
-        self._hang = HangWatch(
-            float(watch["hang_min_s"]), float(watch["hang_factor"]), logging_steps
-        )
+        watch = record.watch
+        self._nan = NanWatch(watch.nan, with_scaler=self.expected.autocast == "float16")
+        logging_steps = float(record.train_yaml.get("logging_steps", 1))
+        self._hang = HangWatch(watch.hang_min_s, watch.hang_factor, logging_steps)
         self._disk = DiskWatch(folder.path)
         self._thermal = ThermalWatch()
         self.kept: int | None = start.from_step or None
@@ -153,7 +150,7 @@ class Attempt:
             return
         first_node = self.folder.node_rank == 0
         observed = Observed(self.log.proofs, self.log.summary)
-        reported = len(self.log.proofs) >= self.record["ranks"] and (
+        reported = len(self.log.proofs) >= self.record.ranks and (
             not first_node or len(self.log.summary) == 4
         )
         # an evaluation before the first step is logged as well
@@ -164,7 +161,7 @@ class Attempt:
         found = differences(
             self.expected,
             observed,
-            self.record["ranks"],
+            self.record.ranks,
             is_first_node=first_node,
             complete=complete,
         )
@@ -193,11 +190,7 @@ class Attempt:
         Earlier lives did.
         """
         total = self.log.summary.get("total_steps")
-        return (
-            total is not None
-            and self.start.from_step >= total
-            and bool(self.record.get("observed"))
-        )
+        return total is not None and self.start.from_step >= total and bool(self.record.observed)
 
     def _fail(self, finding: str, message: str, *, fix: str = "", passing: bool = False) -> None:
         step, total = self.progress()
@@ -313,8 +306,8 @@ class Attempt:
 
     def _planned_memory(self, failure: str) -> str:
         """What the plan had said, beside an out-of-memory error."""
-        planned = self.record.get("forecast")
-        if failure != "gpu-out-of-memory" or not isinstance(planned, dict):
+        planned = self.record.forecast
+        if failure != "gpu-out-of-memory" or planned is None:
             return ""
         return (
             f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: "

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from iisft import files, process
 from iisft.errors import ExitCode, RunStateError
-from iisft.process import ProcessIdentity
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
@@ -67,8 +66,8 @@ def wait_for_kill(folder: RunFolder) -> RunStatus:
     deadline = time.monotonic() + _ANSWER_S
     while not folder.exit.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    supervisor = ProcessIdentity.from_json(folder.read_processes().get("supervisor"))
-    if not folder.exit.exists() and supervisor is not None and supervisor.alive():
+    supervisor = folder.live_supervisor()
+    if not folder.exit.exists() and supervisor is not None:
         process.kill([supervisor.pid])
         process.Adopted(supervisor).wait(_ANSWER_S)
         _end_what_is_left(folder)
@@ -78,8 +77,8 @@ def wait_for_kill(folder: RunFolder) -> RunStatus:
 def _end_what_is_left(folder: RunFolder) -> None:
     """Ranks whose parents died hold their GPUs; nobody else is there to record the end."""
     left = process.kill_run(folder.marker)
-    ranks = status_of(folder).ranks or 1
-    saved = newest_complete(folder.output, ranks)
+    record = folder.read_record()
+    saved = newest_complete(folder.output, (record and record.world_size) or 1)
     kept = f"checkpoint-{saved.step} is kept" if saved else "no checkpoint is kept"
     reason = f"stopped on request without a supervisor; {kept}" + (
         f"; {left} can't be killed" if left else ""

@@ -10,15 +10,17 @@ import yaml
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
-from iisft.llamafactory.environment import steering
+from iisft.llamafactory.environment import of_record, steering
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
+from iisft.models.view.build import strange_code
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
 _COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
 
 
-def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
+def differences(folder: RunFolder, record: RunRecord) -> list[str]:
     """One sentence for each thing that a resumed trainer would meet otherwise than the run so far.
 
     Raises:
@@ -34,25 +36,26 @@ def differences(folder: RunFolder, record: Mapping[str, Any]) -> list[str]:
             fix=f"move it back, or start anew: iisft train --preset '{folder.preset}'",
         )
     return [
-        *_changed("train.yaml", record.get("train_yaml"), arguments),
-        *_changed(
-            "preset.yaml (read by nothing any more)", record.get("preset"), _yaml(folder.preset)
-        ),
-        *_changed_digests("model/", record.get("view"), folder.model),
-        *identity.changes(record["model"], Path(record["model"]["folder"]), copies=False),
-        *_data(folder, record["data"]),
+        *_changed("train.yaml", record.train_yaml, arguments),
+        *_changed("preset.yaml (read by nothing any more)", record.preset, _yaml(folder.preset)),
+        *_changed_digests("model/", record.view, folder.model),
+        *_view_code(folder, record),
+        *identity.changes(record.model.as_json(), record.model.folder, copies=False),
+        *_data(folder, record.data),
         *_packages(record),
+        *_code(folder, record),
         *_shell(record),
         *_gpus(record),
     ]
 
 
-def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def compare(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> the two values, for everything that two run.json say differently about how they
     trained.
     """
     first, second = (
-        dict(_flat({key: record.get(key) for key in _COMPARED})) for record in (one, other)
+        dict(_flat({key: value for key, value in record.as_json().items() if key in _COMPARED}))
+        for record in (one, other)
     )
     keys = [*first, *(key for key in second if key not in first)]
     return {
@@ -65,44 +68,60 @@ def view_digests(view: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_of(view / name) for name in sorted(names)}
 
 
-def _data(folder: RunFolder, recorded: list[Mapping[str, Any]]) -> Iterator[str]:
+def _data(folder: RunFolder, recorded: Iterable[DatasetRecord]) -> Iterator[str]:
     for dataset in recorded:
-        file = folder.dataset / f"{dataset['name']}.jsonl"
-        if sha256_of(file) != dataset["sha256"]:
+        file = folder.dataset / f"{dataset.name}.jsonl"
+        if sha256_of(file) != dataset.sha256:
             yield (
-                f"the rows of {dataset['name']} have "
+                f"the rows of {dataset.name} have "
                 f"{'changed' if file.exists() else 'vanished'} ({file.resolve()})"
             )
 
 
-def _packages(record: Mapping[str, Any]) -> Iterator[str]:
-    now = interpreter.inspect(Path(record["interpreter"]["path"])).packages
-    yield from _changed("package", record["packages"], now)
+def _packages(record: RunRecord) -> Iterator[str]:
+    before, now = str(record.interpreter), interpreter.training_interpreter()
+    if before != str(now):
+        yield f"interpreter {before} -> {now} (IISFT_PYTHON={before} takes the one of before)"
+    yield from _changed("package", record.packages, interpreter.inspect(now).packages)
 
 
-def _shell(record: Mapping[str, Any]) -> Iterator[str]:
+def _view_code(folder: RunFolder, record: RunRecord) -> Iterator[str]:
+    """The trainer runs what lies there; the record that has its digests lies beside it."""
+    trusted = record.setting("model.trust_remote_code") is True
+    for name in strange_code(folder.model, record.model.folder, trusted=trusted):
+        yield f"model/{name} is not the code of this iisft: its own is put there"
+
+
+def _code(folder: RunFolder, record: RunRecord) -> Iterator[str]:
+    """Variables of the record that would let the run's folder decide what is executed."""
+    for values in (record.env, record.shell):
+        for name in of_record(values, folder.path)[1]:
+            yield f"variable {name} of the record would bring code of its own: it is left out"
+
+
+def _shell(record: RunRecord) -> Iterator[str]:
     """A variable that this shell has not is taken from the record.
 
     One that it has otherwise is a decision.
     """
-    recorded, now = record.get("shell", {}), steering(os.environ)
+    recorded, now = record.shell, steering(os.environ)
     for name in sorted(now):
-        if name not in record["env"] and now[name] != recorded.get(name):
+        if name not in record.env and now[name] != recorded.get(name):
             yield f"variable {name} {recorded.get(name, 'unset')} -> {now[name]}"
 
 
-def _gpus(record: Mapping[str, Any]) -> Iterator[str]:
-    recorded = record.get("gpus") or []
+def _gpus(record: RunRecord) -> Iterator[str]:
+    recorded = record.gpus
     if not recorded:
         return
     present = [gpu.arch for gpu in visible_gpus()]
-    if len(present) < record["ranks"]:
+    if len(present) < record.ranks:
         raise EnvironmentFault(
             "gpus-missing",
-            f"the run has {record['ranks']} GPUs, {len(present)} are visible now",
+            f"the run has {record.ranks} GPUs, {len(present)} are visible now",
             fix="look at HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES",
         )
-    before, now = recorded[: record["ranks"]], present[: record["ranks"]]
+    before, now = list(recorded[: record.ranks]), present[: record.ranks]
     if before != now:
         yield f"GPUs {', '.join(before)} -> {', '.join(now)}"
 
@@ -116,7 +135,7 @@ def _changed(what: str, before: Any, now: Any) -> Iterator[str]:
 
 def _changed_digests(what: str, before: Mapping[str, str] | None, place: Path) -> Iterator[str]:
     for name, digest in (before or {}).items():
-        if sha256_of(place / name) != digest:
+        if not name.endswith(".py") and sha256_of(place / name) != digest:
             yield f"{what}{name} was changed"
 
 

@@ -4,11 +4,12 @@ hardware.
 
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iisft import files, process
 from iisft.machine.facts import sensors
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 
 if TYPE_CHECKING:
     from iisft.machine.facts.machine import Machine
@@ -54,13 +55,12 @@ def gpu_use() -> str:
     return f"; GPUs busy {', '.join(shares)}" if shares else ""
 
 
-def likely_causes(record: dict[str, Any], machine: "Machine | None" = None) -> str:
+def likely_causes(record: RunRecord, machine: "Machine | None" = None) -> str:
     """The doctor's rules about hanging collectives that fire on this machine, for a run of several
     GPUs.
     """
-    vendor = str(record["preset"]["hardware"]["vendor"])
-    ranks = int(record["expected"]["world_size"])
-    if vendor == "cpu" or ranks < 2:
+    ranks = record.world_size or 1
+    if record.setting("hardware.vendor") == "cpu" or ranks < 2:
         return _LOOK
     from iisft.machine.doctor import (
         engine,  # with pydantic, which the supervisor does without until now

@@ -4,22 +4,21 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault, Finding, RunStateError
-from iisft.llamafactory.environment import inherited
-from iisft.process import ProcessIdentity
+from iisft.llamafactory.environment import inherited, of_record
+from iisft.llamafactory.interpreter import training_interpreter
+from iisft.models.view.build import renew_code
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.record.state import status_of, why_no_record
+from iisft.runs.record.run_record import RunRecord
+from iisft.runs.record.state import RunStatus, is_live, status_of
 from iisft.runs.supervise import drift, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
 
 _DYING_S = 10.0
-_SECTIONS = ("preset", "env", "interpreter", "packages", "model", "expected", "watch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,27 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         if attach(folder):
             return Resumed(folder, attached=True, step=int(status.metrics.get("step", 0)))
         status = status_of(folder)
+    _require_ended(status)
+    with only_one(folder):
+        if is_live(folder):  # another resume was faster
+            raise RunStateError(
+                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
+            )
+        record = folder.whole_record()
+        env = environment_of(folder, record)
+        _accept(drift.differences(folder, record), folder, accept_drift=accept_drift)
+        if from_start:
+            _begin_again(folder, record)
+        trainer.whole_checkpoint(folder, record, thorough=False)
+        for name in (folder.stop_request, folder.exit):
+            name.unlink(missing_ok=True)
+        start_supervisor(folder, env)
+    chosen = folder.read_processes()
+    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
+
+
+def _require_ended(status: RunStatus) -> None:
+    folder = status.folder
     if status.live:
         raise RunStateError(
             "already-running",
@@ -62,37 +82,29 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path))
-    with only_one(folder):
-        if status_of(folder).live:  # another resume was faster
-            raise RunStateError(
-                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
-            )
-        record = record_of(folder)
-        env = environment_of(folder, record)
-        found = drift.differences(folder, record)
-        if found and not accept_drift:
-            text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
-            fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
-            raise RunStateError("drift", text, where=str(folder.path), fix=fix)
-        if found:
-            said = Finding("drift", "resumed with " + "; ".join(found), severity="warn")
-            folder.append_event("finding", **said.as_json())
-        if from_start and (
-            saved := newest_complete(folder.output, int(record["expected"]["world_size"]))
-        ):
-            text = (
-                f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
-                "make a new run"
-            )
-            raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
-        if from_start:
-            trainer.allow_from_start(folder)
-        trainer.whole_checkpoint(folder, record, thorough=False)
-        for name in (folder.stop_request, folder.exit):
-            name.unlink(missing_ok=True)
-        start_supervisor(folder, env)
-    chosen = folder.read_processes()
-    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
+
+
+def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
+    """Drift is refused, or recorded."""
+    if found and not accept_drift:
+        text = f"{folder.id} is not what it was when it began: " + "; ".join(found)
+        fix = f"undo it, or go on with it: iisft resume {folder.id} --accept-drift"
+        raise RunStateError("drift", text, where=str(folder.path), fix=fix)
+    if found:
+        said = Finding("drift", "resumed with " + "; ".join(found), severity="warn")
+        folder.append_event("finding", **said.as_json())
+        renew_code(folder.model)
+
+
+def _begin_again(folder: RunFolder, record: RunRecord) -> None:
+    """Let the run begin from its first step, which only a run without a whole checkpoint may."""
+    if saved := newest_complete(folder.output, record.world_size or 1):
+        text = (
+            f"{folder.id} has a whole checkpoint-{saved.step}: it goes on from there, or "
+            "make a new run"
+        )
+        raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
+    trainer.allow_from_start(folder)
 
 
 def attach(folder: RunFolder) -> bool:
@@ -104,10 +116,9 @@ def attach(folder: RunFolder) -> bool:
         RunFailed: the supervisor died at once.
     """
     with only_one(folder):
-        processes = folder.read_processes()
-        trainer = ProcessIdentity.from_json(processes.get("trainer"))
-        if trainer is None or status_of(folder).supervised:
-            return status_of(folder).live
+        trainer, supervisor = folder.live_trainer(), folder.live_supervisor()
+        if trainer is None or supervisor is not None or folder.exit.exists():
+            return is_live(folder)
         # A later restart must meet what the trainer met, secrets included; only its own environment
         # has them all.
         env = process.environment_of(trainer.pid)
@@ -146,40 +157,24 @@ def _already_resuming(folder: RunFolder) -> RunStateError:
     )
 
 
-def record_of(folder: RunFolder) -> dict[str, Any]:
-    """run.json.
-
-    Raises:
-        RunStateError: it is missing, unreadable or broken.
-    """
-    record = folder.read_record()
-    if record is None or not all(isinstance(record.get(name), dict) for name in _SECTIONS):
-        raise RunStateError(
-            "record-broken",
-            f"{folder.id}: {why_no_record(folder.record)}",
-            where=str(folder.record),
-            fix="its checkpoints are in output/; start a new run",
-        )
-    return record
-
-
-def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
+def environment_of(folder: RunFolder, record: RunRecord) -> dict[str, str]:
     """What the run was started with; values that are secret stand in no file, so they come from the
     shell.
 
     Raises:
         EnvironmentFault: its interpreter or a secret is missing.
     """
-    interpreter = Path(record["interpreter"]["path"])
-    if not interpreter.exists():
+    python = training_interpreter()
+    if not python.exists():
         raise EnvironmentFault(
             "interpreter-missing",
-            "the run's training interpreter is gone",
-            where=str(interpreter),
-            fix="make it anew at that place",
+            "the training interpreter is not there",
+            where=str(python),
+            fix="set IISFT_PYTHON to the Python that trains, or unset it",
         )
-    own = {name: value for name, value in record["env"].items() if HIDDEN not in value}
-    missing = [name for name in record["env"] if name not in own and name not in os.environ]
+    recorded, _ = of_record(record.env, folder.path)
+    own = {name: value for name, value in recorded.items() if HIDDEN not in value}
+    missing = [name for name in recorded if name not in own and name not in os.environ]
     if missing:
         text = (
             f"{folder.id} was started with {', '.join(missing)}, which is secret and stands in "
@@ -190,5 +185,7 @@ def environment_of(folder: RunFolder, record: dict[str, Any]) -> dict[str, str]:
         )
     if folder.node_rank:
         own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
-    shell = {name: value for name, value in record.get("shell", {}).items() if HIDDEN not in value}
+    own["PATH"] = f"{python.parent}{os.pathsep}{own.get('PATH', os.environ.get('PATH', ''))}"
+    shell, _ = of_record(record.shell, folder.path)
+    shell = {name: value for name, value in shell.items() if HIDDEN not in value}
     return shell | inherited(os.environ) | own

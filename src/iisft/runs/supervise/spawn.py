@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from iisft import files, process
 from iisft.errors import RunFailed
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.process import ProcessIdentity
 from iisft.runs.record.folder import RunFolder
 
@@ -18,14 +20,22 @@ def start_supervisor(folder: RunFolder, env: Mapping[str, str]) -> None:
     Raises:
         RunFailed: it died at once, or it could not start the trainer.
     """
+    # A run's folder is data: nothing is imported from it (-P), and a relative entry of PYTHONPATH
+    # means the caller's directory.
     argv = [
         sys.executable,
+        "-P",
         "-m",
         "iisft.runs.supervise.supervisor",
         str(folder.path),
         str(folder.node_rank),
     ]
-    supervisor = process.Child(argv, cwd=folder.path, env=env, output=folder.supervisor_log)
+    env = {
+        **env,
+        process.SUPERVISOR_MARKER: folder.marker,
+        "IISFT_PYTHON": str(training_interpreter()),
+    }
+    supervisor = process.Child(argv, cwd=Path("/"), env=env, output=folder.supervisor_log)
     while not (_is_recorded(folder, supervisor.pid) or folder.exit.exists()):
         if supervisor.returncode() is not None:
             raise RunFailed(

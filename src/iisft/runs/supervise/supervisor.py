@@ -21,6 +21,7 @@ from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt, Ending
+from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
@@ -33,7 +34,7 @@ class Supervisor:
 
     def __init__(self, folder: RunFolder) -> None:
         record = folder.read_record()
-        if record is None:
+        if record is None or record.missing:
             raise SystemExit(f"no run to supervise in {folder.path}")
         self.folder = folder
         self.record = record
@@ -80,14 +81,14 @@ class Supervisor:
         """Not what would come again, and not with several nodes: one alone can't rejoin
         the others.
         """
-        if ending.state != "failed" or not ending.passing or self.record["nodes"] > 1:
+        if ending.state != "failed" or not ending.passing or self.record.nodes > 1:
             return False
         crash = (ending.step, ending.cause or ending.reason)
         self._came_again = crash in self._crashes
         self._crashes.add(crash)
         return (
             not self._came_again
-            and self.restarts < int(self.record["watch"]["restarts"])
+            and self.restarts < self.record.watch.restarts
             and not self._told_to_end
         )
 
@@ -138,7 +139,7 @@ class Supervisor:
     def _restore_names(self) -> None:
         try:
             restore_base_model_name(
-                self.folder.output, self.folder.model, self.record["model"]["folder"]
+                self.folder.output, self.folder.model, str(self.record.model.folder)
             )
         except OSError as error:  # how the run ended matters more
             message = f"the adapters still name the view as their base model: {error.strerror}"
@@ -149,8 +150,8 @@ class Supervisor:
         last = self._attempt.recorder.last if self._attempt else None
         return {
             "state": ending.state,
-            "reason": ending.reason,
-            "fix": ending.fix,
+            "reason": hide(ending.reason),
+            "fix": hide(ending.fix),
             "comes_again": ending.comes_again,
             "returncode": ending.returncode,
             "ended": time.time(),
@@ -158,9 +159,9 @@ class Supervisor:
             "total_steps": ending.total_steps,
             "checkpoint": self._attempt.kept if self._attempt else None,
             "loss": last.as_json().get("loss") if last else None,
-            "preset": self.record.get("preset_name"),
-            "started": self.record.get("created"),
-            "ranks": self.record["expected"]["world_size"],
+            "preset": self.record.preset_name,
+            "started": self.record.created,
+            "ranks": self.record.world_size,
         }
 
 

@@ -10,12 +10,14 @@ from typing import Any
 from iisft import files, process
 from iisft.child.constants_iisft import PROOF_VARIABLE, STOP_VARIABLE
 from iisft.errors import Finding, RunStateError
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.llamafactory.logs import Begin, TrainerLog
-from iisft.process import Adopted, Child, ProcessIdentity
+from iisft.process import Adopted, Child
 from iisft.runs.record import checkpoints
 from iisft.runs.record.checkpoints import Saved
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
 
 _FROM_START = "from-start"
 
@@ -37,8 +39,8 @@ class Start:
 def adopt(folder: RunFolder, events: Events) -> Start | None:
     """Take over the trainer of a supervisor that died; None when there is no such trainer."""
     processes = folder.read_processes()
-    identity = ProcessIdentity.from_json(processes.get("trainer"))
-    if identity is None or not identity.alive():
+    identity = folder.live_trainer()
+    if identity is None:
         return None
     begin = _begin_of(processes)
     word = process.environment_of(identity.pid).get(PROOF_VARIABLE, "")
@@ -50,7 +52,7 @@ def adopt(folder: RunFolder, events: Events) -> Start | None:
     return start
 
 
-def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: bool) -> Saved | None:
+def whole_checkpoint(folder: RunFolder, record: RunRecord, *, thorough: bool) -> Saved | None:
     """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing
     is lost anew.
 
@@ -58,8 +60,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
         RunStateError: there were whole checkpoints and none is left, or they are of a kind that
         iisft can't check.
     """
-    sharding = record["preset"]["sharding"]
-    if sharding == "fsdp" and folder.output.exists():
+    if record.setting("sharding") == "fsdp" and folder.output.exists():
         text = (
             "fsdp's checkpoints are of a kind that iisft can't check: none of them was ever resumed"
         )
@@ -69,9 +70,7 @@ def whole_checkpoint(folder: RunFolder, record: dict[str, Any], *, thorough: boo
             where=str(folder.output),
             fix=f"use {folder.train_yaml} yourself",
         )
-    saved = checkpoints.newest_complete(
-        folder.output, int(record["expected"]["world_size"]), thorough=thorough
-    )
+    saved = checkpoints.newest_complete(folder.output, record.world_size or 1, thorough=thorough)
     if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
@@ -95,7 +94,7 @@ def _had_checkpoint(folder: RunFolder) -> bool:
     return had
 
 
-def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
+def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
     """Start the trainer from the last complete checkpoint, from the beginning when there is none.
 
     Raises:
@@ -106,7 +105,9 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
     saved = whole_checkpoint(folder, record, thorough=True)
     from_step = saved.step if saved else 0
     _record_unseen_steps(folder, events, from_step)
-    argv = list(record["argv"])
+    # never the record's command: a run's folder is data
+    argv = [str(training_interpreter().parent / "llamafactory-cli"), "train"]
+    argv.append(folder.train_yaml.name)
     if not folder.node_rank:
         for name in checkpoints.put_torn_aside(folder.output, from_step):
             message = (
@@ -124,9 +125,12 @@ def start(folder: RunFolder, record: dict[str, Any], events: Events) -> Start:
     # The environment comes by inheritance, never from run.json: secrets stand in no file.
     env = dict(os.environ) | {
         process.RUN_MARKER: folder.marker,
+        # its working directory is the run's folder: no `python -m` of it imports from there
+        "PYTHONSAFEPATH": "1",
         PROOF_VARIABLE: word,
         STOP_VARIABLE: str(folder.stop_request),
     }
+    env.pop(process.SUPERVISOR_MARKER, None)
     started = Start(
         Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step
     )
@@ -141,7 +145,8 @@ def _record_unseen_steps(folder: RunFolder, events: Events, up_to: int) -> None:
     """
     processes = folder.read_processes()
     if processes:
-        log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes))
+        word = str(processes.get("proof_word", ""))
+        log = TrainerLog.follow(folder.train_log, folder.trainer_log, _begin_of(processes), word)
         unseen = [metrics for metrics in log.read(at_end=True) if metrics.step <= up_to]
         Recorder(events, adopted=True).take(unseen)
 
@@ -181,6 +186,8 @@ def _record(folder: RunFolder, start: Start) -> None:
             "log_offset": start.begin.log_offset,
             "metrics_offset": start.begin.metrics_offset,
             "from_step": start.from_step,
+            # it need not be secret: whatever a row of the data holds was written before the run
+            "proof_word": start.proof_word,
             "started": time.time(),
         },
     )

@@ -92,9 +92,10 @@ def triton_on_gfx906(case: Case) -> Iterator[Finding]:
     Compiled graphs crash or compute wrong values.
     """
     switches = _compiled(case)
-    if switches and "gfx906" in case.archs:
+    without = [arch for arch in case.archs if arch.startswith("gfx") and not _can(arch, "triton")]
+    if switches and without:
         yield seen(
-            f"{', '.join(switches)} needs Triton, which has no gfx906 ('unsupported target')",
+            f"{', '.join(switches)} needs Triton, which has no {without[0]} ('unsupported target')",
             f"llamafactory.{switches[0]}",
             Fix(
                 f"take {' and '.join(switches)} out of the preset; "

@@ -4,7 +4,7 @@ earlier runs here.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from iisft.data.stage.staged import RECORD
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
-from iisft.estimate.forecast import Forecast, Situation, forecast
+from iisft.estimate.forecast import Accelerator, Forecast, Workload, forecast
 from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Suggestion, suggest
 from iisft.estimate.timing import Span
@@ -21,7 +21,7 @@ from iisft.gpu_table import Device, nearest_device
 from iisft.llamafactory.arguments import UNCOUNTED
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import Gpu
-from iisft.models.folder.known import ModelFacts, model_facts
+from iisft.models.folder.known import ModelFacts
 from iisft.models.view.support import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
 from iisft.runs.plan.datasets import RunDataset
@@ -34,62 +34,19 @@ _TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
 _JSON_BYTES = 6  # around a key and its value
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The GPUs that a run is planned for.
-
-    `device` is None for a card that the table doesn't know.
-    """
-
-    arch: str
-    gpu_gib: float
-    device: Device | None
-    source: str
-    on_cpu: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """A forecast with what it rests on.
-
-    `forecast` is None where config.json is missing or beyond the model.
-    """
-
-    place: Place
-    facts: ModelFacts | None
-    situation: Situation | None
-    forecast: Forecast | None
-    findings: tuple[Finding, ...]
-
-    @property
-    def fits(self) -> str | None:
-        """yes, tight, no; None when it is not known."""
-        return self.forecast.fits if self.forecast else None
-
-    def suggestions(self, preset: Preset) -> list[Suggestion]:
-        """Changes after which a run that does not fit would."""
-        if (
-            self.situation is None
-            or self.forecast is None
-            or self.forecast.fits == "yes"
-            or self.facts is None
-        ):
-            return []
-        architectures = self.facts.config.get("architectures") or [""]
-        return suggest(preset, self.situation, exact=architectures[0] in EXACT_ARCHITECTURES)
-
-
-def place_for(
+def accelerator_for(
     preset: Preset, gpus: Sequence[Gpu], ranks: int, device: Device | None = None
-) -> Place:
-    """Where a preset is planned to run: the named device, else the GPUs that are here, else the
+) -> Accelerator:
+    """What a preset is planned to run on: the named device, else the GPUs that are here, else the
     preset's hardware.
     """
     wanted = preset.hardware
     if device is not None:
-        return Place(device.arch, device.memory_gib, device, f"--device {device.key}")
+        return Accelerator(device.arch, device.memory_gib, device, f"--device {device.key}")
     if wanted.vendor == "cpu":
-        return Place("cpu", _free_ram_gib() / ranks, None, "this machine's memory", on_cpu=True)
+        return Accelerator(
+            "cpu", _free_ram_gib() / ranks, None, "this machine's memory", on_cpu=True
+        )
     known = [gpu for gpu in gpus[:ranks] if gpu.memory_gib > 0]
     if known:
         smallest = min(known, key=lambda gpu: gpu.memory_gib)
@@ -98,72 +55,70 @@ def place_for(
         source = "the GPUs of this machine" + (
             f", less {used:.1f} GiB in use" if used > 0.1 else ""
         )
-        return Place(smallest.arch, smallest.memory_gib - used, found, source)
+        return Accelerator(smallest.arch, smallest.memory_gib - used, found, source)
     found = nearest_device(wanted.arch, wanted.memory_gib)
     usable = min(wanted.memory_gib, found.memory_gib) if found else wanted.memory_gib
-    return Place(
+    return Accelerator(
         found.arch if found else wanted.arch, usable, found, "the preset's hardware; it is not here"
     )
 
 
-def look(
+def forecast_run(
     preset: Preset,
-    model_folder: Path,
-    place: Place,
+    facts: ModelFacts,
+    accelerator: Accelerator,
     ranks: int,
     datasets: Sequence[RunDataset],
     runs: Path,
-) -> Outlook:
-    """Forecast a run. What can't be known is None, with a finding that says so."""
-    facts, findings = model_facts(preset.model.id, model_folder)
-    if facts is None:
-        return Outlook(place, None, None, None, tuple(findings))
+) -> tuple[Forecast | None, list[Finding]]:
+    """Forecast a run, as measured in earlier ones below `runs`.
+
+    None where config.json is beyond the plan. The findings say what is not known.
+    """
     model = read_architecture(facts.config, preset.lora.target)
     if model is None:
         text = (
             "config.json lacks a size that the plan needs, or the model has experts: memory "
             "and time are not known"
         )
-        findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
-        return Outlook(place, facts, None, None, tuple(findings))
+        return None, [Finding("plan-unknown-model", text, where=facts.source, severity="warn")]
+    architectures = facts.config.get("architectures") or [""]
+    workload = Workload(
+        model=model,
+        stored_dtype=facts.stored_dtype,
+        ranks=ranks,
+        accelerator=accelerator,
+        rows=datasets[0].rows if datasets else None,
+        row_tokens=_row_tokens(datasets[0]) if datasets else None,
+        exact=architectures[0] in EXACT_ARCHITECTURES,
+    )
+    result = forecast(preset, workload)
+    earlier = measurements.recall(runs, kin_of(preset, result), rows_of(preset, datasets))
+    if earlier is not None:
+        each = earlier.row_tokens
+        tokens = Span(each, each, each) if each else workload.row_tokens
+        result = forecast(preset, replace(workload, measured=earlier, row_tokens=tokens))
+    return result, list(_assumed(preset, facts))
+
+
+def _assumed(preset: Preset, facts: ModelFacts) -> Iterator[Finding]:
     if not known_family(facts.config):
         kind = facts.config.get("model_type")
         text = (
             f"nobody has checked the plan for model type {kind}: its layers are counted as a "
             "Llama's"
         )
-        findings.append(Finding("plan-unknown-family", text, where=facts.source, severity="warn"))
+        yield Finding("plan-unknown-family", text, where=facts.source, severity="warn")
     if unknown := sorted(UNCOUNTED & preset.llamafactory.keys()):
         text = f"memory and time are counted without llamafactory.{', llamafactory.'.join(unknown)}"
-        findings.append(
-            Finding("plan-uncounted-arguments", text, where="llamafactory", severity="warn")
-        )
-    situation = Situation(
-        model=model,
-        stored_dtype=facts.stored_dtype,
-        ranks=ranks,
-        arch=place.arch,
-        gpu_gib=place.gpu_gib,
-        device=place.device,
-        rows=datasets[0].rows if datasets else None,
-        row_tokens=_row_tokens(datasets[0]) if datasets else None,
-        on_cpu=place.on_cpu,
-    )
-    result = forecast(preset, situation)
-    earlier = measurements.recall(runs, kin_of(preset, place, result), rows_of(preset, datasets))
-    if earlier is not None:
-        each = earlier.row_tokens
-        tokens = Span(each, each, each) if each else situation.row_tokens
-        situation = replace(situation, measured=earlier, row_tokens=tokens)
-        result = forecast(preset, situation)
-    return Outlook(place, facts, situation, result, tuple(findings))
+        yield Finding("plan-uncounted-arguments", text, where="llamafactory", severity="warn")
 
 
-def kin_of(preset: Preset, place: Place, result: Forecast) -> dict[str, Any]:
+def kin_of(preset: Preset, result: Forecast) -> dict[str, Any]:
     """What must be the same in two runs so that the speed of one tells that of the other."""
     shape = result.shape
     return {
-        "arch": place.arch,
+        "arch": result.workload.accelerator.arch,
         "precision": timing.computed_precision(shape),
         "way": shape.way,
         "attention": shape.attention,
@@ -178,17 +133,15 @@ def rows_of(preset: Preset, datasets: Sequence[RunDataset]) -> str | None:
 
 
 def record_of(
-    preset: Preset, outlook: Outlook, datasets: Sequence[RunDataset], *, on_cpu: bool
-) -> dict[str, Any] | None:
+    preset: Preset, result: Forecast, datasets: Sequence[RunDataset], *, on_cpu: bool
+) -> dict[str, Any]:
     """What run.json keeps of the forecast, for `status` and for the comparison at the end."""
-    result, situation = outlook.forecast, outlook.situation
-    if result is None or situation is None:
-        return None
+    workload = result.workload
     # a preset for GPUs on CPU ranks: its speed tells nothing of theirs
-    foreign = on_cpu and not outlook.place.on_cpu
-    length = situation.row_tokens.typical if situation.row_tokens else result.shape.length
+    foreign = on_cpu and not workload.accelerator.on_cpu
+    length = workload.row_tokens.typical if workload.row_tokens else result.shape.length
     length = min(length, result.shape.length)
-    flops = timing.micro_batch_flops(situation.model, result.shape, length)
+    flops = timing.micro_batch_flops(workload.model, result.shape, length)
     kept = result.memory.overhead.get("accumulated gradients", 0)
     return {
         "fits": result.fits,
@@ -197,28 +150,33 @@ def record_of(
         "total_h": round(result.total_s.typical / 3600, 6)
         if result.total_s and not foreign
         else None,
-        "kin": kin_of(preset, outlook.place, result) | ({"arch": "cpu"} if foreign else {}),
+        "kin": kin_of(preset, result) | ({"arch": "cpu"} if foreign else {}),
         "flops_per_token": flops / (result.shape.batch * length),
-        "ranks": situation.ranks,
+        "ranks": workload.ranks,
         "rows": rows_of(preset, datasets),
-        "global_batch": preset.global_batch(situation.ranks),
+        "global_batch": preset.global_batch(workload.ranks),
     }
 
 
-def fit_findings(outlook: Outlook, preset: Preset, *, only_warn: bool) -> Iterator[Finding]:
-    """A run that does not fit, with the cheapest change that mends it."""
-    result = outlook.forecast
-    if result is None or result.fits == "yes" or outlook.place.on_cpu:
+def suggestions(preset: Preset, result: Forecast) -> list[Suggestion]:
+    """Changes after which a run that does not fit would."""
+    return [] if result.fits == "yes" else suggest(preset, result.workload)
+
+
+def fit_findings(preset: Preset, result: Forecast, *, only_warn: bool) -> Iterator[Finding]:
+    """A run that does not fit, with the cheapest change that fixes it."""
+    accelerator = result.workload.accelerator
+    if result.fits == "yes" or accelerator.on_cpu:
         return
-    found = outlook.suggestions(preset)
-    need, have = result.memory.needed / GIB, outlook.place.gpu_gib
+    found = suggestions(preset, result)
+    need, have = result.memory.needed / GIB, accelerator.memory_gib
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest_parts(result))
     tight = result.fits == "tight"
     yield Finding(
         "does-not-fit",
         f"the plan needs {need:.1f} GiB per GPU ({result.phase_text}: {parts}), there are "
         f"{have:.1f}" + ("; it fits only without a margin" if tight else ""),
-        where=f"iisft plan, {outlook.place.source}",
+        where=f"iisft plan, {accelerator.source}",
         fix=found[0].change.text if found else "a smaller model, or GPUs with more memory",
         severity="warn" if tight or only_warn else "error",
         exit_code=ExitCode.ENVIRONMENT,

@@ -1,0 +1,204 @@
+"""Requests that no client of good will sends, to what stands before the API."""
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import CLI
+
+sys.path.append(str(Path(__file__).parents[2] / "src" / "iisft" / "child"))
+guard = importlib.import_module("guard_iisft")
+
+HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+Ask = Callable[..., tuple[int, dict[str, Any], list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def ask() -> Ask:
+    """Send one request through a guard; status, answer, and what reached the API."""
+
+    def send_one(
+        body: bytes | Any = b"",
+        *,
+        method: str = "POST",
+        key: str | None = None,
+        hosts: list[str] | None = None,
+        chunks: int = 1,
+        **headers: str,
+    ) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        reached: list[dict[str, Any]] = []
+        sent: list[dict[str, Any]] = []
+        size = -(-len(content) // chunks) or 1
+        parts = [content[i : i + size] for i in range(0, len(content), size)] or [b""]
+        taken = []
+
+        async def api(scope: Any, receive: Any, send: Any) -> None:
+            message = await receive()
+            reached.append(json.loads(message["body"] or b"{}"))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+        async def receive() -> dict[str, Any]:
+            taken.append(1)
+            part = parts[len(taken) - 1]
+            return {"type": "http.request", "body": part, "more_body": len(taken) < len(parts)}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        given = {"host": "127.0.0.1:8000"} | headers
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": "/v1/chat/completions",
+            "headers": [(n.replace("_", "-").encode(), v.encode()) for n, v in given.items()],
+        }
+        asyncio.run(guard.Guard(api, key, hosts, 4096)(scope, receive, send))
+        return sent[0]["status"], json.loads(sent[1]["body"]), reached
+
+    return send_one
+
+
+def test_a_request_of_good_will_is_passed_on(ask: Ask) -> None:
+    more = {
+        "temperature": 0,
+        "n": 2,
+        "max_tokens": 16,
+        "stop": ["x"],
+        "presence_penalty": 0,
+        "top_p": None,
+    }
+    assert ask(HELLO | more)[::2] == (
+        200,
+        [HELLO | {"temperature": 0, "n": 2, "max_tokens": 16, "stop": ["x"]}],
+    )
+    assert ask(method="GET")[0] == 200
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return HELLO | values
+
+
+def message(**values: Any) -> dict[str, Any]:
+    return changed(messages=[{"role": "user", "content": "x"} | values])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[",
+        b"null",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 60 + b"1" + b"}" * 60,
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "top_p": 1e999}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "\\udfff": 1}',
+        {},
+        {"model": "m"},
+        changed(model=None),
+        changed(model=3),
+        changed(messages=[]),
+        changed(messages="x"),
+        changed(messages=[1]),
+        changed(messages=[HELLO["messages"][0]] * 1001),  # type: ignore[index]
+        message(content=None),
+        message(content=3),
+        message(content={}),
+        message(role="root"),
+        message(role=None),
+        message(content=[{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]),
+        message(content=["x"]),
+        message(content=[{"type": "text", "text": None}]),
+        message(role="assistant", content=None),
+        *(
+            changed(**{name: value})
+            for name in ("n", "max_tokens")
+            for value in (0, -1, 100_000, 1.5, "1", True, [1], 10**400)
+        ),
+        *(
+            changed(**{name: value})
+            for name in ("temperature", "top_p", "presence_penalty")
+            for value in (-1, 3, "1", True, [], 10**400)
+        ),
+        changed(top_p=0),
+        changed(stream="yes"),
+        changed(stop=1),
+        changed(stop=["x"] * 17),
+        changed(stop=[None]),
+        changed(tools={}),
+        changed(tools=[1]),
+        changed(stream=True, n=2),
+        changed(stream=True, tools=[{}]),
+    ],
+)
+def test_what_can_not_be_answered_is_400_in_openais_form(body: Any, ask: Ask) -> None:
+    status, answer, reached = ask(body)
+    assert (status, reached) == (400, [])
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert isinstance(answer["error"]["message"], str)
+
+
+def test_a_body_that_is_too_large_is_not_read(ask: Ask) -> None:
+    assert ask(b"", content_length="157286400")[0] == 413
+    assert ask(b"", content_length="9" * 5000)[0] == 413
+    assert ask(b"", content_length="-1")[0] == 413
+    assert ask(b" " * (5 * 2**20), chunks=50)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Basic secret"}, 401),
+        ({"authorization": "secret"}, 401),
+        ({"authorization": "bearer secret"}, 200),
+    ],
+)
+def test_the_key_counts_for_everything(headers: dict[str, str], status: int, ask: Ask) -> None:
+    assert ask(HELLO, key="secret", **headers)[0] == status
+    assert ask(method="GET", key="secret", **headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8000", 421),
+        ("", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("[::1]:8000", 200),
+        ("localhost.", 200),
+    ],
+)
+def test_a_name_that_points_here_is_not_ours(host: str, status: int, ask: Ask) -> None:
+    assert ask(HELLO, hosts=["localhost", "127.0.0.1", "::1"], host=host)[0] == status
+
+
+def test_pages_of_other_origins_may_not_ask(ask: Ask) -> None:
+    assert ask(HELLO, origin="http://evil.example")[0] == 403
+    assert ask(method="OPTIONS", origin="null")[0] == 403
+    assert ask(HELLO, origin="http://127.0.0.1:8000")[0] == 200
+
+
+@pytest.mark.parametrize("port", ["80000", "-1", "65536", "99999999999999999999"])
+def test_ports_that_do_not_exist(port: str, iisft: CLI) -> None:
+    result = iisft("serve", "--port", port)
+    assert (result.code, "65535" in result.err) == (2, True)
+
+
+def test_hosts_that_are_none(iisft: CLI) -> None:
+    for host in ("\udcff", "a" * 300, "no such host", "..", "x\0y"):
+        assert iisft("serve", "--host", host).code in (2, 4)
