@@ -38,7 +38,7 @@ def preset(**over: Any) -> Preset:
         "precision": "fp32",
         "weights": "stored",
         "attention": "eager",
-        "train": {"cutoff_len": 96},
+        "train": {"cutoff_len": 96, "learning_rate": 1e-4, "accumulation": 1},
         "data": {"name": "rows"},
     }
     for name, value in over.items():
@@ -94,15 +94,15 @@ def packed(folder: Path) -> None:
 
 
 def short_embedding(folder: Path) -> None:
-    change_config(folder, vocab_size=250)
+    change_config(folder, vocab_size=257)
     change_weights(
         folder,
-        lambda t: rows(rows(t, "model.embed_tokens.weight", 250), "lm_head.weight", 250),
+        lambda t: rows(rows(t, "model.embed_tokens.weight", 257), "lm_head.weight", 257),
     )
 
 
 def just_too_short(folder: Path) -> None:
-    """Rows for the whole tokenizer, and none for what another template adds."""
+    """Rows for the whole tokenizer and none for what another template adds."""
     change_config(folder, vocab_size=259)
     change_weights(
         folder,
@@ -260,7 +260,9 @@ def test_targets_that_are_no_modules_are_refused(ask: dict[str, list[Finding]]) 
 
 def test_tokens_beyond_the_embedding_are_refused(ask: dict[str, list[Finding]]) -> None:
     [short] = ask["short embedding"]
-    assert short.message == "the tokenizer has tokens up to 255, the embedding has 250 rows"
+    assert short.message == (
+        "the template needs <|im_end|>, <|im_start|>, the embedding has 257 rows"
+    )
     [other] = ask["other template"]
     assert other.id == "embedding-too-small" and "<|eot_id|>" in other.message
 

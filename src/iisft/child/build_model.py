@@ -20,27 +20,38 @@ import os
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # the doctor's rules compare versions
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 
 _LOADED_OTHERWISE = ("quantization", "double_quantization", "deepspeed", "fsdp")
 _MOST_NAMES = 40  # of tensors and modules that an answer lists
+Facts = dict[str, Any]
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Hearing(logging.Handler):
     """What the libraries say at WARNING and above."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said = []
+        self.said: list[list[str]] = []
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         self.said.append([record.name, record.getMessage()])
 
-    def warn(self, message, category, filename, lineno, file=None, line=None):
+    def warn(
+        self,
+        message: Any,
+        category: Any,
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: Any = None,
+    ) -> None:
         self.said.append([Path(filename).stem, f"{category.__name__}: {message}"])
 
 
@@ -49,17 +60,31 @@ class Failed(Exception):
 
 
 @contextlib.contextmanager
-def stage(name):
+def stage(name: str) -> Iterator[None]:
     try:
         yield
+    except Failed:
+        raise
     except (Exception, SystemExit) as error:
-        raise Failed(name, f"{type(error).__name__}: {error}") from error
+        raise Failed(name, said(error)) from error
 
 
-def answer(request):
+def said(error: BaseException) -> str:
+    """An exception with the one that it hides: LLaMA-Factory's "Failed to load tokenizer" has no
+    reason of its own.
+    """
+    text = f"{type(error).__name__}: {error}"
+    while error.__cause__ is not None:
+        error = error.__cause__
+        if error.__cause__ is None:
+            text += f" ({type(error).__name__}: {error})"
+    return text
+
+
+def answer(request: Facts) -> Facts:
     """Every stage in the trainer's order."""
     hearing = Hearing()
-    facts = {"warnings": hearing.said}
+    facts: Facts = {"warnings": hearing.said}
     warnings.showwarning = hearing.warn
     warnings.simplefilter("default", UserWarning)
     try:
@@ -81,7 +106,7 @@ def answer(request):
     return facts
 
 
-def listen(hearing):
+def listen(hearing: Hearing) -> None:
     import llamafactory.extras.logging  # noqa: F401
     import transformers  # noqa: F401
 
@@ -89,11 +114,11 @@ def listen(hearing):
         logging.getLogger(name).addHandler(hearing)
 
 
-def read(request, facts):
+def read(request: Facts, facts: Facts) -> Facts:
     """The arguments as LLaMA-Factory's own reader gets them."""
     from omegaconf import OmegaConf
 
-    arguments = OmegaConf.to_container(OmegaConf.load(request["yaml"]))
+    arguments: Any = OmegaConf.to_container(OmegaConf.load(request["yaml"]))
     meant = request["meant"]
     facts["read_otherwise"] = [
         [name, meant.get(name), arguments.get(name)]
@@ -103,12 +128,12 @@ def read(request, facts):
     return arguments
 
 
-def parse(arguments, request):
+def parse(arguments: Facts, request: Facts) -> Any:
     """As the trainer parses them, and once more without what a model is only loaded through."""
     import transformers.training_args
     from llamafactory.hparams import get_train_args
     from transformers import TrainingArguments
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
     from transformers.training_args import ParallelMode
 
     if request["distributed"]:
@@ -123,7 +148,9 @@ def parse(arguments, request):
             raise ImportError("attention flash2 needs the package flash-attn")
         arguments["flash_attn"] = "disabled"  # its package asks for the GPU
     training_args = get_train_args(dict(arguments))[2]
-    get_reporting_integration_callbacks(training_args.report_to)  # raises for a missing package
+    missing = set(training_args.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        raise ImportError(f"report_to {', '.join(sorted(missing))} needs its package")
     if any(name.startswith(_LOADED_OTHERWISE) for name in arguments):
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -133,7 +160,7 @@ def parse(arguments, request):
     return get_train_args(dict(arguments))
 
 
-def fit_template(tokenizer, data_args):
+def fit_template(tokenizer: Any, data_args: Any) -> Facts:
     """The tokenizer before and after the template has added its tokens to it."""
     from llamafactory.data import get_template_and_fix_tokenizer
 
@@ -157,9 +184,9 @@ def fit_template(tokenizer, data_args):
     }  # fmt: skip
 
 
-def slot_tokens(template, added):
+def slot_tokens(template: Any, added: set[str]) -> set[str]:
     """The added tokens that a template writes around turns."""
-    texts = []
+    texts: list[str] = []
     for name in ("format_user", "format_assistant", "format_system", "format_prefix"):
         for slot in getattr(template, name).slots:
             if isinstance(slot, str):
@@ -169,7 +196,7 @@ def slot_tokens(template, added):
     return {token for token in added if any(token in text for text in texts)}
 
 
-def build(tokenizer, model_args, finetuning_args):
+def build(tokenizer: Any, model_args: Any, finetuning_args: Any) -> Facts:
     """LLaMA-Factory's load_model, with every tensor on the meta device."""
     import llamafactory.model.loader as loader
     import llamafactory.model.patcher as patcher
@@ -177,11 +204,11 @@ def build(tokenizer, model_args, finetuning_args):
     from llamafactory.model import load_model
     from transformers import PreTrainedModel
 
-    facts = {}
+    facts: Facts = {}
     stock, real_adapter = PreTrainedModel.from_pretrained.__func__, loader.init_adapter
     real_resize = patcher.resize_embedding_layer
 
-    def from_pretrained(cls, folder, *inputs, **kwargs):
+    def from_pretrained(cls: Any, folder: str, *inputs: Any, **kwargs: Any) -> Any:
         asked = kwargs.pop("output_loading_info", False)
         # transformers' own conversion and report, over tensors that have a shape and nothing else
         model, info = stock(
@@ -192,15 +219,15 @@ def build(tokenizer, model_args, finetuning_args):
         facts.update(loaded=report(info), rows=rows_of(model), **of_config(model))
         return (model, info) if asked else model
 
-    def init_adapter(config, model, *others):
+    def init_adapter(config: Any, model: Any, *others: Any) -> Any:
         facts.update(base=sum(p.numel() for p in model.parameters()), modules=owners(model))
         try:
             with torch.device("meta"):
                 return real_adapter(config, model, *others)
         except Exception as error:
-            raise Failed("adapter", f"{type(error).__name__}: {error}") from error
+            raise Failed("adapter", said(error)) from error
 
-    def resize(model, tokenizer, *others, **kwargs):
+    def resize(model: Any, tokenizer: Any, *others: Any, **kwargs: Any) -> None:
         # its way of filling new rows needs the old ones
         facts["resized"] = len(tokenizer) > model.get_input_embeddings().weight.shape[0]
 
@@ -223,7 +250,7 @@ def build(tokenizer, model_args, finetuning_args):
     return facts
 
 
-def meta_tensors(folder):
+def meta_tensors(folder: Path) -> dict[str, Any]:
     """Every tensor of a folder's safetensors files, by its header."""
     import torch
     from safetensors import safe_open
@@ -238,7 +265,7 @@ def meta_tensors(folder):
     return found
 
 
-def report(info):
+def report(info: Any) -> Facts:
     """transformers' loading report: counts, and the first names."""
     mismatched = [
         f"{name} ({list(stored)} in the file, {list(built)} in the model)"
@@ -252,7 +279,7 @@ def report(info):
     return {name: [len(keys), keys[:_MOST_NAMES]] for name, keys in lists.items()}
 
 
-def rows_of(model):
+def rows_of(model: Any) -> Facts:
     """Rows of the embedding, and of tables of learned positions by their name."""
     import torch
 
@@ -266,7 +293,7 @@ def rows_of(model):
     return {"embedding": words.weight.shape[0], "positions": positions}
 
 
-def of_config(model):
+def of_config(model: Any) -> Facts:
     config = model.config
     return {
         "class": type(model).__name__,
@@ -276,22 +303,23 @@ def of_config(model):
     }
 
 
-def owners(model):
+def owners(model: Any) -> dict[str, int]:
     """Base parameters by the kind of module that owns them: the name without numbers."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():  # a tied one under its first name
         counts[kind(name.rpartition(".")[0])] += parameter.numel()
     return dict(counts)
 
 
-def kind(name):
+def kind(name: str) -> str:
     """model.layers.0.mlp.up_proj -> mlp.up_proj; lm_head stays."""
     return ".".join([part for part in name.split(".") if not part.isdigit()][-2:])
 
 
-def adapted(model):
+def adapted(model: Any) -> Facts:
     """The modules that got an adapter, by kind, and the base parameters that they hold."""
-    modules, parameters = Counter(), Counter()
+    modules: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
     for name, module in model.named_modules():
         if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
             modules[name.rpartition(".")[2]] += 1
@@ -299,7 +327,7 @@ def adapted(model):
     return {"modules": dict(sorted(modules.items())), "parameters": dict(parameters)}
 
 
-def main():
+def main() -> None:
     real_stdout = os.dup(1)
     os.dup2(2, 1)  # the libraries print
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

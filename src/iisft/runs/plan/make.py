@@ -28,6 +28,7 @@ from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.build import ViewPlan
+from iisft.models.view.built import Built
 from iisft.models.view.support import DTYPES
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
@@ -83,7 +84,7 @@ class Plan:
     """A run, whole: what it is, what it needs, and every finding that speaks against it.
 
     What could not be found out for lack of model or data is None, with a finding that says so.
-    `checkpoint`, `view` and `tokens` are looked for by a preflight alone.
+    `checkpoint`, `view`, `built` and `tokens` are looked for by a preflight alone.
     """
 
     loaded: LoadedPreset
@@ -99,6 +100,7 @@ class Plan:
     train_yaml: dict[str, Any]
     checkpoint: Checkpoint | None = None
     view: ViewPlan | None = None
+    built: Built | None = None
     tokens: Path | None = None
     findings: tuple[Finding, ...] = ()
 
@@ -178,6 +180,7 @@ class Plan:
             rows=None
             if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING)
             else rows,
+            adapted=self.built.adapted if self.built else None,
         )
 
 
@@ -277,9 +280,10 @@ def _checked(
     findings = [*notes, *doctored, *env_findings(plan.loaded)]
     findings += checks.extra_argument_findings(plan.loaded, interpreter)
     findings += of_model
+    model: Built | None = None
     if not any(finding.severity == "error" for finding in of_model):
-        _, of_building = building.build(plan, interpreter, findings, preflight.say)
-        findings += of_building
+        model, objections = building.build(plan, interpreter, findings, preflight.say)
+        findings += objections
     if plan.forecast is not None:
         findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
     findings += of_data
@@ -298,6 +302,7 @@ def _checked(
     return replace(
         plan,
         interpreter=interpreter,
+        built=model,
         tokens=tokens,
         train_yaml=train_yaml,
         findings=tuple(findings),

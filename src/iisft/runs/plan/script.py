@@ -130,6 +130,7 @@ def _proof_texts(plan: Plan) -> Iterator[str]:
         "attention": expected.attention,
         "attention_dtype": expected.compute_dtype,
         "linear_dtype": expected.compute_dtype,
+        "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
     }
     for name, value in facts.items():
         yield json.dumps({name: value})[1:-1]
