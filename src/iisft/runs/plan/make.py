@@ -282,7 +282,17 @@ def _checked(
     findings += of_model
     model: Built | None = None
     if not any(finding.severity == "error" for finding in of_model):
-        model, objections = building.build(plan, interpreter, findings, preflight.say)
+        model, objections = building.build(
+            preset,
+            plan.checkpoint,
+            plan.view,
+            plan.train_yaml,
+            placement,
+            plan.datasets,
+            interpreter,
+            findings,
+            preflight.say,
+        )
         findings += objections
     if plan.forecast is not None:
         findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
