@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Installs iisft with its dev tools into .venv and runs every check. Arguments go to pytest.
+# Installs iisft with its dev tools into .venv and runs every check:
+#   test.sh            everything, with coverage, as CI does
+#   test.sh --fast     without the tests marked slow: for daily work
+#   test.sh PYTEST...  what these arguments of pytest choose
 set -euo pipefail
 
 root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 "$root/scripts/setup.sh" train,dev
 cd -- "$root"
 export HF_HUB_OFFLINE=1
-unset PYTHONDONTWRITEBYTECODE # with it every child compiles torch's sources anew, half a minute each
+unset PYTHONDONTWRITEBYTECODE # with it every child compiles torch's sources again, half a minute each
 
 failed=
 check() {
@@ -18,7 +21,18 @@ check ruff format --check
 check mypy
 check lint-imports
 check zensical build --strict --clean
-check pytest "$@"
+# Two at a time, each file by one worker: what a file's tests share is made once.
+tests=(pytest -n 2 --dist loadfile)
+if [[ ${1:-} == --fast ]]; then
+  check "${tests[@]}" -m "not matrix and not slow" "${@:2}"
+elif (($#)); then
+  check pytest "$@"
+else
+  rm -f .coverage .coverage.*
+  check coverage run -m "${tests[@]}"
+  .venv/bin/coverage combine --quiet
+  check coverage report --skip-covered
+fi
 if [[ -n $failed ]]; then
   printf 'failed:%s\n' "$failed" >&2
   exit 1

@@ -157,6 +157,7 @@ def test_a_gzip_bomb_is_read_as_a_stream(home: Path) -> None:
     assert memory < 150
 
 
+@pytest.mark.slow
 def test_a_million_faults_are_counted_and_fill_no_memory(home: Path) -> None:
     (home / "faults.jsonl").write_bytes(LINE + b'{"instruction": "a", "output": ""}\n' * 200_000)
     report = check([open_source(home / "faults.jsonl")])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from iisft.data.check.checking import Check
 from iisft.data.read.conversation import from_row
@@ -19,6 +20,8 @@ from iisft.data.read.source import open_source
 from iisft.data.stage import staging
 from iisft.llamafactory.dataset_info import CHUNK_BYTES
 from iisft.workspace import Workspace
+
+pytestmark = pytest.mark.slow
 
 CHILD = Path(__file__).with_name("llamafactory_rows.py")
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable

@@ -98,6 +98,7 @@ def test_bad_rows_leave_the_old_set_untouched(workspace: Workspace) -> None:
     assert tree(workspace.data) == before
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_the_old_set_and_its_rest_is_cleared(
     workspace: Workspace,
 ) -> None:

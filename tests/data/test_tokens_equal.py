@@ -30,6 +30,8 @@ from iisft.llamafactory import dataset_info
 from iisft.llamafactory.catalogue import snapshot
 from iisft.llamafactory.truncation import kept_lengths
 
+pytestmark = pytest.mark.slow
+
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
 TEMPLATES = snapshot().templates
 Pairs = list[tuple[list[int], list[int]]]

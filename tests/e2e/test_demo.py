@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from iisft import demo
 from iisft.runs.record.folder import RunFolder
 
 ASK = Path(__file__).with_name("ask_with_and_without_adapter.py")
 
 
+@pytest.mark.slow
 def test_the_demo_learns_its_task(iisft: Callable[..., Any]) -> None:
     result = iisft("train", "--preset", "demo", "--name", "demo")
     assert result.code == 0, result.err[-3000:]

@@ -14,6 +14,8 @@ from iisft import process
 from iisft.runs.record.checkpoints import SEAL
 from iisft.runs.record.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 CLI = Callable[..., Any]
 
 

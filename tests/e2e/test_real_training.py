@@ -18,6 +18,8 @@ from iisft import process
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 CLI = Callable[..., Any]
 
 

@@ -260,6 +260,15 @@ def test_the_gpus_of_this_machine_are_planned_for(
     assert (found["device"], found["gpu_gib"], found["fits"]) == ("mi50-16g", 15.98, "no")
 
 
+def test_a_processors_own_graphics_is_not_planned_for(
+    plan: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphics, card = Gpu("amd", "gfx1036", 0.5, "Graphics"), Gpu("amd", "gfx906", 31.98, "MI50")
+    monkeypatch.setattr("iisft.runs.plan.make.visible_gpus", lambda: [graphics, card, card])
+    found = plan("-p", "mi50")
+    assert (found["device"], found["gpu_gib"], found["fits"]) == ("mi50-32g", 31.98, "yes")
+
+
 def test_best_never_changes_what_is_computed(plan: CLI) -> None:
     found = plan("-p", "ampere", "--device", "a100-80g", "--best")["best"]
     assert found[0]["step_s"] < plan("-p", "ampere", "--device", "a100-80g")["step_s"]

@@ -16,6 +16,8 @@ from recorded import shape_of
 from iisft.estimate.architecture import read_architecture
 from iisft.estimate.memory import Layout, estimate_memory
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
 FAMILIES = {

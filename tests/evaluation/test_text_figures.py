@@ -26,6 +26,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_figures_are_llamafactorys(tmp_path: Path) -> None:
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(PAIRS), encoding="utf-8")

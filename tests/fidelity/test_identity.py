@@ -12,6 +12,8 @@ from harness import WAYS, Batch, make_view
 
 from iisft.models.view.build import restore_base_model_name
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = {
     "qwen2-tied": "Qwen2ForCausalLM",
     "qwen2-untied": "Qwen2ForCausalLM",

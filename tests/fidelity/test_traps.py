@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness import HERE, run_python
 
+pytestmark = pytest.mark.slow
+
 NAMES = re.findall(
     r"^def (check_\w+)", (HERE / "traps.py").read_text(encoding="utf-8"), flags=re.MULTILINE
 )

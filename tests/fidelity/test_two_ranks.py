@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from harness import WAYS, make_view, proof_lines, result_of, run_command_line, train_arguments
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> str:
     with socket.socket() as probe:

@@ -10,6 +10,8 @@ from harness import Batch, make_view
 from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.models.view.build import build_view, plan_view
 
+pytestmark = pytest.mark.slow
+
 TOUCH = "open({place!r}, 'w').close()\n"
 
 

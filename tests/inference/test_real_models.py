@@ -24,6 +24,8 @@ from iisft.models.view.build import build_view, plan_view
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
 CHILD = HERE.parents[1] / "src" / "iisft" / "child"

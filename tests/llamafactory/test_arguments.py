@@ -146,6 +146,15 @@ def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
     assert (finding.where, finding.message) == (f"llamafactory.{next(iter(extra))}", message)
 
 
+def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
+    extra = {"lora_rank": 8, "stage": "dpo"}
+    fixes = [finding.fix for finding in arguments.check_extra(extra, load("mi50"), KNOWN)]
+    assert fixes == [
+        "set lora.rank instead",
+        "drop it: iisft does supervised fine-tuning with LoRA",
+    ]
+
+
 def test_right_arguments_pass() -> None:
     extra = {
         "packing": None,
@@ -158,6 +167,7 @@ def test_right_arguments_pass() -> None:
     assert arguments.check_extra({"neat_packing": True}, load("mi50", "weights=fp32"), KNOWN) == []
 
 
+@pytest.mark.slow
 def test_every_way_past_the_view_is_an_argument_of_the_installed_llamafactory() -> None:
     known = interpreter.arguments(interpreter.inspect(interpreter.training_interpreter()))
     assert [name for name in arguments._PAST_THE_VIEW if name not in known] == []

@@ -65,6 +65,7 @@ def checked(iisft: CLI, *argv: str) -> tuple[int, dict[str, dict[str, Any]]]:
     return result.code, {finding["id"]: finding for finding in json.loads(result.out)["findings"]}
 
 
+@pytest.mark.slow
 def test_this_machine_computes_and_is_diagnosed_elsewhere_alike(iisft: CLI, tmp_path: Path) -> None:
     file = tmp_path / "机器 machine.tar.gz"
     here = iisft("env-check", "--deep", "--collect", str(file), "--json")

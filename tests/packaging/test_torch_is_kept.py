@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # The set that the README gives for an MI50, with what torch itself brings from the same place.
 ROCM = {
     "torch": (

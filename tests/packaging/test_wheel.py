@@ -11,6 +11,8 @@ import pytest
 
 from iisft import __version__
 
+pytestmark = pytest.mark.slow
+
 
 def output_of(argv: list[str], folder: Path, env: Mapping[str, str]) -> str:
     done = subprocess.run(

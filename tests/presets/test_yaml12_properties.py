@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from iisft.errors import InputError
 from iisft.presets import yaml12
-from iisft.presets.dump import render_yaml
+from iisft.presets.yaml12 import render_yaml
 from properties import tried
 
 PRINTABLE = st.text(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
 
@@ -142,6 +144,7 @@ def test_a_report_that_can_not_be_written_says_so(
     assert (result.code, json.loads(result.out)["error"]["code"]) == (4, "output-unwritable")
 
 
+@pytest.mark.slow
 def test_of_many_long_predictions_as_many_are_shown_as_fit(
     iisft: CLI, run: RunFolder, tmp_path: Path
 ) -> None:

@@ -187,6 +187,20 @@ def test_a_full_disk(train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Pat
     assert (result.code, "checkpoints need" in result.err) == (4, True)
 
 
+@pytest.mark.parametrize(
+    ("target", "refused"), [("all", True), ("q_proj", True), ("k_proj", False)]
+)
+def test_the_disk_that_is_needed_is_that_of_the_adapted_layers(
+    target: str, refused: bool, train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    # a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of one 8 x 8 layer
+    needed = 5 * (20 * 2**20 + 12 * 64 * (8 + 8))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
+    monkeypatch.setattr(_Usage, "free", needed - 1)
+    result = train("--set", f"lora.target={target}", "--dry-run")
+    assert ("checkpoints need" in result.err) == refused, result.err
+
+
 class _Usage:
     free = 1000
 

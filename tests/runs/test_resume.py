@@ -93,6 +93,7 @@ def test_an_exception_before_the_first_step_would_come_again(
     assert status_of(folder).restarts == 0
 
 
+@pytest.mark.slow
 def test_a_hang_is_seen_its_stacks_are_kept_and_the_run_goes_on(
     train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
@@ -216,6 +217,7 @@ def test_everything_killed_then_resumed_is_one_curve(
     assert "resume_from_checkpoint" in folder.resume_yaml.read_text()
 
 
+@pytest.mark.slow
 def test_steps_that_nobody_saw_but_that_stand_in_the_checkpoint_are_recorded(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:

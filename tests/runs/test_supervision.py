@@ -210,6 +210,7 @@ def test_a_killed_supervisor_does_not_take_the_trainer_with_it_and_stop_still_wo
     assert (status_of(folder).state, process.processes_of_run(folder.marker)) == ("stopped", [])
 
 
+@pytest.mark.slow
 def test_everything_killed_at_once_is_lost_and_wait_says_so(
     iisft: CLI, folder: RunFolder, detached: Callable[..., None]
 ) -> None:

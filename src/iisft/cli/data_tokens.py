@@ -79,6 +79,18 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
     about = account.as_json()
     template = target.limit.tokens.identity["template"]
     console.out(f"tokens, template {template}, cutoff_len {account.cutoff_len}")
+    if account.rows:
+        _print_numbers(account, about)
+    if account.refused:
+        finding = unrenderable_finding(account.uncounted, *account.refused)
+        console.out(f"{finding.message}; such rows are not in this account")
+    if account.rows:
+        console.out()
+        for line in verdict_lines(account, target, file):
+            console.out(line)
+
+
+def _print_numbers(account: "Account", about: dict[str, Any]) -> None:
     kinds = about["percentiles"]
     names = list(kinds["total"])
     console.out(" " * 8 + "".join(f"{name:>9}" for name in names))
@@ -94,9 +106,6 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
         "padding is "
         f"{padding['share']:.1%} of what is computed, with packing {padding['share_packed']:.1%}"
     )
-    if account.refused:
-        finding = unrenderable_finding(account.uncounted, *account.refused)
-        console.out(f"{finding.message}; such rows are not in this account")
     if account.sampled:
         sample = about["sample"]
         console.out(
@@ -105,9 +114,6 @@ def print_account(account: "Account", target: "Target", file: Path) -> None:
             f"{100 * sample['error_bound']:.1f} points (95 %), the longest row may be longer; "
             "--exact counts all"
         )
-    console.out()
-    for line in verdict_lines(account, target, file):
-        console.out(line)
 
 
 def histogram_lines(account: "Account") -> Iterator[str]:

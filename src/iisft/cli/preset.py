@@ -76,7 +76,7 @@ def show(
       iisft preset show mi50 --set lora.rank=16
     """
     from iisft.llamafactory.explain import explain as explain_values
-    from iisft.presets.dump import render_yaml
+    from iisft.presets.yaml12 import render_yaml
 
     loaded = _load(name, overrides or [])
     values = redact_all(loaded.preset.model_dump(mode="json"))

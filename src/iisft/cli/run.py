@@ -126,7 +126,7 @@ def stop(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop a run with a checkpoint, after the present step.
+    """Stop a run with a checkpoint, after the current step.
 
     \b
     Examples:
@@ -140,7 +140,7 @@ def stop(
     control.request_stop(folder, now=now)
     if not now:
         console.say(
-            "asked for a checkpoint; the present step is finished first (--now kills at once)"
+            "asked for a checkpoint; the current step is finished first (--now kills at once)"
         )
     ended = control.wait_for_kill(folder) if now else control.wait(folder)
     if as_json:

@@ -149,7 +149,7 @@ def _prepare_demo(preset: str, workspace: Workspace) -> None:
 
 
 def _print_plan(plan: "Plan", *, as_json: bool) -> None:
-    from iisft.presets.dump import render_yaml
+    from iisft.presets.yaml12 import render_yaml
     from iisft.secrets import redact, redact_all
 
     env = redact(plan.env)

@@ -124,6 +124,7 @@ UNCOUNTED = frozenset(
     }
 )
 
+_ITSELF = "iisft itself"
 # Decided by what iisft is and where a run lives, never by a preset's free section.
 _FIXED = (
     "stage",
@@ -202,7 +203,7 @@ def own_arguments(preset: Preset) -> dict[str, str]:
         for key, arguments in MAPPING.items()
         for name in arguments(variant)
     }
-    return owned | {name: "iisft itself" for name in _FIXED}
+    return owned | dict.fromkeys(_FIXED, _ITSELF)
 
 
 def check_extra(
@@ -234,7 +235,11 @@ def _extra_finding(
         return Finding("llamafactory-secret", text, key, fix)
     if name in owned:
         text = f"{key} is decided by {owned[name]}"
-        return Finding("llamafactory-owned", text, key, f"set {owned[name]} instead")
+        fix = f"set {owned[name]} instead"
+        if owned[name] == _ITSELF:
+            lora_sft = name in ("stage", "finetuning_type")
+            fix = "drop it" + (": iisft does supervised fine-tuning with LoRA" if lora_sft else "")
+        return Finding("llamafactory-owned", text, key, fix)
     if value and name in _PAST_THE_VIEW and past_the_view:
         text = f"{key} multiplies by the stored weights past the float32 products of precision fp32"
         return Finding("llamafactory-past-the-view", text, key, f"drop {name}, or weights: fp32")

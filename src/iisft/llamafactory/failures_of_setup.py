@@ -13,7 +13,7 @@ _input = partial(known, "input")
 
 _ABSENT = r"^(?:\w+\.)*PackageNotFoundError: No package metadata was found for The"
 _STAGE = (
-    "mend the file and stage it again, which checks every row: iisft data stage FILE --name NAME"
+    "fix the file and stage it again, which checks every row: iisft data stage FILE --name NAME"
 )
 _EARLIER = "delete this checkpoint's folder and start again: the one before it is taken"
 
@@ -203,7 +203,7 @@ SETUP: tuple[Failure, ...] = (
     _input(
         "dataset-broken-json",
         r"Failed to load JSON from file '",
-        cause="The dataset's file is no whole JSON: it is cut off, or a row is malformed.",
+        cause="The dataset's file is not complete JSON: it is cut off, or a row is malformed.",
         fix=_STAGE,
         source="provoked with LLaMA-Factory 0.9.5",
     ),
@@ -226,14 +226,14 @@ SETUP: tuple[Failure, ...] = (
         r"^OSError: Failed to load tokenizer\.",
         cause="The model folder is missing, or its tokenizer files are missing or damaged.",
         fix="check the path in model.id; iisft model show DIR names what is missing and the "
-        "download that mends it",
+        "download that fixes it",
         source="provoked with LLaMA-Factory 0.9.5",
     ),
     _input(
         "safetensors-torn",
         r"^(?:\w+\.)*SafetensorError: Error while deserializing",
         cause="A .safetensors file (the model's, or a checkpoint's adapter) is cut off.",
-        fix="model: iisft download --verify DIR names the command that mends it; checkpoint: "
+        fix="model: iisft download --verify DIR names the command that fixes it; checkpoint: "
         f"{_EARLIER}",
         source="provoked with LLaMA-Factory 0.9.5",
     ),

@@ -12,11 +12,9 @@ from iisft import files
 from iisft.errors import Finding
 from iisft.llamafactory import chat_template, turns
 from iisft.llamafactory.catalogue import Catalogue, catalogue
-from iisft.llamafactory.templates import Piece, Special, Template
+from iisft.llamafactory.templates import Piece, Special, Template, end_token
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
-
-DEFAULT_EOS = "<|endoftext|>"
 
 # For models without a chat template of their own, model_type of config.json -> what their
 # instruction-tuned siblings take.
@@ -238,10 +236,6 @@ class Fitting:
             template.replace_eos,
         )
 
-    def _eos(self, template: Template) -> str:
-        own = template.stop_words[0] if template.replace_eos else self._names.get("eos_token")
-        return own or DEFAULT_EOS
-
     def _of(self, template: Template, options: Options) -> Written | None:
         """What a template writes, without the thoughts that it puts into answers."""
         template = replace(template, family="Template" if template.reasons else template.family)
@@ -281,7 +275,9 @@ class Fitting:
             return piece
         if piece.kind == "token":
             return piece.name
-        return self._eos(template) if piece.kind == "eos" else self._names.get("bos_token", "")
+        if piece.kind == "eos":
+            return end_token(template, self._names.get("eos_token"))
+        return self._names.get("bos_token", "")
 
 
 def guess(folder: Path) -> Guess:

@@ -13,7 +13,7 @@ from typing import Any
 from iisft import files
 from iisft.child.constants_iisft import PROOF_MARK, SAID_MARK
 
-_SUMMARY = {
+SUMMARY = {
     "rows": re.compile(r"Num examples = ([\d,]{1,20})$"),
     "global_batch": re.compile(
         r"Total train batch size \(w\. parallel, distributed & accumulation\) = ([\d,]{1,20})$"
@@ -23,7 +23,7 @@ _SUMMARY = {
 }
 _MOST_AWAITED = 2  # a line of the log that was torn keeps no curve waiting
 _MOST_STEPS = 2**53
-_TRAINING_STARTS = "***** Running training *****"
+TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
 _ERROR = re.compile(
     r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$"
@@ -133,13 +133,13 @@ class TrainerLog:
         return _document(line.removeprefix(words)) if believed else None
 
     def _take_message(self, message: str) -> None:
-        if _TRAINING_STARTS in message:
+        if TRAINING_STARTS in message:
             self.training_started = True
             self.summary.clear()
         elif _EVALUATION_STARTS in message:
             self.evaluating = True
         elif self.training_started:
-            for name, pattern in _SUMMARY.items():
+            for name, pattern in SUMMARY.items():
                 if name not in self.summary and (match := pattern.search(message)):
                     self.summary[name] = int(match[1].replace(",", ""))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 CONTENT: Final = "{{content}}"
+DEFAULT_EOS: Final = "<|endoftext|>"  # for tokenizers without an end token
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +90,15 @@ def ends_answers(template: Template) -> bool:
     """Whether each answer has an end token of its own, which a cut can take."""
     last = template.assistant[-1]
     return isinstance(last, Special) or not last.endswith(CONTENT)
+
+
+def end_token(template: Template, own: str | None) -> str:
+    """The tokenizer's end token after Template.fix_special_tokens(); `own` is what it had."""
+    return (template.stop_words[0] if template.replace_eos else own) or DEFAULT_EOS
+
+
+def special_tokens(template: Template, own: str | None) -> tuple[str, ...]:
+    """What Template.fix_special_tokens() makes special beside the tokenizer's own: the end token,
+    and all stop words.
+    """
+    return (end_token(template, own), *template.stop_words)

@@ -7,8 +7,14 @@ and _encode_data_example(), PackedSupervisedDatasetProcessor in data/processor/s
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from iisft.llamafactory.templates import Template
+from iisft.llamafactory.turns import Options
+
+# SFTDataCollatorWith4DAttentionMask(pad_to_multiple_of=8), train/sft/workflow.py
+PADDING_MULTIPLE: Final = 8
+_DECIDING = (*Options.__dataclass_fields__, "packing", "neat_packing", "train_on_prompt")
 # rows that are packed among themselves: DataArguments.preprocessing_batch_size
 _PACKING_BATCH = 1000
 
@@ -47,6 +53,34 @@ def kept_lengths(
         kept[index] = _shortened(*pairs[index], cutoff_len - used)
         used += sum(kept[index])
     return kept
+
+
+class Cutting:
+    """How rows are shortened to cutoff_len, and labelled, under a template and the arguments of a
+    preset's `llamafactory:` section.
+
+    `room` is the limit that really holds; `end_tokens` come on top of a row's turns, after the cut;
+    `arguments` are those that take part.
+    """
+
+    def __init__(self, template: Template, cutoff_len: int, extra: Mapping[str, Any]) -> None:
+        self.room = effective_cutoff(cutoff_len, extra)
+        self.end_tokens = int(template.efficient_eos)
+        self.arguments = {name: value for name, value in extra.items() if name in _DECIDING}
+        self.labels = Labels(
+            efficient_eos=template.efficient_eos,
+            mask_history=bool(extra.get("mask_history")),
+            train_on_prompt=bool(extra.get("train_on_prompt")),
+        )
+
+    def kept(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """How many tokens of each question and answer are left."""
+        return kept_lengths(
+            pairs,
+            self.room,
+            efficient_eos=self.labels.efficient_eos,
+            mask_history=self.labels.mask_history,
+        )
 
 
 @dataclass(frozen=True, slots=True)

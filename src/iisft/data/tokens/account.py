@@ -16,8 +16,6 @@ SAMPLE_ROWS = 20_000
 _PERCENTILES = (50, 90, 95, 99)
 _WORST_ROWS = 20
 _BINS = 12
-# SFTDataCollatorWith4DAttentionMask(pad_to_multiple_of=8), LLaMA-Factory's train/sft/workflow.py
-_PADDING_MULTIPLE = 8
 
 
 class WorstRow(NamedTuple):
@@ -193,10 +191,10 @@ class Account:
         """
         kept = list(self._kept)
         random.Random(self._seed).shuffle(kept)
-        padded = 0
+        padded, multiple = 0, truncation.PADDING_MULTIPLE
         for start in range(0, len(kept), self._batch_size):
             batch = kept[start : start + self._batch_size]
-            padded += len(batch) * (-(-max(batch) // _PADDING_MULTIPLE) * _PADDING_MULTIPLE)
+            padded += len(batch) * (-(-max(batch) // multiple) * multiple)
         fitting = [length for length in self._kept if length < self.cutoff_len]
         packed = truncation.packed_sequences(fitting, self.cutoff_len) * self.cutoff_len
         return {

@@ -75,7 +75,7 @@ def why_not(row: Row, limit: Limit) -> str:
 
 def unrenderable_finding(rows: int, first: int, why: str) -> Finding:
     """The error of rows at which LLaMA-Factory would end."""
-    more = f" and {rows - 1:,} more" if rows > 1 else ""
+    more = f" (and {rows - 1:,} more of this kind)" if rows > 1 else ""
     return Finding(
         "data-unrenderable",
         f"LLaMA-Factory would end the training at row {first}{more}: {why}",

@@ -8,7 +8,6 @@ from typing import Literal
 
 from iisft.data.read.conversation import Conversation
 from iisft.data.tokens.fate import Limit
-from iisft.llamafactory import truncation
 
 Kind = Literal["read", "trained", "cut"]
 
@@ -26,24 +25,20 @@ def render(conversation: Conversation, limit: Limit) -> list[Segment]:
     """The whole row in order; what LLaMA-Factory would cut at this limit stands where it was."""
     tokens = limit.tokens
     pairs = tokens.ids(conversation)
-    kept = truncation.kept_lengths(
-        [(len(question), len(answer)) for question, answer in pairs],
-        limit.room,
-        efficient_eos=tokens.template.efficient_eos,
-        mask_history=tokens.options.mask_history,
-    )
+    kept = limit.cutting.kept([(len(question), len(answer)) for question, answer in pairs])
+    labels = limit.cutting.labels
     parts: list[tuple[Kind, list[int]]] = []
     for index, ((question, answer), (of_question, of_answer)) in enumerate(
         zip(pairs, kept, strict=True)
     ):
-        learnt = limit.labels.of_answer(index, len(pairs))
+        learnt = labels.of_answer(index, len(pairs))
         parts += [
-            ("trained" if limit.labels.of_question() else "read", question[:of_question]),
+            ("trained" if labels.of_question() else "read", question[:of_question]),
             ("cut", question[of_question:]),
             ("trained" if learnt else "read", answer[:of_answer]),
             ("cut", answer[of_answer:]),
         ]
-    if tokens.template.efficient_eos and (end := tokens.end_id) is not None:
+    if limit.cutting.end_tokens and (end := tokens.end_id) is not None:
         parts.append(("trained", [end]))
     return [Segment(kind, tokens.decode(ids), len(ids)) for kind, ids in _joined(parts)]
 

@@ -83,7 +83,8 @@ def resolve(
             f"tokens are not counted: {error.message}",
             options,
         )
-    return Target(limit, policy, loaded.train.batch_size, options=options, preset=loaded)
+    note = _warning(folder, loaded.model.template, loaded.llamafactory)
+    return Target(limit, policy, loaded.train.batch_size, note, options, loaded)
 
 
 def limit_of(preset: Preset, model: Path) -> Limit:
@@ -102,6 +103,12 @@ def _refuse_unfit(model: Path, template: str, extra: Mapping[str, Any]) -> None:
     objection = fitting_template.objection(model, template, extra)
     if objection is not None and objection.severity == "error":
         raise InputError(objection.id, objection.message, where=objection.where, fix=objection.fix)
+
+
+def _warning(model: Path, template: str, extra: Mapping[str, Any]) -> str:
+    """That a template is not the model's own."""
+    objection = fitting_template.objection(model, template, extra)
+    return f"warning: {objection.message}\n  fix: {objection.fix}" if objection else ""
 
 
 def _without_preset(
@@ -125,19 +132,20 @@ def _without_preset(
         given.get("model.template"),
         given.get("train.cutoff_len", _DEFAULT_CUTOFF_LEN),
     )
-    assumed = []
+    assumed, warning = [], ""
     if template is None:
         found = _guessed(folder)
         template = str(found.name)
         assumed.append(f"template {template}, {found.how} (--set model.template=NAME says another)")
     else:
         _refuse_unfit(folder, template, {})
+        warning = _warning(folder, template, {})
     if "train.cutoff_len" not in given:
         assumed.append(
             f"cutoff_len {cutoff_len}, LLaMA-Factory's default (--set train.cutoff_len=N)"
         )
     limit = Limit(Tokenization(folder, template, {}), cutoff_len, {})
-    note = f"assumed: {'; '.join(assumed)}" if assumed else ""
+    note = "\n".join(filter(None, [warning, f"assumed: {'; '.join(assumed)}" if assumed else ""]))
     return Target(
         limit, policy, given.get("train.batch_size", 1), note, _spelled(None, model, overrides)
     )

@@ -13,7 +13,6 @@ from iisft import files
 from iisft.data.read.conversation import Conversation
 from iisft.errors import InputError
 from iisft.llamafactory import catalogue, chat_template, templates, turns
-from iisft.llamafactory.fitting_template import DEFAULT_EOS
 from iisft.llamafactory.templates import EOS, Piece, Special
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
@@ -79,7 +78,8 @@ class Tokenization:
         The stop words are made special, and the end token is replaced, as the template says.
         """
         tokenizer = _read_tokenizer(self._model)
-        tokenizer.add_special_tokens([*self._names.values(), self._eos, *self.template.stop_words])
+        special = templates.special_tokens(self.template, self._names.get("eos_token"))
+        tokenizer.add_special_tokens([*self._names.values(), *special])
         return tokenizer
 
     @cached_property
@@ -88,11 +88,7 @@ class Tokenization:
 
     @property
     def _eos(self) -> str:
-        return (
-            self.template.stop_words[0]
-            if self.template.replace_eos
-            else self._names.get("eos_token")
-        ) or DEFAULT_EOS
+        return templates.end_token(self.template, self._names.get("eos_token"))
 
     @cached_property
     def tokens_after_end(self) -> int:

@@ -15,7 +15,7 @@ from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models.folder import identity
 from iisft.models.view.build import build_view
-from iisft.presets.dump import render_yaml
+from iisft.presets.yaml12 import render_yaml
 from iisft.runs.plan import datasets, forecast, script, token_cache
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.plan.make import Plan

@@ -21,7 +21,7 @@ from iisft.gpu_table import Device, nearest_device
 from iisft.llamafactory.arguments import UNCOUNTED
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import Gpu
-from iisft.models.folder.known import ModelFacts
+from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.support import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
 from iisft.runs.plan.datasets import RunDataset
@@ -65,23 +65,27 @@ def accelerator_for(
 
 def forecast_run(
     preset: Preset,
-    facts: ModelFacts,
+    model_folder: Path,
     accelerator: Accelerator,
     ranks: int,
     datasets: Sequence[RunDataset],
     runs: Path,
-) -> tuple[Forecast | None, list[Finding]]:
+) -> tuple[ModelFacts | None, Forecast | None, list[Finding]]:
     """Forecast a run, as measured in earlier ones below `runs`.
 
-    None where config.json is beyond the plan. The findings say what is not known.
+    None where config.json is missing or beyond the plan; the findings say what is not known.
     """
+    facts, findings = model_facts(preset.model.id, model_folder)
+    if facts is None:
+        return None, None, findings
     model = read_architecture(facts.config, preset.lora.target)
     if model is None:
         text = (
             "config.json lacks a size that the plan needs, or the model has experts: memory "
             "and time are not known"
         )
-        return None, [Finding("plan-unknown-model", text, where=facts.source, severity="warn")]
+        findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
+        return facts, None, findings
     architectures = facts.config.get("architectures") or [""]
     workload = Workload(
         model=model,
@@ -98,7 +102,7 @@ def forecast_run(
         each = earlier.row_tokens
         tokens = Span(each, each, each) if each else workload.row_tokens
         result = forecast(preset, replace(workload, measured=earlier, row_tokens=tokens))
-    return result, list(_assumed(preset, facts))
+    return facts, result, [*findings, *_assumed(preset, facts)]
 
 
 def _assumed(preset: Preset, facts: ModelFacts) -> Iterator[Finding]:

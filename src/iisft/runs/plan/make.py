@@ -26,7 +26,7 @@ from iisft.machine.doctor.engine import training_gpus
 from iisft.machine.facts.gpus import Gpu, visible_gpus
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint
-from iisft.models.folder.known import ModelFacts, model_facts
+from iisft.models.folder.known import ModelFacts
 from iisft.models.view.build import ViewPlan
 from iisft.models.view.built import Built
 from iisft.models.view.support import DTYPES
@@ -195,15 +195,8 @@ def make_plan(
     """Resolve a request and forecast it; what is wrong with model, data, machine or packages
     becomes findings.
 
-    Without a preflight that takes milliseconds beyond reading the request's files, and GPUs that
-    are not here may be planned for.
-
-    Args:
-        request: what is asked for.
-        workspace: where its preset, model, data and run lie.
-        preflight: what is checked for a run that shall start.
-        gpus: those of the machine that is planned for; None = this one's.
-        device: plan for this card instead.
+    Without a preflight it may be planned for GPUs that are not here: for those of another machine
+    (`gpus`), or for one card (`device`).
 
     Raises:
         IisftError: the request itself or its preset can't be read, so that there is nothing to
@@ -226,13 +219,9 @@ def make_plan(
     accelerator = forecasts.accelerator_for(
         preset, training_gpus(gpus, preset.hardware.vendor), placement.ranks, device
     )
-    facts, of_forecast = model_facts(preset.model.id, model_folder)
-    forecast = None
-    if facts is not None:
-        forecast, assumed = forecasts.forecast_run(
-            preset, facts, accelerator, placement.world_size, datasets, workspace.runs
-        )
-        of_forecast += assumed
+    facts, forecast, of_forecast = forecasts.forecast_run(
+        preset, model_folder, accelerator, placement.world_size, datasets, workspace.runs
+    )
     name = request.name or _fresh_name(loaded.document.name, workspace)
     folder = RunFolder(workspace.runs / name, request.node_rank)
     plan = Plan(
@@ -246,13 +235,7 @@ def make_plan(
         datasets=tuple(datasets),
         forecast=forecast,
         interpreter=Interpreter(training_interpreter(), "", {}, None),
-        train_yaml=compile_arguments(
-            preset,
-            model=folder.model,
-            dataset_dir=folder.dataset,
-            output_dir=folder.output,
-            on_cpu=placement.on_cpu,
-        ),
+        train_yaml=_train_yaml(preset, folder, placement),
         checkpoint=model.checkpoint,
         view=model.view,
     )
@@ -260,6 +243,16 @@ def make_plan(
         warned = [replace(finding, severity="warn") for finding in of_data]
         return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *warned))
     return _checked(plan, preflight, workspace, notes, model.findings, of_data)
+
+
+def _train_yaml(preset: Preset, folder: RunFolder, placement: Placement) -> dict[str, Any]:
+    return compile_arguments(
+        preset,
+        model=folder.model,
+        dataset_dir=folder.dataset,
+        output_dir=folder.output,
+        on_cpu=placement.on_cpu,
+    )
 
 
 def _checked(

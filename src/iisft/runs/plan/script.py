@@ -4,16 +4,18 @@ train.yaml, and trains.
 
 import json
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from iisft import __version__
-from iisft.child.constants_iisft import PROOF_MARK, PROOF_VARIABLE
+from iisft.child.constants_iisft import PROOF_VARIABLE
 from iisft.errors import InputError
 from iisft.llamafactory import dataset_info
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
+from iisft.llamafactory.logs import SUMMARY, TRAINING_STARTS
 from iisft.llamafactory.tokenized import ARGUMENT
-from iisft.presets.dump import render_yaml
+from iisft.presets.yaml12 import render_yaml
 from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
 from iisft.runs.plan.make import Plan
 from iisft.secrets import HIDDEN, redact
@@ -50,13 +52,15 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
         f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks.",
         "set -euo pipefail",
         f"run={shell_word(str(plan.folder.path))}",
-        'mkdir -p "$run/model" "$run/dataset" "$run/logs"',
+        'mkdir -p "$run/model" "$run/dataset" "$run/logs" "$run/check"',
         *_model(plan),
         *_data(plan),
         *_file("train.yaml", render_yaml(plan.train_yaml if beside_run else _without_tokens(plan))),
+        *_checker(plan),
         f'unset {" ".join(CLEARED)} "${{!{CLEARED_PREFIX}@}}"',
         *_environment(plan, slurm=slurm),
         'cd "$run"',
+        _proof_word(),
         *(_slurm_command(plan) if slurm else _command(plan)),
     ]
     return "\n".join(lines) + "\n"
@@ -106,34 +110,33 @@ def _environment(plan: Plan, *, slurm: bool) -> Iterator[str]:
             yield f"export {name}={shell_word(value)}"
 
 
-def _command(plan: Plan) -> Iterator[str]:
-    yield f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
-    yield f"{shell_words(plan.argv)} 2>&1 | tee -a logs/train.log"
-    yield f'proofs=$(grep "^{PROOF_MARK} ${PROOF_VARIABLE} " logs/train.log || true)'
-    for text in _proof_texts(plan):
-        yield f'proofs=$(grep -F {shell_word(text)} <<<"$proofs" || true)'
-    yield f'if [ "$(grep -c . <<<"$proofs")" -lt {plan.placement.ranks} ]; then'
-    yield (
-        '  echo "not proven: not every rank reported the precision and attention of the preset" >&2'
-    )
-    yield "  exit 1"
-    yield "fi"
-
-
-def _proof_texts(plan: Plan) -> Iterator[str]:
-    """What each rank's line must hold, as the modelling file writes it."""
-    expected = plan.expected
-    facts = {
-        "world_size": expected.world_size,
-        "arithmetic": expected.arithmetic,
-        "autocast": expected.autocast,
-        "attention": expected.attention,
-        "attention_dtype": expected.compute_dtype,
-        "linear_dtype": expected.compute_dtype,
-        "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
+def _checker(plan: Plan) -> Iterator[str]:
+    """The run's own proof, as iisft has it, and what it has to prove."""
+    asked = {
+        "expected": plan.expected.as_json(),
+        "ranks": plan.placement.ranks,
+        "begins": TRAINING_STARTS,
+        "summary": {name: pattern.pattern for name, pattern in SUMMARY.items()},
     }
-    for name, value in facts.items():
-        yield json.dumps({name: value})[1:-1]
+    yield from _file("check/asked.json", json.dumps(asked))
+    for package, name in (
+        ("iisft.runs.record", "proof.py"),
+        ("iisft.child", "check_proof.py"),
+        ("iisft.child", "constants_iisft.py"),
+    ):
+        text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+        yield from _file(f"check/{name}", text)
+
+
+def _proof_word() -> str:
+    return f"export {PROOF_VARIABLE}=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')"
+
+
+def _command(plan: Plan, log: str = "train.log", node: str = "${NODE_RANK:-0}") -> Iterator[str]:
+    """Train and prove, on this node."""
+    yield f'{shell_words(plan.argv)} 2>&1 | tee -a "logs/{log}"'
+    python = shell_word(str(plan.interpreter.path))
+    yield f'{python} check/check_proof.py "logs/{log}" check/asked.json "{node}"'
 
 
 def _slurm_header(plan: Plan) -> Iterator[str]:
@@ -151,5 +154,10 @@ def _slurm_command(plan: Plan) -> Iterator[str]:
     variables = node_environment(str(plan.placement.nodes), "$SLURM_NODEID", '"$host"', '"$port"')
     *common, (rank_name, rank) = variables.items()
     yield "export " + " ".join(f"{name}={value}" for name, value in common)
-    command = f"{rank_name}={rank} exec {shell_words(plan.argv)}"
-    yield f"srun bash -c {shell_word(command)}"
+    node = [
+        "set -euo pipefail",
+        f"export {rank_name}={rank}",
+        *_command(plan, f"train.node-${rank_name}.log", f"${rank_name}"),
+    ]
+    yield from _file("node.sh", "\n".join(node))
+    yield 'srun bash "$run/node.sh"'
