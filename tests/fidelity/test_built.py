@@ -20,8 +20,8 @@ from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.models.view import built_findings
 from iisft.models.view.build import build_view, plan_view
 from iisft.models.view.built import Built
-from iisft.presets.dump import render_yaml
 from iisft.presets.schema import Preset
+from iisft.presets.yaml12 import render_yaml
 
 SOUND = (
     "qwen2-tied", "qwen2-untied", "qwen2-fp16", "qwen3", "llama-tied", "llama-untied", "mistral",

@@ -17,15 +17,16 @@ from typing import Any
 from iisft import files, process
 from iisft.llamafactory.environment import inherited
 from iisft.llamafactory.interpreter import Interpreter
+from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.view.build import ViewPlan, build_view
-from iisft.presets.dump import render_yaml
+from iisft.presets.yaml12 import render_yaml
 from iisft.workspace import cache_folder
 
 _SCRIPT = Path(__file__).parents[2] / "child" / "build_model.py"
 _TIMEOUT_S = 600.0  # importing LLaMA-Factory takes 8 to 40 s, a model of 500 B parameters a minute
 # Where a run lives: no part of what the trainer makes of the rest.
-_PLACES = ("model_name_or_path", "output_dir", "dataset_dir", "tokenized_path")
+_PLACES = ("model_name_or_path", "output_dir", "dataset_dir", ARGUMENT)
 # Its answer depends on packages that nobody lists.
 _NOT_KEPT = "arguments"
 
