@@ -48,9 +48,13 @@ def run_python(
     return _run([PYTHON, str(script), *map(str, arguments)], folder, expect, **more)
 
 
-def make_view(model: Path, folder: Path, precision: str, weights: str) -> Path:
+def make_view(model: Path, folder: Path, precision: str, weights: str, **step: Any) -> Path:
     plan = plan_view(
-        inspect_checkpoint(model), precision=precision, weights=weights, trust_remote_code=False
+        inspect_checkpoint(model),
+        precision=precision,
+        weights=weights,
+        trust_remote_code=False,
+        step=step,
     )
     build_view(plan, folder)
     return folder

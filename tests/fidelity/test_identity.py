@@ -115,6 +115,8 @@ def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
         "device": "cpu",
         "float32_matmul_precision": "highest",
         "trainable_parameters": exact["trainable_parameters"],
+        "layers_kept": 0,
+        "logit_positions": exact["logit_positions"],
     }
     number = sum(exact["weights"].values())
     stored = "float16" if name.endswith("fp16") else "bfloat16"

@@ -65,8 +65,8 @@ def test_the_defaults_of_the_watchdogs_are_the_presets() -> None:
 
 
 def test_what_a_later_iisft_adds_is_passed_over_and_kept(folder: RunFolder) -> None:
-    later = document("0.1.0.json") | {"format": FORMAT, "layers_kept": 12}
-    later["expected"] = later["expected"] | {"layers_kept": 12}
+    later = document("0.1.0.json") | {"format": FORMAT, "pages_kept": 12}
+    later["expected"] = later["expected"] | {"pages_kept": 12}
     later["watch"] = later["watch"] | {"disk": "stop"}
     folder.record.write_text(json.dumps(later))
     assert folder.whole_record().proof.rows == 240

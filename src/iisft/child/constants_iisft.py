@@ -9,3 +9,7 @@ PROOF_VARIABLE = "IISFT_PROOF"
 STOP_VARIABLE = "IISFT_STOP_FILE"
 ARITHMETIC_KEY = "iisft_arithmetic"
 FLOAT32, NATIVE = ARITHMETICS = ("float32", "native")
+LAYERS_KEPT_KEY = "iisft_layers_kept"
+LOGITS_KEY = "iisft_logits"
+LOGITS_CHUNK_KEY = "iisft_logits_chunk"
+ALL, TRAINED = LOGITS = ("all", "trained")

@@ -1,5 +1,4 @@
-"""The modelling file that iisft puts into every view: the stock architecture and a proof of what it
-computes.
+"""The modelling file in every view: the stock architecture and a proof of what it computes.
 
 One file serves every architecture. The view's config.json names `modeling_iisft.<Architecture>`,
 transformers asks this module for that name, and `__getattr__` below answers with a subclass of the
@@ -9,10 +8,10 @@ native
     The stock computation, untouched.
 float32
     Weights stay as they are stored (bfloat16, float16); each product casts its weight to float32,
-    in forward and again in backward. Casting up is exact, so the results are bit for bit those of
+    in forward and again in backward. Widening is exact, so the results are bit for bit those of
     float32 weights.
 
-Either way each rank writes one line about its first training forward to stdout: `iisft-observed
+In both cases each rank writes one line about its first training forward to stdout: `iisft-observed
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
@@ -25,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32
+from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
 from .witness_iisft import LOADED, Witness, loading_report
 
@@ -47,7 +47,7 @@ class _FrozenProduct(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return functional.linear(x, _float32(weight), _float32(bias))
+        return frozen_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -55,7 +55,7 @@ class _FrozenProduct(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        # the very call that autograd makes for a linear layer, so that the bits are the same
+        # exactly the call that autograd makes for a linear layer, for the same bits
         product = gradient.reshape(-1, gradient.shape[-1]).mm(_float32(weight))
         return product.view(*gradient.shape[:-1], weight.shape[1]), None, None
 
@@ -70,7 +70,7 @@ class ExactLinear(nn.Linear):
 class ExactEmbedding(nn.Embedding):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = _float32(nn.Embedding.forward(self, ids))
-        # Gemma's own forward rounds it to the weight's dtype
+        # Gemma's own forward would round it to the weight's dtype
         scale = getattr(self, "scalar_embed_scale", None)
         return (
             rows
@@ -93,7 +93,7 @@ def make_exact(model: nn.Module) -> None:
     """Let every module of a stock model compute in float32 over its stored weights.
 
     Raises:
-        NotImplementedError: a module multiplies by weights in a way of its own (experts,
+        NotImplementedError: a module multiplies by weights in its own way (experts,
             convolutions), so that float32 arithmetic can't be promised.
     """
     for module in model.modules():
@@ -116,7 +116,7 @@ def _is_scaled_embedding(module: nn.Module) -> bool:
 
 
 def _exact_class(exact: type, stock: type) -> type:
-    # transformers and LLaMA-Factory choose by class name and by isinstance: both still hold
+    # transformers and LLaMA-Factory choose by class name and isinstance: both must still hold
     return type(stock.__name__, (exact, stock), {"__module__": stock.__module__})
 
 
@@ -152,14 +152,16 @@ def keep_the_draw() -> None:
 
 
 def __getattr__(name: str) -> type:
-    """The stock class of that name, made a witness and, where the config says so, exact."""
+    """The stock class of that name with a witness and, if the config says so, made exact."""
     base: Any = TRUSTED if TRUSTED is not None and TRUSTED.__name__ == name else None
     if TRUSTED is None and name[:1].isupper():
         base = getattr(transformers, name, None)
     if base is None:
         raise AttributeError(name)
 
-    class Observed(base):
+    stepping: Any = step_class(base)
+
+    class Observed(stepping):
         def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
             arithmetic = getattr(config, ARITHMETIC_KEY, None)
             if arithmetic not in ARITHMETICS:
@@ -185,7 +187,6 @@ def __getattr__(name: str) -> type:
             return (model, info) if asked else model
 
     Observed.__name__ = Observed.__qualname__ = name
-    # transformers reads the source of a class's module to learn which attention and expert kernels
-    # it may use
+    # transformers reads the source of a class's module to learn which kernels it may use
     Observed.__module__ = base.__module__
     return Observed

@@ -189,6 +189,8 @@ def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[s
         "adapted": adapted(model),
         "device": str(device),
         "float32_matmul_precision": _matmul_precision(),
+        "layers_kept": model.iisft_layers_kept,
+        "logit_positions": model.iisft_positions,
     }
 
 

@@ -117,7 +117,7 @@ def _known_survey(content: bytes | None) -> Survey | None:
         document = orjson.loads(content or b"")
         refused = document["refused"] and tuple(document["refused"])
         return Survey(**{**document, "damaged": tuple(document["damaged"]), "refused": refused})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OverflowError, KeyError, TypeError):
         return None
 
 
@@ -196,7 +196,7 @@ def write_report(target: Path, what: Changes) -> None:
 
 
 def _numbered(rows: Path) -> Iterator[tuple[int, bytes]]:
-    with rows.open("rb") as stream:
+    with files.open_regular(rows) as stream:
         yield from enumerate(stream, 1)
 
 
@@ -207,5 +207,5 @@ def _known(content: bytes | None) -> tuple[dict[int, Cut], tuple[int, ...]] | No
         return {int(n): Cut.from_json(cut) for n, cut in document["cuts"].items()}, tuple(
             document["unfit"]
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OverflowError, KeyError, TypeError):
         return None

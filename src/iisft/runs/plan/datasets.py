@@ -1,4 +1,4 @@
-"""What a run trains on: staged rows as they are, or fitted anew for the preset's own model,
+"""What a run trains on: staged rows as they are, or fitted again for the preset's own model,
 template and cutoff_len.
 """
 

@@ -18,7 +18,7 @@ from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
 from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
-from iisft.llamafactory.arguments import compile_arguments
+from iisft.llamafactory.arguments import compile_arguments, reference_findings
 from iisft.llamafactory.environment import Placement, compile_environment, env_findings
 from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor import inspect
@@ -293,6 +293,7 @@ def _checked(
     findings += checks.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
     if plan.folder.path.exists() and not placement.node_rank:
         findings.append(checks.taken(plan.folder))
+    findings += reference_findings(plan.train_yaml)
     tokens, train_yaml = None, plan.train_yaml
     if plan.checkpoint is not None:
         tokens = token_cache.find(

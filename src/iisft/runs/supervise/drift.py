@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from iisft import files
 from iisft.errors import EnvironmentFault, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
@@ -152,8 +153,11 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = files.read_text(path)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it holds an alias, which iisft never writes")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise RunStateError(
             "run-torn", f"{path.name} can't be read: {error}", where=str(path)
         ) from error
