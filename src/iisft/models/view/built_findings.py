@@ -6,7 +6,7 @@ from typing import Any
 
 from iisft.errors import Finding
 from iisft.models.folder.checkpoint import Checkpoint
-from iisft.models.folder.manifest import mend_command
+from iisft.models.folder.manifest import repair_command
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
 
@@ -84,7 +84,7 @@ def _weights(facts: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Findi
             f"the files do not hold the {checkpoint.architecture} of config.json; tensors: "
             + "; ".join(parts),
             where=str(checkpoint.folder),
-            fix=f"a whole checkpoint of this very architecture: {mend_command(checkpoint.folder)}",
+            fix=f"a whole checkpoint of this very architecture: {repair_command(checkpoint.folder)}",
         )
 
 
