@@ -15,7 +15,7 @@ from iisft.data.stage.overlong import Changes, Survey
 from iisft.data.stage.policy import damage_finding, unfit_findings
 from iisft.data.stage.staging import REPORT, StagedDataset
 from iisft.data.tokens.counting import unrenderable_finding
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info

@@ -35,7 +35,7 @@ def differences(folder: RunFolder, record: RunRecord) -> list[str]:
             "moved",
             f"{folder.id} was made at {Path(place).parent}: its files name that place",
             where=str(folder.path),
-            fix=f"move it back, or start anew: iisft train --preset '{folder.preset}'",
+            fix=f"move it back, or start again: iisft train --preset '{folder.preset}'",
         )
     return [
         *_changed("train.yaml", record.train_yaml, arguments),
