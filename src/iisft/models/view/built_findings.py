@@ -84,7 +84,7 @@ def _weights(facts: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Findi
             f"the files do not hold the {checkpoint.architecture} of config.json; tensors: "
             + "; ".join(parts),
             where=str(checkpoint.folder),
-            fix=f"a whole checkpoint of this very architecture: {repair_command(checkpoint.folder)}",
+            fix=f"a whole checkpoint of this architecture: {repair_command(checkpoint.folder)}",
         )
 
 
