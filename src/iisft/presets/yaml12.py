@@ -14,7 +14,7 @@ from iisft import files
 from iisft.errors import InputError
 
 KeyPath = tuple[str | int, ...]
-_LARGEST = 2**20
+LARGEST = 2**20
 _DEEPEST = 20
 _LONGEST_INT = 40  # characters: what is longer is no float either, and nobody counts so far
 
@@ -55,7 +55,7 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """
     loader = _Loader(text)
     try:
-        _check_depth(text, where)
+        check_depth(text, where)
         node = loader.get_single_node()
         if node is None:
             return None, {}
@@ -79,8 +79,16 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
-def _check_depth(text: str, where: str) -> None:
-    """libyaml's composer calls itself for each level, and ends the process at some thousands."""
+def check_depth(text: str, where: str) -> None:
+    """Refuse aliases and what nests too deeply before it is composed.
+
+    libyaml's composer calls itself for each level, and ends the process at some thousands; aliases
+    of aliases are more than any memory holds.
+
+    Raises:
+        InputError: it is such a text.
+        yaml.YAMLError: it is not YAML.
+    """
     depth = 0
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -90,6 +98,9 @@ def _check_depth(text: str, where: str) -> None:
                 raise InputError(
                     "preset-yaml", "no preset nests so deeply", where=f"{where}:{line}"
                 )
+        elif isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise InputError("preset-yaml", "aliases are not allowed", where=f"{where}:{line}")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -168,7 +179,7 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
         InputError: also when the file is missing, unreadable or not UTF-8.
     """
     try:
-        text = files.read_text(path, _LARGEST)
+        text = files.read_text(path, LARGEST)
     except UnicodeDecodeError as error:
         raise InputError("preset-encoding", "not UTF-8 text", where=str(path)) from error
     except OSError as error:

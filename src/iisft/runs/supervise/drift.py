@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 
 from iisft import files
-from iisft.errors import EnvironmentFault, RunStateError
+from iisft.errors import EnvironmentFault, IisftError, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import of_record, steering
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.view.build import strange_code
+from iisft.presets import yaml12
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
@@ -153,11 +154,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        text = files.read_text(path)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it holds an alias, which iisft never writes")
+        text = files.read_text(path, yaml12.LARGEST)
+        yaml12.check_depth(text, str(path))
         content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, IisftError) as error:
         raise RunStateError(
             "run-torn", f"{path.name} can't be read: {error}", where=str(path)
         ) from error
