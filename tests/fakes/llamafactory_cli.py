@@ -126,6 +126,9 @@ def main() -> None:
                 "float32_matmul_precision": "highest",
                 "attention_dtype": expected["compute_dtype"],
                 "linear_dtype": expected["compute_dtype"],
+                "layers_kept": int(
+                    os.environ.get("FAKE_LAYERS_KEPT", expected.get("layers_kept", 0))
+                ),
             }
             say(f"iisft-observed {os.environ['IISFT_PROOF']} {json.dumps(proof)}")
     if IN_FORWARD:

@@ -65,6 +65,8 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
         "arithmetic": "float32",
         "class": "Qwen2ForCausalLM",
         "device": "cpu",
+        "layers_kept": 0,
+        "logit_positions": None,
     }
     metrics = [event for event in folder.read_events() if event["kind"] == "metrics"]
     assert [(event["step"], event["loss"], event["grad_norm"]) for event in metrics] == [

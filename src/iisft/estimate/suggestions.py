@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from iisft.estimate.forecast import Forecast, Workload, forecast
+from iisft.estimate.step import needs_all_logits
 from iisft.gpu_table import architecture
 from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
@@ -169,6 +170,8 @@ def _families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
                 0,
             )
         ]
+    if train.logits == "all" and needs_all_logits(preset) is None:
+        yield [Change({"train.logits": "trained"}, "logits only where they are trained", 1)]
     yield [
         Change(
             {

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,6 @@ def plan_view(
     precision: str,
     weights: str,
     trust_remote_code: bool,
-    step: Mapping[str, Any] | None = None,
 ) -> ViewPlan:
     """Plan the view that makes LLaMA-Factory hold `weights` and compute in `precision`. Writes
     nothing.
@@ -86,7 +85,6 @@ def plan_view(
         precision: "fp32", "fp16", "bf16" or "weights" (in the weights' own dtype).
         weights: "stored", "fp32", "fp16", "bf16" or "nf4".
         trust_remote_code: whether the preset allows the model's own Python files.
-        step: how child/step_iisft.py spends a training step, by the names of its config keys.
 
     Raises:
         InputError: the precision can't be held for this model; the message has the reason, `fix`
@@ -109,7 +107,6 @@ def plan_view(
         "torch_dtype": memory,  # older readers that one; together they can't disagree
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         ARITHMETIC_KEY: arithmetic,
-        **(step or {}),
     }
     texts = {
         "config.json": _json_text(config),
@@ -125,6 +122,14 @@ def plan_view(
         expected_weights_dtype="nf4" if weights == "nf4" else memory,
         expected_compute_dtype=DTYPES.get(precision, memory),
     )
+
+
+def with_step(plan: ViewPlan, keys: Mapping[str, Any]) -> ViewPlan:
+    """The view with what its config tells child/step_iisft.py of a training step."""
+    if not keys:
+        return plan
+    config = {**plan.config, **keys}
+    return replace(plan, config=config, texts=plan.texts | {"config.json": _json_text(config)})
 
 
 def build_view(plan: ViewPlan, folder: Path) -> None:

@@ -3,7 +3,7 @@ was asked.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 # Of the base parameters, the share that may be in another dtype: norms that were asked to be
@@ -25,6 +25,7 @@ class Expected:
     world_size: int
     global_batch: int
     rows: int | None
+    layers_kept: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,12 +33,12 @@ class Expected:
     @classmethod
     def is_whole(cls, values: Mapping[str, Any]) -> bool:
         """Whether run.json's `expected` has all of them."""
-        return set(cls.__slots__) <= values.keys()
+        return {one.name for one in fields(cls) if one.default is MISSING} <= values.keys()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Expected":
         """Run.json's `expected`, which is whole; what else it holds is a later iisft's."""
-        return cls(**{name: values[name] for name in cls.__slots__})
+        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Observed:
             "arithmetic": first.get("arithmetic"),
             "class": first.get("class"),
             "device": first.get("device"),
+            "layers_kept": first.get("layers_kept"),
+            "logit_positions": first.get("logit_positions"),
         }
 
 
@@ -112,6 +115,8 @@ def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[
     yield from precision_differences(expected, proof)
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+    if (kept := proof.get("layers_kept") or 0) != expected.layers_kept:
+        yield f"{kept} layers keep their products, but the run says {expected.layers_kept}"
 
 
 def precision_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
