@@ -277,6 +277,7 @@ def test_best_never_changes_what_is_computed(plan: CLI) -> None:
         "train.batch_size",
         "train.accumulation",
         "train.gradient_checkpointing",
+        "train.logits",
         "attention",
         "sharding",
     }

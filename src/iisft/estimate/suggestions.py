@@ -7,7 +7,7 @@ Within a class the faster one comes first.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -147,6 +147,10 @@ def _first_that_fits(preset: Preset, workload: Workload, family: list[Change]) -
 
 
 def _try(preset: Preset, workload: Workload, change: Change) -> Suggestion | None:
+    values = change.values
+    other = values.get("sharding", "none") != "none" or values.get("weights") == "nf4"
+    if other and preset.train.gradient_checkpointing == "fit":  # which is refused there
+        change = replace(change, values=values | {"train.gradient_checkpointing": True})
     candidate = changed(preset, change.values)
     if is_refused(candidate, workload.ranks):
         return None
