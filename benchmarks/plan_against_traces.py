@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from iisft.estimate.architecture import read_architecture
-from iisft.estimate.memory import GIB, Layout, estimate_memory, optimizer_bytes, weight_bytes
-from iisft.estimate.shape import StepShape
+from iisft.estimate.memory import GIB, estimate_memory, optimizer_bytes, weight_bytes
+from iisft.estimate.shape import Layout, StepShape
 
 TRACE = Path(__file__).parents[1] / "src/iisft/child/trace_step.py"
 

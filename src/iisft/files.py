@@ -1,6 +1,4 @@
-"""Files that another process may read while we write them, or may have torn: written by rename,
-read with suspicion.
-"""
+"""Files that others may read while they are written, or may have torn: written by rename."""
 
 import contextlib
 import errno
@@ -12,6 +10,7 @@ import math
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +21,16 @@ LARGEST = 64 * 2**20
 DEEPEST = 100
 """Levels of a document. Python's own parsers and writers end at about 1000, with RecursionError."""
 
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _MOST_AT_ONCE = 4 * LARGEST  # of a log or of events; the next call goes on there
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a complete file or not at all: temporary name, fsync, rename.
+    """Replace `path` with a complete file or not at all: temporary name, fsync, rename.
 
     Raises:
-        OSError: the folder is missing or read-only, or the disk is full; `path` is then what it
-        was.
+        OSError: the folder is missing or read-only, or the disk is full; `path` is unchanged.
     """
     with atomic_writer(path) as stream:
         stream.write(content)
@@ -47,11 +46,42 @@ def write_json_atomically(path: Path, value: Any) -> None:
     write_text_atomically(path, json_text(value, indent=2) + "\n")
 
 
+def write_named(path: Path, content: bytes, *, replace: bool = False) -> None:
+    """Write what a person asked for to the place that they named.
+
+    A new name becomes a whole file or none. Of what is there, only a regular file is ever replaced;
+    a device or a pipe is written to, and `-` is standard output.
+
+    Raises:
+        FileExistsError: a file is there, and nobody said that it may be replaced.
+        OSError: it can't be written.
+    """
+    if str(path) in _STDOUT:
+        sys.stdout.write(content.decode("utf-8", "replace"))
+        sys.stdout.flush()
+        return
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        write_bytes_atomically(target, content)
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        os.set_blocking(descriptor, True)
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
+            stream.write(content)
+    elif replace:
+        write_bytes_atomically(target, content)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream that becomes `path` when the block ends without an error, and leaves nothing
-    behind otherwise.
-    """
+    """A binary stream that becomes `path` when the block succeeds, and otherwise leaves nothing."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -66,17 +96,14 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Let a file that was written and synced under a temporary name become `path`, with the usual
-    permissions.
-    """
+    """Rename a synced temporary file to `path`, with the usual permissions."""
     temporary.chmod(0o666 & ~_umask())
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def make_durable(folder: Path) -> None:
-    """Bring what another program wrote into `folder` to the disk, with the permissions of an
-    ordinary file.
+    """Sync what another program wrote into `folder`, and give it the usual permissions.
 
     Raises:
         OSError: the disk is full.
@@ -91,8 +118,8 @@ def make_durable(folder: Path) -> None:
 def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     """Append one line whole or not at all, so that concurrent readers never see a part of it.
 
-    What a power cut left of a last line is ended first, so that it spoils no other.
-    `durably`: return when it has reached the disk.
+    A last line torn by a power cut is ended first, so that it doesn't spoil this one.
+    `durably`: return only when the line is on the disk.
 
     Raises:
         OSError: the disk is full, or the file can't be written.
@@ -101,7 +128,7 @@ def append_line(path: Path, line: str, *, durably: bool = False) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # another's half-written line is no torn one
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # else one being written would look torn
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             content = b"\n" + content
@@ -128,6 +155,18 @@ def open_regular(path: Path | str) -> io.BufferedReader:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, f"{_kind(mode)}, not a regular file", str(path))
+
+
+def lines_of(stream: IO[bytes], most: int = LARGEST) -> Iterator[bytes]:
+    """The lines of an open file, each with its end.
+
+    Raises:
+        OSError: a line is longer than `most` bytes: nobody wrote that.
+    """
+    while line := stream.readline(most + 1):
+        if len(line) > most:
+            raise OSError(errno.EFBIG, f"a line is longer than {_mib(most)}", str(stream.name))
+        yield line
 
 
 def read_bytes(path: Path | str, most: int = LARGEST) -> bytes:
@@ -224,7 +263,7 @@ def read_json_object(path: Path | str, most: int = LARGEST) -> dict[str, Any] | 
 
 
 def sha256_of(path: Path) -> str:
-    """The hex digest of a file's bytes; "" when it can't be read, which equals no digest."""
+    """The hex digest of a file; "" when it can't be read, which equals no digest."""
     try:
         with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -254,10 +293,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def last_lines(path: Path, tail_bytes: int = 64 * 1024) -> list[str]:
-    """The whole lines in the last bytes of a file, without line ends.
-
-    None when it can't be read.
-    """
+    """The complete lines in the last bytes of a file; none when it can't be read."""
     try:
         with open_regular(path) as stream:
             start = max(0, stream.seek(0, os.SEEK_END) - tail_bytes)
@@ -269,10 +305,7 @@ def last_lines(path: Path, tail_bytes: int = 64 * 1024) -> list[str]:
 
 
 class LineFollower:
-    """Reads the whole lines that were added to a growing file since the last call.
-
-    An unfinished last line waits.
-    """
+    """Reads the complete lines added to a growing file since the last call."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
@@ -280,13 +313,10 @@ class LineFollower:
         self._rest = b""
 
     def read(self) -> list[str]:
-        """New complete lines, without line ends.
-
-        A carriage return ends a line too (progress bars).
-        """
+        """New complete lines without line ends; a carriage return (progress bars) ends one too."""
         try:
             with open_regular(self.path) as stream:
-                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew
+                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made again
                     self._offset, self._rest = 0, b""
                 stream.seek(self._offset)
                 chunk = stream.read(_MOST_AT_ONCE)
@@ -314,7 +344,7 @@ def _mib(size: int) -> str:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # umask(2) has no way to read it without setting it
     os.umask(mask)
     return mask
 

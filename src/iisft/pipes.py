@@ -7,7 +7,7 @@ from typing import IO
 
 
 class Pipes:
-    """The reading ends of a child's pipes; they are closed when the block ends."""
+    """The reading ends of a child's pipes, closed when the block ends."""
 
     def __init__(self, *streams: IO[bytes]) -> None:
         self._streams = streams
@@ -30,10 +30,7 @@ class Pipes:
         return tuple(content.decode("utf-8", "replace") for content in self._contents)
 
     def read(self, timeout_s: float, silence_s: float | None = None) -> str | None:
-        """Read until every pipe is closed at its other end.
-
-        What took too long, for a message, or None.
-        """
+        """Read until every pipe is closed at its other end; returns what took too long, or None."""
         began = heard = time.monotonic()
         while self._selector.get_map():
             now = time.monotonic()

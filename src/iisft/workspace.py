@@ -5,17 +5,16 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from iisft.errors import EnvironmentFault
+
 
 def cache_folder() -> Path:
-    """What can be found out again: `$XDG_CACHE_HOME/iisft`."""
+    """For what can be computed again: `$XDG_CACHE_HOME/iisft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iisft"
 
 
 def how_to_get(model: str, folder: Path) -> str:
-    """The download's exact command.
-
-    Its default place is the folder that is missing, unless a path was given.
-    """
+    """The exact command that downloads a missing model, or a hint for one given as a path."""
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
         return f"iisft download {shlex.quote(model)}, or --model DIR"
     return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
@@ -29,7 +28,15 @@ class Workspace:
 
     @classmethod
     def current(cls) -> "Workspace":
-        return cls(Path(os.environ.get("IISFT_HOME") or Path.cwd()).expanduser().resolve())
+        given = os.environ.get("IISFT_HOME") or "."
+        try:
+            return cls(Path(given).expanduser().resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, no home for ~
+            reason = getattr(error, "strerror", None) or str(error)
+            raise EnvironmentFault(
+                "workspace", f"the workspace can't be used: {reason}", where=given,
+                fix="export IISFT_HOME=/another/folder",
+            ) from error  # fmt: skip
 
     @property
     def models(self) -> Path:

@@ -8,8 +8,8 @@ import pytest
 from recorded import shape_of
 
 from iisft.estimate.architecture import Architecture, read_architecture
-from iisft.estimate.memory import GIB, Layout, estimate_memory
-from iisft.estimate.shape import StepShape
+from iisft.estimate.memory import GIB, estimate_memory
+from iisft.estimate.shape import Layout, StepShape
 from iisft.estimate.timing import micro_batch_flops
 from iisft.models.folder.known import model_facts
 

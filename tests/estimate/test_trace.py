@@ -14,7 +14,8 @@ import pytest
 from recorded import shape_of
 
 from iisft.estimate.architecture import read_architecture
-from iisft.estimate.memory import Layout, estimate_memory
+from iisft.estimate.memory import estimate_memory
+from iisft.estimate.shape import Layout
 
 pytestmark = pytest.mark.slow
 

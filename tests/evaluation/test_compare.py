@@ -75,7 +75,7 @@ def test_the_best_checkpoint_is_named_with_its_reason(iisft: CLI, run: RunFolder
     assert pair["p_value"] == pytest.approx(2 / 2**12)
     assert (
         found["sentences"][0]
-        == "跑 1@20 is best: Balanced accuracy 95.0 % on the 40 rows that all have generated."
+        == "跑 1@20 is best: Balanced accuracy 95.0 % on the 40 rows that all of them generated."
     )
     assert "The lowest evaluation loss (0.5000) is that of 跑 1@final" in found["sentences"][-1]
 

@@ -60,7 +60,8 @@ def test_it_says_so_in_plain_sentences(iisft: CLI, first_users_file: Path) -> No
     result = iisft("evaluate", str(first_users_file), *SHAPES)
     assert result.code == 0
     for sentence in (
-        "24 of 159 rows (15.1 %) are generation errors; every figure is of the 135 generated rows.",
+        "24 of 159 rows (15.1 %) are generation errors; every figure covers only "
+        "the 135 generated rows.",
         "drop: recall 88.1 % (79.7 - 96.6), 52 of 59; precision 43.3 %, 52 of 120.",
         "keep: recall 6.6 % (1.3 - 11.8), 5 of 76; precision 50.0 %, 5 of 10.",
         "The model answers drop to 88.9 % of the rows; it is right for 43.7 %.",
@@ -129,7 +130,7 @@ def test_a_sample_of_the_text_rows_is_said_to_be_one(iisft: CLI, write: Write) -
     file = str(write(rows))
     sampled = document(iisft, file, "--text-rows", "20")
     assert sampled["metrics"]["text_rows"] == 20
-    assert "BLEU, ROUGE and chrF are of a random sample of 20 rows" in " ".join(
+    assert "BLEU, ROUGE and chrF are computed on a random sample of 20 rows" in " ".join(
         sampled["sentences"]
     )
     assert document(iisft, file, "--text-rows", "20") == sampled

@@ -38,7 +38,7 @@ def test_a_row_that_stands_there_twice_counts_once(iisft: CLI, write: Write) -> 
     code, found = evaluated(iisft, write([*ROWS, again]))
     assert (code, found["rows"], found["metrics"]["exact_match"]) == (0, 6, 1.0)
     [finding] = found["findings"]
-    assert finding["message"] == "1 rows stand there twice (row 3): the first of each counts"
+    assert finding["message"] == "1 rows occur twice (row 3): the first of each counts"
 
 
 def test_questions_that_come_again_are_counted_and_said(iisft: CLI, write: Write) -> None:
@@ -46,7 +46,7 @@ def test_questions_that_come_again_are_counted_and_said(iisft: CLI, write: Write
     code, found = evaluated(iisft, write(rows))
     assert (code, found["rows"]) == (0, 6)
     [finding] = found["findings"]
-    assert finding["message"] == "2 rows have prompt and reference of an earlier row; each counts"
+    assert finding["message"] == "2 rows repeat prompt and reference of an earlier row; each counts"
 
 
 def test_a_json_array_is_read_and_a_torn_one_refused(iisft: CLI, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_file_without_predictions_says_what_it_has(
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     code, found = evaluated(iisft, empty)
-    assert (code, found["error"]["message"]) == (3, "there is no row in it")
+    assert (code, found["error"]["message"]) == (3, "the file has no rows")
 
 
 def test_columns_can_be_named(iisft: CLI, write: Write) -> None:

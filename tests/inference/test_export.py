@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_at_the_last_file_leaves_nothing(
     assert (result.code, error["code"], left_in(place)) == (4, "export-unwritable", [])
     assert (
         error["message"]
-        == "the merged model can't be written: No space left on device; nothing was left there"
+        == "the merged model can't be written: No space left on device; nothing was left behind"
     )
 
 
@@ -133,7 +133,7 @@ def test_two_exports_to_one_place(iisft: CLI, make_run: MakeRun, tmp_path: Path)
     work.mkdir()
     with files.exclusive_lock(work / "lock"):
         result = iisft("export", "run", "-o", str(tmp_path / "merged"))
-    assert (result.code, "another command exports there" in result.err) == (6, True)
+    assert (result.code, "another command is exporting there" in result.err) == (6, True)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_two_exports_to_one_place(iisft: CLI, make_run: MakeRun, tmp_path: Path)
     [
         (("--dtype", "int8"), 2, "--dtype is fp32, fp16, bf16, not 'int8'"),
         (("--checkpoint", "base"), 3, "the base model has no adapter to merge"),
-        ((), 3, "is there already"),
+        ((), 3, "exists already"),
     ],
 )
 def test_wrong_usage(

@@ -87,7 +87,8 @@ def test_what_a_person_should_know_is_said(
     assert "4 prompts are longer than the training's cutoff_len 64" in result.err
     child("ok")
     assert (
-        "情报@final: 5 rows answered, 5 were there before" in iisft("predict", "--data", staged).err
+        "情报@final: 5 rows answered, 5 were there already"
+        in iisft("predict", "--data", staged).err
     )
 
 
@@ -100,10 +101,10 @@ def test_a_complete_file_loads_no_model(
     again = iisft("predict", "--data", staged)
     assert (again.code, again.err) == (
         0,
-        "情报@final: 0 rows answered, 10 were there before\n"
+        "情报@final: 0 rows answered, 10 were there already\n"
         "  1 answers were cut off at the limit (--max-tokens)\n"
-        "  4 prompts are longer than the training's cutoff_len 64: it saw none so long. They were "
-        "answered whole\n"
+        "  4 prompts are longer than the training's cutoff_len 64: it saw none that long. "
+        "They were not cut\n"
         "  next: iisft evaluate run\n",
     )
 
@@ -115,7 +116,7 @@ def test_a_dead_child_costs_a_batch_and_the_same_command_goes_on(
     child("die-after:2")
     died = iisft("predict", "--data", staged, "--batch-size", "2")
     assert (died.code, numbers(folder)) == (1, [10, 9, 8, 7])
-    assert "the process that had the model died (exit code 1)" in died.err
+    assert "the process with the model died (exit code 1)" in died.err
     child("ok")
     result = iisft("predict", "--data", staged, "--batch-size", "2", "--json")
     assert json.loads(result.out)[0]["generated"] == 6
@@ -239,7 +240,7 @@ def test_answers_made_in_another_way_are_not_mixed(
     other = iisft("predict", "--data", staged, "--max-tokens", "5")
     assert other.code == 6
     assert (
-        "made in another way (generation: {'do_sample': False, 'max_new_tokens': 64} there"
+        "made with other settings (generation: {'do_sample': False, 'max_new_tokens': 64} there"
         in other.err
     )
     assert numbers(folder) == [1, 2, 3, 4]

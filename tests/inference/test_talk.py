@@ -55,7 +55,7 @@ def test_a_question_that_can_not_be_answered_ends_a_pipe_with_1(make_run: MakeRu
 def test_chat_takes_one_adapter(make_run: MakeRun) -> None:
     make_run()
     done = chat("", "--checkpoint", "all")
-    assert (done.returncode, "--checkpoint all is for predict alone" in done.stderr) == (2, True)
+    assert (done.returncode, "--checkpoint all is only for predict" in done.stderr) == (2, True)
 
 
 def test_at_a_terminal_ctrl_c_ends_the_answer_and_not_the_conversation(make_run: MakeRun) -> None:

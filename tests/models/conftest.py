@@ -51,7 +51,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A server that is both hubs and has REPO; nobody is logged in, and waiting costs no time."""
     import modelscope_hub._legacy_api as modelscope
 
-    from iisft.models.hub import metadata, transfer
+    from iisft.models.hub import hubs, transfer
 
     for name in [*os.environ]:
         ours = ("HF_", "HUGGING", "MODELSCOPE_", "SSL_CERT", "REQUESTS_CA", "CURL_CA")
@@ -60,7 +60,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     for name in ("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr(transfer, "PAUSES_S", (0.0, 0.01, 0.01, 0.01))
-    monkeypatch.setattr(metadata, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(hubs, "_PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr(modelscope, "REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0)
     with running() as server:
         server.repos[REPO] = Repo(repository())

@@ -158,7 +158,7 @@ def test_shards_of_an_earlier_commit_do_not_stay(hub: HubServer, iisft: CLI, tar
     flip_a_bit(target / OTHER_SHARD)  # no longer what was downloaded
     result = iisft("download", REPO)
     assert result.code == 0
-    assert f"warning: {SHARD} was removed: the repository has it no more\n" in result.err
+    assert f"warning: {SHARD} was removed: the repository no longer has it\n" in result.err
     assert sorted(path.name for path in target.glob("*.safetensors")) == [
         OTHER_SHARD,
         "model.safetensors",
@@ -204,7 +204,7 @@ def test_pickles_only_when_asked_for(hub: HubServer, iisft: CLI, tmp_path: Path)
         "error: the repository has its weights only as pickles: pytorch_model.bin. Loading a "
         "pickle can run any code"
     )
-    assert "--allow-pickle downloads them all the same" in result.err
+    assert "--allow-pickle downloads them anyway" in result.err
     assert iisft("download", REPO, "--include", "*.bin").code == 5
     to = tmp_path / "pickled"
     assert iisft("download", "old/pickled", "--allow-pickle", "--to", str(to)).code == 0
@@ -221,7 +221,7 @@ def test_code_that_a_model_brings_is_named_and_not_trusted(hub: HubServer, iisft
     result = iisft("download", "some/code")
     assert result.code == 0
     assert (
-        "note: the model brings code of its own: modeling_x.py. None of it runs unless a preset "
+        "note: the model comes with its own code: modeling_x.py. None of it runs unless a preset "
         "trusts it" in result.err
     )
 

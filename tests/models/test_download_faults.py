@@ -13,7 +13,7 @@ import pytest
 from hub_server import Fault, HubServer, Repo, running
 from models_on_disk import OTHER_SHARD, REPO, SHARD, contents, needed, repository
 
-from iisft.models.hub import metadata, transfer
+from iisft.models.hub import hubs, metadata, transfer
 
 CLI = Callable[..., Any]
 
@@ -98,7 +98,7 @@ def test_a_gated_model_without_and_with_a_token(
         result = iisft("download", REPO, "--source", "huggingface")
         assert result.code == 5
         assert result.err.startswith(
-            f"error: {REPO} is gated on {name_of('huggingface', hub)}: its licence has to be "
+            f"error: {REPO} is gated on {name_of('huggingface', hub)}: its licence must be "
             "accepted first\n"
             f"  where: {hub.url}/{REPO}\n"
             "  fix:   accept it on that page in a browser, then hf auth login, or export "
@@ -149,8 +149,8 @@ def test_connection_refused(
     ("status", "message"),
     [
         (429, "wants fewer requests (429)"),
-        (500, "has a fault of its own (5"),
-        (503, "has a fault of its own (503)"),
+        (500, "has an error of its own (5"),
+        (503, "has an error of its own (503)"),
     ],
 )
 def test_a_hub_with_a_fault(
@@ -173,7 +173,7 @@ def test_a_fault_that_passes_is_waited_for(
 def test_an_api_that_does_not_answer(
     hub: HubServer, iisft: CLI, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metadata, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(hubs, "DEADLINE_S", 0.5)
     hub.faults.append(Fault("@api", slow_s=60))
     result = iisft("download", REPO, "--source", source)
     assert result.code == 5
@@ -195,7 +195,7 @@ def test_a_login_page_instead_of_a_hub(
     hub.repos[REPO].extra.append({"type": "file", "path": "x"})  # no size, no oid
     result = iisft("download", REPO, "--source", "huggingface")
     assert result.code == 5
-    assert "answers with something that is no model listing" in result.err
+    assert "answers with something that is not a model listing" in result.err
 
 
 def test_offline_mode_is_named(hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_socks_proxy_without_its_packages(
 def test_not_a_model_id(iisft: CLI) -> None:
     for name in ("../../etc", "a/b/c", "Qwen/Q wen", "/abs/path", "Qwen/.."):
         result = iisft("download", name)
-        assert (result.code, "is no model id" in result.err) == (2, True), name
+        assert (result.code, "is not a model id" in result.err) == (2, True), name
 
 
 # what the bytes can do
@@ -313,8 +313,7 @@ def test_wrong_bytes_of_the_right_length_are_never_published(
     result = iisft("download", REPO, "--source", source)
     assert result.code == 5
     assert (
-        f"error: {SHARD}: the bytes that came are not those that the hub's listing promises, "
-        "twice\n" in result.err
+        f"error: {SHARD}: the bytes received differed from the hub's listing twice\n" in result.err
     )
     assert_nothing_published(target, SHARD)
     assert OTHER_SHARD in contents(target), "the others were finished"
@@ -327,7 +326,7 @@ def test_wrong_bytes_are_noticed_when_the_hubs_own_client_does_not(
     result = iisft("download", REPO, "--source", "huggingface", "--transfer", "hub")
     assert result.code == 5
     assert (
-        f"error: {SHARD}: the hub's client brought other bytes than the listing promises"
+        f"error: {SHARD}: the hub's client delivered other bytes than the listing promises"
         in result.err
     )
     assert_nothing_published(target, SHARD)
@@ -347,8 +346,8 @@ def test_a_truncated_shard(hub: HubServer, iisft: CLI, source: str, target: Path
     [
         (401, "wants a login for this (401)"),
         (403, "refuses this (403): the token's owner may not read it"),
-        (404, "has it no longer (404)"),
-        (500, "has a fault of its own (500)"),
+        (404, "no longer has it (404)"),
+        (500, "has an error of its own (500)"),
     ],
 )
 def test_a_file_that_is_refused(
@@ -394,7 +393,7 @@ def test_a_hub_that_fails_in_mid_download_is_left_and_its_parts_are_continued(
     result = iisft("download", REPO)
     assert result.code == 0, result.err
     assert_whole(target)
-    assert f"warning: {metadata.NAMES[first]} could not finish it" in result.err
+    assert f"warning: {metadata.NAMES[first]} could not finish" in result.err
     assert f"from     {metadata.NAMES[second]}" in result.out
     assert sum(one.sent for one in hub.bodies(SHARD)) == len(needed()[SHARD])
 
@@ -431,7 +430,8 @@ def test_a_disk_too_small_is_noticed_before_the_first_byte(
     result = iisft("download", REPO)
     assert result.code == 5
     assert result.err.startswith(
-        f"error: 801 kB are to come, 64.5 MB are free\n  where: {target}\n  fix:   make room"
+        f"error: 801 kB are still to be fetched, 64.5 MB are free\n  where: {target}\n"
+        "  fix:   free some space"
     )
     assert hub.bodies() == []
 
@@ -445,7 +445,7 @@ def test_a_disk_that_fills_up_keeps_what_came(hub: HubServer, iisft: CLI, target
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.code == 5
     assert "error: the disk is full (File too large)\n" in result.err
-    assert "run the command again, it goes on where it stopped" in result.err
+    assert "run the command again: it continues where it stopped" in result.err
     before = len(hub.seen)
     assert iisft("download", REPO, "--source", "modelscope").code == 0
     assert "bytes=200000-" in [one.headers.get("Range") for one in hub.seen[before:]]

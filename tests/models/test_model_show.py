@@ -116,9 +116,10 @@ def test_a_folder_with_other_bytes_is_not_adopted(hub: HubServer, iisft: CLI, co
     result = iisft("download", REPO, "--adopt", str(copied), "--source", "huggingface")
     assert (result.code, result.out) == (5, "")
     assert (
-        f"error: {SHARD} is not that of {REPO} at main\n  where: {copied / SHARD}\n" in result.err
+        f"error: {SHARD} differs from that of {REPO} at main\n  where: {copied / SHARD}\n"
+        in result.err
     )
-    assert "error: config.json is not that of" in result.err
+    assert "error: config.json differs from that of" in result.err
     assert "--source local adopts the folder as it is" in result.err
     assert not (copied / ".iisft").exists()
     assert iisft("download", "--adopt", str(copied), "--source", "local").code == 0
@@ -158,7 +159,7 @@ def test_without_a_hub_the_digests_are_recorded_and_the_lack_is_told(
     assert result.code == 0
     assert (
         result.err.startswith("checking 10 files")
-        and "warning: adopted as it is, compared with no hub: " in result.err
+        and "warning: adopted as it is, not compared with any hub: " in result.err
     )
     flip_a_bit(copied / SHARD)
     assert iisft("download", "--verify", str(copied)).code == 5

@@ -16,6 +16,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from helpers import CLI, steps, train_argv, until
 from iisft.runs.record.folder import RunFolder
 
+# Asked to build a model, it has nothing to say against it.
+_ANSWERS = """#!/bin/sh
+case "$1" in
+*build_model.py) printf '{{"warnings": []}}' ;;
+*) printf '%s' '{report}' ;;
+esac
+"""
 FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
 
 
@@ -82,7 +89,7 @@ def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     report = json.dumps(
         {"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")}
     )
-    _script(binaries / "python", f"#!/bin/sh\nprintf '%s' '{report}'\n")
+    _script(binaries / "python", _ANSWERS.format(report=report))
     _script(binaries / "llamafactory-cli", f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
     monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))
 

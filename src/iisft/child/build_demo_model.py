@@ -1,12 +1,11 @@
-"""Build the demo's base model: a tiny Qwen2 in bf16 with a byte-level BPE tokenizer, the same every
-time.
+"""Builds the demo's base model: a tiny bf16 Qwen2 with byte-level BPE, the same every time.
 
 Runs in the training interpreter: python build_demo_model.py ROWS.jsonl TARGET_FOLDER
 
-The model reads for half a minute, as any base model has read before it is fine-tuned: bulletins
-with the section and the place they are filed under, and lines of JSON. It never sees a chat, nor a
-bulletin answered with JSON. Without this the frozen head of an untrained model would bound its
-logits, and no adapter could bring the loss down.
+The model is pretrained for half a minute, as a base model is before fine-tuning: on bulletins with
+their section and place, and on lines of JSON. It never sees a chat, or a bulletin answered with
+JSON. Without this the frozen head of an untrained model would bound its logits, and no adapter
+could bring the loss down.
 """
 
 import json
@@ -18,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Before torch: one thread, so that every machine builds the same bits from the same version.
+# Read when torch is loaded; the number of threads changes the order of sums, and so the bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
@@ -40,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: list[str]) -> Any:
-    """ChatML's special tokens, so that LLaMA-Factory's template qwen is the real one."""
+    """A tokenizer with ChatML's special tokens, which LLaMA-Factory's template qwen expects."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,9 +60,7 @@ def build_tokenizer(texts: list[str]) -> Any:
 
 
 def build_model(tokenizer: Any, texts: list[str]) -> tuple[Any, float]:
-    """Next-token training on the texts, in float32, then rounded to bf16 as published
-    models are.
-    """
+    """Train on the texts in float32, then round to bf16 as published models are."""
     torch.manual_seed(42)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

@@ -1,7 +1,7 @@
-"""Answers to one conversation after the other, word by word.
+"""Answers to one conversation after another, as a stream.
 
 Runs in the training interpreter (see run_model.py). Each message that arrives is {"messages",
-"system", "temperature"}; any other one while an answer comes takes that back.
+"system", "temperature"}; any other one that arrives during an answer ends that.
 """
 
 import traceback

@@ -1,10 +1,9 @@
-"""How far a merged model is from the adapter that it was made of, on rows that the run was trained
-on.
+"""How far a merged model is from its adapter, on rows that the run was trained on.
 
 Runs in the training interpreter (see run_model.py). The specification: {"models": [with the
 adapter, merged] as load takes them, "data": {"folder", "name", "file"}, "count": rows}. The answer:
-{"kind": "compared", "tokens": answer tokens that were looked at, "agreement": share of them with
-the same likeliest token, "divergence": mean KL divergence of the merged model's next-token
+{"kind": "compared", "tokens": answer tokens compared, "agreement": share of them with the same
+likeliest token, "divergence": mean KL divergence of the merged model's next-token
 distribution from the adapter's in nats, "effect": the same of the bare base model's}.
 """
 

@@ -1,9 +1,9 @@
-"""Small computations that tell whether a GPU (or the CPU) does what training asks of it.
+"""Small computations that show whether a GPU (or the CPU) does what training needs.
 
 Runs in the training interpreter: python deep_checks.py '[{"check": "matmul", "device": "cuda:0",
-...}, ...]' One JSON object per line: {"begin": INDEX} before a check, {"done": INDEX, ...facts}
-after it. A check that aborts the process, or outlives its limit (faulthandler then ends it), leaves
-an index begun and not done.
+...}, ...]'. One JSON object per line: {"begin": INDEX} before a check, {"done": INDEX, ...facts}
+after it. A check that aborts the process or exceeds its limit (faulthandler then ends it) leaves an
+index begun and not done.
 """
 
 import faulthandler
@@ -71,7 +71,7 @@ def matmul(spec: Spec) -> Facts:
 
 
 def memory(spec: Spec) -> Facts:
-    """GiB that can be allocated and written, up to what is wanted."""
+    """GiB that can be allocated and written, up to the amount wanted."""
     import torch
 
     device = torch.device(spec["device"])
@@ -87,7 +87,7 @@ def memory(spec: Spec) -> Facts:
 
 
 def copy(spec: Spec) -> Facts:
-    """GB/s from one device to the other, and whether what arrives is what was sent."""
+    """GB/s from one device to the other, and whether the data arrives intact."""
     import torch
 
     source, target = torch.device(spec["source"]), torch.device(spec["device"])
@@ -107,9 +107,7 @@ def copy(spec: Spec) -> Facts:
 
 
 def sdpa(spec: Spec) -> Facts:
-    """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and
-    in float32.
-    """
+    """fp16 attention on scores beyond fp16's range, against eager attention in fp16 and float32."""
     import torch
 
     device = torch.device(spec["device"])
@@ -133,9 +131,7 @@ def sdpa(spec: Spec) -> Facts:
 
 
 def all_reduce(spec: Spec) -> Facts:
-    """Start the ranks, give them 60 s, and tell the bandwidth, or that they hang and what they
-    said.
-    """
+    """Start the ranks and give them 60 s: the bandwidth, or that they hang and what they said."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ranks.log"
         env = {**os.environ, "NCCL_DEBUG": "INFO"}
@@ -152,7 +148,7 @@ def all_reduce(spec: Spec) -> Facts:
         deadline = time.monotonic() + spec["limit_s"]
         while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
             if any(rank.poll() for rank in ranks):
-                break  # one failed: the others wait for it
+                break  # one failed: the others would wait for it
             time.sleep(0.05)
         late = [rank for rank in ranks if rank.poll() is None]
         failed = [rank.returncode for rank in ranks if rank.returncode]
@@ -188,7 +184,7 @@ def _rank(rank: int, spec: Spec, folder: str) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world,
-        timeout=timedelta(hours=1),  # who waits too long is ended from outside
+        timeout=timedelta(hours=1),  # the parent ends ranks that hang
     )
     data = torch.ones(spec["mib"] * 2**18, device=device)
     dist.all_reduce(data)
@@ -207,7 +203,7 @@ def _rank(rank: int, spec: Spec, folder: str) -> None:
             json.dumps({"gbps": float(f"{gbps:.4g}"), "gpus": on_gpu})
         )
     dist.barrier()
-    os._exit(0)
+    os._exit(0)  # destroying a broken process group can hang
 
 
 def _wait(device: Any) -> None:

@@ -1,6 +1,4 @@
-"""Runs a hub's own client with one JSON argument, in a process of its own: it can't be interrupted
-otherwise.
-"""
+"""Runs a hub's own client on one JSON argument, in a process that can be killed."""
 
 import glob
 import json

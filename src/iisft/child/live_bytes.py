@@ -1,4 +1,4 @@
-"""Live bytes of tensor storages, as torch's CUDA allocator counts them. For trace_step.py."""
+"""Live bytes of tensor storages, as torch's CUDA allocator counts them, for trace_step.py."""
 
 import math
 import weakref
@@ -13,12 +13,11 @@ _resize = torch.UntypedStorage.resize_
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows every storage from the operator that makes it to its end, and through FSDP's resizing
-    in between.
+    """Follows every storage from its creation to its end, and through FSDP's resizing.
 
     Attributes:
-        live: bytes at this moment.
-        peaks: the most of them in each phase.
+        live: bytes right now.
+        peaks: the most bytes in each phase.
         at_peak: the phase of the highest peak, and its bytes by kind.
     """
 
@@ -31,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
         self.at_peak: tuple[str | None, dict[str, int]] = (None, {})
 
     def __enter__(self) -> Self:
-        # FSDP gathers and frees so
+        # FSDP gathers and frees parameters by resizing their storage
         torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
         return super().__enter__()
 
@@ -63,7 +62,7 @@ class LiveBytes(TorchDispatchMode):
         return []
 
     def add(self, tensor: torch.Tensor, kind: str | None = None) -> None:
-        """Follow a tensor from now on; a kind given later replaces the one before."""
+        """Follow a tensor from now on; a kind given later replaces the earlier one."""
         local = getattr(tensor, "_local_tensor", tensor)  # a DTensor is a view of its shard
         if type(local).__name__ == "AsyncCollectiveTensor":
             return
@@ -97,18 +96,18 @@ class LiveBytes(TorchDispatchMode):
         del self.kinds[key]
 
     def by_kind(self) -> dict[str, int]:
-        """Bytes by kind at this moment."""
+        """Bytes by kind right now."""
         sums: dict[str, int] = {}
         for key, size in self.sizes.items():
             sums[self.kinds[key]] = sums.get(self.kinds[key], 0) + size
         return sums
 
     def begin(self, phase: str) -> None:
-        """Forget the peaks so far: the step begins."""
+        """Forget the peaks so far, as the step begins."""
         self.peaks, self.at_peak = {}, (None, {})
         self.enter(phase)
 
     def enter(self, phase: str) -> None:
-        """From here on it is another phase."""
+        """Enter another phase."""
         self.phase = phase
         self.peaks.setdefault(phase, self.live)

@@ -1,12 +1,11 @@
-"""Write a model with an adapter merged into its weights, and the tokenizer and chat template that
-the run trained with.
+"""Writes a model with its adapter merged, and the tokenizer and template of the training.
 
 Runs in the training interpreter (see run_model.py). The specification: {"arguments":
 LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter", "stored": the dtype
 of its weights, "dtype": the one to write, "trusted": whether its own code may run, "target": an
 empty folder}.
 
-Each weight is rounded once: the sum is made in float32 and stored as `dtype`.
+Each weight is rounded once: the sum is computed in float32 and stored as `dtype`.
 """
 
 from pathlib import Path
@@ -20,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 def merge(spec: dict[str, Any]) -> None:
     dtype = getattr(torch, spec["dtype"])
-    # Adding float32 to a narrower weight in its place sums in float32 and rounds once; a change of
-    # dtype after that would round again.
+    # torch adds float32 to a narrower weight in place by summing in float32 and rounding once;
+    # changing the dtype afterwards would round again
     loaded = dtype if spec["dtype"] == spec["stored"] else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
@@ -38,7 +37,7 @@ def save_tokenizer(spec: dict[str, Any]) -> None:
     model_args, data_args, _, _ = get_infer_args(known_arguments(spec))
     tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = "left"  # model/loader.py sets "right", for training
     tokenizer.save_pretrained(spec["target"])
     (Path(spec["target"]) / "Modelfile").write_text(
         template.get_ollama_modelfile(tokenizer), encoding="utf-8"

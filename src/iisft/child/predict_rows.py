@@ -1,13 +1,13 @@
 """Greedy answers of a run's model to staged rows, in batches, one message per finished batch.
 
-Runs in the training interpreter (see run_model.py for the way it talks). The specification has
-besides: {"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size",
+Runs in the training interpreter (see run_model.py for the protocol). The specification also
+has: {"data": {"folder", "name", "file"}, "count": rows asked for, "batch_size",
 "max_new_tokens", "jobs": [{"which", "adapter", "done": [row numbers]}]}; every job after the first
 swaps in another adapter.
 
-Rows whose answers will be about equally long go together, so that few wait for one, the longest
-first, so that memory runs out at once or never. The batches depend on the rows alone: a run that
-was killed goes on with the same ones.
+Rows with answers of about the same length share a batch, so that few wait for one, and the longest
+come first, so that memory runs out at once or never. The batches depend on the rows alone: after a
+kill the same ones follow.
 """
 
 import math
@@ -21,15 +21,13 @@ import torch
 from run_model import Link, agreed, load, stop_ids, swap_adapter
 from transformers import GenerationConfig
 
-# reading so much of a prompt takes about as long as one step of an answer
+# reading this much of a prompt takes about as long as one step of an answer
 PROMPT_TOKENS_PER_STEP = 64
 
 
 @dataclass
 class Row:
-    """One row of the data: its prompt in tokens and as text, its reference as text and
-    in tokens.
-    """
+    """One row of the data: prompt and reference, as text and as tokens."""
 
     number: int
     ids: list[int]
@@ -43,7 +41,7 @@ class Row:
 
 
 def read_rows(engine: Any, data: dict[str, str], count: int) -> list[Row]:
-    """The first `count` rows, as LLaMA-Factory itself makes prompts of them, but never cut."""
+    """The first `count` rows, with LLaMA-Factory's own prompts, never cut."""
     import json
 
     from llamafactory.data.converter import get_dataset_converter
@@ -57,6 +55,7 @@ def read_rows(engine: Any, data: dict[str, str], count: int) -> list[Row]:
     with Path(data["file"]).open(encoding="utf-8") as stream:
         for number, line in zip(range(1, count + 1), stream, strict=False):
             example = convert(json.loads(line))
+            # ranking data has two responses (data/converter.py): the chosen one is first
             answer = example["_response"][:1] or [{"role": "assistant", "content": ""}]
             messages = example["_prompt"] + answer
             ids, reference_ids = template.encode_oneturn(
@@ -69,7 +68,7 @@ def read_rows(engine: Any, data: dict[str, str], count: int) -> list[Row]:
 
 
 def in_batches(rows: list[Row], size: int) -> list[list[Row]]:
-    """Rows of like length together, the longest first."""
+    """Batches of rows of similar length, the longest first."""
 
     def length(row: Row) -> tuple[int, int, int]:
         answer = round(4 * math.log2(row.reference_tokens + 1)) if row.reference is not None else 0
@@ -80,7 +79,7 @@ def in_batches(rows: list[Row], size: int) -> list[list[Row]]:
 
 
 def work(batch: list[Row]) -> float:
-    """How long a batch takes, in steps of decoding, as far as its references tell."""
+    """How long a batch takes, in decoding steps, estimated from its references."""
     prompts = sum(len(row.ids) for row in batch) / PROMPT_TOKENS_PER_STEP
     return max((row.reference_tokens for row in batch), default=0) + prompts
 
@@ -89,6 +88,7 @@ def work(batch: list[Row]) -> float:
 def generate(engine: Any, batch: list[Row], limit: int) -> list[list[int]]:
     """New tokens of each row, one list per row."""
     pad, width = engine.tokenizer.pad_token_id, max(len(row.ids) for row in batch)
+    # padding on the left: the new tokens follow directly after the prompt
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in batch])
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in batch])
     config = GenerationConfig(
@@ -108,7 +108,7 @@ def generate(engine: Any, batch: list[Row], limit: int) -> list[list[int]]:
 def answers(engine: Any, batch: list[Row], max_new_tokens: int) -> Iterator[dict[str, Any]]:
     """Finished rows of a batch.
 
-    One that does not fit into memory is halved; a single row that does not is an error.
+    A batch that doesn't fit into memory is halved; a single row that doesn't is an error.
     """
     context = getattr(engine.model.config, "max_position_embeddings", None) or sys.maxsize
     fitting = [row for row in batch if len(row.ids) < context]
@@ -147,6 +147,7 @@ def answers(engine: Any, batch: list[Row], max_new_tokens: int) -> Iterator[dict
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     text = str(error)
+    # "can't allocate memory": torch's CPU allocator (c10/core/impl/alloc_cpu.cpp)
     return (
         isinstance(error, torch.cuda.OutOfMemoryError)
         or "out of memory" in text

@@ -1,14 +1,13 @@
-"""A run's model as it was trained, loaded through LLaMA-Factory's own loader; the other scripts
-here ask it.
+"""A run's model as it was trained, through LLaMA-Factory's own loader, for the other scripts.
 
 Runs in the training interpreter. The script's first line of standard input is the specification
 (JSON): {"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16"
 or null, "one_device": whether it fits on one GPU}. Standard output carries one JSON object per line
 and nothing else; everything that is printed goes to stderr.
 
-LLaMA-Factory merges an adapter into the weights in their own dtype, which rounds it. Here it stays
-beside them, as in training, and the arithmetic is the view's. The end of standard input ends the
-process.
+LLaMA-Factory merges an adapter into the weights in their own dtype (model/adapter.py), which rounds
+it. Here it stays beside them, as in training, and the arithmetic is the view's. The end of standard
+input ends the process.
 """
 
 import contextlib
@@ -31,9 +30,10 @@ Spec = dict[str, Any]
 
 
 class Link:
-    """The way to the process that started this one."""
+    """The connection to the process that started this one."""
 
     def __init__(self) -> None:
+        # libraries print to descriptor 1: the messages keep a copy of it
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Link:
         return self._arrived.get()
 
     def arrived(self) -> bool:
-        """Whether something waits to be received."""
+        """Whether a message is waiting."""
         return not self._arrived.empty()
 
     def send(self, **message: Any) -> None:
@@ -63,20 +63,20 @@ class Link:
 
 
 def load(spec: Spec) -> Any:
-    """LLaMA-Factory's ChatModel over the run's model: `.engine` has model, tokenizer
-    and template.
-    """
+    """LLaMA-Factory's ChatModel of the run; `.engine` has model, tokenizer and template."""
     from llamafactory.chat import chat_model, hf_engine
     from llamafactory.model import load_model
 
+    # the engine loads by a name that it imported into its own module
     hf_engine.load_model = functools.partial(_load_model, spec, load_model)
     return chat_model.ChatModel(known_arguments(spec))
 
 
 def known_arguments(spec: Spec) -> dict[str, Any]:
-    """Those of the run's arguments that are not the trainer's alone."""
+    """The run's arguments that inference knows too."""
     from llamafactory.hparams import parser
 
+    # parse_args raises on names that it does not know (hparams/parser.py)
     known = {name for group in parser._INFER_ARGS for name in group.__dataclass_fields__}
     return {name: value for name, value in spec["arguments"].items() if name in known}
 
@@ -102,7 +102,7 @@ def _load_model(
         raise MemoryError("the GPUs' memory is too small for the model")
     if spec["autocast"]:
         _autocast(model, getattr(torch, spec["autocast"]))
-    # the published one samples and penalises; only what is asked counts
+    # the published one may sample and penalise repetition; only the request counts
     model.generation_config = GenerationConfig()
     if spec["adapter"]:
         from peft import PeftModel
@@ -112,9 +112,7 @@ def _load_model(
 
 
 def _autocast(model: Any, dtype: torch.dtype) -> None:
-    """What accelerate does to a model that trains in fp16 or bf16: autocast inside of forward,
-    float32 outside.
-    """
+    """As accelerate prepares fp16 and bf16 training: autocast inside forward, float32 outside."""
     from accelerate.utils import convert_outputs_to_fp32
 
     inside = torch.autocast(model.device.type, dtype=dtype)(model.forward.__func__)
@@ -127,16 +125,16 @@ def swap_adapter(model: Any, folder: str) -> None:
 
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
-        raise ValueError(f"{folder} holds another adapter than the run's")
+        raise ValueError(f"{folder} holds a different adapter than the run's")
 
 
 @torch.inference_mode()
 def observe(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """What a forward of this model computes in, with the words of the training's proof."""
+    """What a forward of this model computes in, in the terms of the training's proof."""
     package = types.ModuleType("iisft_child")
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules["iisft_child"] = package
-    view = importlib.import_module("iisft_child.modeling_iisft")
+    view = importlib.import_module("iisft_child.witness_iisft")
     base = base_of(model)
     backbone = getattr(base, base.base_model_prefix)
     seen = {"attention_dtype": None, "linear_dtype": None}
@@ -165,7 +163,7 @@ def observe(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def agreed(link: Link, engine: Any) -> None:
-    """Report what the model computes in, and go on only when the other side has found it right."""
+    """Report what the model computes in, and wait until the other side has found it right."""
     link.send(kind="observed", proof=observe(engine.model, engine.tokenizer))
     link.receive()
 

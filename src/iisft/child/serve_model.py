@@ -1,7 +1,6 @@
-"""LLaMA-Factory's OpenAI-style API over a run's model, on a socket that was bound before the model
-was loaded.
+"""LLaMA-Factory's OpenAI-style API for a run's model, on a socket bound beforehand.
 
-Runs in the training interpreter (see run_model.py). The specification has besides: {"socket":
+Runs in the training interpreter (see run_model.py). The specification also has: {"socket":
 descriptor, "key": text or null, "hosts": the names it may be asked under, null for any}.
 """
 
@@ -22,7 +21,7 @@ LONGEST_ANSWER = 131_072  # tokens, of a model that names no context
 
 
 class Server(uvicorn.Server):
-    """Says when it answers."""
+    """Reports when it answers."""
 
     def __init__(self, config: uvicorn.Config, link: Link) -> None:
         super().__init__(config)
@@ -41,8 +40,8 @@ def said(message: str, status: int, code: str) -> JSONResponse:
 
 
 def no_fetching(*args: Any, **kwargs: Any) -> NoReturn:
-    """LLaMA-Factory would fetch the address of an image for whoever asks."""
-    raise HTTPException(status_code=400, detail="this model reads text alone")
+    """LLaMA-Factory fetches image URLs of a request (api/chat.py): nobody may use that."""
+    raise HTTPException(status_code=400, detail="this model reads only text")
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
-"""What iisft adds to the training loop: every rank stops after the same step, with an ordinary
-checkpoint.
+"""What iisft adds to the training loop: all ranks stop after the same step, with a checkpoint.
 
-transformers' enable_jit_checkpoint gives each rank a timer of its own. Ranks whose timers end in
-different steps wait for each other for ever, and it saves before the optimizer's step but after the
-dropout of that step was drawn, so that a resumed run differs. Here the ranks agree at the end of
-each step, and the trainer saves as it always does.
+transformers' enable_jit_checkpoint gives each rank its own timer. Ranks whose timers end in
+different steps wait for each other forever, and it saves before the optimizer's step but after that
+step's dropout was drawn, so that a resumed run differs. Here the ranks agree at the end of each
+step, and the trainer saves as usual.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks ca
 
 
 class StopTogether(TrainerCallback):
-    """Asked by SIGTERM to any rank, or by the file that IISFT_STOP_FILE names.
+    """Stops on SIGTERM to any rank, or on the file that IISFT_STOP_FILE names.
 
     SIGUSR1 writes every thread's stack.
     """
@@ -57,11 +56,8 @@ class StopTogether(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Logging comes before saving: a step that broke the weights must not become the newest
-        checkpoint.
-        """
-        # With fp16 the scaler skips the optimizer's step when a gradient overflows: the weights
-        # stay good.
+        """Logging precedes saving: a step that broke the weights must not become a checkpoint."""
+        # with fp16 the scaler skips a step whose gradient overflows (torch.amp.GradScaler)
         names = ("loss",) if args.fp16 else ("loss", "grad_norm")
         if any(not math.isfinite((logs or {}).get(name, 0.0)) for name in names):
             control.should_save = False
@@ -103,8 +99,8 @@ def _any_rank(asked: bool, device: torch.device) -> bool:
 
 
 def install() -> None:
-    """Give every trainer of this process the callback and the handler, once."""
-    # the same file is a module of another name in each view
+    """Add the callback and the handler to every trainer of this process, once."""
+    # each view imports this file under another module name
     if not any(
         callback.__name__ == StopTogether.__name__ for callback in trainer.DEFAULT_CALLBACKS
     ):

@@ -1,7 +1,8 @@
-"""What chat and the API need beyond LLaMA-Factory's engine: an error ends a stream, a context has
-an end, and a request can be taken back. Runs in the training interpreter (see run_model.py).
+"""What chat and the API need beyond LLaMA-Factory's engine. See run_model.py.
 
-LLaMA-Factory generates in a thread; when that dies of an error its stream waits for ever.
+An error ends a stream, a context has an end, and a request can be taken back.
+
+LLaMA-Factory generates in a thread (chat/hf_engine.py); if that fails, its stream waits forever.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ class TooLong(ValueError):
 
 
 class Streamer(TextIteratorStreamer):
-    """Text as it comes, and the error that ended it."""
+    """A stream of text that raises the error that ended it."""
 
     def fail(self, error: Exception) -> None:
         self.text_queue.put(error)
@@ -31,11 +32,11 @@ class Streamer(TextIteratorStreamer):
 
 
 class Generate:
-    """Stands for a model's generate.
+    """Replaces a model's generate.
 
     Args:
         engine: LLaMA-Factory's.
-        taken_back: whether the present request is not wanted any more.
+        taken_back: tells whether the current request is no longer wanted.
     """
 
     def __init__(self, engine: Any, taken_back: Callable[[], bool] = lambda: False) -> None:
@@ -56,13 +57,13 @@ class Generate:
     ) -> Any:
         try:
             if self._context is not None:
-                room = self._context - inputs.shape[1]
-                if room < 1:
+                left = self._context - inputs.shape[1]
+                if left < 1:
                     raise TooLong(
                         f"the conversation has {inputs.shape[1]} tokens, the context ends at "
                         f"{self._context}"
                     )
-                generation_config.max_new_tokens = min(generation_config.max_new_tokens, room)
+                generation_config.max_new_tokens = min(generation_config.max_new_tokens, left)
             return self._generate(
                 inputs=inputs,
                 generation_config=generation_config,

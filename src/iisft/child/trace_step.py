@@ -1,15 +1,14 @@
-"""Trace the memory of one real training step: LLaMA-Factory's, peft's and transformers' code on
-tensors without data.
+"""Traces the memory of one real training step, with the trainer's code on data-free tensors.
 
 Runs in the training interpreter: python trace_step.py [CASES]. A JSON list of cases (see `trace`)
-is the argument or standard input, standard output has one JSON line per case. Every tensor is fake
-(torch's FakeTensorMode): shapes and dtypes are real, no number is computed, no weight is read, so
-that a 70B model is traced on a laptop.
+is the argument or standard input; standard output has one JSON line per case. Every tensor is fake
+(torch's FakeTensorMode): shapes and dtypes are real, but no number is computed and no weight read,
+so that a laptop can trace a 70B model.
 
-Counted are the live bytes of tensor storages, each rounded up to 512 bytes as torch's CUDA
-allocator does: what torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels,
+It counts the live bytes of tensor storages, each rounded up to 512 bytes as in torch's CUDA
+allocator: what torch.cuda.max_memory_allocated counts. Not seen: workspaces inside kernels,
 communication buffers, fragmentation, the CUDA or HIP context. The first AdamW step is done before
-the trace: its moments are there from the second step on.
+the trace, because its moments exist from the second step on.
 """
 
 import contextlib
@@ -55,9 +54,7 @@ def _cuda_dropout(
 
 
 def _kernel(name: str) -> Callable[..., Any]:
-    """An attention function for transformers that calls torch's kernel of that name, whatever
-    device this is.
-    """
+    """An attention function for transformers that calls that kernel of torch on any device."""
     from transformers.integrations.sdpa_attention import repeat_kv
 
     def attention(
@@ -164,7 +161,7 @@ def build(case: Case) -> Any:
 def shard(model: Any, fake_mode: FakeTensorMode, case: Case) -> None:
     """FSDP2 as accelerate sets it up: every decoder layer a group, the rest the root.
 
-    The ranks are not there.
+    Only this rank exists; torch's "fake" backend stands in for the others.
     """
     import torch.distributed as distributed
     import torch.distributed._tools.fake_collectives  # noqa: F401
@@ -188,7 +185,7 @@ def shard(model: Any, fake_mode: FakeTensorMode, case: Case) -> None:
 
 
 def materialize(model: Any, fake_mode: FakeTensorMode) -> None:
-    """Put fake CPU tensors in the place of the meta ones; tied parameters stay one."""
+    """Replace meta tensors by fake CPU ones; tied parameters stay one."""
     made: dict[torch.Tensor, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -240,13 +237,11 @@ def trace(case: Case) -> dict[str, Any]:
     "efficient", "flash"), batch, length (tokens per row), checkpointing, rank, dropout, target
     (names separated by commas, or "all"), optimizer. May be left out: sharding ("none" or "fsdp"),
     ranks, layers_kept, logits ("all" or "trained"), positions (with logits, of each row), chunk (of
-    positions; all three as in step_iisft.py). DDP's buckets are in no trace.
+    positions; all three as in step_iisft.py). DDP's buckets are not in a trace.
     """
-    from accelerate.utils.operations import convert_outputs_to_fp32
-
     started = time.perf_counter()
     sharded = case.get("sharding") == "fsdp"
-    # LLaMA-Factory looks at them
+    # accelerate and LLaMA-Factory read them to recognise FSDP2
     os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})
     model = build(case)
     _label_some(case.get("positions"))
@@ -257,44 +252,16 @@ def trace(case: Case) -> dict[str, Any]:
     if sharded:
         shard(model, fake_mode, case)
     memory = LiveBytes()
-    base_bytes = {True: "adapter", False: "weights"}
-    for parameter in model.parameters():
-        memory.add(parameter, base_bytes[parameter.requires_grad])
-    for buffer in model.buffers():
-        memory.add(buffer, "weights")
+    _follow_weights(model, memory)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    autocast = DTYPES.get(case["autocast"])
     functional.dropout = _cuda_dropout
     with fake_mode, memory:
         optimizer = optimizer_for(case["optimizer"], trainable)
-        for parameter in trainable:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
-        for state in optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    memory.add(value, "optimizer")
+        _first_step(optimizer, trainable, memory)
         for parameter in trainable:
             parameter.register_post_accumulate_grad_hook(lambda p: memory.add(p.grad, "gradients"))
         _note_head(model, memory)
-        dtype = DTYPES["float32"] if case["arithmetic"] == "float32" else DTYPES[case["weights"]]
-        inputs = inputs_for(model, case, dtype)
-        memory.begin("forward")
-        if autocast is not None:  # as accelerate does
-            model.forward = convert_outputs_to_fp32(
-                torch.autocast("cpu", dtype=autocast)(model.forward)
-            )
-        loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
-        memory.enter("loss backward")
-        loss.backward()
-        del loss
-        memory.enter("optimizer")
-        if not sharded:
-            torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
-        optimizer.step()
-        memory.enter("end")
-        optimizer.zero_grad()
+        _traced_step(model, case, optimizer, trainable, memory)
     functional.dropout = _real_dropout
     phase, kinds = memory.at_peak
     return {
@@ -308,8 +275,55 @@ def trace(case: Case) -> dict[str, Any]:
     }
 
 
+def _follow_weights(model: Any, memory: LiveBytes) -> None:
+    kinds = {True: "adapter", False: "weights"}
+    for parameter in model.parameters():
+        memory.add(parameter, kinds[parameter.requires_grad])
+    for buffer in model.buffers():
+        memory.add(buffer, "weights")
+
+
+def _first_step(optimizer: Any, trainable: list[torch.nn.Parameter], memory: LiveBytes) -> None:
+    """The optimizer's moments are made in its first step and are there from then on."""
+    for parameter in trainable:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                memory.add(value, "optimizer")
+
+
+def _traced_step(
+    model: Any,
+    case: Case,
+    optimizer: Any,
+    trainable: list[torch.nn.Parameter],
+    memory: LiveBytes,
+) -> None:
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    dtype = DTYPES["float32"] if case["arithmetic"] == "float32" else DTYPES[case["weights"]]
+    inputs = inputs_for(model, case, dtype)
+    memory.begin("forward")
+    if case["autocast"] is not None:  # as accelerate does
+        autocast = torch.autocast("cpu", dtype=DTYPES[case["autocast"]])
+        model.forward = convert_outputs_to_fp32(autocast(model.forward))
+    loss = model(**inputs, num_items_in_batch=torch.tensor(1)).loss
+    memory.enter("loss backward")
+    loss.backward()
+    del loss
+    memory.enter("optimizer")
+    if case.get("sharding") != "fsdp":
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0, foreach=True)
+    optimizer.step()
+    memory.enter("end")
+    optimizer.zero_grad()
+
+
 def _note_head(model: Any, memory: LiveBytes) -> None:
-    """Mark when the head begins in forward and when its backward is done."""
+    """Note when the head begins in forward and when its backward ends."""
 
     def before(module: Any, arguments: tuple[Any, ...]) -> None:
         memory.enter("loss")

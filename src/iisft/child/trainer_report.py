@@ -1,10 +1,9 @@
-"""What the training interpreter can do: it imports what training imports, step by step, and says
-how each went.
+"""What the training interpreter can do: it imports what training imports, step by step.
 
-Runs in the training interpreter: python trainer_report.py SECONDS_PER_STEP One JSON object per
+Runs in the training interpreter: python trainer_report.py SECONDS_PER_STEP. One JSON object per
 line: {"begin": STEP} before a step, {"step": STEP, ...facts} after it. An import that aborts the
-process or hangs leaves a step begun and never ended; faulthandler ends a step that takes longer
-than its limit.
+process or hangs leaves a step begun and never ended; faulthandler ends a step that exceeds its
+limit.
 """
 
 import contextlib
@@ -41,7 +40,7 @@ TRAINER = "llamafactory.train.tuner"  # what `llamafactory-cli train` imports
 
 def main(limit_s: float) -> None:
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the packages print goes to stderr
+    os.dup2(2, 1)  # what the packages print goes to stderr
 
     def step(name: str, work: Callable[[], Facts]) -> Facts:
         _say(channel, {"begin": name})
@@ -60,7 +59,7 @@ def main(limit_s: float) -> None:
         _say(channel, {"end": True})
         return
     torch_facts = step("torch", _torch)
-    if "error" in torch_facts:  # the others would only say the same
+    if "error" in torch_facts:  # the others would only repeat it
         _say(channel, {"end": True})
         return
     step("devices", _devices)

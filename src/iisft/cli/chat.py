@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, JsonOption, RunArgument
+from iisft.cli.options import (
+    BaseModelOption,
+    CheckpointOption,
+    CpuOption,
+    JsonOption,
+    MaxTokensOption,
+    RunArgument,
+)
 from iisft.errors import RunFailed, UsageError
 
 if TYPE_CHECKING:
@@ -28,9 +35,7 @@ def chat(
         str | None, typer.Option(help="System prompt; default: the template's own.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 = greedy, as predict answers.")] = 0.0,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
-    ] = None,
+    max_tokens: MaxTokensOption = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,

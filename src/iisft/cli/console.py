@@ -1,4 +1,4 @@
-"""The only prints: data goes to stdout, talk to stderr; colour and bars only on a terminal."""
+"""The only prints: data to stdout, messages to stderr; colour and bars only on a terminal."""
 
 import contextlib
 import io
@@ -96,11 +96,11 @@ def rich_stderr() -> "Console":
 
 
 def rich_stdout() -> "Console":
-    """The terminal as it is; anything else is 100 columns wide and has no colour."""
+    """The terminal as it is; anything else is 100 columns wide, without colour."""
     from rich.console import Console
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a terminal that knows no Chinese or braille shows question marks
+        # a terminal without Chinese or braille shows question marks
         sys.stdout.reconfigure(errors="replace")
     if sys.stdout.isatty():
         return Console(highlight=False)
@@ -118,7 +118,7 @@ def out_rich(terminal: "Console", picture: Any, **options: Any) -> None:
 
 
 def table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> None:
-    """Data for people: a plain aligned table on stdout, no boxes, so that grep and cut work."""
+    """A plain aligned table on stdout, without boxes, so that grep and cut work."""
     cells = [tuple(headers), *(tuple(map(visible_line, row)) for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
     lines = []
@@ -142,9 +142,7 @@ def findings(found: Iterable[Finding]) -> None:
 
 
 def finding(found: Finding, message: str) -> None:
-    """One finding of a command whose data findings are: on stdout, with what was seen and the fix,
-    and a blank line.
-    """
+    """A finding as data on stdout: the message, what was seen, the fix, and a blank line."""
     mark = _MARKS[found.severity]
     shown = _coloured(mark + ":", _SEVERITY_STYLE[found.severity], sys.stdout)
     with contextlib.suppress(ReaderGone):
@@ -157,7 +155,7 @@ def finding(found: Finding, message: str) -> None:
 
 
 def failure(error: IisftError) -> None:
-    """An error as a person reads it."""
+    """An error for people."""
     if isinstance(error, CheckFailed):
         findings(error.findings)
     else:

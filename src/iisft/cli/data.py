@@ -1,6 +1,5 @@
 """iisft data: stage, list, show; check and split have files of their own."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,14 @@ from iisft.cli.data_check import check
 from iisft.cli.data_show import show
 from iisft.cli.data_split import split
 from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
-from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, QuietOption, SetOption
+from iisft.cli.options import (
+    ColumnsOption,
+    DataFileArgument,
+    FormatOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+)
 from iisft.workspace import Workspace
 
 data_app = help.group("""Check, split and stage datasets.
@@ -27,12 +33,7 @@ data_app.command()(split)
 
 @data_app.command()
 def stage(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="JSON array, JSON lines, CSV or Parquet, gzipped or not."
-        ),
-    ],
+    file: DataFileArgument,
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
     columns: ColumnsOption = None,

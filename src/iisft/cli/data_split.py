@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import ColumnsOption, FormatOption, JsonOption
+from iisft.cli.options import ColumnsOption, DataFileArgument, FormatOption, JsonOption
 
 if TYPE_CHECKING:
     from iisft.data.split.splitting import Split
@@ -17,12 +17,7 @@ _SHOWN_NAME = 60
 
 
 def split(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="JSON array, JSON lines, CSV or Parquet, gzipped or not."
-        ),
-    ],
+    file: DataFileArgument,
     to: Annotated[
         Path | None, typer.Option(help="Folder for the files; default: beside the file.")
     ] = None,

@@ -29,62 +29,69 @@ class Transfer(StrEnum):
     HUB = "hub"
 
 
+_ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; default: the preset's."),
+]
+_PresetOption = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="The preset whose model is wanted.",
+        autocompletion=complete_presets,
+    ),
+]
+_SourceOption = Annotated[
+    Source,
+    typer.Option(help="auto asks both hubs and takes the first answer; local only with --adopt."),
+]
+_RevisionOption = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit; default: the newest.")
+]
+_ToOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The folder; default: models/OWNER/NAME of the workspace."),
+]
+_IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Only these files, not what training needs. Repeatable."),
+]
+_ExcludeOption = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Without these files. Repeatable.")
+]
+_TransferOption = Annotated[
+    Transfer, typer.Option(help="hub: the hub's own client (xet) fetches, iisft verifies.")
+]
+_AllowPickleOption = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Also fetch weights that can run code when loaded."),
+]
+_VerifyOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Read every byte of a downloaded folder again; no network."),
+]
+_AdoptOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Take over a folder you already have, after comparing it with the hub.",
+    ),
+]
+
+
 def download(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="OWNER/NAME on the hub; default: the preset's."),
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            "-p",
-            help="The preset whose model is wanted.",
-            autocompletion=complete_presets,
-        ),
-    ] = "mi50",
-    source: Annotated[
-        Source,
-        typer.Option(
-            help="auto asks both hubs and takes the first answer; local only with --adopt."
-        ),
-    ] = Source.AUTO,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; default: the newest.")
-    ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="The folder; default: models/OWNER/NAME of the workspace."
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Only these files, not what training needs. Repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Without these files. Repeatable.")
-    ] = None,
-    transfer: Annotated[
-        Transfer, typer.Option(help="hub: the hub's own client (xet) fetches, iisft verifies.")
-    ] = Transfer.IISFT,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Also fetch weights that can run code when loaded."),
-    ] = False,
-    verify: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Read every byte of a downloaded folder again; no network."
-        ),
-    ] = None,
-    adopt: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Take over a folder you already have, after comparing it with the hub.",
-        ),
-    ] = None,
+    model: _ModelArgument = None,
+    preset: _PresetOption = "mi50",
+    source: _SourceOption = Source.AUTO,
+    revision: _RevisionOption = None,
+    to: _ToOption = None,
+    include: _IncludeOption = None,
+    exclude: _ExcludeOption = None,
+    transfer: _TransferOption = Transfer.IISFT,
+    allow_pickle: _AllowPickleOption = False,
+    verify: _VerifyOption = None,
+    adopt: _AdoptOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -8,10 +8,12 @@ import typer
 from iisft.cli import console
 from iisft.cli.options import JsonOption, complete_runs
 from iisft.errors import UsageError
+from iisft.quoting import is_count
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.evaluation.evaluate import Evaluation, Options
+    from iisft.evaluation.locate import Source
 
 _LARGE = 100_000_000  # bytes: some seconds
 LabelOption = Annotated[
@@ -59,32 +61,35 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="NAME", help="With a run: its predictions for this dataset."),
 ]
+_SchemaOption = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema for the answers.")
+]
+_WhatArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="FILE_OR_RUN",
+        help="A file of predictions, RUN, or RUN@CHECKPOINT; default: the newest run.",
+        autocompletion=complete_runs,
+    ),
+]
+_BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--base", metavar="FILE", help="The base model's predictions, as one more baseline."
+    ),
+]
 
 
 def evaluate(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE_OR_RUN",
-            help="A file of predictions, RUN, or RUN@CHECKPOINT; default: the newest run.",
-            autocompletion=complete_runs,
-        ),
-    ] = None,
+    what: _WhatArgument = None,
     data: DataOption = None,
     columns: ColumnsOption = None,
     label: LabelOption = None,
     classes: ClassesOption = None,
-    schema: Annotated[
-        Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema for the answers.")
-    ] = None,
+    schema: _SchemaOption = None,
     error_marker: MarkerOption = "ERROR_GENERATION",
     text_rows: TextOption = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            "--base", metavar="FILE", help="The base model's predictions, as one more baseline."
-        ),
-    ] = None,
+    base: _BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score predictions beside trivial baselines.
@@ -104,16 +109,9 @@ def evaluate(
     named, chosen = parse_columns(columns), options(label, classes, schema, error_marker, text_rows)
     found = locate.find(Workspace.current(), what, data)
     source = locate.last(found)
-    if len(found) > 1:
-        others = " ".join(other.name for other in found if other is not source)
-        console.say(
-            f"{source.name} (also predicted: {others}; iisft compare "
-            f"{source.run.id if source.run else ''})"
-        )
+    _say_what(source, found)
     base_source = locate.base_of(source)
     base_path = base or (base_source.path if base_source else None)
-    if source.path.stat().st_size > _LARGE:
-        console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
     evaluation = judge(
         PredictionFile(source.path, named),
         chosen,
@@ -134,6 +132,17 @@ def evaluate(
     _print(evaluation)
 
 
+def _say_what(source: "Source", found: "list[Source]") -> None:
+    if len(found) > 1:
+        others = " ".join(other.name for other in found if other is not source)
+        console.say(
+            f"{source.name} (also predicted: {others}; iisft compare "
+            f"{source.run.id if source.run else ''})"
+        )
+    if source.path.stat().st_size > _LARGE:
+        console.say(f"reading {source.path.stat().st_size / 1e6:.0f} MB of predictions")
+
+
 def options(
     label: str | None,
     classes: str | None,
@@ -141,10 +150,10 @@ def options(
     error_marker: str,
     text_rows: str | None,
 ) -> "Options":
-    """What the options of evaluate and compare mean.
+    """The options of evaluate, compare and report as `Options`.
 
     Raises:
-        UsageError: one of them makes no sense.
+        UsageError: one of them is invalid.
     """
     from iisft.evaluation.classes import parse_classes
     from iisft.evaluation.evaluate import Options
@@ -152,7 +161,7 @@ def options(
 
     rows = {"all": ALL_ROWS, "none": 0}.get(text_rows or "")
     if text_rows is not None and rows is None:
-        if not text_rows.isdigit() or not int(text_rows):
+        if not is_count(text_rows) or not int(text_rows):
             raise UsageError(
                 "text-rows", f"--text-rows can't be {text_rows!r}", fix="a number, all, or none"
             )
@@ -167,7 +176,7 @@ def _print(found: "Evaluation") -> None:
     if found.task.found_labels:
         console.say(
             f"classes found by --label {found.label_by}; --label names another key, --label none "
-            "takes none"
+            "turns them off"
         )
     rows = [(name, *_cells(found, key)) for key, name in NAMES.items() if key in found.metrics]
     if rows:

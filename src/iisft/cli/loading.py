@@ -1,6 +1,4 @@
-"""What chat, serve and export have in common: find the run, its adapter and its base model, and say
-what they need.
-"""
+"""What chat, serve and export share: find a run with its models, and say what they need."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,9 +29,7 @@ def prepare(
     cpu: bool,
     max_tokens: int | None = None,
 ) -> Ready:
-    """Everything that can be wrong before the model is loaded is said here, with the memory that it
-    will take.
-    """
+    """Check everything that can be wrong before the model is loaded, and say what it will take."""
     from iisft.inference import base_model as sources
     from iisft.inference import selection
     from iisft.runs.record.state import find_run

@@ -1,5 +1,6 @@
 """Options that several commands share, and what shell completion offers for them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,6 +49,17 @@ BaseModelOption = Annotated[
     str | None, typer.Option("--model", help="Where the base model is now, if it was moved.")
 ]
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if the run had GPUs.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Return at once; the run continues.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
+]
+DataFileArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="JSON array, JSON lines, CSV or Parquet, gzipped or not."),
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(

@@ -208,7 +208,8 @@ def _range(span: "Span | None", unit: float) -> list[float] | None:
 def _finish(total: "Span | None") -> str | None:
     if total is None:
         return None
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() + total.typical))
+    end = time.time() + min(total.typical, 1e9)  # no calendar has later days
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(end))
 
 
 def _measured(measured: "Measured | None") -> dict[str, Any] | None:

@@ -146,7 +146,8 @@ def _time(plan: "Plan", result: "Forecast") -> Iterator[str]:
         span = f"{seconds.low:.3g} to {seconds.high:.3g}"
         yield f"time: {seconds.typical:.3g} s per step ({span}), {_rate_source(result)}"
     if total is not None:
-        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + total.typical))
+        end = time.time() + min(total.typical, 1e9)  # no calendar has later days
+        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
         epochs = plan.preset.train.epochs
         yield (
             f"  {result.steps} steps, {epochs:g} epochs: {duration(total.typical)} "

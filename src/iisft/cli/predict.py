@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import BaseModelOption, CpuOption, JsonOption, RunArgument, complete_datasets
+from iisft.cli.options import (
+    BaseModelOption,
+    CpuOption,
+    JsonOption,
+    MaxTokensOption,
+    RunArgument,
+    complete_datasets,
+)
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
@@ -20,40 +27,45 @@ if TYPE_CHECKING:
     from iisft.runs.record.folder import RunFolder
 
 
+_CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP|final|best|all|base",
+        help="A step; final; best = lowest eval loss; all; base = no adapter. Default: "
+        "final, or the newest.",
+    ),
+]
+_DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Staged dataset; default: the run's data.eval.", autocompletion=complete_datasets
+    ),
+]
+_LimitOption = Annotated[int | None, typer.Option(help="Only the first N rows.")]
+_BatchSizeOption = Annotated[
+    int, typer.Option(help="Rows answered at once; halved where memory runs out.")
+]
+_BackendOption = Annotated[
+    str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")
+]
+_UrlOption = Annotated[str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")]
+_ApiModelOption = Annotated[str | None, typer.Option(help="With api: the model's name there.")]
+_ParallelOption = Annotated[int, typer.Option(help="With api: requests at once.")]
+_FromStartOption = Annotated[bool, typer.Option("--from-start", help="Discard earlier answers.")]
+
+
 def predict(
     run: RunArgument = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STEP|final|best|all|base",
-            help="A step; final; best = lowest eval loss; all; base = no adapter. Default: "
-            "final, or the newest.",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Staged dataset; default: the run's data.eval.", autocompletion=complete_datasets
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Rows answered at once; halved where memory runs out.")
-    ] = 8,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="local|api", help="api: an OpenAI-compatible server.")
-    ] = "local",
-    url: Annotated[
-        str | None, typer.Option(help="With api: the server, http://HOST:PORT/v1.")
-    ] = None,
-    api_model: Annotated[str | None, typer.Option(help="With api: the model's name there.")] = None,
-    parallel: Annotated[int, typer.Option(help="With api: requests at once.")] = 8,
-    from_start: Annotated[
-        bool, typer.Option("--from-start", help="Discard earlier answers.")
-    ] = False,
+    checkpoint: _CheckpointOption = None,
+    data: _DataOption = None,
+    limit: _LimitOption = None,
+    batch_size: _BatchSizeOption = 8,
+    max_tokens: MaxTokensOption = None,
+    backend: _BackendOption = "local",
+    url: _UrlOption = None,
+    api_model: _ApiModelOption = None,
+    parallel: _ParallelOption = 8,
+    from_start: _FromStartOption = False,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,
@@ -81,7 +93,7 @@ def predict(
         limit=limit,
         batch_rows=batch_size,
         max_new_tokens=max_tokens,
-        anew=from_start,
+        restart=from_start,
     )
     if backend == "api":
         if checkpoint is not None:
@@ -140,7 +152,7 @@ def _say_end(
         if not as_json:
             console.out(str(outcome.file))
         before = outcome.rows - outcome.generated
-        there = f", {before} were there before" if before else ""
+        there = f", {before} were there already" if before else ""
         console.say(
             f"{request.data.name}@{outcome.which}: {outcome.generated} rows answered{there}"
         )
@@ -170,7 +182,7 @@ class _Display:
             self._bar.stop()
         if kind is KeyboardInterrupt:
             console.say(
-                "interrupted; every finished row is kept, and the same command goes on after them"
+                "interrupted; finished rows are kept, and the same command continues after them"
             )
 
     def begin(self, first: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, now and then a line elsewhere."""
+"""Progress on stderr: bars on a terminal, an occasional line elsewhere."""
 
 import contextlib
 import sys
@@ -22,12 +22,12 @@ _PATIENCE_S = 2.0
 
 
 def bytes_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """Gives the function to call with the bytes done and the bytes in all."""
+    """Yields a function to call with the bytes done and in all; shown after two seconds."""
     return _shown(_PatientBar(label, in_bytes=True))
 
 
 def rows_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """Gives the function to call with the rows done and the rows in all."""
+    """The same for rows."""
     return _shown(_PatientBar(label, in_bytes=False))
 
 
@@ -86,7 +86,7 @@ class _PatientBar:
 def facts_bar(
     what: str, *, total: int | None = None, counted: bool = False
 ) -> "tuple[Progress, TaskID]":
-    """A running bar with a field `facts` behind it, and with `done/total` where that is counted."""
+    """A started bar with a field `facts`, and with done/total if `counted`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
     columns: list[ProgressColumn] = [
@@ -104,7 +104,7 @@ def facts_bar(
 
 @contextlib.contextmanager
 def transfer_bar(*, quiet: bool) -> "Iterator[Show]":
-    """Yields the function that shows a Tally; what it says goes to stderr."""
+    """Yields the function that shows a Tally."""
     if quiet:
         yield lambda tally: None
     elif sys.stderr.isatty():
@@ -121,7 +121,7 @@ class _Rate:
         self._seen: list[tuple[float, int]] = []
 
     def add(self, tally: "Tally") -> str:
-        """`12.3 MB/s  ETA 3m 20s`, as far as they are known."""
+        """`12.3 MB/s  ETA 3m 20s`, as far as known."""
         now = time.monotonic()
         self._seen = [(when, count) for when, count in self._seen if now - when < _RATE_OVER_S]
         self._seen.append((now, tally.moved_bytes))

@@ -11,29 +11,31 @@ from iisft.cli.options import JsonOption, complete_runs
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
+_RunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run's id; default: the newest.",
+        autocompletion=complete_runs,
+        show_default=False,
+    ),
+]
+_CompareOption = Annotated[bool, typer.Option("--compare", help="Put several runs side by side.")]
+_OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The file to write; default: RUN.html in this folder.",
+    ),
+]
+
 
 def report(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN]",
-            help="A run's id; default: the newest.",
-            autocompletion=complete_runs,
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Put several runs side by side.")
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The file to write; default: RUN.html in this folder.",
-        ),
-    ] = None,
+    runs: _RunsArgument = None,
+    compare: _CompareOption = False,
+    output: _OutputOption = None,
     data: DataOption = None,
     label: LabelOption = None,
     classes: ClassesOption = None,

@@ -6,7 +6,7 @@ import typer
 
 from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
-from iisft.cli.options import JsonOption, RunArgument
+from iisft.cli.options import DetachOption, JsonOption, RunArgument, VerboseOption
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
@@ -164,12 +164,8 @@ def resume(
         bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
     ] = False,
     node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Return at once; the run continues.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
-    ] = False,
+    detach: DetachOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Resume a run from its last complete checkpoint.

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import BaseModelOption, CheckpointOption, CpuOption, JsonOption, RunArgument
+from iisft.cli.options import (
+    BaseModelOption,
+    CheckpointOption,
+    CpuOption,
+    JsonOption,
+    MaxTokensOption,
+    RunArgument,
+)
 from iisft.quoting import shell_word
 
 
@@ -21,9 +28,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in the API; default: the run's id.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer in tokens; default: the run's cutoff_len.")
-    ] = None,
+    max_tokens: MaxTokensOption = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,

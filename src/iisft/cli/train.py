@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
+from iisft.cli.options import (
+    DetachOption,
+    JsonOption,
+    SetOption,
+    VerboseOption,
+    complete_datasets,
+    complete_presets,
+)
 from iisft.errors import UsageError
 from iisft.quoting import shell_word, shell_words
 from iisft.workspace import Workspace
@@ -47,12 +54,8 @@ def train(
     rendezvous: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")
     ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Return at once; the run continues.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the trainer's lines instead of a bar.")
-    ] = False,
+    detach: DetachOption = False,
+    verbose: VerboseOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run; write nothing.")
     ] = False,
@@ -179,17 +182,13 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft import files
+    from iisft.cli import output
     from iisft.runs.plan import script as scripts
 
     text = scripts.render(plan, slurm=slurm)
-    try:
-        files.write_text_atomically(file.absolute(), text)
+    output.write(file, text, UsageError, "script-write")
+    if file.is_file():
         file.chmod(0o755)
-    except OSError as error:
-        raise UsageError(
-            "script-write", f"can't be written: {error.strerror}", where=str(file)
-        ) from error
     console.findings(plan.findings)
     console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shell_word(str(file))}")
 

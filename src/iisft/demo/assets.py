@@ -1,4 +1,4 @@
-"""Making the demo's model and data on this machine, once."""
+"""Makes the demo's model and data on this machine, once."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ _BUILD_TIMEOUT_S = 600.0
 
 
 def prepare(workspace: Workspace, say: Callable[[str], None]) -> None:
-    """Build the tiny model and stage the bundled rows where they are not there yet.
+    """Build the tiny model and stage the bundled rows, unless they exist.
 
     Raises:
         CheckFailed: the training interpreter lacks torch or LLaMA-Factory.

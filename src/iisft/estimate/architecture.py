@@ -1,4 +1,4 @@
-"""What a decoder-only model is made of, from its config.json alone."""
+"""The sizes and features of a decoder-only model, from its config.json alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,8 +76,8 @@ class Architecture:
         return self.layers * sum(rank * (i + o) for _, i, o, adapted in self.projections if adapted)
 
 
-# model_type -> the features that cost memory. A family that is not here is counted as a Llama, and
-# the plan says so.
+# model_type -> features that cost memory. Another family is counted as a Llama, and the plan
+# says so.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -104,6 +104,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "chatglm": {},
     "phi3": {},
 }
+_LARGEST_SIZE = 2**24
+_MOST_LAYERS = 2000
 _FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
 _FUSED_ATTENTION = ("chatglm", "phi3")
 _TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
@@ -116,15 +118,14 @@ _CHATGLM_NAMES = {
 
 
 def known_family(config: Mapping[str, Any]) -> bool:
-    """Whether this model type's layers are counted as they are; otherwise as a Llama's."""
+    """Whether this model type has its own entry; otherwise it is counted as a Llama."""
     return config.get("model_type") in _FAMILIES
 
 
 def read_architecture(
     config: Mapping[str, Any], target: str | list[str] = "all"
 ) -> Architecture | None:
-    """A model's architecture; None when config.json lacks a size, or for experts, which this module
-    can't count.
+    """A model's architecture; None when config.json lacks a size, or for a mixture of experts.
 
     Args:
         config: config.json's content.
@@ -143,7 +144,7 @@ def read_architecture(
     assert hidden and layers and heads and vocabulary and intermediate
     kv_heads = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
     head_dim = _size(config, "head_dim", "kv_channels") or hidden // heads
-    if heads % kv_heads:
+    if heads % kv_heads or layers > _MOST_LAYERS:
         return None
     given = target.split(",") if isinstance(target, str) else target
     wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
@@ -153,6 +154,18 @@ def read_architecture(
             kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim
         )
     )
+    tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
+    return Architecture(
+        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
+        kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
+        projections=projections,
+        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
+        rotary_share=_rotary_share(config, kind), **_features(config, kind),
+    )  # fmt: skip
+
+
+def _features(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The family's features; a soft cap that config.json sets to null is off."""
     features = dict(_FAMILIES.get(kind, {}))
     for flag, key in (
         ("attention_softcap", "attn_logit_softcapping"),
@@ -160,19 +173,19 @@ def read_architecture(
     ):
         if flag in features:
             features[flag] = bool(config.get(key, True))
-    share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get(
-        "partial_rotary_factor"
-    )
+    return features
+
+
+def _rotary_share(config: Mapping[str, Any], kind: str) -> float:
+    """The part of each head that is rotated."""
+    rope = config.get("rope_parameters")
+    share = config.get("partial_rotary_factor")
+    if not share and isinstance(rope, Mapping):
+        share = rope.get("partial_rotary_factor")
+    share = share if isinstance(share, int | float) and 0 < share <= 1 else None
     if share is None and kind in ("glm", "glm4", "chatglm"):
-        share = 0.5
-    tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
-    return Architecture(
-        name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
-        kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
-        projections=projections,
-        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
-        rotary_share=float(share or 1.0), **features,
-    )  # fmt: skip
+        share = 0.5  # what transformers' GlmConfig assumes where config.json says nothing
+    return float(share or 1.0)
 
 
 def _projections(
@@ -195,6 +208,6 @@ def _biases(config: Mapping[str, Any], kind: str, query: int, key: int) -> int:
 def _size(config: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if type(value) is int and 0 < value <= _LARGEST_SIZE:
             return value
     return None

@@ -1,8 +1,8 @@
-"""The fastest way to compute the same training: batch against accumulation, checkpointing, logits,
-attention, sharding.
+"""The fastest settings for the same training: batch and accumulation, checkpointing, logits,
+attention.
 
-Never changed: global batch, precision, weights, learning rate, rows. Attention and logits change
-within rounding.
+Never changed: global batch, precision, weights, learning rate, rows. Another attention kernel, or
+logits only where they are trained, changes results only by rounding.
 """
 
 from itertools import product
@@ -18,10 +18,7 @@ _MOST = 5
 
 
 def best(preset: Preset, workload: Workload) -> list[tuple[dict[str, Any], Forecast]]:
-    """Changed values and their forecast, the shortest predicted step that fits first.
-
-    `{}` is the preset itself.
-    """
+    """Changes that fit and their forecasts, the shortest step first; `{}` is the preset itself."""
     train = preset.train
     micro = train.batch_size * train.accumulation
     batches = [size for size in (1, 2, 4, 8, 16, 32) if micro % size == 0]

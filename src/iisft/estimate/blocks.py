@@ -1,6 +1,4 @@
-"""The parts of a decoder layer on the counting tape: norm, rotary embedding,
-attention's kernels.
-"""
+"""The parts of a decoder layer on the counting tape: norm, rotary embedding, attention."""
 
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
@@ -18,19 +16,20 @@ def norm(
     root = _inverse_root(tape, x, rows)
     out = _times_root(tape, x, root, rows)
     del x, root
-    if model.norm_before_cast:
+    if model.norm_before_cast:  # Gemma's (1 + weight) is float32 (modeling_gemma.py)
         return ops.cast(tape, ops.scale(tape, out), source)
     out = ops.cast(tape, out, source)
     return ops.scale(tape, out, weight_dtype)
 
 
 def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
-    """rsqrt(mean(x^2) + eps); mean's and pow's backward make three and one tensor of x's size."""
+    """rsqrt(mean(x^2) + eps); mean's backward makes three tensors of x's size, pow's one."""
     square = tape.new(x.numel, "float32")
     out = tape.new(rows, "float32")
     del square
 
     def backward(gradient: Tensor, x: Tensor = x) -> Gradients:
+        # mean: grad.expand / n; pow: grad * (2 * self.pow(1)) (torch, FunctionsManual.cpp)
         spread = tape.new(x.numel, "float32")
         power = tape.new(x.numel, "float32")
         twice = tape.new(x.numel, "float32")
@@ -43,9 +42,7 @@ def _inverse_root(tape: Tape, x: Tensor, rows: int) -> Tensor:
 
 
 def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
-    """x times one number per row: the number's gradient needs the whole product before it is
-    summed.
-    """
+    """x times one number per row, whose gradient needs the whole product before it is summed."""
 
     def backward(gradient: Tensor, x: Tensor = x, _root: Tensor = root) -> Gradients:
         result = tape.new(x.numel, "float32")
@@ -58,9 +55,7 @@ def _times_root(tape: Tape, x: Tensor, root: Tensor, rows: int) -> Tensor:
 
 
 def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
-    """Slices of the last dimension: views, whose gradients are padded with zeros to the whole
-    (SliceBackward).
-    """
+    """Slices of the last dimension: views, whose gradients SliceBackward pads with zeros."""
     total, numel = sum(sizes), whole.numel
 
     def backward(gradient: Tensor) -> Gradients:
@@ -71,12 +66,10 @@ def split(tape: Tape, whole: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
 
 
 def rotate(tape: Tape, x: Tensor, model: Architecture, angles: str) -> Tensor:
-    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the first rotary_share of
-    each head.
-    """
+    """apply_rotary_pos_emb: x * cos + rotate_half(x) * sin, on the rotated share of each head."""
     if model.rotary_share == 0.0:
         return x
-    turned, passed = x, None
+    turned, passed = x, None  # GLM and Phi rotate only a part of each head
     if model.rotary_share < 1.0:
         part = int(x.numel * model.rotary_share)
         turned, passed = split(tape, x, (part, x.numel - part))
@@ -121,7 +114,7 @@ def attend(
     shape: StepShape,
     mask_dtype: str | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function of that kernel; eager gives its scores back too."""
+    """Attention by that kernel; eager returns its scores too."""
     heads_rows = shape.rows * model.heads
     squares = heads_rows * shape.length
     several = shape.batch > 1  # (batch, head) can't be merged in place in a transposed tensor
@@ -136,6 +129,7 @@ def attend(
     if shape.attention == "math":
         out = _math_attention(tape, query, key, value, model, shape)
         return ops.contiguous(tape, out), None
+    # eager_attention_forward returns its weights, which live until the layer returns
     dtype = query.dtype
     keys, values = (
         ops.repeat(tape, x, model.groups, single=model.kv_heads == 1) for x in (key, value)
@@ -158,9 +152,7 @@ def attend(
 def _math_attention(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, model: Architecture, shape: StepShape
 ) -> Tensor:
-    """_scaled_dot_product_attention_math: half inputs in float32, query and key scaled, a causal
-    mask added.
-    """
+    """_scaled_dot_product_attention_math: in float32, query and key scaled, a causal mask added."""
     squares = shape.rows * model.heads * shape.length
     query, key, value = (ops.autocasted(tape, x) for x in (query, key, value))
     source = query.dtype
@@ -169,6 +161,7 @@ def _math_attention(
         query, key, value = (ops.cast(tape, x, "float32") for x in (query, key, value))
         key, value = (ops.repeat(tape, x, model.groups, single=False) for x in (key, value))
         several = shape.batch > 1
+        # is_causal becomes a bias of length x length (convert_boolean_attn_mask)
         bias = tape.new(shape.length * shape.length, "float32")
         scores = ops.matmul(
             tape, ops.scale(tape, query), ops.scale(tape, key), squares,

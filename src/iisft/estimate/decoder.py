@@ -1,10 +1,9 @@
-"""Decoder-only models as transformers computes them, on the counting tape: one layer, the whole
-forward, one step.
+"""Decoder-only models as transformers computes them, on the counting tape.
 
 Source of every line: transformers'
 modeling_{qwen2,qwen3,llama,mistral,gemma,gemma2,gemma3,glm,glm4,phi3}.py, peft's tuners/lora,
 LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against traces of that code
-(iisft plan --trace). Local variables live here as long as they live there.
+(iisft plan --trace). Local variables live as long as they do there.
 """
 
 from collections.abc import Callable
@@ -28,7 +27,7 @@ BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
 
 
 class Projection:
-    """A linear layer, with its adapter where it is a target."""
+    """A linear layer, with an adapter if it is a target."""
 
     def __init__(self, tape: Tape, weight: Weight, shape: StepShape, *, adapted: bool) -> None:
         self.tape, self.weight, self.shape = tape, weight, shape
@@ -47,7 +46,7 @@ class Projection:
         if self.a is None or self.b is None:
             return result
         dtype = result.dtype
-        # peft's 4-bit layer leaves this to autocast
+        # peft's Linear4bit leaves this cast to autocast (peft/tuners/lora/bnb.py)
         if weight.way != "nf4" or tape.autocast is None:
             x = ops.cast(tape, x, self.a.dtype)
         update = ops.scale(tape, self._update(x, rank))
@@ -92,7 +91,7 @@ class Layer:
 
     def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
         tape, model, project = self.tape, self.model, self.projections
-        stream = hidden.dtype  # of the angles too
+        stream = hidden.dtype  # the angles have it too
         if "qkv_proj" in project:
             whole = project["qkv_proj"](hidden)
             query, key, value = split(
@@ -141,10 +140,12 @@ class Model:
         mask_dtype = None
         if shape.attention == "eager":
             mask_dtype = "float32" if exact else shape.weights
+            # create_causal_mask; models with sliding layers have a second one (masking_utils.py)
             count = shape.batch * shape.length * shape.length
             self.masks = [tape.new(count, mask_dtype, INPUTS) for _ in range(model.masks)]
         hidden = self._embed()
         embedded = hidden
+        # cos and sin of every position, computed once for all layers
         angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
         for number, layer in enumerate(self.layers):
             hidden = self._run(number, layer, hidden, mask_dtype)
@@ -168,13 +169,13 @@ class Model:
         hidden = tape.new(shape.rows * model.hidden, shape.weights)
         if shape.way == "exact":
             hidden = tape.new(hidden.numel, "float32")
-        if model.scaled_embedding:
+        if model.scaled_embedding:  # Gemma multiplies by sqrt(hidden_size)
             hidden = tape.new(hidden.numel, hidden.dtype)
-        if shape.checkpointing:  # LLaMA-Factory lets gradients reach the first layer's input
+        if shape.checkpointing:  # LLaMA-Factory calls enable_input_require_grads (checkpointing.py)
             hidden = Tensor(
                 hidden.storage, hidden.numel, hidden.dtype, tape.leaf(0, hidden.dtype, LAYER).node
             )
-            tape.call_it(hidden, CHECKPOINTS)
+            tape.relabel(hidden, CHECKPOINTS)
         return hidden
 
     def _run(self, number: int, layer: Layer, hidden: Tensor, mask_dtype: str | None) -> Tensor:
@@ -185,16 +186,15 @@ class Model:
             tape.smallest_inner = self.model.hidden // 2
             products: list[Tensor] | None = [] if number < kept else None
             out = self._recomputed(lambda x: layer(x, mask_dtype), hidden, products)
-            tape.call_it(out, CHECKPOINTS)
+            tape.relabel(out, CHECKPOINTS)
             return out
         with tape.paused(False):
             out = layer(hidden, mask_dtype)
-        tape.call_it(out, CHECKPOINTS)
+        tape.relabel(out, CHECKPOINTS)
 
         def backward(gradient: Tensor, saved: Tensor = hidden) -> Gradients:
-            """torch.utils.checkpoint's reentrant backward: once more forward, then backward through
-            that.
-            """
+            """torch.utils.checkpoint's reentrant backward: forward again, then backward."""
+            # the recomputation opens autocast again, whose cache is then empty
             before, tape.casts = tape.casts, {}
             detached = Tensor(
                 saved.storage, saved.numel, saved.dtype, tape.leaf(0, saved.dtype, LAYER).node
@@ -278,14 +278,15 @@ class Model:
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:
         tape = self.tape
-        logits = ops.cast(tape, logits, "float32")
-        chances = tape.new(logits.numel, "float32")
+        logits = ops.cast(tape, logits, "float32")  # ForCausalLMLoss (loss/loss_utils.py)
+        log_probabilities = tape.new(logits.numel, "float32")
         loss = tape.new(1, "float32")
 
-        def backward(gradient: Tensor, saved: Tensor = chances) -> Gradients:
-            of_chances = tape.new(saved.numel, "float32")
+        def backward(gradient: Tensor, saved: Tensor = log_probabilities) -> Gradients:
+            # nll_loss_backward, then _log_softmax_backward_data
+            their_gradient = tape.new(saved.numel, "float32")
             result = tape.new(saved.numel, "float32")
-            del of_chances
+            del their_gradient
             return (result,)
 
         return tape.record(loss, (logits,), backward)
@@ -297,7 +298,7 @@ class Model:
 
 
 def _mark(tape: Tape, x: Tensor, segment: str) -> Tensor:
-    """When the gradient comes by here, the backward pass enters that segment."""
+    """Let the backward pass enter that segment when its gradient reaches this point."""
 
     def backward(gradient: Tensor) -> Gradients:
         tape.enter(segment, LAYER)

@@ -1,6 +1,4 @@
-"""One preset on one kind of GPU: memory, time and disk together, and what a change to it would
-bring.
-"""
+"""The forecast for a preset on one kind of GPU: memory, time and disk together."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,8 +6,8 @@ from dataclasses import dataclass, replace
 from iisft.estimate import disk, step, timing
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.fitting import fitted
-from iisft.estimate.memory import GIB, Layout, Memory, estimate_memory
-from iisft.estimate.shape import Measured, StepShape
+from iisft.estimate.memory import GIB, Memory, estimate_memory
+from iisft.estimate.shape import Layout, Measured, StepShape
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
 from iisft.presets.schema import Preset
@@ -31,7 +29,7 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a forecast is made for, beside the preset. None = not known.
+    """What a forecast depends on, beside the preset. None = unknown.
 
     `exact`: float32 products over stored weights are proven for this architecture. `trained_share`
     of the rows' tokens have a label, and no row has more than `most_trained`.
@@ -78,7 +76,7 @@ class Forecast:
 
 
 def forecast(preset: Preset, workload: Workload) -> Forecast:
-    """What this preset needs there. Milliseconds."""
+    """What this preset needs there. Takes milliseconds."""
     model = workload.model
     shape = step.shape_of(preset, model, workload.stored_dtype, workload.accelerator.arch)
     layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
@@ -148,10 +146,7 @@ def _steps(preset: Preset, workload: Workload) -> int | None:
 
 
 def _corrected(memory: Memory, measured: Measured | None) -> Memory:
-    """A measured excess counts from now on.
-
-    A measured peak below the prediction only had shorter rows.
-    """
+    """Add what earlier runs used beyond their prediction; runs below it had shorter rows."""
     excess = (measured.peak_ratio or 1.0) - 1.0 if measured else 0.0
     if excess <= 0:
         return memory

@@ -1,10 +1,9 @@
-"""Memory per GPU of a LoRA step: counted on the tape for few layers, extended to all, shared out
-over the ranks.
+"""Memory per GPU of a LoRA step: counted on the tape for a few layers, then extended to all.
 
 Each segment of a step (forward, loss, loss backward, backward of the first and of the last layer,
 optimizer) grows by the same bytes with every layer, so two small models give the big one exactly.
-Figures are live bytes, what torch.cuda.max_memory_allocated counts. Sharded layouts are formulas
-(see `_shared`): their parts were not traced.
+Figures are live bytes, as torch.cuda.max_memory_allocated counts them. Sharded layouts are formulas
+(see sharding.py).
 """
 
 from collections.abc import Mapping
@@ -13,38 +12,17 @@ from functools import lru_cache
 
 from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.shape import StepShape
+from iisft.estimate.shape import Layout, StepShape
+from iisft.estimate.sharding import NF4_BYTES, fsdp, gathers, zero
 from iisft.estimate.tape import KINDS, Tape
 
 GIB = 2**30
 _COUNTED_LAYERS = (2, 3)
 
-# bitsandbytes nf4 with double quantization (QLoRA, Dettmers et al. 2023): half a byte, a scale of
-# one byte per block of 64, and a float32 per 256 of those.
-_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-
 _CONTEXT_GIB = 0.5  # CUDA or HIP context with its kernels; inferred, 0.3 to 0.6 is usual
 _COLLECTIVE_GIB = 0.1  # NCCL's and RCCL's buffers per rank; inferred
 _FRAGMENTED = 0.03  # of what is allocated and freed within a step; inferred
 _MARGIN = 0.01  # of the card
-
-# DeepSpeed's own defaults (runtime/zero/config.py), which iisft's configuration leaves alone:
-# elements.
-_ZERO_BUCKET = 500_000_000
-_ZERO3_PREFETCH = 50_000_000
-_ZERO3_LIVE = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How a run is spread over its GPUs. `mixed`: fp16 or bf16 by autocast."""
-
-    ranks: int
-    sharding: str
-    optimizer: str
-    accumulation: int
-    mixed: bool
-    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +43,7 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """With everything beside the tensors."""
+        """The peak and everything beside the tensors."""
         return self.peak + sum(self.overhead.values())
 
     def fits(self, gpu_gib: float) -> str:
@@ -78,9 +56,7 @@ class Memory:
 def estimate_memory(
     model: Architecture, shape: StepShape, layout: Layout, gpu_gib: float
 ) -> Memory:
-    """The peak of one step on one GPU, optimizer state included (the second step and
-    later ones).
-    """
+    """The peak of one step on one GPU with the optimizer's state, so from the second step on."""
     phases = _shared(model, shape, layout, _segments(model, _computed(shape, layout)))
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     parts = {name: size for name, size in phases[phase].items() if size}
@@ -96,7 +72,7 @@ def estimate_memory(
 
 
 def _shown(segment: str) -> str:
-    """The layers' backward is one phase to people."""
+    """For people, the backward of all layers is one phase."""
     layers = (decoder.BACKWARD_KEPT, decoder.BACKWARD_BOTTOM)
     return decoder.BACKWARD_TOP if segment in layers else segment
 
@@ -107,7 +83,7 @@ def weight_bytes(model: Architecture, shape: StepShape) -> int:
     if shape.way != "nf4":
         return model.parameters * item
     matrices = model.layers * model.layer_parameters
-    return int(matrices * _NF4_BYTES) + (model.parameters - matrices) * item
+    return int(matrices * NF4_BYTES) + (model.parameters - matrices) * item
 
 
 def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> int:
@@ -121,10 +97,10 @@ def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> in
 
 
 def _optimizer_work(model: Architecture, shape: StepShape, optimizer: str) -> int:
-    """What the optimizer's step holds for its moment.
+    """What the optimizer's step allocates and frees.
 
-    The foreach AdamW one tensor of the adapter's size, Adafactor three of one matrix's, fused AdamW
-    and SGD nothing.
+    foreach AdamW: one tensor of the adapter's size. Adafactor: three of one matrix's size. Fused
+    AdamW and SGD: nothing.
     """
     if optimizer == "adamw_torch":
         return 4 * model.adapter_parameters(shape.rank)
@@ -138,9 +114,7 @@ def _optimizer_work(model: Architecture, shape: StepShape, optimizer: str) -> in
 
 
 def _computed(shape: StepShape, layout: Layout) -> StepShape:
-    """FSDP's mixed precision and DeepSpeed's engine hand weights and adapter to the layers in half
-    precision.
-    """
+    """What the layers see: FSDP's mixed precision and DeepSpeed's engine hand out half weights."""
     if (
         layout.sharding == "none"
         or not layout.mixed
@@ -199,7 +173,7 @@ def _shared(
     layout: Layout,
     segments: Mapping[str, Mapping[str, int]],
 ) -> dict[str, dict[str, int]]:
-    """Put weights, optimizer state and the data-parallel layout's own buffers to each segment."""
+    """Add weights, optimizer state and the layout's own buffers to each segment."""
     adapter = model.adapter_parameters(shape.rank)
     weights, optimizer = weight_bytes(model, shape), optimizer_bytes(model, shape, layout.optimizer)
     ranks, sharding = layout.ranks, layout.sharding
@@ -211,105 +185,13 @@ def _shared(
         if sharding == "none" and ranks > 1:
             kinds["ddp buckets"] = 4 * adapter
         elif sharding == "fsdp":
-            kinds = _fsdp(model, shape, layout, segment, kinds)
+            kinds = fsdp(model, shape, layout, segment, kinds)
         elif sharding in ("zero2", "zero3"):
-            kinds = _zero(model, shape, layout, segment, kinds)
+            kinds = zero(model, shape, layout, segment, kinds)
         phases[segment] = kinds
     if sharding == "fsdp":
-        phases |= _gathers(model, shape, layout, phases)
+        phases |= gathers(model, shape, layout, phases)
     return phases
-
-
-def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, int]:
-    """Bytes of FSDP's two kinds of gathered groups: the root (embedding, head), and one layer with
-    its adapter.
-    """
-    item = 2 if layout.mixed or shape.weights != "float32" else 4
-    lora_item = 2 if layout.mixed else 4
-    root = model.embedding_parameters * (1 if model.tied else 2) * item
-    layer = (model.layer_parameters + model.bias_parameters) * (
-        _NF4_BYTES if shape.way == "nf4" else item
-    )
-    return root, int(layer) + model.adapter_parameters(shape.rank) // model.layers * lora_item
-
-
-def _fsdp(
-    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
-) -> dict[str, int]:
-    """FSDP2 with resharding after forward: the root stays gathered, layers come and go, one is
-    fetched ahead.
-
-    How many layers are gathered in each segment was read from traces of fully_shard over 2 ranks.
-    accelerate (fsdp2_prepare_model) makes the shards float32 when mixed precision is on.
-    """
-    root, layer = _unit(model, shape, layout)
-    weights = model.parameters * 4 if layout.mixed and shape.way != "nf4" else kinds["weights"]
-    gathered = 1 if segment in (decoder.LOSS, decoder.LOSS_BACKWARD) else 2
-    at_step = segment == decoder.OPTIMIZER
-    return kinds | {
-        "weights": weights // layout.ranks,
-        "adapter": 4 * model.adapter_parameters(shape.rank) // layout.ranks,
-        "optimizer": kinds["optimizer"] // layout.ranks,
-        "gradients": kinds["gradients"] * (2 if layout.mixed else 1) // layout.ranks,
-        "layer": kinds["layer"] // layout.ranks if at_step else kinds["layer"],
-        "gathered": 0 if at_step else root + gathered * layer,
-    }
-
-
-def _gathers(
-    model: Architecture, shape: StepShape, layout: Layout, phases: dict[str, dict[str, int]]
-) -> dict[str, dict[str, int]]:
-    """The moments at which a group lies there twice, in the buffer that it is gathered into and
-    copied out of it.
-
-    Root and first layer as forward begins; the root again as backward begins, when the checkpoints
-    and the loss's log-softmax are there; each next layer while the one before is computed.
-    """
-    root, layer = _unit(model, shape, layout)
-    forward, backward = phases[decoder.FORWARD], phases[decoder.LOSS_BACKWARD]
-    shards = {kind: forward[kind] for kind in ("weights", "adapter", "optimizer", "inputs")}
-    kept = {kind: backward[kind] for kind in ("checkpoints", "layer")}
-    before = kept | {
-        "layer": 0 if shape.checkpointing else kept["layer"] * (model.layers - 1) // model.layers
-    }
-    gradients = {"gradients": phases[decoder.OPTIMIZER]["gradients"]}
-    chances = 4 * shape.logit_rows * model.vocabulary
-    return {
-        "first gather": shards
-        | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},
-        "second gather": shards | kept | {"gathered": 2 * root, "logits": chances},
-        "next gather": shards | before | {"gathered": root + 3 * layer},
-        "last gather": shards | gradients | {"gathered": root + 3 * layer},
-    }
-
-
-def _zero(
-    model: Architecture, shape: StepShape, layout: Layout, segment: str, kinds: dict[str, int]
-) -> dict[str, int]:
-    """DeepSpeed's stages 2 and 3 from its source (runtime/zero), not traced.
-
-    With fp16 or bf16 the engine holds model and adapter in that dtype, and a float32 copy of its
-    share of the adapter. Stage 2 makes two reduce buckets of fixed size, stage 3 one, and stage 3
-    keeps up to a billion gathered elements.
-    """
-    adapter = model.adapter_parameters(shape.rank)
-    item = 2 if layout.mixed or shape.weights != "float32" else 4
-    master = 4 * adapter // layout.ranks if item == 2 else 0
-    held = model.parameters * 2 if layout.mixed and shape.way != "nf4" else kinds["weights"]
-    shared = kinds | {
-        "weights": held,
-        "adapter": adapter * item + master,
-        "optimizer": kinds["optimizer"] // layout.ranks,
-        "gradients": kinds["gradients"] // layout.ranks,
-        "reduce buckets": 2 * _ZERO_BUCKET * item,
-    }
-    if layout.sharding == "zero3":
-        live = min(_ZERO3_LIVE, model.parameters) + _ZERO3_PREFETCH
-        shared["weights"] = held // layout.ranks
-        shared["adapter"] = adapter * item // layout.ranks + master
-        shared["reduce buckets"] = _ZERO_BUCKET * item
-        shared["gathered"] = 0 if segment == decoder.OPTIMIZER else live * item
-    return shared
 
 
 def _overhead(
@@ -317,7 +199,7 @@ def _overhead(
 ) -> dict[str, int]:
     """What the card must hold beside the peak.
 
-    Gradients of earlier micro-batches lie there during the next ones.
+    Gradients of earlier micro-batches stay there during the next ones.
     """
     if layout.on_cpu:
         return {}

@@ -1,9 +1,7 @@
-"""torch's operations on the counting tape: what each one allocates, what it saves, what its
-backward allocates.
+"""torch's operations on the counting tape: what each allocates and saves, forward and backward.
 
-The names are torch's. What an operation saves is taken from torch's derivatives.yaml: only what a
-gradient that is asked for needs, so a product with a frozen weight saves the weight and not its
-input.
+The names are torch's. What an operation saves is taken from torch's derivatives.yaml: only what the
+requested gradients need, so a product with a frozen weight saves the weight and not its input.
 """
 
 from dataclasses import dataclass
@@ -60,6 +58,8 @@ def linear(tape: Tape, x: Tensor, weight: Weight) -> Tensor:
         )
         return contiguous(tape, product)  # peft clones a 4-bit layer's result
     x = autocasted(tape, x)
+    # autocast caches only leaves that need gradients: a frozen weight is cast at every use and
+    # its half copy saved for backward (autocast_mode.cpp, cached_cast)
     half = None if x.dtype == weight.dtype else tape.new(weight.numel, x.dtype, CASTS)
     out = kept or tape.keep(tape.new(rows * weight.outputs, x.dtype), weight.inputs)
     del kept
@@ -78,7 +78,7 @@ def _unpacked_product(tape: Tape, weight: Weight, rows: int, dtype: str) -> Grad
 
 
 def trained_linear(tape: Tape, x: Tensor, weight: Tensor, inputs: int, outputs: int) -> Tensor:
-    """functional.linear with a weight that is trained: its input is saved."""
+    """functional.linear with a trained weight: its input is saved."""
     x = autocasted(tape, x)
     matrix = _cached_cast(tape, weight)
     rows = x.numel // inputs
@@ -97,7 +97,7 @@ def _cached_cast(tape: Tape, weight: Tensor) -> Tensor:
     known = tape.casts.get(id(weight))
     if known is None:
         known = tape.casts[id(weight)] = cast(tape, weight, tape.autocast)
-        tape.call_it(known, CASTS)
+        tape.relabel(known, CASTS)
     return known
 
 
@@ -113,7 +113,7 @@ def multiply(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
 
 
 def scale(tape: Tape, x: Tensor, by: str | None = None) -> Tensor:
-    """x times or divided by a number, or by a small tensor of dtype `by` that needs no gradient."""
+    """x times (or over) a number, or a small tensor of dtype `by` that needs no gradient."""
     out = tape.new(x.numel, promoted(x.dtype, by or x.dtype))
     return tape.record(out, (x,), lambda g: (tape.new(g.numel, g.dtype),))
 
@@ -127,7 +127,7 @@ def unary(tape: Tape, x: Tensor, *, saves_result: bool = False) -> Tensor:
     """silu, gelu (they save their input), tanh (its result)."""
     out = tape.new(x.numel, x.dtype)
     kept = out if saves_result else x
-    # a node that held its own result would never be freed: torch saves a copy of the reference
+    # a node that holds its own result is a cycle: torch too saves a copy of the reference
     if saves_result:
         kept = Tensor(out.storage, out.numel, out.dtype)
 
@@ -160,10 +160,7 @@ def contiguous(tape: Tape, x: Tensor) -> Tensor:
 
 
 def repeat(tape: Tape, x: Tensor, times: int, *, single: bool) -> Tensor:
-    """repeat_kv: every key-value head for each of its query heads.
-
-    A single head is only seen several times.
-    """
+    """repeat_kv: every key-value head once for each of its query heads; a single head by a view."""
     if times == 1:
         return x
     numel = x.numel * times
@@ -174,10 +171,7 @@ def repeat(tape: Tape, x: Tensor, times: int, *, single: bool) -> Tensor:
 def matmul(
     tape: Tape, x: Tensor, y: Tensor, numel: int, *, copies: tuple[bool, bool] = (False, False)
 ) -> Tensor:
-    """A batched product of two activations.
-
-    `copies` says which of them bmm needs in another order first.
-    """
+    """A batched product of two activations; `copies` says which of them bmm must reorder first."""
     x, y = autocasted(tape, x), autocasted(tape, y)
     x = contiguous(tape, x) if copies[0] else x
     y = contiguous(tape, y) if copies[1] else y
@@ -191,9 +185,7 @@ def matmul(
 def fused_attention(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads_rows: int
 ) -> Tensor:
-    """A flash or memory-efficient kernel: saves its inputs, its output and one number per head and
-    row.
-    """
+    """A flash or memory-efficient kernel: saves inputs, output and a number per head and row."""
     query, key, value = (autocasted(tape, x) for x in (query, key, value))
     out, sums = tape.new(query.numel, query.dtype), tape.new(heads_rows, "float32")
     result = Tensor(out.storage, out.numel, out.dtype)

@@ -39,8 +39,20 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How a run is spread over its GPUs. `mixed`: fp16 or bf16 by autocast."""
+
+    ranks: int
+    sharding: str
+    optimizer: str
+    accumulation: int
+    mixed: bool
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """What earlier runs of the same kind reached on this machine: medians over `runs` of them."""
+    """What earlier runs of the same kind reached on this machine: medians over `runs` runs."""
 
     runs: int
     tflops: float | None

@@ -1,10 +1,7 @@
-"""From a preset to what one step computes with: dtypes, attention kernel, batch, layout over the
-GPUs.
-"""
+"""From a preset to the shape of one step: dtypes, attention kernel, batch, layout over the GPUs."""
 
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.memory import Layout
-from iisft.estimate.shape import StepShape
+from iisft.estimate.shape import Layout, StepShape
 from iisft.gpu_table import architecture
 from iisft.llamafactory.arguments import READS_ALL_LOGITS
 from iisft.models.view.support import DTYPES
@@ -69,7 +66,7 @@ def attention_kernel(preset: Preset, model: Architecture, dtype: str, arch: str)
 
 
 def layout_of(preset: Preset, ranks: int, *, on_cpu: bool) -> Layout:
-    """How the preset is spread over that many ranks."""
+    """How the preset is spread over the ranks."""
     return Layout(
         ranks=ranks,
         sharding=preset.sharding,

@@ -1,9 +1,8 @@
-"""What would make a run fit: changes tried one by one, then together, each computed, the cheapest
-first.
+"""What would make a run fit: changes alone, then together, each computed, the cheapest first.
 
-Cost classes: 0 = the same results; 1 = the same computation to rounding, or a layout nobody has
-proven here; 2 = another arithmetic, a smaller adapter or quantised weights; 3 = shorter rows.
-Within a class the faster one comes first.
+Cost classes: 0 = the same results; 1 = the same up to rounding, or a layout not proven here; 2 =
+other arithmetic, a smaller adapter or quantised weights; 3 = shorter rows. Within a class the
+faster one comes first.
 """
 
 from collections.abc import Iterator
@@ -54,9 +53,7 @@ class Suggestion:
 
 
 def suggest(preset: Preset, workload: Workload) -> list[Suggestion]:
-    """At most five changes after which the run fits; two or three together only where fewer are not
-    enough.
-    """
+    """At most five changes that make the run fit; combined only where one is not enough."""
     families = [family for family in _families(preset, workload) if family]
     tried = [
         (result, family)
@@ -85,7 +82,7 @@ def _try_together(preset: Preset, workload: Workload, changes: list[Change]) -> 
 def _relaxed(
     preset: Preset, workload: Workload, strong: Suggestion, families: list[list[Change]]
 ) -> Suggestion:
-    """The same families, each only as far as it must go."""
+    """Use the mildest member of each family with which the run still fits."""
     chosen, result = [family[-1] for family in families], strong
     for place, family in enumerate(families):
         for milder in family[:-1]:
@@ -97,7 +94,7 @@ def _relaxed(
 
 
 def contrasts(preset: Preset, workload: Workload) -> list[Suggestion]:
-    """What the preset's choice of weights and sharding is to be compared with, fitting or not."""
+    """Alternatives to the preset's weights and sharding for comparison, whether they fit or not."""
     found = []
     if preset.precision == "fp32":
         name = "float32 weights, DDP" if workload.ranks > 1 else "float32 weights"
@@ -158,6 +155,12 @@ def _try(preset: Preset, workload: Workload, change: Change) -> Suggestion | Non
 
 
 def _families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
+    """Changes of one kind together, the mildest first."""
+    yield from _same_result_families(preset, workload)
+    yield from _other_result_families(preset, workload)
+
+
+def _same_result_families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
     train = preset.train
     if preset.precision == "fp32" and preset.weights == "fp32" and workload.exact:
         values = (
@@ -196,6 +199,9 @@ def _families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
         ]
     if workload.ranks > 1 and preset.sharding == "none":
         yield [Change({"sharding": "fsdp"}, f"the weights over {workload.ranks} GPUs", 1)]
+
+
+def _other_result_families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
     known = architecture(workload.accelerator.arch)
     half = "bf16" if known and known.bf16 else "fp16"
     if preset.precision == "fp32":
@@ -209,7 +215,7 @@ def _families(preset: Preset, workload: Workload) -> Iterator[list[Change]]:
     ]
     yield [
         Change({"train.cutoff_len": n}, "shorter rows: longer ones are cut", 3)
-        for n in _halves(train.cutoff_len, 256)
+        for n in _halves(preset.train.cutoff_len, 256)
     ]
 
 

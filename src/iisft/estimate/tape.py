@@ -1,13 +1,11 @@
-"""A tape that counts bytes: torch's autograd in miniature, on tensors that have a size and a dtype
-and nothing else.
+"""A tape that counts bytes: torch's autograd in miniature, on tensors with a size and a dtype only.
 
 The layers of iisft.estimate.decoder run on it as the real ones run on torch, and Python's reference
-counting frees a tensor here when it would free the real one. So a step's peak is counted, not
-fitted, in milliseconds and without torch. Rules taken from torch: sizes round up to 512 bytes
-(CUDACachingAllocator's kMinBlockSize); a node's saved tensors go after its backward; a gradient
-that arrives second is added in place where nobody else holds the first one
-(autograd/input_buffer.cpp); dtypes promote as torch.result_type says; a gradient is cast to its
-input's dtype.
+counting frees a tensor here when it would free the real one. So a step's peak is counted rather
+than fitted, in milliseconds and without torch. Rules taken from torch: sizes round up to 512 bytes
+(CUDACachingAllocator's kMinBlockSize); a node's saved tensors are freed after its backward; a
+second gradient is added in place where nothing else holds the first (autograd/input_buffer.cpp);
+dtypes promote as torch.result_type says; a gradient is cast to its input's dtype.
 """
 
 import heapq
@@ -57,10 +55,7 @@ class Storage:
 
 
 class Node:
-    """One operation that a gradient goes through.
-
-    `backward` None makes a leaf, which keeps its gradient.
-    """
+    """One operation that a gradient passes through; without `backward` a leaf, which keeps it."""
 
     __slots__ = ("backward", "dtypes", "gradient", "order", "parents")
 
@@ -73,7 +68,7 @@ class Node:
 
 
 class Tensor:
-    """Elements, dtype, the bytes they lie in, and where the gradient goes (None = needs none)."""
+    """Elements, dtype, storage, and where the gradient goes (None = it needs no gradient)."""
 
     __slots__ = ("dtype", "node", "numel", "storage")
 
@@ -85,7 +80,7 @@ class Tape:
     """Live bytes by kind and the peak of each segment of the step.
 
     Attributes:
-        live, total: bytes at this moment, by kind and together.
+        live, total: bytes right now, by kind and together.
         peaks: for each segment the bytes by kind at its worst moment.
         autocast: torch.autocast's dtype, or None.
     """
@@ -115,7 +110,7 @@ class Tape:
     def keep(self, out: "Tensor", inner: int) -> "Tensor":
         """Keep the output of a product where its layer keeps them."""
         if self.keeping is not None and inner >= self.smallest_inner:
-            self.call_it(out, PRODUCTS)
+            self.relabel(out, PRODUCTS)
             self.keeping.append(Tensor(out.storage, out.numel, out.dtype))
         return out
 
@@ -128,7 +123,7 @@ class Tape:
             self.peaks[segment] = self.live.copy()
 
     def new(self, numel: int, dtype: str, kind: int | None = None) -> Tensor:
-        """A tensor in bytes of its own."""
+        """A tensor with its own storage."""
         size = -(-numel * ITEM_SIZE[dtype] // BLOCK) * BLOCK
         return Tensor(Storage(self, size, self.kind if kind is None else kind), numel, dtype)
 
@@ -138,7 +133,7 @@ class Tape:
         tensor.node = Node(sys.maxsize, (), (dtype,))
         return tensor
 
-    def call_it(self, tensor: Tensor, kind: int) -> None:
+    def relabel(self, tensor: Tensor, kind: int) -> None:
         """Count a tensor's bytes as another kind from now on."""
         storage = tensor.storage
         self.live[storage.kind] -= storage.size
@@ -209,7 +204,7 @@ class Tape:
 
     def _keep(self, leaf: Node, gradient: Tensor) -> None:
         if leaf.gradient is None:
-            self.call_it(gradient, GRADIENTS)
+            self.relabel(gradient, GRADIENTS)
             leaf.gradient = gradient
 
 

@@ -1,5 +1,4 @@
-"""Time per step: FLOPs in closed form over the rate of the device, casts over its memory, gradients
-over the link.
+"""Time per step: FLOPs over the device's rate, casts over its memory, gradients over the link.
 
 FLOPs of one micro-batch (checked against torch's FlopCounterMode on the traced model): rows x
 (forward and input gradients of frozen layers, all of the adapter's) + attention's two products over
@@ -11,8 +10,7 @@ weight gradient.
 from dataclasses import dataclass
 
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.memory import Layout
-from iisft.estimate.shape import StepShape
+from iisft.estimate.shape import Layout, StepShape
 from iisft.gpu_table import Device
 from iisft.models.view.support import DTYPES
 
@@ -23,7 +21,7 @@ _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A figure with its range."""
+    """A typical figure and its range."""
 
     low: float
     typical: float
@@ -34,9 +32,7 @@ class Span:
 
 
 def micro_batch_flops(model: Architecture, shape: StepShape, length: float | None = None) -> float:
-    """FLOPs of forward and backward of one micro-batch on one GPU, its rows `length` tokens long
-    (cutoff_len).
-    """
+    """FLOPs of forward and backward of one micro-batch on one GPU; `length`: tokens per row."""
     length = shape.length if length is None else length
     rows = shape.batch * length
     adapter = model.adapter_parameters(shape.rank)
@@ -74,12 +70,11 @@ def step_seconds(
     length: Span | None = None,
     measured_rate: float | None = None,
 ) -> Span:
-    """Seconds of one optimizer step: all micro-batches, and what the ranks exchange.
+    """Seconds of one optimizer step: all micro-batches and the exchange between ranks.
 
     Args:
         length: tokens per row; None = every row is cutoff_len long.
-        measured_rate: TFLOP/s per GPU that runs like this one reached on this machine, everything
-        included.
+        measured_rate: TFLOP/s per GPU that similar runs reached here, overheads included.
     """
     length = length or Span(shape.length, shape.length, shape.length)
     if measured_rate is not None:
@@ -109,9 +104,7 @@ def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> floa
 
 
 def _link_seconds(model: Architecture, shape: StepShape, layout: Layout, device: Device) -> float:
-    """Ring collectives: DDP and ZeRO-2 exchange the adapter's gradients once, FSDP and ZeRO-3 all
-    weights twice.
-    """
+    """Ring collectives: DDP, ZeRO-2: adapter gradients once; FSDP, ZeRO-3: all weights twice."""
     if layout.ranks < 2:
         return 0.0
     share = (layout.ranks - 1) / layout.ranks

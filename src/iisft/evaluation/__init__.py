@@ -1,3 +1,1 @@
-"""What predictions are worth: figures beside trivial baselines, intervals, and
-paired comparisons.
-"""
+"""What predictions are worth: figures beside trivial baselines, and paired comparisons."""

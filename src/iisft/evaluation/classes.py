@@ -1,6 +1,4 @@
-"""Answers as classes: by one key, by a JSON pointer, by the whole answer, or by the
-answer's shape.
-"""
+"""Answers as classes: by a key, by a JSON pointer, by the whole answer, or by its shape."""
 
 import json
 from collections import Counter
@@ -10,11 +8,12 @@ from typing import Any
 
 from iisft.errors import InputError, UsageError
 from iisft.evaluation.outcome import NO_JSON
+from iisft.quoting import is_count
 
 SHAPE = "answer-shape"
 WHOLE = "answer"
 NO_LABEL = "(none)"
-"""What a prediction counts as that has no label: no JSON, or without the key."""
+"""The class of a prediction without a label: not JSON, or without the key."""
 REST = "*"
 _MOST_CLASSES = 50
 _SHOWN_KEYS = 3
@@ -34,7 +33,7 @@ class Labels:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, answer: str, value: Any) -> str | None:
-        """The class of an answer, given with its parsed value; None when it has none."""
+        """The class of an answer, given as text and as parsed value; None when it has none."""
         read = self._read(answer, value)
         return None if read is None else self.names.get(read, self.names.get(REST, read))
 
@@ -56,7 +55,7 @@ def at_pointer(value: Any, pointer: str) -> Any:
     """The value at a JSON pointer, or NO_JSON."""
     for part in pointer.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        if isinstance(value, list) and is_count(key) and int(key) < len(value):
             value = value[int(key)]
         elif isinstance(value, dict) and key in value:
             value = value[key]
@@ -66,16 +65,17 @@ def at_pointer(value: Any, pointer: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A JSON scalar as a class is called."""
+    """The class name of a JSON scalar."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def parse_classes(text: str | None) -> dict[str, str]:
-    """`drop=UUID,keep=*` as {"UUID": "drop", "*": "keep"}; several keys of a shape are joined by +,
-    in any order.
+    """`drop=UUID,keep=*` as {"UUID": "drop", "*": "keep"}.
+
+    The keys of a shape are joined by +, in any order.
 
     Raises:
-        UsageError: a part without `=`, or one value for two classes.
+        UsageError: a part without `=`, or the same value for two classes.
     """
     found: dict[str, str] = {}
     for part in (text or "").split(","):
@@ -94,10 +94,10 @@ def parse_classes(text: str | None) -> dict[str, str]:
 
 
 def chosen(by: str, names: Mapping[str, str], references: Counter[str]) -> Labels:
-    """The labels that a person asked for, checked against the references' classes.
+    """The labels that a person asked for, checked against the references.
 
     Raises:
-        InputError: the references have no class, or far too many.
+        InputError: the references have no class, or too many.
     """
     if not references:
         raise InputError(
@@ -108,15 +108,15 @@ def chosen(by: str, names: Mapping[str, str], references: Counter[str]) -> Label
     if len(references) > _MOST_CLASSES:
         raise InputError(
             "label-not-classes",
-            f"--label {by} has {len(references)} different values in the references: these are no "
-            "classes",
-            fix="name another key, or join values: --classes NAME=VALUE,rest=*",
+            f"--label {by} has {len(references)} different values in the references: these are "
+            "not classes",
+            fix="name another key, or group values: --classes NAME=VALUE,rest=*",
         )
     return Labels(by, names)
 
 
 def shown(name: str) -> str:
-    """A class's name for people: a long shape becomes its first keys and their number."""
+    """A class's name for people: a long shape becomes its first keys and their count."""
     keys = name.split("+")
     if len(keys) <= _SHOWN_KEYS:
         return name

@@ -1,8 +1,6 @@
-"""Several sets of predictions for the same rows: which is best, by how much, and whether that can
-be chance.
+"""Several sets of predictions for the same rows: which is best, by how much, and how surely.
 
-Compared are the rows that all of them have and generated; failures are counted apart, as in an
-evaluation.
+Only rows that all of them generated are compared; failures are counted apart, as in an evaluation.
 """
 
 from collections import Counter
@@ -19,7 +17,7 @@ from iisft.evaluation.locate import Source
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
-from iisft.evaluation.similarity import Scorer, TextSample
+from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample
 from iisft.evaluation.task import Task
 
 BALANCED, FIELDS, ROUGE = "balanced_accuracy", "fields_right", "rougel"
@@ -29,20 +27,16 @@ _CHANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One generated row: how right it is (0 to 1), the class of its reference, and a digest of the
-    reference.
-    """
+    """One generated row: how right it is (0 to 1), its reference's class, and a digest of that."""
 
     right: float
     label: str
-    reference: int
+    reference: int  # its hash: the texts of millions of rows would not fit
 
 
 @dataclass
 class Pair:
-    """The best one against another: difference (best - other), its 95 % interval, the test, and the
-    flipped rows.
-    """
+    """The best against another: difference (best - other), 95 % interval, test, flipped rows."""
 
     best: str
     other: str
@@ -74,9 +68,9 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """What compare found.
+    """The result of a comparison.
 
-    `figure` is what they are compared by; `scores` has one mean per name, on the common rows.
+    `figure` is what they are compared by; `scores` holds the mean of each on the common rows.
     """
 
     figure: str
@@ -113,11 +107,11 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
 
     Args:
         sources: two or more.
-        options: how to judge; the classes are found from the first one's references.
+        options: how to judge; the classes come from the references of the first.
         columns: as PredictionFile takes them.
 
     Raises:
-        UsageError: fewer than two, or one twice.
+        UsageError: fewer than two, or one of them twice.
         InputError: they have no rows in common, or different references.
     """
     names = [source.name for source in sources]
@@ -133,7 +127,7 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     found = [evaluate(file, options) for file in files]
     task = found[0].task
     if not task.references:
-        message = "without references there is nothing to compare by"
+        message = "without references there is nothing to compare with"
         raise InputError(
             "no-references", message, where=str(files[0].path), fix="--columns reference=NAME"
         )
@@ -149,6 +143,7 @@ def compare(sources: Sequence[Source], options: Options, columns: Mapping[str, s
     losses = {name: losses_at(source) for name, source in zip(names, sources, strict=True)}
     top = max(scores.values())
     tied = [name for name in names if scores[name] == top]
+    # of equals the one trained least: it is the least overfitted
     best = min(tied, key=lambda name: losses[name]["step"] or 0)
     pairs = [_pair(best, name, table, task.labels) for name in names if name != best]
     figure = BALANCED if task.labels else FIELDS if task.json else ROUGE
@@ -167,7 +162,10 @@ def _scores(
             {row.row: score for row in file if (score := _score(row, task, options)) is not None}
             for file in files
         ]
-    scorer, sample = Scorer(), TextSample(options.text_rows or None)
+    scorer, sample = (
+        Scorer(LONGEST_ALL if options.text_rows else LONGEST),
+        TextSample(options.text_rows or None),
+    )
     texts: dict[int, tuple[str, dict[str, str]]] = {}
     digests: list[dict[int, int]] = [{} for _ in files]
     for number, file in enumerate(files):
@@ -185,12 +183,14 @@ def _scores(
     if len(shared) < len(whole):
         message = f"compared by ROUGE-L on a random sample of {len(shared)} of {len(whole)} rows"
         findings.append(
-            Finding("text-sample", message, fix="--text-rows all takes every row", severity="info")
+            Finding("text-sample", message, fix="--text-rows all uses every row", severity="info")
         )
-    return [
+    scored = [
         {row: Score(scorer.score(*rows[row])[ROUGE], "", digests[number][row]) for row in shared}
         for number, rows in enumerate(chosen)
     ]
+    findings += scorer.finding()
+    return scored
 
 
 def _score(row: Row, task: Task, options: Options) -> Score | None:
@@ -208,9 +208,9 @@ def _score(row: Row, task: Task, options: Options) -> Score | None:
 
 
 def _fields_right(reference: Any, outcome: Outcome) -> float:
-    """The share of the reference's fields that the answer has exactly.
+    """The share of the reference's fields that the answer gets exactly right.
 
-    All or nothing where it is no object.
+    All or nothing where the reference is not an object.
     """
     expected = dict(leaves(reference))
     if not expected:
@@ -230,7 +230,7 @@ def _check_same_rows(
 ) -> None:
     where = ", ".join(str(file.path) for file in files)
     if not common:
-        message = "no row was generated by all of them: there is nothing to compare"
+        message = "no row was generated by all of them, so there is nothing to compare"
         raise InputError(
             "no-common-rows", message, where=where, fix="predict the same dataset with each"
         )
@@ -253,7 +253,7 @@ def _check_same_rows(
 
 
 def _mean(rows: Any, labels: Labels | None) -> float:
-    """Balanced accuracy (mean over the classes) where there are classes, else the mean."""
+    """Balanced accuracy (the mean over classes) where there are classes, else the plain mean."""
     groups: dict[str, list[float]] = {}
     for score in rows:
         groups.setdefault(score.label if labels else "", []).append(score.right)

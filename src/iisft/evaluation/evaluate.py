@@ -1,6 +1,4 @@
-"""One pass over the predictions: counts, figures with intervals, and those of trivial answers
-beside them.
-"""
+"""One pass over the predictions: counts and figures with intervals, beside trivial answers'."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,9 +12,10 @@ from iisft.evaluation.fields import FieldTally
 from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.schema import SchemaCheck
-from iisft.evaluation.similarity import Scorer, TextSample, measure
+from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample, measure
 from iisft.evaluation.statistics import class_metrics, rate_interval
 from iisft.evaluation.task import Task, scan
+from iisft.files import DEEPEST
 
 MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
 
@@ -43,7 +42,7 @@ class Options:
 
 @dataclass
 class Tally:
-    """What one system (the model, a baseline) answers, row by row."""
+    """Counts of one system's answers (the model's, or a baseline's)."""
 
     task: Task
     rows: int = 0
@@ -53,9 +52,7 @@ class Tally:
     confusion: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, row: Row, label: str | None, prediction: str, value: Any) -> None:
-        """Take in an answer, given as text and as parsed value, to a row whose reference has that
-        class.
-        """
+        """Count an answer, given as text and as parsed value; `label`: its reference's class."""
         self.rows += 1
         self.valid_json += value is not NO_JSON
         if row.reference is not None:
@@ -83,7 +80,7 @@ class Tally:
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found."""
+    """The result of an evaluation."""
 
     file: PredictionFile
     task: Task
@@ -114,6 +111,7 @@ class Evaluator:
         if task.majority is not None:
             self.systems[MAJORITY] = Tally(task)
             self._majority = task.majority, parse(task.majority)
+        # a copied prompt is a rival only where answers are text: it is not the JSON asked for
         self._copies = bool(task.prompts) and not task.json
         if self._copies:
             self.systems[COPY] = Tally(task)
@@ -129,7 +127,7 @@ class Evaluator:
 
         Raises:
             CheckFailed: broken lines.
-            EnvironmentFault: a package that what was asked for needs is missing.
+            EnvironmentFault: a package that the requested figures need is missing.
         """
         for row in self.file:
             self.counts["rows"] += 1
@@ -177,6 +175,7 @@ class Evaluator:
         counts["cut_off"] += outcome.cut_off
         counts["repeated"] += outcome.loop
         counts["fenced_json"] += outcome.fenced
+        counts["too_deep"] += outcome.deep
         counts["without_reference"] += row.reference is None
         if self.schema is not None and outcome.valid_json:
             self.schema.add(outcome.value)
@@ -203,8 +202,8 @@ class Evaluator:
         if self.sample is None:
             return
         try:
-            scorer = Scorer()
-        except EnvironmentFault as fault:
+            scorer = Scorer(LONGEST_ALL if self.options.text_rows else LONGEST)
+        except EnvironmentFault as fault:  # only an explicit --text-rows insists on the figures
             if self.options.text_rows is not None:
                 raise
             message = f"BLEU, ROUGE and chrF are left out: {fault.message}"
@@ -214,6 +213,7 @@ class Evaluator:
             text = measure(scorer, self.sample, name)
             found["intervals"] |= text.pop("intervals", {})
             found |= text
+        self.findings += scorer.finding()
 
 
 def evaluate(
@@ -224,7 +224,7 @@ def evaluate(
     Args:
         file: the predictions.
         options: how.
-        base: what the base model predicts for the same rows; it stands among the baselines.
+        base: what the base model predicts for the same rows; it becomes a baseline.
 
     Raises:
         InputError, CheckFailed: the file, the schema or the label is wrong.
@@ -248,7 +248,7 @@ def evaluate(
 
 
 def _constant_classes(confusion: Mapping[tuple[str, str], int]) -> dict[str, dict[str, Any]]:
-    """What answering one class to every row would give, the most frequent class first."""
+    """The figures of answering one class to every row, the most frequent class first."""
     support: Counter[str] = Counter()
     for (reference, _), rows in confusion.items():
         support[reference] += rows
@@ -264,13 +264,13 @@ def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:
     found = []
     where = str(evaluator.file.path)
     if counts["generated"] and counts["without_reference"] == counts["generated"]:
-        message = "no row has a reference: only what needs none is counted"
+        message = "no row has a reference: only figures that need none are given"
         fix = "--columns reference=NAME names the column of the right answers"
         found.append(Finding("no-references", message, where=where, fix=fix, severity="warn"))
     elif counts["without_reference"]:
         message = (
-            f"{counts['without_reference']} generated rows have no reference and count in "
-            "no comparison"
+            f"{counts['without_reference']} generated rows have no reference and are "
+            "left out of comparisons"
         )
         found.append(Finding("rows-without-reference", message, where=where, severity="warn"))
     if evaluator.fields is not None and evaluator.fields.more:
@@ -279,6 +279,9 @@ def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:
             "are not compared"
         )
         found.append(Finding("many-fields", message, where=where, severity="warn"))
+    if deep := evaluator.counts["too_deep"]:
+        message = f"{deep} answers nest deeper than {DEEPEST} levels and count as no JSON"
+        found.append(Finding("answers-too-deep", message, where=where, severity="warn"))
     if missing := evaluator.counts["without_label"]:
         message = (
             f"{missing} references have no class by --label "

@@ -18,7 +18,7 @@ _LOPSIDED = 0.2
 
 
 def sentences(found: Evaluation, language: str = wording.ENGLISH) -> list[str]:
-    """What an evaluation means: first what a person must not overlook."""
+    """What an evaluation means, beginning with what must not be overlooked."""
     return [text for _, text in sentences_with_tone(found, language)]
 
 
@@ -153,10 +153,10 @@ def _against_baselines(found: Evaluation, language: str) -> Iterator[_Fact]:
             for label, value in rivals.items()
             if interval and interval[0] <= value < own
         }
-        if name in _OF_CLASSES:  # its class is one of the constant ones
+        if name in _OF_CLASSES:  # it is one of the constant classes, listed anyway
             better.pop(MAJORITY, None)
             near.pop(MAJORITY, None)
-        if name == "balanced_accuracy":  # every constant answer has one and the same
+        if name == "balanced_accuracy":  # it is the same for every constant answer
             better, near = (_without_twins(values) for values in (better, near))
         facts = {
             "figure": wording.pick(words, language),

@@ -1,7 +1,4 @@
-"""JSON answers field by field: right, missing, extra.
-
-Lists as sets, numbers by their distance, ids that are echoed.
-"""
+"""JSON answers field by field: right, missing, extra; lists as sets, numbers by their distance."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +11,8 @@ from iisft.evaluation.outcome import NO_JSON
 
 _MOST_FIELDS = 200
 _MOST_VALUES = 1000  # a field with more different values has no majority worth naming
-_DEEPEST = 4
-_ID_LENGTH = 6
+_DEEPEST = 4  # deeper objects are compared as one value
+_ID_LENGTH = 6  # shorter values occur in prompts by accident
 # of the rows whose reference value is in the prompt, and of the values that are there once
 _ID_SHARE = 0.9
 
@@ -36,10 +33,10 @@ class _Field:
 
 @dataclass
 class FieldTally:
-    """Takes in pairs of parsed answers. A prediction that is no JSON object misses every field of
-    its reference.
+    """Counts pairs of parsed answers.
 
-    `more` says that there were fields beyond the 200 that are compared.
+    A prediction that is not a JSON object misses every field of its reference. `more`: there were
+    fields beyond the 200 that are compared.
     """
 
     fields: dict[str, _Field] = field(default_factory=dict)
@@ -62,7 +59,7 @@ class FieldTally:
             missing |= answer is NO_JSON
             _compare(self.fields[pointer], value, answer, prompt)
         extra = found.keys() - expected.keys()
-        for pointer in found:  # in the answer's own order
+        for pointer in found:  # in the answer's order
             if pointer in extra and (pointer in self.extra or len(self.extra) < _MOST_FIELDS):
                 self.extra[pointer] += 1
         if isinstance(prediction, dict):
@@ -70,9 +67,7 @@ class FieldTally:
             self.rows_with_extra += bool(extra)
 
     def as_json(self) -> dict[str, Any]:
-        """`fields` {pointer: figures}, `ids_echoed` {pointer: rate among the answers that have it},
-        keys too many.
-        """
+        """`fields` {pointer: figures}, `ids_echoed` {pointer: rate where present}, extra keys."""
         fields = {pointer: _figures(tally) for pointer, tally in self.fields.items()}
         ids = {
             pointer: figures["exact_when_present"]
@@ -89,9 +84,7 @@ class FieldTally:
 
 
 def leaves(value: Any, pointer: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """JSON pointer and value of everything in an object that is no object itself (lists are
-    values).
-    """
+    """JSON pointer and value of everything in an object that is not an object; lists are values."""
     if isinstance(value, dict) and value and depth < _DEEPEST:
         for key, inner in value.items():
             name = key.replace("~", "~0").replace("/", "~1") if "~" in key or "/" in key else key
@@ -109,7 +102,7 @@ def list_f1(reference: list[Any], prediction: list[Any]) -> float:
 def _compare(tally: _Field, value: Any, answer: Any, prompt: str | None) -> None:
     tally.rows += 1
     tally.missing += answer is NO_JSON
-    # 1 and 1.0 are one number
+    # 1 equals 1.0, but in Python True equals 1 too
     tally.exact += answer == value and isinstance(answer, bool) == isinstance(value, bool)
     if isinstance(value, list):
         tally.lists += 1

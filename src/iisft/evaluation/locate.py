@@ -1,6 +1,4 @@
-"""Which predictions are meant: a file, or a run (with a checkpoint) whose predictions folder has
-them.
-"""
+"""Which predictions are meant: a file, or those of a run and a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +6,7 @@ from typing import Any
 
 from iisft import files
 from iisft.errors import Finding, InputError, RunStateError
+from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import find_run
 from iisft.workspace import Workspace
@@ -18,9 +17,7 @@ _FILES = (".jsonl", ".json", ".ndjson")
 
 @dataclass(frozen=True)
 class Source:
-    """A file of predictions and what is known of its making: the run and checkpoint it belongs to,
-    if any.
-    """
+    """A file of predictions, with the run and the checkpoint that made it, if known."""
 
     path: Path
     run: RunFolder | None = None
@@ -29,25 +26,20 @@ class Source:
 
     @property
     def name(self) -> str:
-        """How a person calls it."""
+        """Its name for people."""
         return f"{self.run.id}@{self.checkpoint}" if self.run else self.path.name
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the predicting command recorded beside the file.
-
-        Empty when it is missing or torn.
-        """
+        """What `predict` recorded beside the file; empty when that is missing or torn."""
         return files.read_json_object(self.path.with_suffix(".json")) or {}
 
     @property
     def findings(self) -> list[Finding]:
-        """Whether predicting has not come to its end."""
+        """A warning where predicting has not finished."""
         if self.run is None or self.facts.get("ended", True) is not None:
             return []
-        message = (
-            f"{self.name} has not predicted every row yet: the figures are of those that are there"
-        )
+        message = f"{self.name} has not predicted every row yet: the figures cover the rows so far"
         fix = f"iisft predict {self.run.id} --checkpoint {self.checkpoint} --data {self.data}"
         return [
             Finding("predict-unfinished", message, where=str(self.path), fix=fix, severity="warn")
@@ -55,9 +47,7 @@ class Source:
 
 
 def of_run(folder: RunFolder) -> list[Source]:
-    """Every file of predictions of a run, the base model's too, checkpoints in the order of their
-    steps.
-    """
+    """All predictions of a run, the base model's too, in the order of their steps."""
     found = []
     for path in folder.predictions.glob("*.jsonl"):
         data, at, checkpoint = path.stem.rpartition("@")
@@ -67,8 +57,7 @@ def of_run(folder: RunFolder) -> list[Source]:
 
 
 def find(workspace: Workspace, name: str | None, data: str | None = None) -> list[Source]:
-    """The predictions that `name` means: a file, a run, or RUN@CHECKPOINT; without a name the
-    newest run.
+    """The predictions that `name` means: a file, a run, or RUN@CHECKPOINT; None = the newest run.
 
     Args:
         workspace: where the runs are.
@@ -76,11 +65,11 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         data: only predictions of this dataset; without it, of the dataset that was predicted last.
 
     Returns:
-        One source for a file or a checkpoint; for a run all of its checkpoints, the base model's
-        left out.
+        One source for a file or a checkpoint; for a run all of its checkpoints, without the base
+            model.
 
     Raises:
-        InputError: what looks like a file is none.
+        InputError: the name looks like a file, and there is no such file.
         RunStateError: no such run, or it has no such predictions.
     """
     if name is not None and Path(name).is_file():
@@ -104,31 +93,35 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
     if checkpoint is None:
         fitting = [source for source in fitting if source.checkpoint != BASE]
     if not fitting:
-        what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
-        option = f" --checkpoint {checkpoint}" if checkpoint else ""
-        there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
-        what += f" by {checkpoint}" if checkpoint else ""
-        raise RunStateError(
-            "no-predictions",
-            f"{what}; there are {there}" if there else what,
-            where=str(folder.predictions),
-            fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
-        )
+        raise _no_predictions(folder, checkpoint, data, known)
     if data is None:
         newest = max(fitting, key=lambda source: source.path.stat().st_mtime)
         fitting = [source for source in fitting if source.data == newest.data]
     return fitting
 
 
+def _no_predictions(
+    folder: RunFolder, checkpoint: str | None, data: str | None, known: list[Source]
+) -> RunStateError:
+    what = f"{folder.id} has no predictions" + (f" of {data}" if data else "")
+    what += f" by {checkpoint}" if checkpoint else ""
+    there = ", ".join(f"{source.data}@{source.checkpoint}" for source in known)
+    option = f" --checkpoint {checkpoint}" if checkpoint else ""
+    return RunStateError(
+        "no-predictions",
+        f"{what}; there are {there}" if there else what,
+        where=str(folder.predictions),
+        fix=f"iisft predict {folder.id}{option} --data {data or 'NAME'}",
+    )
+
+
 def last(sources: list[Source]) -> Source:
-    """The one to evaluate when nobody names a checkpoint: the run's final state, else its last
-    checkpoint.
-    """
+    """The one to evaluate when none is named: the final state, else the last checkpoint."""
     return max(sources, key=lambda source: _order(source.checkpoint))
 
 
 def base_of(source: Source) -> Source | None:
-    """What the base model predicted for the same data, if it was asked."""
+    """The base model's predictions for the same data, if there are any."""
     if source.run is None or source.checkpoint == BASE:
         return None
     found = (
@@ -142,7 +135,7 @@ def base_of(source: Source) -> Source | None:
 def _order(checkpoint: str | None) -> tuple[int, int]:
     if checkpoint == FINAL:
         return 2, 0
-    return (1, int(checkpoint)) if checkpoint and checkpoint.isdigit() else (0, 0)
+    return (1, int(checkpoint)) if checkpoint and is_count(checkpoint) else (0, 0)
 
 
 def split(workspace: Workspace, name: str | None) -> tuple[str | None, str | None]:

@@ -1,25 +1,21 @@
-"""What training said at a checkpoint: its loss and the last evaluation loss, from the
-run's events.
-"""
+"""Training and evaluation loss at a checkpoint, from the run's events."""
 
 import math
 from functools import lru_cache
 from typing import Any
 
 from iisft.evaluation.locate import FINAL, Source
+from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
 
-_STEPS_IN_MEAN = 10
+_STEPS_IN_MEAN = 10  # one batch's loss says little
 _Point = tuple[int, float]
 
 
 def losses_at(source: Source) -> dict[str, Any]:
-    """`step`, `train_loss` (mean of the last ten logged ones up to it) and `eval_loss`.
-
-    None where nothing is known.
-    """
+    """`step`, `train_loss` (mean of the last ten logged up to it), `eval_loss`; None if unknown."""
     checkpoint = source.checkpoint or ""
-    if source.run is None or not (checkpoint == FINAL or checkpoint.isdigit()):
+    if source.run is None or not (checkpoint == FINAL or is_count(checkpoint)):
         return {"step": None, "train_loss": None, "eval_loss": None}
     size = source.run.events.stat().st_size if source.run.events.exists() else 0
     trained, evaluated = _history(source.run, size)
@@ -35,18 +31,15 @@ def losses_at(source: Source) -> dict[str, Any]:
 
 
 def finite(value: Any) -> float | None:
-    """A number of an event that can be drawn and averaged.
-
-    None for NaN, infinities, text and what is no number.
-    """
+    """A number that can be drawn and averaged; None for NaN, infinities and anything else."""
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 @lru_cache(maxsize=4)
 def _history(folder: RunFolder, size: int) -> tuple[list[_Point], list[_Point]]:
-    """Step and loss of training and of evaluation.
+    """Steps and losses of training and of evaluation.
 
-    Read once for all checkpoints of a run, `size` bytes of events.
+    Cached, so that the events are read once for all checkpoints; `size` tells a grown file apart.
     """
     trained: list[_Point] = []
     evaluated: list[_Point] = []

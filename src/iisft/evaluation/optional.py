@@ -1,6 +1,4 @@
-"""Packages of the extra [train] that only some metrics need: imported when they are used, or
-refused with a command.
-"""
+"""Packages of the extra [train] that only some metrics need, imported when they are used."""
 
 import importlib
 import warnings
@@ -16,16 +14,15 @@ def load(name: str, purpose: str) -> Any:
 
     Args:
         name: the module.
-        purpose: what it is needed for, as the message says it.
+        purpose: what needs it, for the message.
 
     Raises:
-        EnvironmentFault: it is not installed for the Python that iisft runs in; the fix is the pip
-        command.
+        EnvironmentFault: it is not installed for the Python that iisft runs in.
     """
     package = name.partition(".")[0]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jieba warns about setuptools
+            warnings.simplefilter("ignore")  # jieba imports the deprecated pkg_resources
             return importlib.import_module(name)
     except ImportError as error:
         distribution = _DISTRIBUTIONS.get(package, package)

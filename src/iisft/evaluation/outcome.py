@@ -1,32 +1,29 @@
-"""One prediction looked at: did it fail, is it empty, cut off, caught in a loop, JSON, and is it
-the reference?
-"""
+"""One prediction: did it fail, is it empty, cut off, looping, JSON, equal to the reference?"""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from iisft.evaluation.reading import Row
+from iisft.files import DEEPEST, nests_within
 
 DEFAULT_ERROR_MARKER = "ERROR_GENERATION"
 NO_JSON = object()
-"""What parse() gives for text that is no JSON (None is JSON's null)."""
+"""What parse() gives for text that is not JSON (None is JSON's null)."""
 
-# A loop: the answer ends in at least so many repetitions of one passage, which together are at
-# least so long.
+# A loop: the answer ends in at least so many repetitions of a passage, together at least so long.
 _LOOP_REPETITIONS = 4
 _LOOP_CHARACTERS = 80
-_LOOP_PROBE = 12  # the end of the answer that must come again within one period
-_LOOP_LONGEST = 1500  # characters of the longest passage that is looked for
+_LOOP_PROBE = 12  # characters at the end that must occur again one period earlier
+_LOOP_LONGEST = 1500  # characters of the longest passage that is recognised
+_DEEP = re.compile(rf'(?:[\[{{]\s*(?:"[^"\\]*"\s*:\s*)?){{{DEEPEST + 1}}}')
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one prediction is.
-
-    `value` is the parsed answer, or NO_JSON; nothing else is known of a failed one.
-    """
+    """What one prediction is. `value`: the parsed answer, or NO_JSON."""
 
     error: bool
     empty: bool = False
@@ -34,6 +31,7 @@ class Outcome:
     loop: bool = False
     fenced: bool = False
     exact: bool = False
+    deep: bool = False
     value: Any = NO_JSON
 
     @property
@@ -42,10 +40,7 @@ class Outcome:
 
 
 def judge(row: Row, error_marker: str = DEFAULT_ERROR_MARKER) -> Outcome:
-    """Look at one prediction.
-
-    Surrounding white space doesn't count, neither here nor in the exact match.
-    """
+    """Judge one prediction. Surrounding white space is ignored, in the exact match too."""
     answer = row.prediction.strip()
     if row.error is not None or (error_marker and answer == error_marker):
         return Outcome(error=True)
@@ -57,24 +52,25 @@ def judge(row: Row, error_marker: str = DEFAULT_ERROR_MARKER) -> Outcome:
         loop=ends_in_a_loop(answer),
         fenced=value is NO_JSON and _is_fenced_json(answer),
         exact=row.reference is not None and answer == row.reference.strip(),
+        deep=value is NO_JSON and _DEEP.match(answer) is not None,
         value=value,
     )
 
 
 def parse(text: str) -> Any:
-    """The JSON value that the whole text is, strictly (RFC 8259: no NaN, no trailing text), or
-    NO_JSON.
+    """The JSON value that the whole text is, strictly (RFC 8259: no NaN, no trailing text, at most
+    DEEPEST levels), or NO_JSON.
     """
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except ValueError:
         return NO_JSON
+    shallow = text.count("[") + text.count("{") <= DEEPEST or nests_within(value, DEEPEST)
+    return value if shallow else NO_JSON
 
 
 def ends_in_a_loop(answer: str) -> bool:
-    """Whether the answer ends in one passage repeated over and over, the last repetition perhaps
-    cut off.
-    """
+    """Whether the answer ends in a passage repeated over and over, perhaps cut off in the last."""
     if len(answer) < _LOOP_CHARACTERS:
         return False
     tail = answer[-_LOOP_LONGEST * (_LOOP_REPETITIONS + 1) :]

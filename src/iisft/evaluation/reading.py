@@ -1,8 +1,5 @@
-"""Files of predictions, ours or anybody's: JSON lines or a JSON array, read row by row, never
-trusted to be whole.
-"""
+"""Files of predictions, ours or anyone's: JSON lines or a JSON array, possibly torn."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +7,14 @@ from typing import Any
 
 import orjson
 
+from iisft import files
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.rows import Unreadable
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
 
 ROLES = ("prediction", "reference", "prompt")
-# What other tools call them; the first name that the file has is taken. LLaMA-Factory writes
-# prompt, predict, label.
+# Names that other tools use; the first one in the file is taken. LLaMA-Factory writes prompt,
+# predict, label (train/sft/trainer.py, save_predictions).
 _KNOWN_NAMES = {
     "prediction": (
         "prediction",
@@ -63,11 +61,10 @@ class PredictionFile:
 
     Args:
         path: JSON lines, or one JSON array of objects.
-        columns: role -> column for the roles that a person named; the others are found by their
-        names.
+        columns: role -> column for the roles that a person named; the others are found by name.
 
     Attributes:
-        findings: what reading saw so far: a torn last line, rows that stand there twice.
+        findings: what reading has found so far: a torn last line, duplicate rows.
     """
 
     path: Path
@@ -77,24 +74,25 @@ class PredictionFile:
     def __post_init__(self) -> None:
         first = next(self._objects(), None)
         if first is None:
-            raise InputError("no-predictions", "there is no row in it", where=str(self.path))
+            raise InputError("no-predictions", "the file has no rows", where=str(self.path))
         self.columns = self._found_columns(first)
         self.findings.clear()
 
     def __iter__(self) -> Iterator[Row]:
-        """Every row once; of a row number that stands there twice only the first.
+        """Every row once; of duplicate row numbers only the first.
 
         Raises:
-            CheckFailed: lines that are no JSON object, except a torn last one.
+            CheckFailed: lines that are not JSON objects, except a torn last one.
         """
         self.findings.clear()
+        # numbers and hashes, so that memory grows by bytes per row and not by texts
         seen: set[int] = set()
         questions: set[int] = set()
         repeated = 0
         twice: list[int] = []
         for number, value in enumerate(self._objects(), 1):
             own = value.get("row")
-            row = own if type(own) is int else number
+            row = own if type(own) is int else number  # bool is an int too: not isinstance
             if row in seen:
                 twice.append(row)
                 continue
@@ -106,13 +104,13 @@ class PredictionFile:
                 questions.add(question)
             yield made
         if repeated:
-            message = f"{repeated} rows have prompt and reference of an earlier row; each counts"
+            message = f"{repeated} rows repeat prompt and reference of an earlier row; each counts"
             self.findings.append(
                 Finding("repeated-rows", message, where=str(self.path), severity="warn")
             )
         if twice:
             shown = ", ".join(map(str, twice[:5])) + (" ..." if len(twice) > 5 else "")
-            message = f"{len(twice)} rows stand there twice (row {shown}): the first of each counts"
+            message = f"{len(twice)} rows occur twice (row {shown}): the first of each counts"
             self.findings.append(
                 Finding("duplicate-rows", message, where=str(self.path), severity="warn")
             )
@@ -160,7 +158,7 @@ class PredictionFile:
 
     def _objects(self) -> Iterator[dict[str, Any]]:
         try:
-            with self.path.open("rb") as stream:
+            with files.open_regular(self.path) as stream:
                 start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
                 stream.seek(0)
                 yield from self._array(stream) if start == b"[" else self._lines(stream)
@@ -170,18 +168,18 @@ class PredictionFile:
 
     def _lines(self, stream: Any) -> Iterator[dict[str, Any]]:
         faults: list[tuple[int, str, str]] = []
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(files.lines_of(stream), 1):
             if not line.strip(b"\xef\xbb\xbf \t\r\n"):
                 continue
             try:
                 value = _parsed(line)
             except ValueError as error:
                 if line.endswith(b"\n"):
-                    faults.append((number, "not-json", f"no JSON: {error}"))
+                    faults.append((number, "not-json", f"not JSON: {error}"))
                     continue
                 message = (
                     "the last line is half-written and left out (the writer was stopped, or "
-                    "still writes)"
+                    "is still writing)"
                 )
                 where = f"{self.path}:{number}"
                 self.findings.append(
@@ -191,7 +189,7 @@ class PredictionFile:
             if isinstance(value, dict):
                 yield value
             else:
-                faults.append((number, "not-an-object", "the line is no JSON object"))
+                faults.append((number, "not-an-object", "the line is not a JSON object"))
         if faults:
             raise CheckFailed(self._shown(faults))
 
@@ -246,21 +244,20 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def _parsed(line: bytes) -> Any:
-    """One line. What Python's json writes and no strict reader takes is read too: NaN, half a
-    surrogate pair (a `?`).
+    """One line, with what only Python's json writes: NaN, and half a surrogate pair (as `?`).
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
-        value = json.loads(line.decode("utf-8-sig", "replace"))
+        value = files.parse_json(line.decode("utf-8-sig", "replace"))
     return _without_surrogates(value)
 
 
 def _without_surrogates(value: Any) -> Any:
-    """An object whose texts can be written as UTF-8."""
+    """The object with strings that can be written as UTF-8."""
     if not isinstance(value, dict):
         return value
     return {
@@ -270,17 +267,14 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _failure(value: Any) -> str | None:
-    """What went wrong, None where nothing did.
-
-    A number in a column of that name is some measure of error.
-    """
+    """What went wrong, or None. A number in a column `error` is a measure, not a failure."""
     return (
         _text(value) if value and (value is True or isinstance(value, str | dict | list)) else None
     )
 
 
 def _text(value: Any) -> str | None:
-    """Text as it is; what is already parsed becomes JSON again."""
+    """Text as it is; parsed values become JSON again."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return files.json_text(value)

@@ -1,7 +1,4 @@
-"""Intervals and paired tests.
-
-The bootstrap's seed is fixed: the same file gives the same figures.
-"""
+"""Intervals and paired tests, with a fixed seed: the same file gives the same figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +10,7 @@ Confusion = Mapping[tuple[str, str], int]
 RESAMPLES = 1000
 _SEED = 20241
 _LEVEL = 0.95
-_CELLS_AT_ONCE = 10_000_000
+_CELLS_AT_ONCE = 10_000_000  # 80 MB of float64, whatever the number of rows
 
 
 def numpy() -> Any:
@@ -23,8 +20,8 @@ def numpy() -> Any:
 def rate_interval(count: int, total: int) -> Interval:
     """95 % percentile bootstrap interval of a rate.
 
-    Where all rows agree resampling gives no width; there it is Clopper and Pearson's exact
-    interval, of which one side has the closed form (alpha/2)^(1/n).
+    Where all rows agree, resampling gives no width; the interval is then Clopper and Pearson's
+    exact one, whose one side has the closed form (alpha/2)^(1/n).
     """
     if count in (0, total):
         far = 1 - ((1 - _LEVEL) / 2) ** (1 / total) if total else 1.0
@@ -48,9 +45,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str, Any]:
     """Accuracy, balanced accuracy, macro F1 and each class's precision, recall and F1.
 
-    A class is what the references have; what else was predicted only counts as wrong. Balanced
-    accuracy is the mean recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009;
-    as scikit-learn gives them). A precision without any prediction of the class is 0.
+    Classes are those of the references; any other prediction just counts as wrong. Balanced
+    accuracy is the mean recall, macro F1 the mean F1 of those classes (Sokolova and Lapalme 2009,
+    and scikit-learn). The precision of a class that was never predicted is 0.
 
     Args:
         confusion: (reference, prediction) -> rows.
@@ -83,20 +80,30 @@ def class_metrics(confusion: Confusion, with_intervals: bool = True) -> dict[str
         },
     }
     if with_intervals:
-        rng, total = np.random.default_rng(_SEED), int(table.sum())
-        drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(
-            RESAMPLES, *table.shape
-        )
-        _, recalls, _, f1s = _from_tables(drawn)
-        found["intervals"] = {
-            "accuracy": rate_interval(round(float(accuracy) * total), total),
-            "balanced_accuracy": _percentiles(recalls.mean(axis=1)),
-            "macro_f1": _percentiles(f1s.mean(axis=1)),
-        } | {
-            f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum()))
-            for i, name in enumerate(classes)
-        }
+        found["intervals"] = _class_intervals(table, classes)
     return found
+
+
+def _class_intervals(table: Any, classes: Sequence[str]) -> dict[str, Interval]:
+    """Of accuracy and recalls as rates; of balanced accuracy and macro F1 by resampling rows."""
+    total, right = int(table.sum()), round(float(table.diagonal().sum()))
+    _, recalls, _, f1s = _from_tables(_resampled(table))
+    return {
+        "accuracy": rate_interval(right, total),
+        "balanced_accuracy": _percentiles(recalls.mean(axis=1)),
+        "macro_f1": _percentiles(f1s.mean(axis=1)),
+    } | {
+        f"recall {name}": rate_interval(int(table[i, i]), int(table[i].sum()))
+        for i, name in enumerate(classes)
+    }
+
+
+def _resampled(table: Any) -> Any:
+    """Tables of as many rows, drawn with replacement."""
+    # one multinomial draw of the cells equals drawing the rows, at a cost independent of them
+    rng, total = numpy().random.default_rng(_SEED), int(table.sum())
+    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES)
+    return drawn.reshape(RESAMPLES, *table.shape)
 
 
 def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
@@ -112,8 +119,7 @@ def _from_tables(tables: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> Interval:
-    """95 % interval of the difference of two balanced accuracies on the same rows, by resampling
-    the rows.
+    """95 % interval of the difference of two balanced accuracies, by resampling the rows.
 
     Args:
         joint: (class of the reference, first right, second right) -> rows.
@@ -124,18 +130,13 @@ def recall_difference_interval(joint: Mapping[tuple[str, bool, bool], int]) -> I
     table = np.array(
         [[joint.get((label, *cell), 0) for cell in cells] for label in classes], dtype=float
     )
-    rng, total = np.random.default_rng(_SEED), int(table.sum())
-    drawn = rng.multinomial(total, table.ravel() / total, RESAMPLES).reshape(
-        RESAMPLES, *table.shape
-    )
+    drawn = _resampled(table)
     difference = (drawn[:, :, 1] - drawn[:, :, 2]) / np.maximum(drawn.sum(axis=2), 1)
     return _percentiles(difference.mean(axis=1))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact McNemar test: the probability of so uneven flips, or more uneven ones, if both were
-    equally good.
-    """
+    """Exact McNemar test: the probability of flips at least this uneven if both were equal."""
     flips = only_first + only_second
     if not flips:
         return 1.0
@@ -144,10 +145,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Paired permutation test of a mean difference (sign flips), two-sided.
-
-    9,999 random ones when they are many.
-    """
+    """Two-sided paired permutation test of a mean difference, with at most 9,999 sign flips."""
     np = numpy()
     data = np.asarray(differences, dtype=float)
     if not data.any():

@@ -1,5 +1,6 @@
-"""What kind of answers a file asks for, found from its references in one pass: JSON or text, and
-which classes.
+"""What kind of answers a file asks for, found from its references in one pass.
+
+JSON or text, and which classes.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ _MOST_KEYS = 100
 _AUTO_CLASSES = 10
 _AUTO_ROWS_PER_CLASS = 5
 _AUTO_TEXT = 60  # characters of an answer that may be a class by itself
-_RARE = 0.02  # of the rows: fewer are no class
+_RARE = 0.02  # of the rows: fewer are not a class
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Task:
     Attributes:
         references: rows that have one.
         json: most references are JSON objects or lists (without references: most predictions).
-        labels: how a class is read, None when the answers are no classes.
-        found_labels: nobody named `labels`; they were found.
+        labels: how a class is read; None when the answers are not classes.
+        found_labels: nobody named the labels; they were found.
         majority: the answer that most references have, when it comes more than once.
         prompts: rows that have one.
     """
@@ -42,7 +43,7 @@ class Task:
 
 
 class _Counts:
-    """Values counted until there are too many different ones."""
+    """Counts values until there are too many different ones."""
 
     def __init__(self) -> None:
         self.values: Counter[str] | None = Counter()
@@ -53,8 +54,12 @@ class _Counts:
             if len(self.values) > _MOST_VALUES:
                 self.values = None
 
+    def counted(self) -> Counter[str]:
+        """The values; too many to count become placeholders, too many for classes as well."""
+        return Counter(map(str, range(_MOST_VALUES))) if self.values is None else self.values
+
     def classes(self, rows: int) -> int | None:
-        """How many classes these are, when they cover all rows and none is rare; else None."""
+        """The number of classes, if they cover all rows and none is rare; else None."""
         if (
             not self.values
             or not 1 < len(self.values) <= _AUTO_CLASSES
@@ -69,86 +74,92 @@ def scan(rows: Iterable[Row], label: str | None, names: Mapping[str, str]) -> Ta
     """Read the references once.
 
     Args:
-        rows: of the file.
-        label: as Labels.by; "none" for no classes; None to find them: a key of all references with
-            few values, else few shapes of JSON, else few short answers.
+        rows: those of the file.
+        label: as Labels.by; "none" for no classes; None to find them: a key of all references
+            with few values, else few shapes of JSON, else few short answers.
         names: as Labels.names.
 
     Raises:
-        InputError: the label that was asked for has no classes in the references.
+        InputError: the requested label has no classes in the references.
     """
-    references = prompts = objects = predicted_objects = total = longest = 0
-    answers, shapes, asked = _Counts(), _Counts(), _Counts()
-    keys: dict[str, _Counts] = {}
-    by_shape = Labels(SHAPE)
     wanted = Labels(label, names) if label and label != NO_LABELS else None
+    survey = _Survey(wanted, look_for_classes=label is None)
     for row in rows:
-        total += 1
-        prompts += row.prompt is not None
-        if row.reference is None:
-            predicted_objects += isinstance(parse(row.prediction), dict | list)
-            continue
-        references += 1
-        answers.add(row.reference.strip())
-        longest = max(longest, len(row.reference))
-        value = parse(row.reference)
-        objects += isinstance(value, dict | list)
-        if wanted is not None:
-            asked.add(wanted.of(row.reference, value))
-        elif label is None:
-            shapes.add(by_shape.of(row.reference, value))
-            _count_keys(keys, value)
-    is_json = 2 * objects > references if references else 2 * predicted_objects > total
-    if wanted is not None:
-        # Too many values to count are surely too many for classes; chosen() says so with what is
-        # there.
-        found = asked.values if asked.values is not None else Counter(map(str, range(_MOST_VALUES)))
-        labels: Labels | None = chosen(wanted.by, names, found) if references else None
-    else:
-        labels = (
-            None
-            if label == NO_LABELS
-            else _found(keys, shapes, answers, references, is_json, longest, names)
-        )
-    most = answers.values.most_common(1) if answers.values else []
+        survey.add(row)
+    labels: Labels | None = None
+    if wanted is not None and survey.references:
+        labels = chosen(wanted.by, names, survey.asked.counted())
+    elif label is None:
+        labels = survey.found_labels(names)
+    most = survey.answers.values.most_common(1) if survey.answers.values else []
     return Task(
-        references=references,
-        json=is_json,
+        references=survey.references,
+        json=survey.is_json,
         labels=labels,
         found_labels=label is None and labels is not None,
         majority=most[0][0] if most and most[0][1] > 1 else None,
-        prompts=prompts,
+        prompts=survey.prompts,
     )
 
 
-def _count_keys(keys: dict[str, _Counts], value: Any) -> None:
-    if not isinstance(value, dict):
-        return
-    for key, inner in value.items():
-        if key not in keys and len(keys) < _MOST_KEYS:
-            keys[key] = _Counts()
-        if key in keys and isinstance(inner, str | bool):
-            keys[key].add(Labels(key).of("", value))
+class _Survey:
+    """What one pass over the rows counts.
 
+    Args:
+        wanted: the label that a person named.
+        look_for_classes: no label was named; keys, shapes and short answers are candidates.
+    """
 
-def _found(
-    keys: dict[str, _Counts],
-    shapes: _Counts,
-    answers: _Counts,
-    references: int,
-    is_json: bool,
-    longest: int,
-    names: Mapping[str, str],
-) -> Labels | None:
-    few = [
-        (count, key)
-        for key, values in keys.items()
-        if (count := values.classes(references)) is not None
-    ]
-    if names:  # names without a label are names of shapes or whole answers
-        few = []
-    if few:
-        return Labels(min(few)[1])
-    if is_json:
-        return Labels(SHAPE, names) if names or shapes.classes(references) else None
-    return Labels(WHOLE, names) if longest <= _AUTO_TEXT and answers.classes(references) else None
+    def __init__(self, wanted: Labels | None, *, look_for_classes: bool) -> None:
+        self._wanted, self._look = wanted, look_for_classes
+        self._by_shape = Labels(SHAPE)
+        self.total = self.references = self.prompts = self.longest = 0
+        self.objects = self.predicted_objects = 0
+        self.answers, self.shapes, self.asked = _Counts(), _Counts(), _Counts()
+        self.keys: dict[str, _Counts] = {}
+
+    @property
+    def is_json(self) -> bool:
+        if self.references:
+            return 2 * self.objects > self.references
+        return 2 * self.predicted_objects > self.total
+
+    def add(self, row: Row) -> None:
+        self.total += 1
+        self.prompts += row.prompt is not None
+        if row.reference is None:
+            self.predicted_objects += isinstance(parse(row.prediction), dict | list)
+            return
+        self.references += 1
+        self.answers.add(row.reference.strip())
+        self.longest = max(self.longest, len(row.reference))
+        value = parse(row.reference)
+        self.objects += isinstance(value, dict | list)
+        if self._wanted is not None:
+            self.asked.add(self._wanted.of(row.reference, value))
+        elif self._look:
+            self.shapes.add(self._by_shape.of(row.reference, value))
+            self._add_keys(value)
+
+    def _add_keys(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            return
+        for key, inner in value.items():
+            if key not in self.keys and len(self.keys) < _MOST_KEYS:
+                self.keys[key] = _Counts()
+            if key in self.keys and isinstance(inner, str | bool):
+                self.keys[key].add(Labels(key).of("", value))
+
+    def found_labels(self, names: Mapping[str, str]) -> Labels | None:
+        """The key with the fewest classes, else the shapes of JSON, else short answers."""
+        few = [
+            (count, key)
+            for key, values in self.keys.items()
+            if (count := values.classes(self.references)) is not None
+        ]
+        if few and not names:  # names without a label are names of shapes or whole answers
+            return Labels(min(few)[1])
+        if self.is_json:
+            return Labels(SHAPE, names) if names or self.shapes.classes(self.references) else None
+        short = self.longest <= _AUTO_TEXT
+        return Labels(WHOLE, names) if short and self.answers.classes(self.references) else None

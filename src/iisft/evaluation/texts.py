@@ -6,8 +6,8 @@ LANGUAGES = (ENGLISH, CHINESE)
 # key -> English, Chinese
 SENTENCES = {
     "generation-errors": (
-        "{count} of {rows} rows ({rate}) are generation errors; every figure is of the "
-        "{generated} generated rows.",
+        "{count} of {rows} rows ({rate}) are generation errors; every figure covers only "
+        "the {generated} generated rows.",
         "{rows} 行中有 {count} 行（{rate}）生成出错；下面的数字都只算生成成功的 {generated} 行。",
     ),
     "nothing-generated": ("No row was generated.", "没有一行生成成功。"),
@@ -24,8 +24,8 @@ SENTENCES = {
         "{generated} 个回答中有 {count} 个（{rate}）以不断重复的片段结尾。",
     ),
     "fenced-json": (
-        "{count} of {generated} answers ({rate}) are JSON inside a code fence, which counts as no "
-        "JSON.",
+        "{count} of {generated} answers ({rate}) are JSON inside a code fence, which does not "
+        "count as JSON.",
         "{generated} 个回答中有 {count} 个（{rate}）是代码块里的 JSON，不算有效 JSON。",
     ),
     "class": (
@@ -39,7 +39,7 @@ SENTENCES = {
         "模型对 {share} 的行回答 {name}；应当如此的只有 {asked}。",
     ),
     "no-class": (
-        "{count} answers have no class (no JSON, or without the key) and count as wrong.",
+        "{count} answers have no class (not JSON, or without the key) and count as wrong.",
         "{count} 个回答没有类别（不是 JSON，或缺少该键），按错误计。",
     ),
     "not-better": (
@@ -47,7 +47,7 @@ SENTENCES = {
         "{figure} {own}{span} 并不优于{rivals}。",
     ),
     "not-told-apart": (
-        "{figure} {own}{span} can't be told from {rivals}: the interval includes it.",
+        "{figure} {own}{span} can't be told apart from {rivals}: the interval includes it.",
         "{figure} {own}{span} 与{rivals}没有可靠差别：置信区间包含它。",
     ),
     "better": (
@@ -67,16 +67,16 @@ SENTENCES = {
         "{name} 抄自输入：在含有它的 {present} 个回答中，{right} 个正确。",
     ),
     "missing-keys": (
-        "Valid answers that lack keys of their references: {count}.",
+        "Valid answers that lack keys of their reference: {count}.",
         "{count} 个有效回答缺少参考答案里的键。",
     ),
     "extra-keys": (
-        "Valid answers with keys that their references have not: {count} ({keys}).",
+        "Valid answers with keys that are not in their reference: {count} ({keys}).",
         "{count} 个有效回答多出参考答案里没有的键：{keys}。",
     ),
     "text-sample": (
-        "BLEU, ROUGE and chrF are of a random sample of {count} rows (--text-rows all takes every "
-        "row).",
+        "BLEU, ROUGE and chrF are computed on a random sample of {count} rows (--text-rows all "
+        "uses every row).",
         "BLEU、ROUGE 和 chrF 只算了随机抽取的 {count} 行（--text-rows all 会算全部）。",
     ),
 }
@@ -116,24 +116,23 @@ TONES = {
 POINTS = ("points", "个百分点")
 VERDICTS = {
     "best": (
-        "{name} is best: {figure} {score} on the {rows} rows that all have generated.",
+        "{name} is best: {figure} {score} on the {rows} rows that all of them generated.",
         "{name} 最好：在都生成成功的 {rows} 行上，{figure}为 {score}。",
     ),
     "tied": ("{others} has the same figure.", "{others} 的数值相同。"),
     "tied-earlier": (
-        "{others} has the same figure; the earliest step is named, for it was trained least.",
+        "{others} has the same figure; the earliest step is named, as it was trained the least.",
         "{others} 的数值相同；选最早的一步，因为它训练得最少。",
     ),
     "sure": (
-        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only "
-        "{other}, {p}.",
+        "{other} ({score}) is {difference} worse: {won} rows right only in the best, {lost} only "
+        "in {other}, {p}.",
         "{other}（{score}）差 {difference}：只有最好者对 {won} 行，"
         "只有 {other} 对 {lost} 行，{p}。",
     ),
     "chance": (
-        "{other} ({score}) is {difference} worse: {won} rows only the best has right, {lost} only "
-        "{other}, {p}; "
-        "that can be chance.",
+        "{other} ({score}) is {difference} worse: {won} rows right only in the best, {lost} only "
+        "in {other}, {p}; that can be chance.",
         "{other}（{score}）差 {difference}：只有最好者对 {won} 行，"
         "只有 {other} 对 {lost} 行，{p}；可能只是偶然。",
     ),
@@ -142,7 +141,7 @@ VERDICTS = {
         "即使最好的也不优于简单的固定回答“{rival}”（{score}）。",
     ),
     "eval-loss": (
-        "The lowest evaluation loss ({loss}) is that of {name}: loss and answers don't agree.",
+        "The lowest evaluation loss ({loss}) is that of {name}: the loss and the answers disagree.",
         "验证损失最低（{loss}）的是 {name}：损失与回答质量并不一致。",
     ),
 }

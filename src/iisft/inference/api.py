@@ -1,10 +1,6 @@
-"""Answers from an OpenAI-compatible server, several at once.
-
-What passes by itself is tried again.
-"""
+"""Answers from an OpenAI-compatible server, several at a time, with retries."""
 
 import asyncio
-import ipaddress
 import os
 import random
 import re
@@ -15,8 +11,10 @@ from urllib.parse import urlsplit
 
 from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
+from iisft.files import parse_json
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
+from iisft.inference.talk import is_loopback
 from iisft.runs.record.folder import RunFolder
 from iisft.secrets import hide
 
@@ -28,15 +26,18 @@ _TRIES = 6
 _LONGEST_PAUSE_S = 60.0
 _TIMEOUT_S = 600.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-# the key, the model's name or the address: no row fares better
+# a wrong key, model name or address: no other row would fare better
 _HOPELESS = frozenset({401, 403, 404})
-_GO_ON = "start the server, or check --url; the same command goes on after the last row"
+_CONTINUE = "start the server, or check --url; the same command continues after the last row"
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+_SHOWN = 300  # characters of what a server said
+_LARGEST_ANSWER = 16 * 2**20
 _STOPS = {"stop": "eos", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server and a model of it. The key comes from OPENAI_API_KEY and stands in no file."""
+    """A server and one of its models. The key comes from OPENAI_API_KEY and is never stored."""
 
     url: str
     model: str
@@ -49,34 +50,40 @@ class Endpoint:
 
 
 def endpoint_for(url: str | None, model: str | None, parallel: int) -> Endpoint:
-    """What `--backend api` was told.
+    """The endpoint of the options of `--backend api`.
 
     Raises:
-        UsageError: something is missing or no address.
+        UsageError: an option is missing, or the address is invalid.
     """
     if url is None or model is None:
         raise UsageError(
             "api-url", "--backend api needs --url and --api-model", fix="--url http://HOST:PORT/v1"
         )
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    if not _is_address(url):
         raise UsageError(
-            "api-url", f"--url is no http address: {url}", fix="--url http://HOST:PORT/v1"
+            "api-url", f"--url is not an http address: {url}", fix="--url http://HOST:PORT/v1"
         )
     if parallel < 1:
         raise UsageError("parallel", f"--parallel must be at least 1, not {parallel}")
     return Endpoint(url.rstrip("/"), model, parallel)
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port over 65535, half an IPv6 address
+        return False
+
+
 def predict(
     folder: RunFolder, endpoint: Endpoint, request: Request, on_progress: Callable[[Progress], None]
 ) -> Outcome:
-    """Ask for what is missing. A row that the server refuses has an `error`, and is asked again by
-    the next call.
+    """Ask for the missing rows. A row that the server refuses gets an `error` and is asked again.
 
     Raises:
-        RunStateError: another command writes there, or older answers were made in another way.
-        EnvironmentFault: the server can't be reached or refuses everything; the rows so far are
-        kept.
+        RunStateError: another command is writing there, or older answers had other settings.
+        EnvironmentFault: the server can't be reached or refuses everything; finished rows are kept.
     """
     about = request.about(endpoint.which, endpoint.model, "api", url=hide(endpoint.url))
     with begun(folder, endpoint.which, request, about) as job:
@@ -102,13 +109,13 @@ async def _ask_all(endpoint: Endpoint, job: Job, on_progress: Callable[[Progress
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
-        # a proxy is not asked for this machine's own server
-        trust_env=not _is_loopback(endpoint.url),
+        # httpx sends even loopback requests to HTTP_PROXY unless NO_PROXY says otherwise
+        trust_env=not is_loopback(urlsplit(endpoint.url).hostname or ""),
         limits=httpx.Limits(max_connections=endpoint.parallel),
     ) as client:
 
         async def work() -> None:
-            for number, turns in rows:
+            for number, turns in rows:  # the workers share one iterator: each takes the next row
                 row = await _answer(client, endpoint, number, turns, job.request.max_new_tokens)
                 job.add([row])
                 progress.add([row], job.new / left)
@@ -139,30 +146,34 @@ async def _answer(
     messages = [{"role": "system", "content": row.system}] if row.system else []
     messages += [{"role": turn.role, "content": turn.content} for turn in prompt]
     answer: dict[str, Any] = {}
-    error = "rows with tool calls are not asked of an API"
+    error = "rows with tool calls are not sent to an API"
     if not row.tools and all(turn.role in ("user", "assistant") for turn in row.messages):
         body = {
             "model": endpoint.model,
             "messages": messages,
             "temperature": 0,
-            "max_tokens": max_tokens,
+            "max_tokens": max_tokens,  # deprecated by OpenAI, but the name all servers know
         }
         answer, error = await _post(client, endpoint, body)
-    choice: dict[str, Any] = (answer.get("choices") or [{}])[0]
-    usage: dict[str, Any] = answer.get("usage") or {}
-    finish = choice.get("finish_reason")
-    if not error and finish not in _STOPS:
-        error = f"the server ended the answer by {finish!r}"
-    text = (choice.get("message") or {}).get("content") or ""
+    choices = answer.get("choices")
+    choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
+    usage, message = _mapping(answer.get("usage")), _mapping(choice.get("message"))
+    finish, text = choice.get("finish_reason"), message.get("content")
+    stop = _STOPS.get(finish) if isinstance(finish, str) else None
+    if not error and (not choice or not isinstance(text, str | None)):
+        error = f"the answer has another form: {str(answer)[:_SHOWN]}"
+    elif not error and stop is None:
+        error = f"the server ended the answer by {str(finish)[:_SHOWN]!r}"
+    text = text if isinstance(text, str) else ""
     return {
         "row": number,
         "prompt": "\n\n".join(message["content"] for message in messages),
         "reference": reference.content,
-        # half of a surrogate pair fits into no file
+        # half of a surrogate pair can't be encoded
         "prediction": text.encode("utf-8", "replace").decode(),
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "tokens": usage.get("completion_tokens"),
-        "stop": _STOPS.get(finish or ""),
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "tokens": _count(usage.get("completion_tokens")),
+        "stop": stop,
         "error": error or None,
     }
 
@@ -170,24 +181,26 @@ async def _answer(
 async def _post(
     client: "httpx.AsyncClient", endpoint: Endpoint, body: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """The server's answer, or why this row has none."""
+    """The server's answer, or why there is none."""
     import httpx
 
     url, error = f"{endpoint.url}/chat/completions", ""
     for attempt in range(_TRIES):
         pause = min(2.0**attempt, _LONGEST_PAUSE_S)
         try:
-            response = await client.post(url, json=body)
+            response = await _bounded(client, url, body)
         except httpx.TimeoutException:
             error = f"no answer within {_TIMEOUT_S:g} s"
+        except httpx.DecodingError as fault:
+            return {}, f"the answer can't be decoded: {fault}"
         except httpx.TransportError as fault:
             if attempt == _TRIES - 1:
                 text = f"the server can't be reached: {fault or type(fault).__name__}"
-                raise EnvironmentFault("api-unreachable", text, where=url, fix=_GO_ON) from fault
+                raise EnvironmentFault("api-unreachable", text, where=url, fix=_CONTINUE) from fault
         else:
             if response.is_success:
                 return _parsed(response)
-            error = f"HTTP {response.status_code}: {response.text[:300]}"
+            error = f"HTTP {response.status_code}: {response.text[:_SHOWN]}"
             if response.status_code in _HOPELESS or response.is_redirect:
                 fix = f"check --url and --api-model, and export {KEY_VARIABLE}=..."
                 raise EnvironmentFault(
@@ -197,29 +210,45 @@ async def _post(
                 return {}, error
             pause = _asked_pause(response) or pause
         if attempt < _TRIES - 1:
+            # not all at the same moment: the server was just overloaded
             await asyncio.sleep(pause * random.uniform(0.7, 1.0))
     return {}, error
 
 
+async def _bounded(client: "httpx.AsyncClient", url: str, body: dict[str, Any]) -> "httpx.Response":
+    """A server may answer for ever."""
+    import httpx
+
+    async with client.stream("POST", url, json=body) as response:
+        content = bytearray()
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > _LARGEST_ANSWER:
+                content = bytearray(b"more than 16 MiB")
+                break
+    headers = [(k, v) for k, v in response.headers.items() if k.lower() not in _OF_THE_WIRE]
+    return httpx.Response(response.status_code, headers=headers, content=bytes(content))
+
+
 def _parsed(response: "httpx.Response") -> tuple[dict[str, Any], str]:
     try:
-        answer = response.json()
+        answer = parse_json(response.content)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        return {}, f"the answer is no JSON object: {response.text[:300]}"
+        return {}, f"the answer is not a JSON object: {response.text[:_SHOWN]}"
     return answer, ""
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**53 else None
+
+
 def _asked_pause(response: "httpx.Response") -> float | None:
-    """Retry-After in seconds; its other form, a date, is left alone."""
+    """Retry-After in seconds; its other form, a date, is ignored."""
     seconds = response.headers.get("retry-after", "")
     return min(float(seconds), _LONGEST_PAUSE_S) if re.fullmatch(r"\d+(\.\d+)?", seconds) else None
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,6 +1,4 @@
-"""A run's base model, found again and made ready to load: everything that a child needs to compute
-as the run did.
-"""
+"""A run's base model, checked and ready to load as the run loaded it."""
 
 import contextlib
 import os
@@ -29,7 +27,7 @@ from iisft.workspace import Workspace
 
 @dataclass(frozen=True)
 class Source:
-    """A run whose model is there and is the one that it was trained on."""
+    """A run with the model that it was trained on."""
 
     folder: RunFolder
     record: RunRecord
@@ -53,18 +51,16 @@ class Source:
 
     @property
     def expected(self) -> Expected:
-        """What the trainer had to report, and what a child that loads the same has to
-        report again.
-        """
+        """What the trainer had to report; a child that loads the same model must too."""
         return self.record.proof
 
     @property
     def spread(self) -> bool:
-        """Whether one GPU can't hold what the run's GPUs held in parts."""
+        """Whether the run's GPUs held the model in parts, so that one can't hold it."""
         return self.record.setting("sharding") in ("fsdp", "zero3")
 
     def need(self, chosen: Chosen) -> headroom.Need:
-        """The memory that it takes to answer."""
+        """The memory it takes to answer."""
         adapter = (chosen.adapter / ADAPTER).stat().st_size if chosen.adapter else 0
         expected = self.expected
         return headroom.need(
@@ -76,7 +72,7 @@ class Source:
         )
 
     def loading(self, view: Path, chosen: Chosen, *, max_new_tokens: int) -> dict[str, Any]:
-        """The specification by which child/run_model.py loads the run's model from `view`."""
+        """The specification for child/run_model.py, which loads the run's model from `view`."""
         return {
             "arguments": loading.loading_arguments(self.record.train_yaml, view, max_new_tokens),
             "adapter": str(chosen.adapter) if chosen.adapter else None,
@@ -86,12 +82,13 @@ class Source:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Path, dict[str, str]]]:
-        """A view of the model for as long as the block lasts, and the environment for the children
-        that load it.
-        """
+        """A view of the model, and the environment for children that load it, for the block."""
+        # a killed child may still be writing into it: ignore_cleanup_errors
         with tempfile.TemporaryDirectory(prefix="iisft-", ignore_cleanup_errors=True) as place:
             view = Path(place) / "model"
             build_view(self.view, view)
+            # transformers caches a local model's code by its folder's name, "model" for every view
+            # (dynamic_module_utils.py)
             yield view, self.env | {"HF_MODULES_CACHE": str(Path(place) / "modules")}
 
 
@@ -100,13 +97,13 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
 
     Args:
         folder: the run.
-        workspace: where a model given by its id lies.
-        model: where the base model is now, when it was moved.
-        cpu: compute on the CPU though the run had GPUs.
+        workspace: where a model given by its id is.
+        model: where the base model is now, if it was moved.
+        cpu: compute on the CPU even if the run had GPUs.
 
     Raises:
         RunStateError: run.json is broken.
-        CheckFailed: the base model is not there, is torn, or is another one.
+        CheckFailed: the base model is missing, torn, or a different one.
         EnvironmentFault: the run's interpreter or its GPUs are missing.
     """
     record = folder.whole_record()
@@ -130,7 +127,7 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         raise EnvironmentFault(
             "fp16-on-cpu",
             f"{folder.id} computes in fp16, which a CPU does not",
-            fix="a machine with a GPU",
+            fix="use a machine with a GPU",
         )
     env = loading.without_trainer_variables(resume.environment_of(folder, record)) | (
         NO_GPU if on_cpu else {}
@@ -152,7 +149,7 @@ def _base_model(
     if not place.is_dir():
         raise InputError(
             "base-model-missing",
-            f"the run's base model {recorded.id} is not there",
+            f"the run's base model {recorded.id} is missing",
             where=str(place),
             fix="move it back, or say where it is now: --model DIR",
         )
@@ -172,7 +169,7 @@ def _base_model(
 
 
 def log_of(source: Source, command: str) -> Path:
-    """Where the child's own words go.
+    """The child's log.
 
     Raises:
         EnvironmentFault: the run folder can't be written.

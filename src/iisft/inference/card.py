@@ -1,6 +1,4 @@
-"""The model card of an exported model: what it was made of, and what was proven about
-its training.
-"""
+"""The model card of an export: what it was made of, and what was proven about its training."""
 
 import time
 
@@ -10,9 +8,7 @@ from iisft.inference.selection import Chosen
 
 
 def model_card(source: Source, chosen: Chosen, dtype: str, check: str) -> str:
-    """README.md of the folder, with the front matter that the hubs read
-    (huggingface.co/docs/hub/model-cards).
-    """
+    """README.md, with the front matter that hubs read (huggingface.co/docs/hub/model-cards)."""
     record = source.record
     preset, model, observed = record.preset, record.model, record.observed or {}
     facts = {
@@ -70,7 +66,10 @@ def _which(chosen: Chosen) -> str:
 
 
 def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return "an unknown day"
 
 
 def _yaml_text(text: str) -> str:

@@ -1,6 +1,4 @@
-"""A model with the adapter in its weights, as a folder that any tool loads: made beside its place,
-checked, renamed.
-"""
+"""Merges the adapter into the weights: a folder for any tool, checked before it gets its name."""
 
 import contextlib
 import shutil
@@ -22,22 +20,20 @@ from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.models.view.build import build_view, plan_view
 from iisft.models.view.support import DTYPES, stored_dtype
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TOKENIZER_BYTES = 64 * 2**20
 _PROBE_ROWS = 16
-# What merging may cost of what the adapter changed: rounding to bf16 takes a few percent at most of
-# a useful adapter.
+# How much of the adapter's effect merging may lose: rounding to bf16 costs a useful adapter a few
+# percent at most.
 _TOLERATED_SHARE = 0.1
 _TOLERATED_NATS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How the merged model answers, against base model and adapter, on `tokens` answer tokens of
-    training rows.
+    """How the merged model compares with base model and adapter on answers to training rows.
 
-    `agreement`: share with the same likeliest token. `divergence` and `effect`: mean KL divergence
-    (nats) of the merged and of the base model's next-token distributions from the adapter's.
+    `tokens`: answer tokens compared. `agreement`: share with the same likeliest token. `divergence`
+    and `effect`: mean KL divergence (nats) of the merged and of the base model from the adapter.
     """
 
     tokens: int
@@ -47,7 +43,7 @@ class Check:
 
     @property
     def sound(self) -> bool:
-        """Whether what merging changed is small against what the adapter changed. NaN is not."""
+        """Whether merging changed little compared with the adapter. NaN is not sound."""
         return self.divergence <= max(_TOLERATED_SHARE * self.effect, _TOLERATED_NATS)
 
     @property
@@ -61,7 +57,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What will be made. `dtype` is torch's name of the weights' one."""
+    """What will be made. `dtype`: torch's name for that of the weights."""
 
     source: Source
     chosen: Chosen
@@ -74,7 +70,7 @@ class Export:
 
     @property
     def need(self) -> Need:
-        """Memory for merging: the weights on the CPU, in float32 where they change their dtype."""
+        """Memory for merging: the weights on the CPU, in float32 if their dtype changes."""
         loaded = self.dtype if self.dtype == self.stored else "float32"
         return headroom.need(
             self.source.checkpoint, loaded, "float32", adapter_bytes=0, place="cpu"
@@ -82,15 +78,16 @@ class Export:
 
     @property
     def disk_bytes(self) -> int:
-        return self.source.checkpoint.parameters * _BYTES[self.dtype] + _TOKENIZER_BYTES
+        weights = self.source.checkpoint.parameters * headroom.BYTES[self.dtype]
+        return int(weights) + _TOKENIZER_BYTES
 
 
 def plan(source: Source, chosen: Chosen, target: Path, dtype: str | None) -> Export:
     """What `export` will do, checked before anything is loaded.
 
     Raises:
-        InputError: the run has no adapter to merge; the target is there already.
-        EnvironmentFault: too little room on the disk.
+        InputError: there is no adapter to merge, or the target exists.
+        EnvironmentFault: the disk is too small.
     """
     if chosen.adapter is None:
         raise InputError(
@@ -99,9 +96,9 @@ def plan(source: Source, chosen: Chosen, target: Path, dtype: str | None) -> Exp
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
             "export-occupied",
-            f"{target} is there already",
+            f"{target} exists already",
             where=str(target),
-            fix="another -o, or remove it",
+            fix="choose another -o, or remove it",
         )
     export = Export(
         source,
@@ -119,18 +116,21 @@ def plan(source: Source, chosen: Chosen, target: Path, dtype: str | None) -> Exp
             "GiB are free"
         )
         raise EnvironmentFault(
-            "disk-space", text, where=str(place), fix="free some space, or -o on another disk"
+            "disk-space",
+            text,
+            where=str(place),
+            fix="free some space, or -o on another disk",
         )
     return export
 
 
 def run(export: Export) -> Check:
-    """Merge, check and put the folder into its place; when anything fails, nothing is left.
+    """Merge, check and put the folder in place; if anything fails, nothing is left.
 
     Raises:
         RunFailed: the merged model does not answer as the adapter does, or a child died.
-        RunStateError: another command exports to the same place.
-        EnvironmentFault: no memory, no room on the disk.
+        RunStateError: another command is exporting to the same place.
+        EnvironmentFault: too little memory or disk.
     """
     with _workplace(export.target) as place:
         merged = place / "merged"
@@ -149,7 +149,7 @@ def run(export: Export) -> Check:
                 fix=f"use the adapter itself (iisft serve){wider}",
             )
         try:
-            files.make_durable(merged)
+            files.make_durable(merged)  # before the rename: a named folder is a complete one
             if export.target.is_dir():
                 export.target.rmdir()  # it was empty
             merged.rename(export.target)
@@ -160,9 +160,9 @@ def run(export: Export) -> Check:
 
 @contextlib.contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target, empty, removed afterwards.
+    """An empty hidden folder beside the target, removed afterwards.
 
-    One that a killed export left is emptied first.
+    What a killed export left in it is removed first.
     """
     place = target.with_name(f".{target.name}.iisft-export")
     with contextlib.ExitStack() as stack:
@@ -174,7 +174,7 @@ def _workplace(target: Path) -> Iterator[Path]:
                     shutil.rmtree(left)
         except BlockingIOError:
             raise RunStateError(
-                "exporting-already", "another command exports there", where=str(target)
+                "exporting-already", "another command is exporting there", where=str(target)
             ) from None
         except OSError as error:
             raise _unwritable(target, error) from error
@@ -200,10 +200,7 @@ def _merge(export: Export, merged: Path, view: Path, env: dict[str, str]) -> Non
 
 
 def _as_published(export: Export, merged: Path) -> None:
-    """The base model's own configuration, but for the dtype.
-
-    Its generation settings and its code.
-    """
+    """Restore the base model's configuration (except dtype), generation settings and code."""
     original = export.source.checkpoint
     config = original.config | {"dtype": export.dtype, "torch_dtype": export.dtype}
     try:
@@ -218,7 +215,7 @@ def _as_published(export: Export, merged: Path) -> None:
 def _check(
     export: Export, merged: Path, merged_view: Path, view: Path, env: dict[str, str]
 ) -> Check:
-    """Ask adapter and merged model for the same tokens, both in the arithmetic of the run."""
+    """Compare adapter and merged model on the same tokens, in the arithmetic of the run."""
     source = export.source
     record = source.record
     data = record.data[0]
@@ -265,7 +262,7 @@ def _complete(export: Export, merged: Path, check: Check) -> None:
 def _unwritable(place: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(
         "export-unwritable",
-        f"the merged model can't be written: {error.strerror}; nothing was left there",
+        f"the merged model can't be written: {error.strerror}; nothing was left behind",
         where=str(place),
         fix="free some space, or -o on another disk",
     )

@@ -1,14 +1,12 @@
-"""A file of predictions and the record beside it: rows appended as they are finished, none twice,
-none lost.
+"""A file of predictions and the record beside it: rows are appended as they finish.
 
 Each line is one JSON object: `row` (number in the staged data, from 1), `prompt`, `reference` (null
-without one), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
-`error` (null or text). While rows come they stand in the order in which they were finished; when
-all are there, in that of the data.
+if there is none), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
+`error` (null or text). Until all rows are there they are in the order in which they finished,
+afterwards in that of the data.
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +18,7 @@ from iisft import files
 from iisft.errors import EnvironmentFault, RunStateError
 
 Row = dict[str, Any]
-# What makes two files of answers comparable row by row; when it began and how far it is are no part
-# of that.
+# Settings that make answers comparable row by row.
 _SAME = ("data_sha256", "generation", "model", "adapter_sha256", "backend")
 
 
@@ -39,16 +36,17 @@ class Predictions:
         return files.read_json_object(self.record_path) or {}
 
     def rows(self) -> Iterator[Row]:
-        """Every whole row; a half-written line is passed over."""
+        """Every complete row; half-written lines are skipped."""
         try:
-            content = self.path.read_bytes()
+            stream = files.open_regular(self.path)
         except FileNotFoundError:
             return
-        for line in content.split(b"\n"):
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("row"), int):
-                    yield row
+        with stream:
+            for line in files.lines_of(stream):
+                with contextlib.suppress(ValueError):
+                    row = files.parse_json(line)
+                    if isinstance(row, dict) and type(row.get("row")) is int:
+                        yield row
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -71,27 +69,25 @@ class Predictions:
                 raise unwritable(self.path, error) from error
             yield
 
-    def begin(self, about: Mapping[str, Any], *, anew: bool) -> set[int]:
-        """Make the file ready to be continued: the rows that are there already, those that failed
-        left out.
+    def begin(self, about: Mapping[str, Any], *, restart: bool) -> set[int]:
+        """Prepare the file to be continued: keep the rows that are there, except failed ones.
 
         Args:
-            about: the record; its settings must be those by which the rows that are there were
-            made.
-            anew: throw those away.
+            about: the record; its settings must be those of the rows that are there.
+            restart: throw those rows away.
 
         Raises:
-            RunStateError: they were made in another way.
+            RunStateError: they were made with other settings.
             EnvironmentFault: the disk is full or read-only.
         """
         before = self.read_record()
-        kept = {} if anew else {row["row"]: row for row in self.rows() if not row.get("error")}
+        kept = {} if restart else {row["row"]: row for row in self.rows() if not row.get("error")}
         changed = [key for key in _SAME if before.get(key) != about.get(key)]
         if kept and changed:
             told = "; ".join(
                 f"{key}: {before.get(key)} there, {about.get(key)} now" for key in changed
             )
-            text = f"there are {len(kept)} predictions that were made in another way ({told})"
+            text = f"there are {len(kept)} predictions made with other settings ({told})"
             raise RunStateError(
                 "predictions-differ",
                 text,
@@ -100,6 +96,7 @@ class Predictions:
             )
         started = before.get("started") if kept else None
         with self._writing():
+            # rows before the record: a kill in between leaves rows that the old record still fits
             self._rewrite(kept.values())
             files.write_json_atomically(
                 self.record_path,
@@ -117,7 +114,7 @@ class Predictions:
             files.write_json_atomically(self.record_path, self.read_record() | facts)
 
     def append(self, rows: list[Row]) -> None:
-        """Add finished rows and bring them to the disk, all or none of them.
+        """Append finished rows and sync them, all or none.
 
         Raises:
             EnvironmentFault: the disk is full.
@@ -125,16 +122,15 @@ class Predictions:
         with self._writing():
             files.append_line(
                 self.path,
-                "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+                "\n".join(map(files.json_text, rows)),
                 durably=True,
             )
 
     def finish(self) -> list[Row]:
-        """Put the rows into the order of the data, record how many there are and when that was, and
-        return them.
+        """Sort the rows by number, record that they are complete, and return them.
 
         Raises:
-            EnvironmentFault: the disk is full; the rows are all there.
+            EnvironmentFault: the disk is full; all rows are still there.
         """
         rows = sorted(self.rows(), key=lambda row: int(row["row"]))
         with self._writing():
@@ -147,7 +143,7 @@ class Predictions:
     def _rewrite(self, rows: Iterable[Row]) -> None:
         with files.atomic_writer(self.path) as stream:
             for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                stream.write(files.json_text(row).encode() + b"\n")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -158,7 +154,7 @@ class Predictions:
 
 
 def unwritable(path: Path, error: OSError) -> EnvironmentFault:
-    fix = "free some space; the same command goes on after the last row that was written"
+    fix = "free some space; the same command continues after the last row written"
     return EnvironmentFault(
         "predictions-unwritable",
         f"predictions can't be written: {os.strerror(error.errno or 0)}",

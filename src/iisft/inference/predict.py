@@ -1,6 +1,4 @@
-"""Answers of a run's model to a staged dataset, row by row, so that any kill costs at most one
-batch.
-"""
+"""Answers of a run's model to a staged dataset; a kill costs at most one batch."""
 
 import contextlib
 import hashlib
@@ -10,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.data.stage import staging
 from iisft.data.stage.staging import StagedDataset
 from iisft.errors import UsageError
@@ -28,7 +27,7 @@ from iisft.workspace import Workspace
 class Request:
     """What is asked for.
 
-    `limit`: only so many rows from the first on; `anew`: throw older answers away.
+    `limit`: only the first so many rows. `restart`: throw older answers away.
     """
 
     data: StagedDataset
@@ -36,14 +35,14 @@ class Request:
     limit: int | None
     batch_rows: int
     max_new_tokens: int
-    anew: bool
+    restart: bool
 
     @property
     def count(self) -> int:
         return min(self.limit or self.data.rows, self.data.rows)
 
     def about(self, which: str, model: str, backend: str, **more: Any) -> dict[str, Any]:
-        """The record beside the file: what was asked of whom."""
+        """The record beside the file: what was asked, and of which model."""
         return {
             "checkpoint": which,
             "data": self.data.name,
@@ -59,10 +58,7 @@ class Request:
 
 @dataclass
 class Progress:
-    """How far the answers of one adapter are.
-
-    `share` is of the work, which a count of rows would not show.
-    """
+    """Progress of one adapter's answers; `share` is of the work, as rows differ in length."""
 
     which: str
     rows: int
@@ -88,10 +84,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A complete file.
-
-    `generated` are the rows of this time; the others count all that stand in it.
-    """
+    """A complete file. `generated`: rows of this call; the other counts cover the whole file."""
 
     which: str
     file: Path
@@ -110,7 +103,7 @@ class Outcome:
 
 @dataclass
 class Job:
-    """One file that is to be completed: which rows it had, and how many came."""
+    """One file to complete: which rows it had, and how many are new."""
 
     which: str
     predictions: Predictions
@@ -132,7 +125,7 @@ class Job:
         self.new += len(rows)
 
     def finish(self) -> Outcome:
-        """Order the rows, record the end, and count what is there."""
+        """Sort the rows, record the end, and count them."""
         rows = self.predictions.finish()
         return Outcome(
             which=self.which,
@@ -154,21 +147,21 @@ def predict(
     on_progress: Callable[[Progress], None],
     on_need: Callable[[Need], None],
 ) -> list[Outcome]:
-    """Generate what is missing, in one child for all adapters.
+    """Generate the missing rows, with one child for all adapters.
 
     Args:
         source: the run and its base model.
         chosen: the adapters.
         request: the rows and how they are answered.
         on_progress: called after each batch.
-        on_need: called before a model is loaded, which it is not when every row is there.
+        on_need: called before a model is loaded; never if no row is missing.
 
     Raises:
-        RunStateError: another command writes there, or older answers were made in another way.
-        EnvironmentFault: no memory, no room on the disk.
+        RunStateError: another command is writing there, or older answers had other settings.
+        EnvironmentFault: too little memory or disk.
         RunFailed: the model does not compute as in training, or the child died.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:  # all files are locked before the model is loaded
         jobs = []
         for one in chosen:
             about = request.about(
@@ -186,15 +179,15 @@ def predict(
 
 @contextlib.contextmanager
 def begun(folder: RunFolder, which: str, request: Request, about: dict[str, Any]) -> Iterator[Job]:
-    """A file of predictions, locked for the block and ready to be continued.
+    """A file of predictions, locked for the block and ready to continue.
 
     Raises:
-        RunStateError: another command writes there, or older answers were made in another way.
+        RunStateError: another command is writing there, or older answers had other settings.
         EnvironmentFault: the folder can't be written.
     """
     predictions = Predictions(folder.predictions_of(request.data.name, which))
     with predictions.locked():
-        done = predictions.begin({"run": folder.id, **about}, anew=request.anew)
+        done = predictions.begin({"run": folder.id, **about}, restart=request.restart)
         yield Job(which, predictions, request, done)
 
 
@@ -231,7 +224,7 @@ def _generate(
 
 
 def observed(proof: dict[str, Any]) -> dict[str, Any]:
-    """What the answers were computed in, with the words of run.json."""
+    """What the answers were computed in, in the terms of run.json."""
     facts = Observed({0: proof}, {}).as_json()
     return {
         name: facts[name]
@@ -240,7 +233,7 @@ def observed(proof: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take(worker: Worker, coming: Iterator[Job], on_progress: Callable[[Progress], None]) -> None:
-    """Write what the child sends; its jobs come in their order."""
+    """Write the rows that the child sends, job by job."""
     job, progress = None, None
     for message in worker.messages():
         if message["kind"] == "job":
@@ -256,7 +249,7 @@ def _take(worker: Worker, coming: Iterator[Job], on_progress: Callable[[Progress
 def _digest(chosen: Chosen) -> str | None:
     if chosen.adapter is None:
         return None
-    with (chosen.adapter / ADAPTER).open("rb") as stream:
+    with files.open_regular(chosen.adapter / ADAPTER) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -268,14 +261,13 @@ def request_for(
     limit: int | None,
     batch_rows: int,
     max_new_tokens: int | None,
-    anew: bool,
+    restart: bool,
 ) -> Request:
-    """A request with what the run itself says where nothing was given: its evaluation data, its
-    cutoff_len.
+    """A request, completed from the run: its evaluation data, its cutoff_len.
 
     Raises:
-        UsageError: no dataset is known, or a number is no count.
-        InputError: that dataset isn't staged, or its rows were changed.
+        UsageError: no dataset is named anywhere, or a number is below 1.
+        InputError: the dataset isn't staged, or its rows were changed.
     """
     for name, value in (
         ("limit", limit),
@@ -296,12 +288,12 @@ def request_for(
         limit,
         batch_rows,
         max_new_tokens or cutoff_len,
-        anew,
+        restart,
     )
 
 
 def warnings(outcome: Outcome, cutoff_len: int) -> Iterator[str]:
-    """What a person should know about a file before believing it."""
+    """What a person should know about a file before trusting it."""
     if outcome.errors:
         yield (
             f"{outcome.errors} rows have no answer (see their `error`); the same command tries "
@@ -314,4 +306,4 @@ def warnings(outcome: Outcome, cutoff_len: int) -> Iterator[str]:
             f"{outcome.longer_than_cutoff} prompts are longer than the training's cutoff_len "
             f"{cutoff_len}"
         )
-        yield f"{longer}: it saw none so long. They were answered whole"
+        yield f"{longer}: it saw none that long. They were not cut"

@@ -4,21 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.errors import RunStateError, UsageError
+from iisft.evaluation.locate import BASE, FINAL
 from iisft.models.folder.safetensors import read_header
+from iisft.quoting import is_count
 from iisft.runs.record.checkpoints import Saved, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
 
-FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
-ADAPTER = "adapter_model.safetensors"
+BEST, ALL = "best", "all"
+ADAPTER = "adapter_model.safetensors"  # peft's SAFETENSORS_WEIGHTS_NAME
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """An adapter of a run.
 
-    `which` is "final", a checkpoint's step, or "base" (no adapter); `reason` is for people.
+    `which`: "final", a checkpoint's step, or "base" (no adapter). `reason` is for people.
     """
 
     which: str
@@ -28,10 +31,10 @@ class Chosen:
 
 
 def choose(folder: RunFolder, wanted: str | None) -> list[Chosen]:
-    """What `--checkpoint` means for this run: one adapter, or with `all` every one that differs.
+    """What `--checkpoint` means for this run: one adapter, or with `all` every different one.
 
     Raises:
-        UsageError: it is no step and no known word.
+        UsageError: it is neither a step nor a known word.
         RunStateError: the run has no such checkpoint, or it is torn.
     """
     if wanted == ALL:
@@ -42,16 +45,16 @@ def choose(folder: RunFolder, wanted: str | None) -> list[Chosen]:
 def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
     """The same for commands that take one adapter.
 
-    Left out: the final adapter of a finished run, the newest whole checkpoint of any other.
+    Without a word: the final adapter of a finished run, else the newest complete checkpoint.
     """
     if wanted == BASE:
         return Chosen(BASE, None, None)
     if wanted == BEST:
         return _best(folder)
     if wanted == ALL:
-        raise UsageError("checkpoint-all", "--checkpoint all is for predict alone")
+        raise UsageError("checkpoint-all", "--checkpoint all is only for predict")
     if wanted is not None and wanted != FINAL:
-        if not wanted.isdigit():
+        if not is_count(wanted):
             words = f"{FINAL}, {BEST}, {BASE} or {ALL}"
             raise UsageError("checkpoint-word", f"--checkpoint is a step, {words}, not {wanted!r}")
         return _numbered(folder, int(wanted))
@@ -96,7 +99,7 @@ def _numbered(folder: RunFolder, step: int) -> Chosen:
             f"{folder.id} has no checkpoint-{step}; kept: {kept}",
             where=str(folder.output),
         )
-    _require_whole(saved[-1].folder / ADAPTER, folder)  # the optimizer's state is no matter here
+    _require_whole(saved[-1].folder / ADAPTER, folder)  # the optimizer's state doesn't matter here
     return _checkpoint(saved[-1])
 
 
@@ -125,9 +128,7 @@ def _best(folder: RunFolder) -> Chosen:
 
 
 def _all(folder: RunFolder) -> list[Chosen]:
-    """Every complete checkpoint in the order of steps, then the final adapter unless it is the last
-    one's.
-    """
+    """Every complete checkpoint in order, then the final adapter unless it equals the last."""
     status = status_of(folder)
     found = [_checkpoint(saved) for saved in _whole(folder, status)]
     if status.state == "finished":
@@ -142,7 +143,7 @@ def _all(folder: RunFolder) -> list[Chosen]:
 
 
 def eval_losses(folder: RunFolder) -> dict[int, float]:
-    """Step -> evaluation loss, the last one where a step was evaluated again."""
+    """Step -> evaluation loss, the latest where a step was evaluated again."""
     found: dict[int, float] = {}
     for event in folder.read_events():
         loss: Any = event.get("eval_loss")
@@ -172,4 +173,4 @@ def _require_whole(adapter: Path, folder: RunFolder) -> None:
 
 
 def _same_file(one: Path, folder: Path | None) -> bool:
-    return folder is not None and one.read_bytes() == (folder / ADAPTER).read_bytes()
+    return folder is not None and files.sha256_of(one) == files.sha256_of(folder / ADAPTER)

@@ -1,4 +1,4 @@
-"""A conversation with a run's model, and its API: one child that keeps the model loaded."""
+"""A conversation with a run's model, or its API: one child that keeps the model loaded."""
 
 import contextlib
 import ipaddress
@@ -15,12 +15,11 @@ from iisft.inference.worker import Worker, require_proof, started
 from iisft.llamafactory import loading
 
 KEY_VARIABLE = "IISFT_API_KEY"
-FIRST_PORT = 8000
 
 
 @dataclass
 class Conversation:
-    """Turns so far, and the model that answers them."""
+    """The turns so far, and the model that answers."""
 
     worker: Worker
     system: str | None
@@ -28,11 +27,10 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str) -> Generator[str]:
-        """The answer as it comes; closed before its end it is taken back. A question without an
-        answer is forgotten.
+        """The answer as it comes; closing the generator stops it. Failed questions are forgotten.
 
         Raises:
-            RunFailed: the model could not answer; the conversation can go on.
+            RunFailed: the model could not answer; the conversation can continue.
         """
         asked = [*self.turns, {"role": "user", "content": text}]
         self.worker.send(messages=asked, system=self.system, temperature=self.temperature)
@@ -43,10 +41,10 @@ class Conversation:
                 yield message["text"]
             ended = True
         finally:
-            if not ended:  # interrupted, here or where the text went to
+            if not ended:  # interrupted, here or where the text is shown
                 self._take_back()
         if message["kind"] == "failed":
-            raise RunFailed("no-answer", message["message"], fix="/clear begins anew")
+            raise RunFailed("no-answer", message["message"], fix="/clear starts over")
         self.turns = [*asked, {"role": "assistant", "content": answer}]
 
     def _take_back(self) -> None:
@@ -64,7 +62,7 @@ def conversation(
 
     Raises:
         RunFailed: it does not compute as in training, or the child died.
-        EnvironmentFault: no memory, or the run folder can't be written.
+        EnvironmentFault: too little memory, or the run folder can't be written.
     """
     with source.opened() as (view, env):
         spec = source.loading(view, chosen, max_new_tokens=max_new_tokens)
@@ -76,7 +74,7 @@ def conversation(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an API listens. `key` is None where only this machine can ask."""
+    """Where an API listens. `key`: None where only this machine can reach it."""
 
     host: str
     socket: socket.socket
@@ -94,17 +92,17 @@ class Address:
 
 @contextlib.contextmanager
 def bound(host: str, port: int) -> Iterator[Address]:
-    """Take the address before a model is loaded for it; a key is made when others than this machine
-    can reach it.
+    """Bind the address before a model is loaded. A key is made if other machines can reach it.
 
     Raises:
         UsageError: no such port.
-        EnvironmentFault: the port is taken, or the host is no address of this machine.
+        EnvironmentFault: the port is taken, or the host is not an address of this machine.
     """
     if not 0 <= port < 2**16:
         raise UsageError("port", f"--port must be from 0 to 65535, not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # without it a restart waits until the old connections have left TIME_WAIT
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -126,7 +124,7 @@ def served(
 
     Raises:
         RunFailed: the model does not compute as in training, or the child died.
-        EnvironmentFault: no memory, or the run folder can't be written.
+        EnvironmentFault: too little memory, or the run folder can't be written.
     """
     descriptor = address.socket.fileno()
     with source.opened() as (view, env):
@@ -144,7 +142,9 @@ def served(
             yield worker
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    """Whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -154,11 +154,11 @@ def _is_loopback(host: str) -> bool:
 def _key(host: str) -> str | None:
     """A person's own key always counts; where other machines can ask, one is made."""
     own = os.environ.get(KEY_VARIABLE)
-    return own or (None if _is_loopback(host) else secrets.token_urlsafe(32))
+    return own or (None if is_loopback(host) else secrets.token_urlsafe(32))
 
 
 def _names(host: str) -> list[str] | None:
     """What a request for this machine alone may call it: a page of the web can let any name point
     here.
     """
-    return ["localhost", "127.0.0.1", "::1", host] if _is_loopback(host) else None
+    return ["localhost", "127.0.0.1", "::1", host] if is_loopback(host) else None

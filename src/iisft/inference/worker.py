@@ -1,6 +1,4 @@
-"""A child that has a run's model loaded: started, proven to compute as the run did, and talked to
-in JSON lines.
-"""
+"""A child process with a run's model: started, proven to compute as the run did, and asked."""
 
 import contextlib
 import json
@@ -19,11 +17,11 @@ from iisft.process.piped import Piped
 from iisft.runs.record.proof import precision_differences
 
 _SCRIPTS = Path(__file__).parents[1] / "child"
-_GRACE_S = 5.0
+_GRACE_S = 5.0  # to leave by itself at the end of its standard input
 
 
 class Worker:
-    """The child's messages, and the way to answer."""
+    """The child's messages, and the way to answer them."""
 
     def __init__(self, child: Piped, log: Path, log_offset: int) -> None:
         self._child = child
@@ -33,10 +31,10 @@ class Worker:
         self._child.send(json.dumps(message))
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """What the child says, up to and without its `end`.
+        """The child's messages up to its `end`.
 
         Raises:
-            IisftError: it ended without that; the type goes by the cause that its log names.
+            IisftError: it ended without one; the type follows the cause found in its log.
         """
         for line in self._child.lines():
             message: dict[str, Any] = json.loads(line)
@@ -49,7 +47,7 @@ class Worker:
         """The next message.
 
         Raises:
-            IisftError: it ended instead.
+            IisftError: the child ended instead.
         """
         for message in self.messages():
             return message
@@ -64,7 +62,7 @@ class Worker:
         if known is None:
             return RunFailed(
                 "child-died",
-                f"{said or 'the process that had the model died'} ({how})",
+                f"{said or 'the process with the model died'} ({how})",
                 where=where,
                 fix=fix,
             )
@@ -83,7 +81,7 @@ def started(
     env: dict[str, str],
     inherits: Sequence[int] = (),
 ) -> Iterator[Worker]:
-    """Run a script of child/ for the block, and give it its specification; afterwards it is gone.
+    """Run a script of child/ with its specification for the block; afterwards it is gone.
 
     Raises:
         EnvironmentFault: the run folder can't be written, or the interpreter can't be started.
@@ -104,11 +102,10 @@ def started(
 
 
 def require_proof(source: Source, worker: Worker) -> dict[str, Any]:
-    """The child's first message: what its model computes in. It goes on only when that is what the
-    run had.
+    """Check the child's report of what its model computes in, then let it go on.
 
     Raises:
-        RunFailed: it computes in something else.
+        RunFailed: it computes otherwise.
     """
     proof: dict[str, Any] = worker.receive()["proof"]
     if found := list(precision_differences(source.expected, proof)):

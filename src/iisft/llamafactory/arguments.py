@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from iisft.errors import Finding
+from iisft.errors import ExitCode, Finding
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets.schema import Preset, Sharding
 from iisft.secrets import holds_secret, is_secret
@@ -157,6 +157,20 @@ _FIXED = (
     "enable_jit_checkpoint",
     "save_only_model",
 )
+
+
+def reference_findings(train_yaml: Mapping[str, Any]) -> list[Finding]:
+    """OmegaConf, through which LLaMA-Factory reads train.yaml, takes ${...} for a reference, and
+    ends at one that is not closed.
+    """
+    names = [name for name, value in train_yaml.items() if "${" in str(value)]
+    in_path = any("${" in str(train_yaml.get(name, "")) for name in ("output_dir", "dataset_dir"))
+    if not names:
+        return []
+    text = f"{', '.join(names)}: LLaMA-Factory takes ${{ for the begin of a reference"
+    fix = "a workspace (IISFT_HOME) without ${ in its path" if in_path else "leave ${ out"
+    kind = ExitCode.ENVIRONMENT if in_path else ExitCode.INPUT
+    return [Finding("train-yaml-reference", text, "train.yaml", fix, exit_code=kind)]
 
 
 def compile_arguments(

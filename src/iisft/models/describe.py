@@ -1,6 +1,4 @@
-"""What `model show` and `models` tell: a folder by its JSON files, safetensors headers and manifest
-alone.
-"""
+"""A model folder as `models` and `model show` describe it, from small files and headers alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,7 +32,7 @@ _PRECISIONS = {
 class Description:
     """One folder.
 
-    Numbers are 0 and texts empty where the folder does not say or can't be read; findings say why.
+    Numbers are 0 and texts empty where the folder doesn't say or can't be read; findings say why.
     """
 
     folder: Path
@@ -99,7 +97,7 @@ class Description:
 
 
 def describe(folder: Path) -> Description:
-    """Read what a folder is. What is wrong with it becomes findings.
+    """Describe a folder; what is wrong with it becomes findings.
 
     Raises:
         InputError: there is no such folder.
@@ -148,7 +146,7 @@ def describe(folder: Path) -> Description:
 
 
 def model_folders(root: Path) -> Iterator[Path]:
-    """The model folders below `root`, by name: OWNER/NAME, or a folder that is one itself."""
+    """The model folders below `root`, sorted: OWNER/NAME, or NAME."""
     for owner in sorted(path for path in root.glob("*") if path.is_dir()):
         if _is_model(owner):
             yield owner
@@ -187,9 +185,7 @@ def _tied(config: dict[str, Any], checkpoint: Checkpoint | None) -> bool | None:
 
 
 def _precisions(checkpoint: Checkpoint) -> dict[str, str]:
-    """For each precision that a preset can ask for: what the weights would be, or why it can't be
-    held.
-    """
+    """What the weights would be for each precision of a preset, or why it can't be held."""
     found = {}
     for name, (precision, weights) in _PRECISIONS.items():
         try:

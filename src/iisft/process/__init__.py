@@ -223,9 +223,7 @@ def sleep_until_end(pid: int, timeout_s: float) -> None:
 
 
 def processes_of_run(marker: str) -> list[int]:
-    """Every live process whose RUN_MARKER is `marker`, orphans included, in the order of their
-    pids.
-    """
+    """Every live process whose RUN_MARKER is `marker`, orphans included, sorted by pid."""
     wanted = os.fsencode(f"{RUN_MARKER}={marker}")
     found = []
     for entry in Path("/proc").iterdir():
@@ -235,9 +233,7 @@ def processes_of_run(marker: str) -> list[int]:
 
 
 def rank_processes(marker: str) -> list[int]:
-    """The processes that train: torchrun's workers (they carry LOCAL_RANK), else the trainer
-    itself.
-    """
+    """The processes that train: torchrun's workers (with LOCAL_RANK), else the trainer itself."""
     pids = processes_of_run(marker)
     ranks = {pid for pid in pids if _has_variable(pid, b"LOCAL_RANK")}
     if not ranks:

@@ -10,8 +10,7 @@ from iisft.process import signal_group, sleep_until_end
 
 
 class Piped:
-    """A started process that is talked to in lines. It leads its own session; its stderr is
-    appended to a file.
+    """A child that is talked to in lines, in its own session; its stderr goes to a file.
 
     Its standard input ends when this process does, however that ends: by that it knows that nobody
     listens any more.
@@ -70,9 +69,7 @@ class Piped:
         return self._process.wait()
 
     def end(self, grace_s: float = 5.0) -> int:
-        """Close its standard input, wait, and kill its whole session when it does not end by
-        itself.
-        """
+        """Close its standard input, wait, and kill its session if it doesn't end by itself."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()

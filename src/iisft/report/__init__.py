@@ -1,3 +1,1 @@
-"""The report: one self-contained HTML file of a run, its curves, its evaluation and its
-predictions.
-"""
+"""One self-contained HTML file of a run: its curves, its evaluation, its predictions."""

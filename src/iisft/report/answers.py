@@ -1,6 +1,4 @@
-"""Predictions as the page shows them: each row once, and what every checkpoint or run answers to
-it.
-"""
+"""Predictions as the page shows them: each row once, with every answer to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +22,7 @@ _CUT = " ... [+{} characters]"
 
 @dataclass
 class Judged:
-    """One dataset's predictions, evaluated: what was found for each source that could be read."""
+    """One dataset's predictions, with an evaluation of each source that could be read."""
 
     data: str
     options: Options
@@ -33,11 +31,10 @@ class Judged:
 
 
 def judged(sources: Sequence[Source], options: Options) -> Judged:
-    """Evaluate predictions of one dataset. A file that can't be read becomes a finding: the report
-    goes on without it.
+    """Evaluate predictions of one dataset; a file that can't be read becomes a finding.
 
     Args:
-        sources: checkpoints of one run, or one of each of several runs.
+        sources: checkpoints of one run, or one from each of several runs.
         options: how to judge.
     """
     found = Judged(sources[0].data or sources[0].path.name, options)
@@ -56,16 +53,15 @@ def judged(sources: Sequence[Source], options: Options) -> Judged:
 
 
 def answers_of(found: Judged, most_rows: int) -> dict[str, Any]:
-    """The rows with what each source answers to them.
+    """The rows with each source's answers.
 
     Args:
         found: what was evaluated.
-        most_rows: of more rows so many are shown, the same for every source; the figures are of
-        all.
+        most_rows: at most so many rows are shown, the same for every source; figures cover all.
 
     Returns:
         `data`; `rows` {row, prompt, reference, label}, each once; `sets`, one per source, whose
-        `answers` are {place of the row: [prediction, words that it is filtered by, class]}.
+        `answers` are {place of the row: [prediction, words to filter by, class]}.
     """
     rows: list[dict[str, Any]] = []
     index: dict[int, int] = {}
@@ -98,7 +94,7 @@ def _set(source: Source, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _sample(rows: int, most: int) -> set[int] | None:
-    """Places in the file (from 0) to show, spread evenly; None = all of them."""
+    """Places in the file (from 0) to show, evenly spread; None = all."""
     return None if rows <= most else {number * rows // most for number in range(most)}
 
 
@@ -110,10 +106,9 @@ def _collect(
     index: dict[int, int],
     chosen: set[int] | None,
 ) -> dict[int, list[Any]]:
-    """Place among `rows` -> [prediction, words that it is filtered by, class of the answer].
+    """Place among `rows` -> [prediction, words to filter by, class of the answer].
 
-    Rows that are new are added to `rows`; a row of the same number with another reference is
-    another row.
+    New rows are added to `rows`. A row with a known number and another reference is left out.
     """
     answers: dict[int, list[Any]] = {}
     for number, row in enumerate(file):
@@ -134,7 +129,7 @@ def _collect(
             if label is not None:
                 rows[-1]["label"] = shown(label)
         elif rows[place]["reference"] != _cut(row.reference):
-            continue
+            continue  # another dataset's row of the same number
         answers[place] = _answer(row, reference, task, options)
     return answers
 
@@ -150,8 +145,9 @@ def _answer(row: Row, reference: Any, task: Task, options: Options) -> list[Any]
 
 
 def _words(row: Row, reference: Any, outcome: Outcome, label: str | None, task: Task) -> list[str]:
-    """What the page filters by: error, right or wrong (neither without a reference), and what else
-    is the matter.
+    """The words that the page filters by: error, right or wrong, and other faults.
+
+    Without a reference an answer is neither right nor wrong.
     """
     if outcome.error:
         return ["error"]

@@ -1,6 +1,4 @@
-"""From runs to the report's document: one run with all its checkpoints, or several runs side by
-side.
-"""
+"""Builds the report: one run with all its checkpoints, or several runs side by side."""
 
 import time
 from collections.abc import Sequence
@@ -11,22 +9,26 @@ from typing import Any
 from iisft import __version__, files
 from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
 from iisft.evaluation import locate
+from iisft.evaluation.compare import compare
 from iisft.evaluation.evaluate import Options
+from iisft.evaluation.explain import verdict_with_tone
 from iisft.evaluation.locate import Source
-from iisft.report.answers import MOST_ROWS, answers_of, judged
+from iisft.evaluation.texts import LANGUAGES
+from iisft.report.answers import MOST_ROWS, Judged, answers_of, judged
 from iisft.report.page import render
 from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
+_SAME_START = 100  # bytes, before anything that differs from report to report
 _MOST_BYTES = 9_500_000
 _FEWEST_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Report:
-    """A written report: where it lies, how large it is, and what was seen on the way."""
+    """A report that was written, and what was found on the way."""
 
     path: Path
     size: int
@@ -45,15 +47,15 @@ def write(
     """Make the report of one run, or of several side by side.
 
     Args:
-        names: what the person typed for each folder, RUN or RUN@CHECKPOINT.
+        names: as typed for each folder, RUN or RUN@CHECKPOINT.
         folders: the runs.
         options: how predictions are judged.
-        data: only predictions of this dataset; without it every dataset of one run, and for several
-            runs the one that was predicted last.
+        data: only predictions of this dataset; without it every dataset of a single run, and
+            of several runs the one predicted last.
         to: the file.
 
     Raises:
-        RunStateError: a run's predictions of that dataset are asked for and not there.
+        RunStateError: a run has no predictions of the named dataset.
         EnvironmentFault: the file can't be written.
     """
     findings: list[Finding] = []
@@ -73,21 +75,42 @@ def write(
             for each in found
         ],
     }
-    most_rows = MOST_ROWS
-    while True:
-        shown = [answers_of(each, most_rows) for each in found]
-        page = render(document | {"answers": shown})
-        if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
-            break
-        most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))  # very long prompts
+    page, rows_shown = _page(document, found)
     try:
-        files.write_bytes_atomically(to, page)
+        files.write_named(to, page, replace=_is_report(to, page))
+    except FileExistsError as error:
+        raise RunStateError(
+            "file-exists",
+            "the file exists and is not a report of iisft",
+            where=str(to),
+            fix="-o FILE with another name",
+        ) from error
     except OSError as error:
         message = f"the report can't be written: {error.strerror}"
         raise EnvironmentFault(
             "output-unwritable", message, where=str(to), fix="-o FILE in a writable folder"
         ) from error
-    return Report(to, len(page), sum(len(each["rows"]) for each in shown), _once(findings))
+    return Report(to, len(page), rows_shown, list(dict.fromkeys(findings)))
+
+
+def _page(document: dict[str, Any], found: Sequence[Judged]) -> tuple[bytes, int]:
+    """The page and how many rows it shows: fewer where very long prompts would make it too big."""
+    most_rows = MOST_ROWS
+    while True:
+        shown = [answers_of(each, most_rows) for each in found]
+        page = render(document | {"answers": shown})
+        if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
+            return page, sum(len(each["rows"]) for each in shown)
+        most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))
+
+
+def _is_report(file: Path, page: bytes) -> bool:
+    """A report is made again and again; anything else of that name is not replaced."""
+    try:
+        with files.open_regular(file) as stream:
+            return stream.read(_SAME_START) == page[:_SAME_START]
+    except OSError:
+        return False
 
 
 def _groups(
@@ -97,11 +120,11 @@ def _groups(
     data: str | None,
     findings: list[Finding],
 ) -> list[list[Source]]:
-    """Predictions that belong side by side: those of one dataset."""
+    """Predictions to show side by side: those of one dataset."""
     if len(folders) == 1:
         known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
         if data is not None or locate.split(workspace, names[0])[1] is not None:
-            # says what there is, if there is not what was named
+            # its error says what there is, if the named ones are missing
             known = locate.find(workspace, names[0], data)
         by_data: dict[str, list[Source]] = {}
         for source in known:
@@ -125,7 +148,7 @@ def _groups(
             Finding(
                 "other-datasets",
                 message,
-                fix="name one that both have: --data NAME",
+                fix="name one that all of them predicted: --data NAME",
                 severity="warn",
             )
         )
@@ -136,10 +159,6 @@ def _groups(
 def _comparison(
     group: Sequence[Source], options: Options, findings: list[Finding]
 ) -> dict[str, Any] | None:
-    from iisft.evaluation.compare import compare
-    from iisft.evaluation.explain import verdict_with_tone
-    from iisft.evaluation.texts import LANGUAGES
-
     if len(group) < 2:
         return None
     try:
@@ -156,7 +175,3 @@ def _comparison(
         "pairs": [pair.as_json() for pair in found.pairs],
         "sentences": {language: verdict_with_tone(found, language) for language in LANGUAGES},
     }
-
-
-def _once(findings: Sequence[Finding]) -> list[Finding]:
-    return list(dict.fromkeys(findings))

@@ -1,9 +1,8 @@
-"""The HTML file: the data compressed into it, the scripts and styles inlined, and a policy that
-lets nothing else run.
+"""The HTML file: data compressed into it, scripts and styles inlined, everything else forbidden.
 
-What comes from a run or a data set is never HTML and never script: it lies in the file as base64 of
-gzip, the page's own script reads it as JSON and puts it into the document as text. The
-Content-Security-Policy allows that one script, by its digest, and no request at all.
+Nothing from a run or a dataset is ever HTML or script: it is in the file as gzip in base64, and the
+page's own script reads it as JSON and inserts it as text. The Content-Security-Policy allows that
+one script, by its digest, and no request at all.
 """
 
 import base64
@@ -36,10 +35,11 @@ def render(document: Mapping[str, Any]) -> bytes:
     """The whole file.
 
     Args:
-        document: what the page shows, JSON values.
+        document: what the page shows, as JSON values.
     """
     script = "\n".join(map(_asset, _SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # mtime=0: gzip would write the present time into the file
     data = base64.b64encode(gzip.compress(_data(document), _COMPRESSION, mtime=0))
     parts = {
         "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
@@ -52,6 +52,7 @@ def render(document: Mapping[str, Any]) -> bytes:
     }
     page = _asset("page.html")
     for name, text in parts.items():
+        # not str.replace: a text that was inserted may itself contain a placeholder
         before, _, after = page.partition(f"@@{name}@@")
         page = before + text + after
     return page.encode()

@@ -1,6 +1,4 @@
-"""What ran: the preset with reasons, what was asked and observed, hardware, versions, model and
-data.
-"""
+"""What ran: preset with reasons, expected and observed values, hardware, versions, model, data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +11,7 @@ from iisft.workspace import Workspace
 
 
 def facts_of(folder: RunFolder, workspace: Workspace) -> dict[str, Any]:
-    """Everything of the run's record that a reader asks for.
-
-    A broken record leaves gaps, no error.
-    """
+    """Everything in the run's record that a reader asks for; a broken record leaves gaps."""
     status = status_of(folder)
     record = folder.read_record() or RunRecord.from_json({})
     model = record.model.as_json()
@@ -55,10 +50,7 @@ def _proof(expected: Mapping[str, Any], observed: Mapping[str, Any]) -> list[dic
 
 
 def _preset(record: RunRecord, workspace: Workspace) -> list[dict[str, Any]]:
-    """Every value of the run's preset.
-
-    The reason is the named preset's, where that still has the same value.
-    """
+    """Every value of the run's preset, with the named preset's reason where it still agrees."""
     reasons = _explanations(record.preset_name, workspace)
     values = []
     for key, value in _flat(record.preset):
@@ -91,7 +83,7 @@ def _explanations(name: str, workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys; a mapping that may hold any key (env, llamafactory) is one value."""
+    """Dotted keys and values; a mapping with free keys (env, llamafactory) is one value."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         here = f"{path}{key}"

@@ -1,6 +1,5 @@
-"""A run's curves and what happened along them, from its events."""
+"""A run's curves and the events to mark on them."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from iisft import files
 from iisft.evaluation.losses import finite
 from iisft.runs.record.folder import RunFolder
 
@@ -66,16 +66,14 @@ def series_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def _few(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many as a person can look at: the last 200 checkpoints, the first 500 of
-    everything else.
-    """
+    """As many marks as one can look at: the last 200 checkpoints, the first 500 of all others."""
     saved = [mark for mark in marks if mark["kind"] == "checkpoint"][-_MOST_CHECKPOINTS:]
     others = [mark for mark in marks if mark["kind"] != "checkpoint"][:_MOST_MARKS]
     return sorted(saved + others, key=lambda mark: float(mark["time"]))
 
 
 def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
-    """What a person wants to see at its place on the axis."""
+    """What a person wants to see marked on the axis."""
     place = {"step": last_step, "time": event["time"]}
     kind = event.get("kind")
     if kind == "checkpoint":
@@ -113,7 +111,7 @@ def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
 
 
 def _not_finite(event: dict[str, Any], marks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The first step whose loss or gradient is no number; a thousand of them say no more."""
+    """The first step whose loss or gradient is not finite; later ones add nothing."""
     bad = [
         f"{name} = {event[name]}"
         for name in ("loss", "grad_norm")
@@ -125,18 +123,18 @@ def _not_finite(event: dict[str, Any], marks: list[dict[str, Any]]) -> Iterator[
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole events; torn lines are passed over. orjson, for 50,000 steps are 15 MB."""
+    """Complete events; torn lines are skipped. Uses orjson: 50,000 steps are 15 MB."""
     try:
-        stream = path.open("rb")
+        stream = files.open_regular(path)
     except OSError:
         return
     with stream:
-        for line in stream:
+        for line in files.lines_of(stream):
             try:
                 event = orjson.loads(line)
             except ValueError:
                 try:
-                    event = json.loads(line)  # NaN and Infinity, as json.dumps writes them
+                    event = files.parse_json(line)  # NaN and Infinity, as json.dumps writes them
                 except ValueError:
                     continue
             if isinstance(event, dict):

@@ -1,24 +1,22 @@
-"""What a model folder holds, read from its JSON files and safetensors headers alone: no weight is
-loaded.
-"""
+"""What a model folder holds, read from JSON files and safetensors headers: no weight is loaded."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from iisft import files
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
-from iisft.models.folder.manifest import mend_command, quick_findings
+from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# Their content is never asked for an auto_map, and they are the only big JSON files of a model.
+# They never hold an auto_map, and they are the only big JSON files of a model.
 PURE_DATA_JSON = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", INDEX_FILE})
 
 # what the families of mixtures call the number of their experts
@@ -31,7 +29,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 class Checkpoint:
     """A complete model folder.
 
-    `dtypes` counts parameters, `code_files` is what its auto_maps execute.
+    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute.
     """
 
     folder: Path
@@ -74,10 +72,10 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
 
 
 def checkpoint_findings(folder: Path) -> list[Finding]:
-    """Everything that keeps a model folder from being loaded, all at once; empty for a sound one.
+    """Everything that keeps a model folder from being loaded; empty for a sound one.
 
-    Names, sizes, times and headers are read: a bit that flipped inside a tensor needs `iisft
-    download --verify`.
+    Only names, sizes, times and headers are read: a bit flipped inside a tensor is found by
+    `iisft download --verify`.
     """
     survey = _Survey(folder)
     if survey.config and not any(
@@ -96,14 +94,12 @@ def has_experts(config: Mapping[str, Any]) -> bool:
 
 
 def is_computed_buffer(name: str) -> bool:
-    """Whether a tensor is one that old Llama checkpoints stored although every loader computes it
-    anew.
-    """
+    """Whether old Llama checkpoints store this tensor although every loader computes it."""
     return name.endswith("rotary_emb.inv_freq")
 
 
 def auto_maps(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object below a JSON value that has a key auto_map."""
+    """Every object inside a JSON value that has an auto_map."""
     if isinstance(value, dict):
         if "auto_map" in value:
             yield value
@@ -115,17 +111,17 @@ def auto_maps(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def json_files(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Name and content of each readable JSON file that could hold an auto_map, by name."""
+    """Name and content of each readable JSON file that could hold an auto_map, sorted by name."""
     for path in sorted(folder.glob("*.json")):
         if path.name not in PURE_DATA_JSON and path.is_file():
             with contextlib.suppress(OSError, ValueError):
-                yield path.name, json.loads(path.read_bytes())
+                yield path.name, files.parse_json(files.read_bytes(path))
 
 
 def code_files(folder: Path) -> tuple[str, ...]:
     """The Python files that a folder's auto_maps name.
 
-    `owner/name--file.py` is one of another repository.
+    `owner/name--file.py` names a file of another repository.
     """
     found: set[str] = set()
     for _, content in json_files(folder):
@@ -146,9 +142,7 @@ def _references(auto_map: Any) -> Iterator[str]:
 
 
 class _Survey:
-    """One pass over a folder that keeps going after a fault, so that all faults are reported
-    together.
-    """
+    """One pass over a folder that goes on after a fault, so that all are reported together."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -164,7 +158,7 @@ class _Survey:
 
     def report(self, code: str, message: str, where: Path) -> None:
         self.findings.append(
-            Finding(code, message, where=str(where), fix=mend_command(self.folder))
+            Finding(code, message, where=str(where), fix=repair_command(self.folder))
         )
 
     def _read_config(self) -> None:
@@ -180,7 +174,7 @@ class _Survey:
             return
         architectures = config.get("architectures")
         first = architectures[0] if isinstance(architectures, list) and architectures else None
-        # the name becomes part of an auto_map, where `--` or a dot would lead to other code
+        # the name becomes part of an auto_map, where `--` or a dot would load other code
         if (
             not isinstance(first, str)
             or not first.isidentifier()
@@ -194,7 +188,9 @@ class _Survey:
 
     def _read_weights(self) -> None:
         index = self.folder / INDEX_FILE
-        if (self.folder / SINGLE_FILE).is_file():  # transformers prefers it to an index
+        if (
+            self.folder / SINGLE_FILE
+        ).is_file():  # preferred to an index (transformers, modeling_utils.py)
             self.weight_files = (SINGLE_FILE,)
             self._read_shard(SINGLE_FILE)
         elif index.is_file():
@@ -224,7 +220,7 @@ class _Survey:
                 if tensor not in self.tensors or self.tensors[tensor].file != name:
                     self.report(
                         "model-index-broken",
-                        f"{INDEX_FILE} puts {tensor} into {name}, where it is not",
+                        f"{INDEX_FILE} says {tensor} is in {name}, but it is not",
                         index,
                     )
                     return

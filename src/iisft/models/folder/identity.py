@@ -1,6 +1,4 @@
-"""Whether a model folder still holds the weights that a run was trained on, without reading
-15 GB.
-"""
+"""Whether a model folder still holds the weights that a run was trained on, in milliseconds."""
 
 import hashlib
 import os
@@ -8,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.files import sha256_of
 
 _SAMPLES = 16
@@ -15,12 +14,10 @@ _SAMPLE_BYTES = 4096
 
 
 def stamp(weights: Path) -> dict[str, Any]:
-    """Size, time, and a digest of samples of one file: enough to notice other weights of the same
-    shape.
+    """Size, time and a digest of samples of one file: enough to notice other weights.
 
-    The samples are the first and the last bytes and 15 places between: a fine-tuning changes every
-    weight. A digest of the whole file would take longer than everything else that is checked before
-    a run.
+    The samples are the first and last bytes and 15 places in between: fine-tuning changes every
+    weight. A digest of the whole file would take longer than all other checks before a run.
 
     Raises:
         OSError: it can't be read.
@@ -34,13 +31,13 @@ def stamp(weights: Path) -> dict[str, Any]:
 
 
 def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Iterator[str]:
-    """One sentence for each file at `folder` that is not what run.json's `model` says.
+    """One sentence for each file in `folder` that differs from run.json's `model`.
 
     Args:
         recorded: that object.
         folder: where the model is now.
-        copies: let a file with another time and the same samples pass, as a copy has them. Training
-            goes on only over the very files that it began with.
+        copies: accept a file with another time and the same samples, as a copy has. Training
+            continues only with the very files that it began with.
     """
     if sha256_of(folder / "config.json") != recorded["config_sha256"]:
         yield f"the model's config.json has changed ({folder})"
@@ -61,7 +58,7 @@ def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Itera
 
 def _sample_digest(path: Path, size: int) -> str:
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         for number in range(_SAMPLES + 1):
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // _SAMPLES, os.SEEK_SET)
             digest.update(stream.read(_SAMPLE_BYTES))

@@ -1,6 +1,4 @@
-"""What a plan must know of a model: from its folder, or, for the presets' models, from facts that
-come with iisft.
-"""
+"""What a plan must know about a model: from its folder, or from facts shipped with iisft."""
 
 import contextlib
 import json
@@ -20,7 +18,7 @@ _USUAL_DTYPE = "bfloat16"
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """config.json's content, the dtype that the weights are stored in, and where both come from."""
+    """config.json's content, the dtype of the stored weights, and where both come from."""
 
     config: dict[str, Any]
     stored_dtype: str
@@ -28,7 +26,7 @@ class ModelFacts:
 
 
 def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Finding]]:
-    """The facts of a model, and what is wrong with their source. No weight is needed, nor read."""
+    """The facts of a model, and what is wrong with their source. No weight is needed or read."""
     path = folder / "config.json"
     if not path.is_file():
         config = _known_configs().get(model_id)
@@ -59,8 +57,8 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
     notes = []
     if dtype is None:
         text = (
-            f"neither config.json nor weights say what the model is stored in: {_USUAL_DTYPE} "
-            "is assumed"
+            f"neither config.json nor the weights say what dtype the model is stored in: "
+            f"{_USUAL_DTYPE} is assumed"
         )
         notes.append(Finding("model-dtype-unknown", text, where=str(path), severity="warn"))
     return ModelFacts(found, dtype or _USUAL_DTYPE, str(path)), notes

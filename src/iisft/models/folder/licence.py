@@ -1,11 +1,10 @@
-"""The licence of a model folder, as its README says in its front matter.
-
-Both hubs keep it there.
-"""
+"""The licence of a model folder, from its README's front matter, where both hubs keep it."""
 
 from pathlib import Path
 
 import yaml
+
+from iisft import files
 
 _LONGEST = 64 * 1024
 _KEYS = ("license", "license_name", "license_link")
@@ -14,7 +13,7 @@ _KEYS = ("license", "license_name", "license_link")
 def licence_of(folder: Path) -> str:
     """`apache-2.0`, or a name with its link; empty when the README does not say."""
     try:
-        with (folder / "README.md").open("rb") as stream:
+        with files.open_regular(folder / "README.md") as stream:
             text = stream.read(_LONGEST).decode("utf-8", "replace")
         if not text.startswith("---"):
             return ""
@@ -23,7 +22,7 @@ def licence_of(folder: Path) -> str:
         return ""
     if not isinstance(front, dict):
         return ""
-    # only plain texts: printing a structure of aliases could take for ever
+    # only plain text: printing nested YAML aliases could take forever
     said = {key: value for key, value in front.items() if key in _KEYS and isinstance(value, str)}
     name = said.get("license", "")
     if name in ("", "other"):

@@ -1,7 +1,4 @@
-"""A model folder's manifest: from where each file came and which bytes it must have.
-
-Everyone who checks reads this.
-"""
+"""A model folder's manifest: where each file came from and which bytes it must have."""
 
 import os
 import shlex
@@ -16,12 +13,14 @@ from iisft.files import read_json_object, write_json_atomically
 OWN_FOLDER = ".iisft"  # inside a model folder: manifest, parts, lock
 _PAPERS = ("readme", "license", "licence", "notice", "use_policy")
 _NAME = "manifest.json"
-LOCAL = "local"  # the source of a folder that was adopted as it is
+LOCAL = "local"  # the source of a folder that was adopted as it was
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a repository's path stays in its folder, out of iisft's own and of git's, and prints
-    as one line.
+    """Whether a repository's path is safe to write.
+
+    It stays inside the model folder, touches neither iisft's own folder nor git's, and prints as
+    one line.
     """
     if not path or not path.isprintable() or "\\" in path or path.startswith("/"):
         return False
@@ -33,7 +32,7 @@ def is_safe_path(path: str) -> bool:
 
 
 def is_paper(path: str) -> bool:
-    """Whether a file is for people alone."""
+    """Whether a file is only for people to read."""
     return path.lower().startswith(_PAPERS)
 
 
@@ -75,7 +74,7 @@ class Manifest:
         write_json_atomically(place / _NAME, asdict(self))
 
     def as_json(self, folder: Path) -> dict[str, Any]:
-        """What `--json` prints of a folder."""
+        """What `--json` prints for a folder."""
         return {
             "dir": str(folder),
             "source": self.source,
@@ -90,7 +89,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None when there is none, or it is torn or not ours."""
+    """The manifest of a folder; None when it is missing, torn, or not one of ours."""
     content = read_json_object(folder / OWN_FOLDER / _NAME)
     if content is None:
         return None
@@ -112,9 +111,9 @@ def stamped(folder: Path, file: ManifestFile, sha256: str) -> ManifestFile:
 
 
 def quick_findings(folder: Path) -> list[Finding]:
-    """What speaks against a folder by its manifest, from names, sizes and times alone.
+    """How a folder differs from its manifest, judged by names, sizes and times alone.
 
-    Nothing without a manifest.
+    Empty for a folder without a manifest.
     """
     manifest = read(folder)
     if manifest is None:
@@ -125,7 +124,7 @@ def quick_findings(folder: Path) -> list[Finding]:
             f"the download of {manifest.repo} has not finished: {gb(there)} of "
             f"{gb(manifest.size)} are here"
         )
-        return [Finding("model-incomplete", text, where=str(folder), fix=mend_command(folder))]
+        return [Finding("model-incomplete", text, where=str(folder), fix=repair_command(folder))]
     found, touched = [], []
     for file in manifest.files:
         path = folder / file.path
@@ -137,12 +136,12 @@ def quick_findings(folder: Path) -> list[Finding]:
             if stat.st_size == file.size:
                 touched += [file.path] if stat.st_mtime_ns != file.mtime_ns else []
                 continue
-            text = f"{file.path} has {stat.st_size} bytes, downloaded were {file.size}"
+            text = f"{file.path} has {stat.st_size} bytes; {file.size} were downloaded"
         keep = (
             f"; if you changed it yourself: iisft download --adopt {shlex.quote(str(folder))} "
             "--source local"
         )
-        fix = mend_command(folder) + ("" if path.suffix == ".safetensors" else keep)
+        fix = repair_command(folder) + ("" if path.suffix == ".safetensors" else keep)
         severity: Severity = "warn" if is_paper(file.path) else "error"
         found.append(
             Finding("model-file-changed", text, where=str(path), fix=fix, severity=severity)
@@ -159,20 +158,21 @@ def quick_findings(folder: Path) -> list[Finding]:
     return found
 
 
-def mend_command(folder: Path, repo: str | None = None) -> str:
-    """The command that makes a folder whole: of the commit it holds, from the hub it came from."""
+def repo_by_place(folder: Path) -> str | None:
+    """`owner/name` of a folder that lies in a workspace's models/."""
+    absolute = folder.absolute()
+    if absolute.parent.parent.name != "models":
+        return None
+    return f"{absolute.parent.name}/{absolute.name}"
+
+
+def repair_command(folder: Path) -> str:
+    """The command that completes a folder: the commit that it holds, from the hub it came from."""
     manifest = read(folder)
     if manifest is None:
-        absolute = folder.absolute()
-        known = repo or (
-            f"{absolute.parent.name}/{absolute.name}"
-            if absolute.parent.parent.name == "models"
-            else None
-        )
-        return (
-            f"iisft download {shlex.quote(known or 'OWNER/NAME')} --to {shlex.quote(str(folder))}"
-        )
-    words = ["iisft", "download", shlex.quote(manifest.repo or repo or "OWNER/NAME")]
+        repo = shlex.quote(repo_by_place(folder) or "OWNER/NAME")
+        return f"iisft download {repo} --to {shlex.quote(str(folder))}"
+    words = ["iisft", "download", shlex.quote(manifest.repo or "OWNER/NAME")]
     if manifest.source != LOCAL:
         words += ["--source", manifest.source]
         if manifest.source == "huggingface" and manifest.commit:

@@ -1,14 +1,15 @@
 """A safetensors header: names, dtypes and shapes, checked against the size of the file."""
 
-import json
 import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+from iisft import files
 
-# name in the header -> (torch's name, bits), from the safetensors format
+_LONGEST_HEADER = 100_000_000  # MAX_HEADER_SIZE of the safetensors library
+
+# name in the header -> (torch's name, bits), as the safetensors format defines them
 DTYPES: dict[str, tuple[str, int]] = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
@@ -47,19 +48,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: the file can't be read.
-        ValueError: the header or the file's length is not what the safetensors format asks for.
+        ValueError: the header or the file's length breaks the safetensors format.
     """
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:
             raise ValueError("it ends before its header")
         (length,) = struct.unpack("<Q", prefix)
-        if length > min(LONGEST_HEADER, size - 8):
+        if length > min(_LONGEST_HEADER, size - 8):
             raise ValueError(f"its header claims {length} bytes of a file of {size}")
-        header = json.loads(stream.read(length))
+        header = files.parse_json(stream.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return _tensors(header, size - 8 - length, path.name)
 
 
@@ -85,15 +86,17 @@ def _tensor(name: str, entry: Any, file: str) -> tuple[Tensor, tuple[int, int]]:
     try:
         dtype, bits = DTYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"its header describes tensor {name} in a way that no loader knows"
+            f"its header describes tensor {name} in a way that no loader understands"
         ) from None
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError(f"its header gives tensor {name} a shape or place that is no whole number")
+        raise ValueError(
+            f"its header gives tensor {name} a shape or offset that is not a whole number"
+        )
     if (end - begin) * 8 != math.prod(shape) * bits:
         raise ValueError(
-            f"its header gives tensor {name} {end - begin} bytes, which is not its shape "
+            f"its header gives tensor {name} {end - begin} bytes, which does not match its shape "
             f"{list(shape)}"
         )
     return Tensor(dtype, shape, file), (begin, end)

@@ -1,7 +1,4 @@
-"""`--transfer hub`: the hub's own client fetches (xet) in a child that Ctrl-C can end.
-
-What it brings is verified.
-"""
+"""`--transfer hub`: the hub's own client (xet) fetches in a child process, iisft verifies."""
 
 import json
 import os
@@ -25,10 +22,10 @@ _CHILD = Path(__file__).parents[2] / "child" / "fetch_by_hub.py"
 def fetch(
     found: Listing, missing: Sequence[RemoteFile], folder: Path, show: Show
 ) -> dict[str, str]:
-    """Let the client download into a folder of its own, then move what is proven; path -> sha256.
+    """Let the client download into its own folder, then move what is right; path -> sha256.
 
     Raises:
-        TransferError: the client failed, or a file has not the bytes that the listing promises.
+        TransferError: the client failed, or a file differs from what the listing promises.
     """
     staging = folder / OWN_FOLDER / "hub"
     asked = {
@@ -44,7 +41,7 @@ def fetch(
     if code:
         raise TransferError(
             "hub-client",
-            f"the client of {NAMES[found.source]} ended with {code}; its own words are above",
+            f"the client of {NAMES[found.source]} ended with {code}; its own messages are above",
             where=found.endpoint,
             fix="leave --transfer out: iisft's own transfer resumes and says what is wrong",
         )
@@ -56,12 +53,12 @@ def fetch(
             digest = digests[source]
             if not isinstance(digest, str) or not verify.is_right(source, file, digest):
                 source.unlink(missing_ok=True)
-                # it would take the file for a good one
+                # by its own records the client would take the file for a good one
                 shutil.rmtree(staging / ".cache", ignore_errors=True)
                 raise TransferError(
                     "wrong-digest",
-                    f"{file.path}: the hub's client brought other bytes than the listing "
-                    "promises, and did not say so",
+                    f"{file.path}: the hub's client delivered other bytes than the listing "
+                    "promises, without an error",
                     where=str(target),
                     fix="run the command again without --transfer hub; nothing was replaced",
                 )

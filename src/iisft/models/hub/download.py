@@ -1,5 +1,6 @@
-"""`iisft download`: a whole model folder from whichever hub answers, every byte proven before it
-gets its name.
+"""`iisft download`: a complete model folder from whichever hub answers.
+
+No file gets its final name before every byte of it is verified.
 """
 
 import contextlib
@@ -15,22 +16,23 @@ from iisft.models.folder.checkpoint import checkpoint_findings, code_files
 from iisft.models.folder.licence import licence_of
 from iisft.models.folder.manifest import OWN_FOLDER, Manifest, ManifestFile, gb, stamped
 from iisft.models.hub import by_hub, listing, verify
+from iisft.models.hub.hubs import Hubs, transfer_finding
 from iisft.models.hub.listing import Listing, RemoteFile
-from iisft.models.hub.metadata import HUGGINGFACE, MODELSCOPE, NAMES, Hubs, transfer_finding
+from iisft.models.hub.metadata import HUGGINGFACE, MODELSCOPE, NAMES
 from iisft.models.hub.parallel import Show, Tally, each
 from iisft.models.hub.part import part_of
 from iisft.models.hub.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch, write_error
 
 WORKERS = 4
-PATIENCE_WITH_ANOTHER_HUB = 3  # attempts that bring nothing, before the other hub is asked
-_SPARE_BYTES = 64_000_000  # for the manifest, and whatever else writes meanwhile
+PATIENCE_WITH_ANOTHER_HUB = 3  # failed attempts before the other hub is asked
+_SPARE_BYTES = 64_000_000  # for the manifest, and whatever else writes in the meantime
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the command line asked for.
 
-    `sources` in the order of preference; several are asked at once.
+    `sources` are in order of preference; several are asked at the same time.
     """
 
     repo: str
@@ -45,10 +47,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """A complete folder.
-
-    `fetched` counts the bytes of the files that had to come over the network.
-    """
+    """A complete folder. `fetched`: bytes of the files that came over the network."""
 
     folder: Path
     manifest: Manifest
@@ -57,11 +56,11 @@ class Downloaded:
 
 
 def download(request: Request, show: Show) -> Downloaded:
-    """Make a folder hold exactly what a hub's listing says, fetching only what is missing or wrong.
+    """Make a folder match a hub's listing, fetching only what is missing or wrong.
 
     Raises:
-        TransferError, CheckFailed: it can't be finished; what came so far is kept and the next call
-        goes on.
+        TransferError, CheckFailed: it can't be finished; what has arrived is kept, and the next
+            call continues from there.
     """
     known = manifests.read(request.folder)
     preferred = known.source if known is not None and known.repo == request.repo else ""
@@ -87,7 +86,7 @@ def download(request: Request, show: Show) -> Downloaded:
                 raise
             hubs.failed(error)
             text = (
-                f"{NAMES[found.source]} could not finish it ({error.message}); going on with "
+                f"{NAMES[found.source]} could not finish ({error.message}); continuing with "
                 "the other hub"
             )
             notes.append(Finding("other-hub", text, severity="warn", exit_code=ExitCode.TRANSFER))
@@ -107,7 +106,7 @@ def _complete(
     missing = [file for file in wanted if file.path not in entries]
     if missing:
         with _writing(folder):
-            _require_room(folder, missing)
+            _require_space(folder, missing)
             planned = [
                 entries.get(file.path, ManifestFile(file.path, file.size, file.sha256))
                 for file in wanted
@@ -138,7 +137,7 @@ def _complete(
 def _fetch(
     request: Request, found: Listing, missing: Sequence[RemoteFile], hubs: Hubs, show: Show
 ) -> dict[str, str]:
-    """Bring the missing files to their places; path -> sha256."""
+    """Put the missing files in place; path -> sha256."""
     if request.by_hub:
         return by_hub.fetch(found, missing, request.folder, show)
     tally = Tally("downloading", sum(file.size for file in missing), len(missing))
@@ -149,6 +148,7 @@ def _fetch(
             found.headers,
             lambda: PATIENCE_WITH_ANOTHER_HUB if hubs.more else len(PAUSES_S),
         )
+        # small files first: a broken config.json shows before 15 GB have come
         for file in sorted(missing, key=lambda file: (file.size > _SPARE_BYTES, -file.size))
     ]
     outcome = each(
@@ -177,7 +177,7 @@ def raise_together(errors: Sequence[TransferError]) -> None:
 def _already_right(
     folder: Path, wanted: Sequence[RemoteFile], show: Show
 ) -> dict[str, ManifestFile]:
-    """Files whose every byte, read now, is what the listing promises; time stamps prove nothing."""
+    """Files that match the listing byte for byte; time stamps prove nothing."""
     here = [file for file in wanted if (folder / file.path).is_file()]
     candidates = [file for file in here if (folder / file.path).stat().st_size == file.size]
     digests = (
@@ -191,8 +191,8 @@ def _already_right(
     return right
 
 
-def _require_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
-    """Raises TransferError before the first byte when the sum does not fit."""
+def _require_space(folder: Path, missing: Sequence[RemoteFile]) -> None:
+    """Raises TransferError before the first byte when the files don't fit on the disk."""
     needed = 0
     for file in missing:
         part = part_of(file, folder)
@@ -201,16 +201,14 @@ def _require_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
     if needed + _SPARE_BYTES > free:
         raise TransferError(
             "disk-full",
-            f"{gb(needed)} are to come, {gb(free)} are free",
+            f"{gb(needed)} are still to be fetched, {gb(free)} are free",
             where=str(folder),
-            fix="make room, or take another disk with --to; nothing was fetched",
+            fix="free some space, or use another disk with --to; nothing was fetched",
         )
 
 
 def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
-    """A file that will be replaced and is no weight may be the person's own work: it is
-    kept aside.
-    """
+    """Set aside files that will be replaced and are not weights: they may be the person's own."""
     for file in missing:
         path = folder / file.path
         if (
@@ -226,7 +224,7 @@ def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
 
 
 def _others(earlier: Manifest | None, wanted: Sequence[RemoteFile]) -> list[ManifestFile]:
-    """What an earlier download brought and this one does not ask for."""
+    """What an earlier download fetched and this one does not ask for."""
     asked = {file.path for file in wanted}
     return [
         file
@@ -236,7 +234,7 @@ def _others(earlier: Manifest | None, wanted: Sequence[RemoteFile]) -> list[Mani
 
 
 def _still_right(others: Sequence[ManifestFile], found: Listing) -> dict[str, ManifestFile]:
-    """Those of other globs that this listing has with the same bytes: they stay in the manifest."""
+    """Files of other globs that this commit has unchanged: they stay in the manifest."""
     digests = {file.path: file.sha256 for file in found.files if file.sha256}
     return {
         file.path: file for file in others if file.sha256 and digests.get(file.path) == file.sha256
@@ -246,9 +244,7 @@ def _still_right(others: Sequence[ManifestFile], found: Listing) -> dict[str, Ma
 def _remove_outdated(
     folder: Path, others: Sequence[ManifestFile], found: Listing
 ) -> Iterator[Finding]:
-    """Weights that this commit has no more, still as they were downloaded: a loader could take them
-    for its own.
-    """
+    """Remove untouched weights that this commit no longer has: a loader could pick them up."""
     listed = {file.path for file in found.files}
     for file in others:
         path = folder / file.path
@@ -256,7 +252,7 @@ def _remove_outdated(
             continue
         if (path.stat().st_size, path.stat().st_mtime_ns) == (file.size, file.mtime_ns):
             path.unlink()
-            text = f"{file.path} was removed: the repository has it no more"
+            text = f"{file.path} was removed: the repository no longer has it"
             yield Finding("file-removed", text, where=str(path), severity="warn")
 
 
@@ -276,16 +272,16 @@ def _manifest(
 
 
 def _remarks(folder: Path, wanted: Sequence[RemoteFile]) -> Iterator[Finding]:
-    """What a person should know of a folder that came as promised."""
+    """What a person should know about a folder that arrived as promised."""
     unproven = [file.path for file in wanted if not file.digest]
     if unproven:
-        text = f"the hub gives no digest of {', '.join(unproven)}: only the size was compared"
+        text = f"the hub gives no digest for {', '.join(unproven)}: only the size was compared"
         yield Finding("unproven", text, severity="warn")
     for finding in checkpoint_findings(folder):
         yield replace(finding, fix="", severity="warn")
     if code := code_files(folder):
         text = (
-            f"the model brings code of its own: {', '.join(code)}. None of it runs unless a "
+            f"the model comes with its own code: {', '.join(code)}. None of it runs unless a "
             "preset trusts it"
         )
         fix = "read it; then --set model.trust_remote_code=true"
@@ -302,10 +298,11 @@ def _locked(folder: Path) -> Iterator[None]:
                 stack.enter_context(files.exclusive_lock(folder / OWN_FOLDER / "lock"))
             except BlockingIOError:
                 raise TransferError(
-                    "download-running", "another iisft is downloading into this "
-                                        "folder", where=str(folder),
-                    fix="wait for it, or end it: the bytes that it has are kept",
-                ) from None  # fmt: skip
+                    "download-running",
+                    "another iisft is downloading into this folder",
+                    where=str(folder),
+                    fix="wait for it, or end it: the bytes it has are kept",
+                ) from None
         yield
 
 

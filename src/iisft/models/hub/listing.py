@@ -1,4 +1,4 @@
-"""What a hub says a repository holds, mistrusted; and which of it training needs."""
+"""What a hub says a repository holds, checked, and which of its files training needs."""
 
 import fnmatch
 import re
@@ -22,7 +22,7 @@ _SHA1 = re.compile(r"[0-9a-f]{40}")
 class RemoteFile:
     """A file that a hub offers.
 
-    Hugging Face tells no sha256 of small files, but git's sha1 of the blob.
+    For small files Hugging Face gives git's sha1 of the blob instead of a sha256.
     """
 
     path: str
@@ -39,7 +39,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One repository at one commit. `headers` carry the token, for the host of `endpoint` alone."""
+    """One repository at one commit. `headers` carry the token, only for the host of `endpoint`."""
 
     source: str
     endpoint: str
@@ -51,10 +51,10 @@ class Listing:
 
 
 def checked_files(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
-    """The files of a listing, all of them harmless.
+    """The files of a listing, once all of them are known to be harmless.
 
     Raises:
-        TransferError: a path leaves the model folder, or a size or digest is none.
+        TransferError: a path leaves the model folder, or a size or digest is invalid.
     """
     seen: dict[str, RemoteFile] = {}
     for file in files:
@@ -67,7 +67,7 @@ def checked_files(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
         if (file.sha256 is not None and not _SHA256.fullmatch(file.sha256)) or (
             file.git_sha1 is not None and not _SHA1.fullmatch(file.git_sha1)
         ):
-            raise _unsafe(f"the hub's listing gives {file.path} a digest that is none")
+            raise _unsafe(f"the hub's listing gives {file.path} an invalid digest")
         if seen.setdefault(file.path, file) is not file:
             raise _unsafe(f"the hub's listing names {file.path} twice")
     return tuple(seen[path] for path in sorted(seen))
@@ -83,8 +83,8 @@ def select(
     """What to download: the given globs, else what training needs.
 
     That is the safetensors that transformers would load (no duplicates in other formats, precisions
-    or folders), the configuration, the tokenizer, the model's own code and its papers. Pickles only
-    where there is nothing else and `allow_pickle` is set.
+    or folders), the configuration, the tokenizer, the model's own code, README and licence. Pickles
+    only where there is nothing else and `allow_pickle` is set.
 
     Raises:
         TransferError: nothing is left, or only pickles.
@@ -101,7 +101,7 @@ def select(
         raise TransferError(
             "nothing-to-download",
             f"none of the {len(files)} files of the repository is chosen",
-            fix="other globs for --include and --exclude; they are compared with the whole path",
+            fix="change --include and --exclude; they are matched against the whole path",
         )
     return tuple(chosen)
 
@@ -141,9 +141,9 @@ def _only_pickles(paths: Sequence[str], reason: str) -> TransferError:
     shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     return TransferError(
         "only-pickles",
-        f"{reason}: {shown}. Loading a pickle can run any code, and iisft trains from safetensors "
-        "alone",
-        fix="take a repository with safetensors; --allow-pickle downloads them all the same",
+        f"{reason}: {shown}. Loading a pickle can run any code, and iisft trains only from "
+        "safetensors",
+        fix="use a repository with safetensors; --allow-pickle downloads them anyway",
     )
 
 

@@ -1,6 +1,4 @@
-"""How iisft talks to hubs: timeouts, certificates as the environment says, and words for what goes
-wrong.
-"""
+"""How iisft talks to hubs: timeouts, certificates, and messages for what goes wrong."""
 
 import os
 import re
@@ -9,17 +7,30 @@ from urllib.parse import urlsplit, urlunsplit
 from iisft.errors import TransferError
 
 CONNECT_S = 10.0
-READ_S = 30.0  # between two bytes
+READ_S = 30.0  # between two bytes: requests has no limit for a whole transfer
 
-# Codes of TransferErrors that waiting, or another hub, can mend.
+# Codes of TransferErrors that waiting, or another hub, may fix.
 PASSING = frozenset({"hub-unreachable", "hub-timeout", "hub-error", "hub-busy"})
 
+_KNOWN_FAILURES = (
+    "Connection refused",
+    "Name or service not known",
+    "No route to host",
+    "Connection reset by peer",
+    "Network is unreachable",
+    "Temporary failure in name resolution",
+    "Cannot connect to proxy",
+    "Connection aborted",
+    "server disconnected",
+    "Server disconnected",
+)
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def agree_on_certificates() -> None:
-    """Make httpx (which reads SSL_CERT_FILE) and requests (which reads REQUESTS_CA_BUNDLE) trust
-    the same bundle.
+    """Let httpx and requests trust the same bundle.
+
+    httpx reads SSL_CERT_FILE, requests reads REQUESTS_CA_BUNDLE; each ignores the other's.
     """
     bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), None)
     if bundle is not None:
@@ -38,19 +49,19 @@ def origin(url: str) -> tuple[str, str, int | None]:
 
 
 def shown(url: str) -> str:
-    """A URL for messages and files: without password, query (signatures) and fragment."""
+    """A URL for messages and files, without its password, query (signatures) and fragment."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def connection_error(error: BaseException, place: str) -> TransferError:
-    """What a failed connection means, by the names of the exception and its causes."""
+    """What a failed connection means, judged by the names of the exception and its causes."""
     names, texts = _chain(error)
     proxy = _proxy_hint()
     if "SOCKS" in texts or "socksio" in texts:
         return TransferError(
             "proxy-socks",
-            "the environment names a SOCKS proxy, and the packages for it are not installed",
+            "the environment names a SOCKS proxy, but the packages for it are not installed",
             where=proxy,
             fix="pip install 'httpx[socks]' PySocks, or name an HTTP proxy: export "
             "HTTPS_PROXY=http://HOST:PORT",
@@ -81,14 +92,14 @@ def status_error(status: int, place: str, what: str) -> TransferError:
             "hub-busy",
             f"{place} wants fewer requests (429)",
             where=what,
-            fix="wait a few minutes, log in, or take another --source",
+            fix="wait a few minutes, log in, or try another --source",
         )
     if status >= 500:
         return TransferError(
             "hub-error",
-            f"{place} has a fault of its own ({status})",
+            f"{place} has an error of its own ({status})",
             where=what,
-            fix="try again later, or take another --source",
+            fix="try again later, or try another --source",
         )
     if status == 401:
         text = f"{place} wants a login for this (401)"
@@ -97,7 +108,7 @@ def status_error(status: int, place: str, what: str) -> TransferError:
     elif status == 404:
         return TransferError(
             "hub-no-such-file",
-            f"{place} has it no longer (404)",
+            f"{place} no longer has it (404)",
             where=what,
             fix="run the command again: the repository changed",
         )
@@ -120,18 +131,11 @@ def _chain(error: BaseException) -> tuple[str, str]:
 
 
 def _short(text: str) -> str:
-    for known in ("Connection refused", "Name or service not known", "No route to "
-                                                                     "host", "Connection reset by "
-                                                                             "peer",
-                  "Network is unreachable", "Temporary failure in name resolution", "Cannot "
-                                                                                    "connect to "
-                                                                                    "proxy",
-                  "Connection aborted", "server disconnected", "Server disconnected"):  # fmt: skip
+    for known in _KNOWN_FAILURES:
         if known in text:
             return known[0].lower() + known[1:]
-    return re.sub(r"https?://\S+", lambda match: shown(match.group()), text.partition(" | ")[0])[
-        :200
-    ]
+    first = text.partition(" | ")[0]
+    return re.sub(r"https?://\S+", lambda match: shown(match.group()), first)[:200]
 
 
 def _proxy_hint() -> str:

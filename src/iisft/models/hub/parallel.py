@@ -1,6 +1,4 @@
-"""Work on many files at once that Ctrl-C ends at once: daemon threads, a stop flag, and a tally for
-the bar.
-"""
+"""Work on many files at a time, which Ctrl-C ends immediately: daemon threads and a stop flag."""
 
 import threading
 import time
@@ -12,7 +10,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 _SHOW_EVERY_S = 0.2
-_GRACE_S = 1.0  # for a thread to see the stop flag; one that waits for a socket is left behind
+_GRACE_S = 1.0  # for a thread to see the stop flag; one that waits on a socket is abandoned
 
 
 class Cancelled(Exception):
@@ -21,21 +19,19 @@ class Cancelled(Exception):
 
 @dataclass
 class Tally:
-    """How far a piece of work is, for a progress bar: bytes and files, and what went wrong on the
-    way.
-    """
+    """Progress of a piece of work in bytes and files, and what went wrong on the way."""
 
     what: str
     total_bytes: int
     total_files: int
     done_bytes: int = 0
-    moved_bytes: int = 0  # without those that were there before: what the rate is made from
+    moved_bytes: int = 0  # without those that were there before; the rate comes from these
     done_files: int = 0
     notes: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def advance(self, count: int, *, moved: bool = True) -> None:
-        """Add bytes; negative when they turned out to be worthless."""
+        """Add bytes; a negative count takes useless ones back."""
         with self._lock:
             self.done_bytes += count
             if moved and count > 0:
@@ -54,7 +50,7 @@ Show = Callable[[Tally], None]
 
 
 class Stop:
-    """Tells the workers to end; `pause` is a sleep that ends with it."""
+    """Tells the workers to end; `pause` is a sleep that it interrupts."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -73,7 +69,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[Item, Answer]):
-    """What each item gave, and which failed with what."""
+    """The answer for each item, and the errors of those that failed."""
 
     answers: dict[Item, Answer]
     errors: dict[Item, Exception]
@@ -88,14 +84,12 @@ def each(
     show: Show,
     fatal: Callable[[Exception], bool] = lambda _: False,
 ) -> Outcome[Item, Answer]:
-    """Do `work` for every item with a few threads, calling `show` from this thread a few times a
-    second.
+    """Do `work` for every item in a few threads; `show` is called a few times a second from here.
 
-    An item's exception is kept and the others go on, unless `fatal` says that none of them can
-    succeed.
+    An item's exception is kept and the others go on, unless `fatal` says that none can succeed.
 
     Raises:
-        KeyboardInterrupt: at once; the threads are told to stop.
+        KeyboardInterrupt: immediately; the threads are told to stop.
     """
     waiting, answers, errors = list(reversed(items)), {}, {}
     stop, lock = Stop(), threading.Lock()
@@ -121,6 +115,11 @@ def each(
     threads = [threading.Thread(target=loop, daemon=True) for _ in range(min(workers, len(items)))]
     for thread in threads:
         thread.start()
+    _wait_for(threads, stop, tally, show)
+    return Outcome(answers, errors)
+
+
+def _wait_for(threads: Sequence[threading.Thread], stop: Stop, tally: Tally, show: Show) -> None:
     try:
         for thread in threads:
             while thread.is_alive():
@@ -133,4 +132,3 @@ def each(
             thread.join(max(0.0, deadline - time.monotonic()))
         raise
     show(tally)
-    return Outcome(answers, errors)

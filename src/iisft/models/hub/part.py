@@ -1,6 +1,4 @@
-"""The unfinished file: named by its digest, read again when it is continued, renamed when it is
-right.
-"""
+"""An unfinished file: named by its digest, hashed again when continued, renamed when right."""
 
 import hashlib
 import os
@@ -11,27 +9,24 @@ from iisft.models.folder.manifest import OWN_FOLDER
 from iisft.models.hub.listing import RemoteFile
 from iisft.models.hub.parallel import Stop, Tally
 
-CHUNK = 256 * 1024  # what a kill can lose at most
+CHUNK = 256 * 1024  # the most that a kill can lose
 _FLUSH = 32 * 1024 * 1024
 
 
 def part_of(file: RemoteFile, folder: Path) -> Path:
-    """Named by its digest, so that a part is never continued with other bytes, and any hub can
-    continue it.
-    """
+    """The name holds the digest: a part is never continued with other bytes, and by any hub."""
     return folder / OWN_FOLDER / "parts" / f"{file.path}.{file.digest[:16] or 'unproven'}"
 
 
 class Digests:
-    """The running digests of one file: sha256 for the manifest, git's sha1 where the hub knows
-    nothing else.
-    """
+    """Running digests of one file: sha256, and git's sha1 where the hub gives nothing else."""
 
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
         self._blob = None
         if file.sha256 is None and file.git_sha1 is not None:
+            # git hashes a blob with this header (git-hash-object)
             self._blob = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
     def update(self, chunk: bytes | memoryview) -> None:
@@ -45,7 +40,7 @@ class Digests:
 
     @property
     def right(self) -> bool:
-        """Whether these are the bytes that the hub promised; true when it promised none."""
+        """Whether these are the bytes that the hub promised; true where it gives no digest."""
         found = self._blob.hexdigest() if self._blob is not None else self.sha256
         return found == (self._file.digest or found)
 
@@ -53,7 +48,7 @@ class Digests:
 class Part:
     """A context that holds one unfinished file open.
 
-    `position` and `digests` are those of its whole content.
+    `position` and `digests` cover all of its content.
     """
 
     def __init__(self, file: RemoteFile, folder: Path, tally: Tally) -> None:
@@ -72,9 +67,11 @@ class Part:
         os.close(self._descriptor)
 
     def read_what_is_there(self, stop: Stop) -> None:
-        """Take up what an earlier process left. Raises Cancelled."""
+        """Continue from what an earlier process left. Raises Cancelled."""
         size = os.fstat(self._descriptor).st_size
-        if size > self._file.size or not self._file.digest:  # the latter could be of another commit
+        if (
+            size > self._file.size or not self._file.digest
+        ):  # without a digest it could belong to another commit
             os.ftruncate(self._descriptor, 0)
         while chunk := os.read(self._descriptor, 4 * CHUNK):
             stop.check()
@@ -83,30 +80,30 @@ class Part:
             self._tally.advance(len(chunk), moved=False)
 
     def append(self, chunk: bytes) -> None:
-        """Raises OSError when the disk is full.
+        """Write a chunk.
 
-        Position and digests then still fit the last whole append.
+        Raises:
+            OSError: the disk is full; position and digests still fit the last complete append.
         """
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._descriptor, view) :]
         self.digests.update(chunk)
         if self.position // _FLUSH != (self.position + len(chunk)) // _FLUSH:
-            # begins to write to the disk without waiting, so that the fsync at the end has little
-            # left to do
+            # starts write-back without waiting (posix_fadvise(2)), so that the final fsync is short
             os.posix_fadvise(self._descriptor, 0, self.position, os.POSIX_FADV_DONTNEED)
         self.position += len(chunk)
         self._tally.advance(len(chunk))
 
     def restart(self) -> None:
-        """Throw away what is there."""
+        """Throw away what has been written."""
         self._tally.advance(-self.position)
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         self.digests, self.position = Digests(self._file), 0
 
     def publish(self) -> None:
-        """Give the file its name, durably. The caller has found `digests.right`."""
+        """Give the file its final name, durably. The caller has checked `digests.right`."""
         os.fsync(self._descriptor)
         self._path.replace(self._target)
         files.sync_folder(self._target.parent)

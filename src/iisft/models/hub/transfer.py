@@ -1,6 +1,4 @@
-"""Fetching one file: resumed by its part, hashed as it comes, published only when its digest is
-right.
-"""
+"""Fetches one file: resumed from its part, hashed on the way, published when it is right."""
 
 import contextlib
 import errno
@@ -28,15 +26,15 @@ from iisft.models.hub.part import CHUNK, Part
 if TYPE_CHECKING:
     import requests
 
-# between attempts that bring nothing: four minutes
+# between attempts that bring nothing; four minutes in all
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 60.0)
-_PROGRESS = 1_000_000  # bytes that make an attempt a success
+_PROGRESS = 1_000_000  # bytes after which an attempt counts as a success
 _REDIRECTS = 5
 _LONGEST_WAIT_S = 300.0
 
 _of_thread = threading.local()
 
-# What no other hub can mend either.
+# What another hub can't fix either.
 LOCAL_FAULTS = frozenset({"disk-full", "write-failed", "download-running"})
 
 
@@ -44,7 +42,7 @@ LOCAL_FAULTS = frozenset({"disk-full", "write-failed", "download-running"})
 class Job:
     """One file to fetch.
 
-    `headers` go to the host of its URL alone; `patience()` is how many PAUSES_S to take.
+    `headers` go only to the host of its URL; `patience()` is how many of PAUSES_S to take.
     """
 
     file: RemoteFile
@@ -57,11 +55,11 @@ class Job:
 
 
 def fetch(job: Job, tally: Tally, stop: Stop) -> str:
-    """Bring one file to its place and return its sha256.
+    """Put one file in place and return its sha256.
 
     Raises:
-        TransferError: it can't be had; what came so far stays in the part unless its digest is
-        wrong.
+        TransferError: it can't be fetched; what has arrived stays in the part unless its digest
+            is wrong.
         Cancelled: the work was told to stop.
     """
     try:
@@ -71,7 +69,7 @@ def fetch(job: Job, tally: Tally, stop: Stop) -> str:
                 _receive(job, part, tally, stop)
                 if part.digests.right:
                     break
-                # a power cut may have torn what an earlier process wrote: once more from the start
+                # a power cut may have torn what an earlier process wrote: start over once
                 part.restart()
                 if last:
                     raise _wrong_digest(job)
@@ -90,32 +88,29 @@ def write_error(error: OSError, path: Path) -> TransferError:
             "disk-full",
             f"the disk is full ({error.strerror})",
             where=str(path),
-            fix="make room or take another folder with --to; run the command again, it goes on "
-            "where it stopped",
+            fix="free some space, or use another folder with --to; run the command again: it "
+            "continues where it stopped",
         )
     return TransferError(
-        "write-failed", "can't be written: "
-                        f"{error.strerror or error}", where=error.filename or str(path),
-        fix="check the folder's permissions, or take another one with --to",
-    )  # fmt: skip
+        "write-failed",
+        f"can't be written: {error.strerror or error}",
+        where=error.filename or str(path),
+        fix="check the folder's permissions, or use another one with --to",
+    )
 
 
 def _wrong_digest(job: Job) -> TransferError:
     return TransferError(
         "wrong-digest",
-        f"{job.file.path}: the bytes that came are not those that the hub's listing promises, "
-        "twice",
+        f"{job.file.path}: the bytes received differed from the hub's listing twice",
         where=shown(job.file.url),
-        fix="the hub, a mirror or a proxy changes or serves a broken copy: try another --source; "
+        fix="the hub, a mirror or a proxy serves a broken or changing copy: try another --source; "
         "nothing was replaced",
     )
 
 
 def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
-    """Attempt after attempt until the part is whole.
-
-    The patience begins anew whenever one brought something.
-    """
+    """Try until the part is complete. The count of failures restarts after every progress."""
     failures, furthest = 0, part.position
     while part.position < job.file.size:
         stop.check()
@@ -134,7 +129,7 @@ def _receive(job: Job, part: Part, tally: Tally, stop: Stop) -> None:
 
 
 class _Interrupted(Exception):
-    """An attempt that may go better next time, or the time after, `at_most` times."""
+    """An attempt that failed and may be repeated, at most `at_most` times."""
 
     def __init__(
         self, error: TransferError, wait_s: float = 0.0, at_most: int = len(PAUSES_S)
@@ -157,11 +152,12 @@ def _attempt(job: Job, part: Part, stop: Stop) -> None:
         raise _passing(connection_error(error, place)) from error
     with contextlib.closing(response):
         _check_head(job, part, response, place)
-        # an early end is told below, with what is missing
+        # an early end is reported below, with what is missing
         response.raw.enforce_content_length = False
         while part.position < job.file.size:
             stop.check()
             try:
+                # read1 returns what has arrived; read would wait for a full chunk
                 chunk = response.raw.read1(CHUNK, decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise _passing(connection_error(error, place)) from error
@@ -185,9 +181,10 @@ def _passing(error: TransferError) -> Exception:
 def _open(job: Job, position: int) -> tuple["requests.Response", str]:
     """Ask for the rest of the file.
 
-    Redirects are followed here: what the hub may know goes to no other host.
+    Redirects are followed here and not by requests: the token goes to no host but the hub's.
     """
     session, url, home = _session(), job.file.url, origin(job.file.url)
+    # a compressed body would have neither the listing's length nor ranges of the file
     headers = {"Accept-Encoding": "identity", "User-Agent": "iisft"}
     if position:
         headers["Range"] = f"bytes={position}-"
@@ -221,7 +218,7 @@ def _bad_redirect(place: str, text: str) -> TransferError:
 
 
 def _check_head(job: Job, part: Part, response: "requests.Response", place: str) -> None:
-    """Whether what follows continues the part; a server that ignores Range begins it anew."""
+    """Check that the body continues the part; a server that ignores Range starts it over."""
     status, size = response.status_code, job.file.size
     if status >= 400:
         error = status_error(status, place, job.file.path)
@@ -230,7 +227,7 @@ def _check_head(job: Job, part: Part, response: "requests.Response", place: str)
             part.restart()
         if error.code in PASSING or status in (408, 416):
             raise _Interrupted(error, _retry_after(response))
-        if elsewhere and status == 403:  # a signed address ran out: the hub gives a new one
+        if elsewhere and status == 403:  # a signed URL expired: the hub will give a new one
             raise _Interrupted(error, at_most=2)
         raise error
     if status == 206 and part.position:
@@ -261,7 +258,7 @@ def _retry_after(response: "requests.Response") -> float:
     try:
         return float(response.headers.get("Retry-After", ""))
     except ValueError:
-        return 0.0  # none, or a date
+        return 0.0  # absent, or a date
 
 
 def _other_size(job: Job, place: str, found: str) -> TransferError:
@@ -275,9 +272,10 @@ def _other_size(job: Job, place: str, found: str) -> TransferError:
 
 
 def _session() -> "requests.Session":
-    """This thread's: proxies and certificates from the environment.
+    """This thread's session: proxies and certificates from the environment, no cookies.
 
-    No passwords from ~/.netrc, no cookies kept.
+    requests lets a password from ~/.netrc replace the Authorization header
+    (Session.prepare_request); an `auth` that does nothing keeps the header.
     """
     from http.cookiejar import DefaultCookiePolicy
 

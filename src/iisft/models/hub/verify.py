@@ -1,6 +1,4 @@
-"""Reading every byte of a model folder: against its manifest without network, or against a hub to
-adopt it.
-"""
+"""Reads every byte of a model folder, against its manifest or, to adopt it, against a hub."""
 
 import contextlib
 import hashlib
@@ -20,11 +18,12 @@ from iisft.models.folder.manifest import (
     ManifestFile,
     is_paper,
     is_safe_path,
-    mend_command,
+    repair_command,
+    repo_by_place,
     stamped,
 )
+from iisft.models.hub.hubs import Hubs
 from iisft.models.hub.listing import Listing, RemoteFile, select
-from iisft.models.hub.metadata import Hubs
 from iisft.models.hub.network import PASSING
 from iisft.models.hub.parallel import Show, Stop, Tally, each
 
@@ -34,7 +33,7 @@ _UNREACHABLE = PASSING | {"hub-offline"}
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What re-reading gave: the manifest, and a finding for each file that is not what it says."""
+    """The outcome of reading a folder again: a finding for each file that differs."""
 
     folder: Path
     manifest: Manifest
@@ -42,7 +41,7 @@ class Verified:
 
 
 def verify(folder: Path, show: Show) -> Verified:
-    """Hash every file that the manifest names. A sound folder's times are recorded anew.
+    """Hash every file in the manifest. The times of a sound folder are recorded again.
 
     Raises:
         TransferError: there is no manifest.
@@ -55,19 +54,19 @@ def verify(folder: Path, show: Show) -> Verified:
     for file in manifest.files:
         found = digests[folder / file.path]
         if (text := _difference(file, found)) is not None:
-            findings.append(_finding(text, folder / file.path, mend_command(folder)))
+            findings.append(_finding(text, folder / file.path, repair_command(folder)))
         elif isinstance(found, str):
             files.append(stamped(folder, file, found))
     if not manifest.complete:
         findings.insert(
             0,
             _finding(
-                f"the download of {manifest.repo} has not finished", folder, mend_command(folder)
+                f"the download of {manifest.repo} has not finished", folder, repair_command(folder)
             ),
         )
     if not findings and tuple(files) != manifest.files:
         manifest = replace(manifest, files=tuple(files))
-        with contextlib.suppress(OSError):  # a read-only folder is verified all the same
+        with contextlib.suppress(OSError):  # a read-only folder can still be verified
             manifest.write(folder)
     return Verified(folder, manifest, tuple(findings))
 
@@ -84,15 +83,14 @@ def _no_manifest(folder: Path) -> TransferError:
 def adopt(
     folder: Path, repo: str | None, revision: str | None, sources: Sequence[str], show: Show
 ) -> Verified:
-    """Give a folder that iisft did not download a manifest, after comparing it with a hub's
-    listing.
+    """Write a manifest for a folder that iisft did not download.
 
-    Where no hub can be reached the digests are recorded as they are, with a warning; `sources`
-    empty asks none.
+    The files are compared with a hub's listing first. Where no hub can be reached the digests are
+    recorded as they are, with a warning; without `sources` no hub is asked.
 
     Raises:
-        CheckFailed: files are missing or not those of the hub; nothing is recorded.
-        TransferError, UsageError: there is nothing to adopt, or nobody knows which model it is.
+        CheckFailed: files are missing or differ from the hub's; nothing is recorded.
+        TransferError, UsageError: there is nothing to adopt, or the model's name is unknown.
     """
     paths = [
         path
@@ -101,44 +99,24 @@ def adopt(
     ]
     if not paths:
         raise TransferError(
-            "nothing-to-adopt", "there is no file of a model", where=str(folder), fix="iisft models"
+            "nothing-to-adopt", "it holds no model files", where=str(folder), fix="iisft models"
         )
-    name = repo or _guess(folder)
+    name = repo or _recorded_repo(folder) or repo_by_place(folder)
     if name is None and sources:
         raise UsageError(
             "adopt-which",
             f"which model is {folder}?",
             fix=f"iisft download OWNER/NAME --adopt {shlex.quote(str(folder))}, or --source local",
         )
-    listing, warnings = None, []
-    if sources:
-        try:
-            listing = Hubs(name or "", revision, sources).next()
-        except (TransferError, CheckFailed) as error:
-            codes = (
-                [finding.id for finding in error.errors]
-                if isinstance(error, CheckFailed)
-                else [error.code]
-            )
-            if not _UNREACHABLE.issuperset(codes):
-                raise
-            text = f"adopted as it is, compared with no hub: {error.message}"
-            warnings.append(Finding("adopted-unproven", text, where=error.where, severity="warn"))
-    if listing is not None:  # what the hub does not know is the person's own
+    listing, warnings = _listing(name or "", revision, sources) if sources else (None, ())
+    if listing is not None:  # the person's own files are left out
         known = {file.path for file in listing.files}
         paths = [path for path in paths if path.relative_to(folder).as_posix() in known]
-    digests = hash_files(paths, show)
     files = [
         ManifestFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths
     ]
-    unreadable = [
-        _finding(str(digests[path]), path, "")
-        for path in paths
-        if not isinstance(digests[path], str)
-    ]
-    errors = unreadable or (_strangers(folder, files, digests, listing) if listing else [])
-    if errors:
-        raise CheckFailed(errors)
+    digests = hash_files(paths, show)
+    _require_right(folder, files, digests, listing)
     manifest = Manifest(
         source=listing.source if listing else LOCAL,
         endpoint=listing.endpoint if listing else "",
@@ -150,11 +128,29 @@ def adopt(
         files=tuple(stamped(folder, file, str(digests[folder / file.path])) for file in files),
     )
     manifest.write(folder)
-    return Verified(folder, manifest, tuple(warnings))
+    return Verified(folder, manifest, warnings)
+
+
+def _listing(
+    name: str, revision: str | None, sources: Sequence[str]
+) -> tuple[Listing | None, tuple[Finding, ...]]:
+    """What a hub says of the model; None and a warning when no hub can be reached."""
+    try:
+        return Hubs(name, revision, sources).next(), ()
+    except (TransferError, CheckFailed) as error:
+        codes = (
+            [finding.id for finding in error.errors]
+            if isinstance(error, CheckFailed)
+            else [error.code]
+        )
+        if not _UNREACHABLE.issuperset(codes):
+            raise
+        text = f"adopted as it is, not compared with any hub: {error.message}"
+        return None, (Finding("adopted-unproven", text, where=error.where, severity="warn"),)
 
 
 def hash_files(paths: Sequence[Path], show: Show) -> dict[Path, str | OSError]:
-    """The sha256 of each file, or why it can't be read; every core at once."""
+    """The sha256 of each file, or why it can't be read. Uses every core."""
     sizes = {path: path.stat().st_size for path in paths if path.is_file()}
     tally = Tally("checking", sum(sizes.values()), len(paths))
     longest_first = sorted(paths, key=lambda path: -sizes.get(path, 0))
@@ -174,12 +170,28 @@ def hash_files(paths: Sequence[Path], show: Show) -> dict[Path, str | OSError]:
 
 
 def is_right(path: Path, file: RemoteFile, sha256: str) -> bool:
-    """Whether a file on disk, with the digest just taken, has the bytes that a hub promises."""
+    """Whether a file has the bytes that a hub promises, given the digest just computed."""
     if path.stat().st_size != file.size:
         return False
     if file.sha256 is not None:
         return sha256 == file.sha256
     return file.git_sha1 is None or _git_sha1(path, file.size) == file.git_sha1
+
+
+def _require_right(
+    folder: Path,
+    files: Sequence[ManifestFile],
+    digests: dict[Path, str | OSError],
+    listing: Listing | None,
+) -> None:
+    unreadable = [
+        _finding(str(digest), folder / file.path, "")
+        for file in files
+        if not isinstance(digest := digests[folder / file.path], str)
+    ]
+    errors = unreadable or (_strangers(folder, files, digests, listing) if listing else [])
+    if errors:
+        raise CheckFailed(errors)
 
 
 def _strangers(
@@ -188,7 +200,7 @@ def _strangers(
     digests: dict[Path, str | OSError],
     listing: Listing,
 ) -> list[Finding]:
-    """Files that the hub has otherwise, and what training needs and is not there."""
+    """Files that differ from the hub's, and needed ones that are missing."""
     promised = {file.path: file for file in listing.files}
     here = {file.path for file in files}
     command = (
@@ -196,7 +208,7 @@ def _strangers(
     )
     wrong = [
         _finding(
-            f"{file.path} is not that of {listing.repo} at {listing.revision}",
+            f"{file.path} differs from that of {listing.repo} at {listing.revision}",
             folder / file.path,
             f"{command} replaces it; --source local adopts the folder as it is",
         )
@@ -253,7 +265,7 @@ def _git_sha1(path: Path, size: int) -> str:
 
 
 def _chunks(path: Path) -> Iterator[memoryview]:
-    """Views of one buffer: each is gone when the next one comes."""
+    """Views of one buffer: each is overwritten by the next."""
     buffer = memoryview(bytearray(_BUFFER))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
@@ -264,16 +276,9 @@ def _belongs(path: Path) -> bool:
     return is_safe_path(path.as_posix()) and not any(part.startswith(".") for part in path.parts)
 
 
-def _guess(folder: Path) -> str | None:
+def _recorded_repo(folder: Path) -> str:
     known = manifests.read(folder)
-    if known is not None and known.repo:
-        return known.repo
-    absolute = folder.absolute()
-    return (
-        f"{absolute.parent.name}/{absolute.name}"
-        if absolute.parent.parent.name == "models"
-        else None
-    )
+    return known.repo if known is not None else ""
 
 
 def _cores() -> int:

@@ -1,10 +1,9 @@
-"""The view: links to a model's weights beside a changed config.json, which LLaMA-Factory loads
-instead.
+"""The view: links to a model's weights beside a changed config.json, for LLaMA-Factory to load.
 
-LLaMA-Factory has no switch for the dtype of the base weights nor for the arithmetic; it takes what
-config.json says. The view says what the preset wants and names the modelling file that proves it.
-The original folder is never touched, no weight is copied, and nothing of the model's own code is
-executed unless the preset trusts it.
+LLaMA-Factory has no switch for the dtype of the base weights or for the arithmetic; it follows
+config.json. The view's config.json says what the preset wants and names the modelling file that
+proves it. The original folder is never touched, no weight is copied, and none of the model's own
+code runs unless the preset trusts it.
 """
 
 import copy
@@ -40,15 +39,14 @@ from iisft.models.view.support import (
 
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
-COMPANIONS = ("constants_iisft.py", "step_iisft.py", "stopping_iisft.py")
+COMPANIONS = ("constants_iisft.py", "step_iisft.py", "stopping_iisft.py", "witness_iisft.py")
 
 _NO_CODE = "TRUSTED: Any = None"  # the line of the modelling file that trusted code replaces
 _TRUSTED_LINE = re.compile(r"^from \.\w+ import \w+ as TRUSTED$", re.MULTILINE)
 
 Arithmetic = Literal["float32", "native"]
 
-# What a tokenizer and a generation need. Pickles, code and an adapter lying in the folder stay
-# behind.
+# What a tokenizer and generation need. Pickles, code and adapters in the folder are left out.
 LINKED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm", ".vocab"})
 NEVER_LINKED = frozenset({"config.json", "adapter_config.json", "model.safetensors.index.json"})
 
@@ -57,9 +55,9 @@ NEVER_LINKED = frozenset({"config.json", "adapter_config.json", "model.safetenso
 class ViewPlan:
     """Everything a view consists of: building it is writing `texts` and making `links`.
 
-    `expected_weights_dtype` is what the frozen parameters must be in the trainer's proof (torch's
-    name; with nf4 only the linear layers are, the rest is `config["dtype"]`),
-    `expected_compute_dtype` what its linear and attention layers must put out.
+    `expected_weights_dtype` is what the trainer must report for the frozen parameters (torch's
+    name; with nf4 only the linear layers, the rest are `config["dtype"]`),
+    `expected_compute_dtype` what its linear and attention layers must return.
     """
 
     config: dict[str, Any]
@@ -77,8 +75,9 @@ def plan_view(
     weights: str,
     trust_remote_code: bool,
 ) -> ViewPlan:
-    """Plan the view that makes LLaMA-Factory hold `weights` and compute in `precision`. Writes
-    nothing.
+    """Plan the view by which LLaMA-Factory holds `weights` and computes in `precision`.
+
+    Nothing is written.
 
     Args:
         checkpoint: what inspect_checkpoint found.
@@ -87,8 +86,8 @@ def plan_view(
         trust_remote_code: whether the preset allows the model's own Python files.
 
     Raises:
-        InputError: the precision can't be held for this model; the message has the reason, `fix`
-        the way out.
+        InputError: the precision can't be held for this model; the message says why, `fix` what to
+            do instead.
     """
     refuse_unprovable(checkpoint)
     own_class = own_code_class(checkpoint, trust_remote_code)
@@ -103,8 +102,8 @@ def plan_view(
     if not with_code:
         _drop_auto_maps(config)
     config |= {
-        "dtype": memory,  # transformers 5 reads this one,
-        "torch_dtype": memory,  # older readers that one; together they can't disagree
+        "dtype": memory,  # transformers 5 reads this one
+        "torch_dtype": memory,  # transformers 4 and LLaMA-Factory (patcher.py) read this one
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         ARITHMETIC_KEY: arithmetic,
     }
@@ -133,20 +132,21 @@ def with_step(plan: ViewPlan, keys: Mapping[str, Any]) -> ViewPlan:
 
 
 def build_view(plan: ViewPlan, folder: Path) -> None:
-    """Make the view at `folder`, replacing a view that is there. A half-built one is never seen.
+    """Make the view at `folder`, replacing an older view. A half-built one is never seen.
 
     Raises:
-        InputError: something that is no view lies at `folder`.
+        InputError: something other than a view is at `folder`.
         OSError: it can't be written.
     """
     if folder.is_symlink() or (folder.exists() and not _is_view(folder)):
         raise InputError(
             "view-occupied",
-            f"{folder} exists and is no view of iisft",
+            f"{folder} exists and is not a view made by iisft",
             where=str(folder),
             fix=f"move {folder} away",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside its place, for rename(2) only works within one file system
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         fresh, old = temporary / "new", temporary / "old"
@@ -159,7 +159,7 @@ def build_view(plan: ViewPlan, folder: Path) -> None:
             folder.rename(old)
         fresh.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # removes links, never what they point to
+        shutil.rmtree(temporary, ignore_errors=True)  # removes links, never their targets
 
 
 def strange_code(view: Path, model: Path, *, trusted: bool) -> list[str]:
@@ -203,11 +203,9 @@ def _read(path: Path) -> str:
 
 
 def restore_base_model_name(output: Path, view: Path, original: str) -> None:
-    """Let the adapters of a run, root and checkpoints, name the real base model instead of the
-    view.
+    """Let all adapters of a run name the real base model instead of the view.
 
-    Missing or torn files are left alone: a stopped run has some. What it writes, it writes by
-    rename.
+    Missing or torn files, which a stopped run may have, are left alone.
 
     Raises:
         OSError: a file can't be written.
@@ -228,9 +226,7 @@ def restore_base_model_name(output: Path, view: Path, original: str) -> None:
 
 
 def _harmless_jsons(folder: Path) -> dict[str, str]:
-    """JSON files that name code, without the naming: trust_remote_code opens the
-    tokenizer's too.
-    """
+    """JSON files without their auto_maps: trust_remote_code would run a tokenizer's code too."""
     texts: dict[str, str] = {}
     for name, content in json_files(folder):
         if name not in NEVER_LINKED and next(auto_maps(content), None) is not None:
@@ -265,7 +261,7 @@ def _code(own_class: str | None) -> str:
     module, _, name = own_class.rpartition(".")
     placeholder, trusted = f"\n{_NO_CODE}", f"\nfrom .{module} import {name} as TRUSTED"
     if source.count(placeholder) != 1:
-        raise RuntimeError(f"{CODE_FILE} has lost its place for trusted code")
+        raise RuntimeError(f"{CODE_FILE} has lost the place for trusted code")
     return source.replace(placeholder, trusted)
 
 

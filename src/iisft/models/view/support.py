@@ -1,4 +1,4 @@
-"""Which models and precisions a view can promise, and the refusals with their reasons."""
+"""Which models and precisions a view can promise, and why it refuses the others."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from iisft.models.folder.checkpoint import (
     has_experts,
     is_computed_buffer,
 )
-from iisft.models.folder.manifest import mend_command
+from iisft.models.folder.manifest import repair_command
 
 AUTO_CLASS = "AutoModelForCausalLM"
 
 # a preset's word -> torch's name
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
-# Shown bit-identical to float32 weights by tests/fidelity; a new name needs its case there.
+# Shown to be bit-identical to float32 weights by tests/fidelity; a new name needs a case there.
 EXACT_ARCHITECTURES = frozenset(
     {
         "Gemma2ForCausalLM",
@@ -35,15 +35,13 @@ MULTIMODAL_KEYS = ("vision_config", "audio_config", "text_config", "thinker_conf
 
 
 def refuse_unprovable(checkpoint: Checkpoint) -> None:
-    """Models that LLaMA-Factory would load past the view's class, or in weights that no dtype
-    describes.
-    """
+    """Refuse models that LLaMA-Factory would load past the view's class, and quantised ones."""
     config = checkpoint.config
     composite = [key for key in MULTIMODAL_KEYS if isinstance(config.get(key), dict)]
     if composite or not checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(
             "model-not-text",
-            f"{checkpoint.architecture} is no plain text model; iisft can't prove the precision "
+            f"{checkpoint.architecture} is not a plain text model; iisft can't prove the precision "
             "of others",
             where=_config_place(checkpoint),
             fix="choose a text-only model (its architecture ends in ForCausalLM)",
@@ -53,16 +51,14 @@ def refuse_unprovable(checkpoint: Checkpoint) -> None:
             "model-quantized",
             "the checkpoint is already quantised; iisft can't hold a precision over such weights",
             where=_config_place(checkpoint),
-            fix="take the unquantised model; --set weights=nf4 quantises it while loading",
+            fix="use the unquantised model; --set weights=nf4 quantises it while loading",
         )
 
 
 def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
-    """The class of the model's own code to load, as `module.Class`; None where the stock one
-    serves.
+    """The class of the model's own code to load, as `module.Class`; None for the stock class.
 
-    Untrusted code that a stock architecture brings along is left behind; a model that can't do
-    without it is refused.
+    Untrusted code beside a stock architecture is left behind; a model that needs it is refused.
     """
     if not checkpoint.code_files:
         return None
@@ -70,8 +66,7 @@ def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
         if _needs_own_code(checkpoint):
             raise InputError(
                 "model-needs-code",
-                f"{checkpoint.architecture} needs code of its own: "
-                f"{', '.join(checkpoint.code_files)}",
+                f"{checkpoint.architecture} needs its own code: {', '.join(checkpoint.code_files)}",
                 where=str(checkpoint.folder),
                 fix="read these files, then allow them: --set model.trust_remote_code=true",
             )
@@ -81,14 +76,12 @@ def own_code_class(checkpoint: Checkpoint, trusted: bool) -> str | None:
     # own tokenizer, stock model
     known = reference is None and checkpoint.architecture in EXACT_ARCHITECTURES
     if missing or not (known or _is_class_reference(reference)):
-        problem = (
-            f"{', '.join(missing)} is missing" if missing else f"no {AUTO_CLASS} among its classes"
-        )
+        problem = f"{', '.join(missing)} is missing" if missing else f"it has no {AUTO_CLASS}"
         raise InputError(
             "model-code-incomplete",
             f"the model's own code can't be used: {problem}",
             where=str(checkpoint.folder),
-            fix=mend_command(checkpoint.folder),
+            fix=repair_command(checkpoint.folder),
         )
     return reference
 
@@ -116,7 +109,7 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
             f"most of the checkpoint is stored as {dtype}; iisft trains float32, bfloat16 and "
             "float16",
             where=str(checkpoint.folder),
-            fix="take a checkpoint in one of these dtypes",
+            fix="use a checkpoint in one of these dtypes",
         )
     return dtype
 
@@ -124,16 +117,14 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
 def refuse_inexact(
     checkpoint: Checkpoint, weights: str, memory: str, own_class: str | None
 ) -> None:
-    """float32 arithmetic over narrower weights only where the tests have shown that it is exact."""
+    """Allow float32 arithmetic over narrower weights only where tests have shown it to be exact."""
     reason = None
     if has_experts(checkpoint.config):
-        reason = (
-            f"{checkpoint.architecture} has experts, which multiply by weights in their own ways"
-        )
+        reason = f"{checkpoint.architecture} has experts, whose products are not nn.Linear"
     elif own_class is not None:
         reason = f"{checkpoint.architecture} runs the model's own code"
     elif checkpoint.architecture not in EXACT_ARCHITECTURES:
-        reason = f"nobody has shown it for {checkpoint.architecture}"
+        reason = f"no test has shown it for {checkpoint.architecture}"
     elif weights == "stored" and (odd := _dtypes_rounded_to(checkpoint, memory)):
         reason = f"the checkpoint mixes {memory} with {', '.join(odd)}, which loading would round"
     if reason is not None:

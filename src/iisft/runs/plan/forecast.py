@@ -88,6 +88,10 @@ def forecast_run(
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings
+    if not any(adapted for *_, adapted in model.projections):
+        text = "lora.target names no layer that the plan knows: memory and time are not known"
+        findings.append(Finding("plan-no-target", text, where="lora.target", severity="warn"))
+        return facts, None, findings
     architectures = facts.config.get("architectures") or [""]
     workload = Workload(
         model=model,

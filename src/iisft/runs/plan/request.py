@@ -85,6 +85,11 @@ def _check_request(request: Request) -> None:
         )
 
 
+def _is_address(text: str) -> bool:
+    match = re.fullmatch(r"\S+:([0-9]{1,5})", text)
+    return match is not None and 0 < int(match[1]) < 2**16
+
+
 def check_nodes(request: Request) -> None:
     """The whole request; several machines must find each other and share one folder.
 
@@ -93,7 +98,7 @@ def check_nodes(request: Request) -> None:
     """
     _check_request(request)
     if request.nodes > 1:
-        if request.rendezvous is None or not re.fullmatch(r"\S+:\d+", request.rendezvous):
+        if request.rendezvous is None or not _is_address(request.rendezvous):
             raise UsageError("rendezvous", "several nodes need --rendezvous HOST:PORT of node 0")
         if request.name is None:
             raise UsageError(

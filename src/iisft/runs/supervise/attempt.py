@@ -342,7 +342,7 @@ class Attempt:
         state = files.read_json_object(self.folder.trainer_state) or {}
         try:
             return int(state["global_step"]), int(state["max_steps"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             last = self.recorder.last
             total = last.total_steps if last else self.log.summary.get("total_steps", 0)
             return self.step, total

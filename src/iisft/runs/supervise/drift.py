@@ -7,13 +7,15 @@ from typing import Any
 
 import yaml
 
-from iisft.errors import EnvironmentFault, RunStateError
+from iisft import files
+from iisft.errors import EnvironmentFault, IisftError, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import of_record, steering
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.view.build import strange_code
+from iisft.presets import yaml12
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
@@ -35,7 +37,7 @@ def differences(folder: RunFolder, record: RunRecord) -> list[str]:
             "moved",
             f"{folder.id} was made at {Path(place).parent}: its files name that place",
             where=str(folder.path),
-            fix=f"move it back, or start anew: iisft train --preset '{folder.preset}'",
+            fix=f"move it back, or start again: iisft train --preset '{folder.preset}'",
         )
     return [
         *_changed("train.yaml", record.train_yaml, arguments),
@@ -164,8 +166,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = files.read_text(path, yaml12.LARGEST)
+        yaml12.check_depth(text, str(path))
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, IisftError) as error:
         raise RunStateError(
             "run-torn", f"{path.name} can't be read: {error}", where=str(path)
         ) from error
