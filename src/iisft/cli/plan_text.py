@@ -76,9 +76,8 @@ def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
     yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
     if said := _spent(plan, result):
         yield f"  {said}"
-    parts = [
-        (_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200
-    ]
+    shown = max(GIB / 200, memory.peak / 400)
+    parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= shown]
     beside = [(name, size) for name, size in memory.overhead.items() if size]
     for name, size in sorted(parts, key=lambda part: -part[1]):
         yield f"  {size / GIB:6.2f}  {name}"
