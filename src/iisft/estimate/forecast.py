@@ -10,6 +10,7 @@ from iisft.estimate.memory import GIB, Memory, estimate_memory
 from iisft.estimate.shape import Layout, Measured, StepShape
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
+from iisft.llamafactory.arguments import LABELS_MORE
 from iisft.presets.schema import Preset
 
 
@@ -109,7 +110,7 @@ def _with_logits(preset: Preset, workload: Workload, shape: StepShape) -> StepSh
     if preset.train.logits == "all" or step.needs_all_logits(preset):
         return shape
     most, share = workload.most_trained, workload.trained_share
-    whole = preset.llamafactory.get("train_on_prompt") or preset.llamafactory.get("packing")
+    whole = any(preset.llamafactory.get(name) for name in LABELS_MORE)
     if most is None or share is None or whole:
         return replace(shape, positions=shape.length)
     positions = min(shape.length, shape.batch * most)

@@ -104,6 +104,9 @@ _PAST_THE_VIEW = (
     "use_v1_kernels",
 )
 
+# With each a row has labels at other positions than the account of its data says.
+LABELS_MORE = ("packing", "neat_packing", "train_on_prompt")
+
 # Each reads or makes the logits of all positions itself.
 READS_ALL_LOGITS = (
     "enable_liger_kernel",
