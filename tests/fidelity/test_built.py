@@ -270,10 +270,14 @@ def test_tokens_beyond_the_embedding_are_refused(ask: dict[str, list[Finding]]) 
     assert short.message == (
         "the template needs <|im_end|>, <|im_start|>, the embedding has 257 rows"
     )
-    new, other = ask["other template"]
-    assert (new.id, new.severity) == ("template-new-tokens", "warn")
-    assert "adds <|eot_id|> to the tokenizer" in new.message
-    assert other.id == "embedding-too-small" and "<|eot_id|>" in other.message
+    other = {found.id: found for found in ask["other template"]}
+    assert {name: found.severity for name, found in other.items()} == {
+        "ends-differ": "info",
+        "template-new-tokens": "warn",
+        "embedding-too-small": "error",
+    }
+    assert "adds <|eot_id|> to the tokenizer" in other["template-new-tokens"].message
+    assert "<|eot_id|>" in other["embedding-too-small"].message
 
 
 def test_rows_beyond_the_positions_are_said(ask: dict[str, list[Finding]]) -> None:
