@@ -3,10 +3,12 @@ llamafactory-cli is a fake.
 """
 
 import json
+import os
 import stat
 import struct
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from helpers import CLI, steps, train_argv, until
+from iisft import process
 from iisft.runs.record.folder import RunFolder
 
 # Asked to build a model, it has nothing to say against it.
@@ -137,3 +140,23 @@ def detached(
 def _script(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def of_run() -> Iterator[Callable[[RunFolder, str], dict[str, Any]]]:
+    """Starts a process that carries a run's marker under a variable."""
+    started = []
+
+    def start(folder: RunFolder, variable: str) -> dict[str, Any]:
+        env = os.environ | {variable: folder.marker}
+        child = subprocess.Popen(["sleep", "600"], env=env, stdin=subprocess.PIPE)
+        started.append(child)
+        until(lambda: variable in process.environment_of(child.pid))
+        identity = process.identity_of(child.pid)
+        assert identity is not None
+        return identity.as_json()
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()

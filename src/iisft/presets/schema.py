@@ -81,9 +81,9 @@ class Lora(_Section):
     )
     target: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="all",
-        description="Modules that get an adapter. all = every linear layer; attention alone (q, "
-        "v) was weaker on "
-        "reasoning and instruction following (design notes).",
+        description="Modules that get an adapter. all = every linear layer but the output head "
+        "(lm_head), as LLaMA-Factory has it; attention alone (q, v) was weaker on reasoning and "
+        "instruction following (design notes).",
     )
 
 

@@ -190,16 +190,34 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML reads as something else: PyYAML knows 1.1 alone, to
-    which `1e-5` is text, while OmegaConf in LLaMA-Factory reads a number.
+    """Quotes every text that is a value, so that no reader takes it for anything else.
+
+    PyYAML reads 1_000, 12:30, yes and 2024-01-01 by YAML 1.1, OmegaConf in LLaMA-Factory reads
+    1e5 and 0x10 by rules of its own, and neither looks into quotes. What differs from one reader
+    to the next is then of no consequence.
     """
 
+    def represent_quoted(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
 
-for _name, _pattern in SCALARS:
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
+    def represent_mapping(
+        self, tag: str, mapping: Any, flow_style: bool | None = None
+    ) -> yaml.MappingNode:
+        """Keys stand without quotes where they can: they are names, known to both sides."""
+        node = super().represent_mapping(tag, mapping, flow_style)
+        for key, _ in node.value:
+            if key.style == '"' and _PLAIN_KEY.fullmatch(key.value):
+                key.style = None
+        return node
+
+
+_PLAIN_KEY = re.compile(
+    r"(?!(?:null|true|false|yes|no|on|off|y|n)$)[a-z_][a-z0-9_]*", re.IGNORECASE
+)
+_Dumper.add_representer(str, _Dumper.represent_quoted)
 
 
 def render_yaml(value: dict[str, Any]) -> str:
-    """Order kept, floats as floats (1.0e-05, never the text 1e-05), no folding of long lines."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+    """Order kept, text quoted, floats as floats (1.0e-05, never 1e-05), long lines not folded."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
     return text
