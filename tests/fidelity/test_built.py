@@ -101,6 +101,10 @@ def short_embedding(folder: Path) -> None:
     )
 
 
+def other_end(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
+
+
 def just_too_short(folder: Path) -> None:
     """Rows for the whole tokenizer and none for what another template adds."""
     change_config(folder, vocab_size=259)
@@ -196,6 +200,9 @@ def ask(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
     )
     add("only experts named", "qwen3-moe", chosen=preset(**whole, lora={"target": ["up_proj"]}))
     add("few named", "qwen3-moe", chosen=preset(**whole, lora={"target": sorted(ATTENTION)}))
+    add("cap", "gemma2", chosen=preset(attention="sdpa"))
+    add("gemma in fp16", "gemma3", chosen=preset(precision="fp16", attention="sdpa"))
+    add("other end", "qwen3", other_end)
     add("short embedding", "qwen2-untied", short_embedding)
     add("other template", "qwen2-untied", just_too_short, preset(model={"template": "llama3"}))
     add("positions", "qwen3", chosen=preset(train={"cutoff_len": 1024}))
@@ -263,14 +270,35 @@ def test_tokens_beyond_the_embedding_are_refused(ask: dict[str, list[Finding]]) 
     assert short.message == (
         "the template needs <|im_end|>, <|im_start|>, the embedding has 257 rows"
     )
-    [other] = ask["other template"]
-    assert other.id == "embedding-too-small" and "<|eot_id|>" in other.message
+    other = {found.id: found for found in ask["other template"]}
+    assert {name: found.severity for name, found in other.items()} == {
+        "ends-differ": "info",
+        "template-new-tokens": "warn",
+        "embedding-too-small": "error",
+    }
+    assert "adds <|eot_id|> to the tokenizer" in other["template-new-tokens"].message
+    assert "<|eot_id|>" in other["embedding-too-small"].message
 
 
 def test_rows_beyond_the_positions_are_said(ask: dict[str, list[Finding]]) -> None:
     [found] = ask["positions"]
     assert (found.id, found.severity) == ("positions-exceeded", "warn")
     assert found.message == "cutoff_len 1024, the model was made for 512 positions"
+
+
+def test_a_cap_that_the_attention_leaves_out_is_refused(ask: dict[str, list[Finding]]) -> None:
+    [found] = ask["cap"]
+    assert (found.id, found.severity, found.fix) == ("attention-cap", "error", "attention: eager")
+
+
+def test_families_that_leave_fp16_are_named(ask: dict[str, list[Finding]]) -> None:
+    [found] = ask["gemma in fp16"]
+    assert (found.id, found.severity) == ("beyond-fp16", "warn")
+
+
+def test_another_end_than_the_model_s_is_noted(ask: dict[str, list[Finding]]) -> None:
+    [found] = ask["other end"]
+    assert (found.id, found.severity) == ("ends-differ", "info")
 
 
 def test_parting_tied_matrices_is_said(ask: dict[str, list[Finding]]) -> None:

@@ -28,6 +28,7 @@ os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # the doctor's rules compar
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 
 _LOADED_OTHERWISE = ("quantization", "double_quantization", "deepspeed", "fsdp")
+_SPEAKERS = ("llamafactory", "transformers", "peft", "accelerate")
 _MOST_NAMES = 40  # of tensors and modules that an answer lists
 Facts = dict[str, Any]
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -103,6 +104,9 @@ def answer(request: Facts) -> Facts:
             facts |= build(tokenizer, model_args, finetuning_args)
     except Failed as failure:
         facts["stage"], facts["error"] = failure.args
+    finally:
+        for name in _SPEAKERS:
+            logging.getLogger(name).removeHandler(hearing)
     return facts
 
 
@@ -110,7 +114,7 @@ def listen(hearing: Hearing) -> None:
     import llamafactory.extras.logging  # noqa: F401
     import transformers  # noqa: F401
 
-    for name in ("llamafactory", "transformers", "peft", "accelerate"):
+    for name in _SPEAKERS:
         logging.getLogger(name).addHandler(hearing)
 
 

@@ -51,7 +51,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "train.accumulation": lambda p: {"gradient_accumulation_steps": p.train.accumulation},
     "train.cutoff_len": lambda p: {"cutoff_len": p.train.cutoff_len},
     "train.gradient_checkpointing": lambda p: {
-        "disable_gradient_checkpointing": not p.train.gradient_checkpointing
+        "disable_gradient_checkpointing": p.train.gradient_checkpointing is False
     },
     "train.optimizer": lambda p: {"optim": p.train.optimizer},
     "train.seed": lambda p: {"seed": p.train.seed},
@@ -104,6 +104,20 @@ _PAST_THE_VIEW = (
     "use_unsloth",
     "use_unsloth_gc",
     "use_v1_kernels",
+)
+
+# With each a row has labels at other positions than the account of its data says.
+LABELS_MORE = ("packing", "neat_packing", "train_on_prompt")
+
+# Each reads or makes the logits of all positions itself.
+READS_ALL_LOGITS = (
+    "enable_liger_kernel",
+    "label_smoothing_factor",
+    "mixture_of_depths",
+    "use_asft_loss",
+    "use_dft_loss",
+    "use_eaft_loss",
+    "use_unsloth",
 )
 
 # Each changes what a step holds or computes in a way that the plan does not count.

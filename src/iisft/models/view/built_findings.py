@@ -5,16 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from iisft.errors import Finding
+from iisft.files import read_json_object
+from iisft.llamafactory.library_warnings import telling
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.manifest import repair_command
 from iisft.models.view.built import Built
+from iisft.models.view.support import DTYPES
 from iisft.presets.schema import Preset
 
 _NAMES_SAID = 3
+_LONGEST_WARNING = 300
+# Their activations leave fp16's range (transformers#36822; LLaMA-Factory#7755: loss 0; #4202: NaN).
+_BEYOND_FP16 = ("gemma2", "gemma3_text", "glm", "glm4")
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa"}
 # An adapter on less than this share of the base is most likely not what was meant: all linear
 # layers of a dense model are 60 % (half of it embeddings) to 98 %.
 _SMALL_SHARE = 0.5
+_BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 _LARGE_GROUP = 0.2  # of the base, that no adapter reaches
 _STAGES = {
     "arguments": ("trainer-refuses", "LLaMA-Factory refuses these arguments"),
@@ -32,6 +39,11 @@ def findings(
     facts = built.facts
     yield from _read_otherwise(facts)
     yield from _weights(facts, checkpoint)
+    yield from _numbers(preset, checkpoint)
+    for text in telling(facts["warnings"]):
+        yield Finding("library-warning", text[:_LONGEST_WARNING], where="model", severity="warn")
+    if "tokens" in facts:
+        yield from _ends(facts["tokens"], checkpoint)
     if "rows" in facts:
         yield from _embedding(facts, checkpoint)
         yield from _positions(facts, preset, checkpoint, longest_row)
@@ -88,6 +100,69 @@ def _weights(facts: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Findi
         )
 
 
+def _numbers(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What the chosen attention leaves out, and what the chosen precision can't hold."""
+    cap = checkpoint.config.get("attn_logit_softcapping")
+    if cap and preset.attention == "sdpa":
+        yield Finding(
+            "attention-cap",
+            f"{checkpoint.architecture} caps its attention at {cap}, which sdpa leaves out",
+            where="attention",
+            fix="attention: eager",
+        )
+    if preset.precision == "fp16" and checkpoint.model_type in _BEYOND_FP16:
+        yield Finding(
+            "beyond-fp16",
+            f"activations of {checkpoint.model_type} leave the range of fp16: loss 0.0 or NaN",
+            where="precision",
+            fix="--set precision=fp32",
+            severity="warn",
+        )
+    memory = DTYPES.get(preset.weights) or next(iter(checkpoint.dtypes), "")
+    wider = {
+        dtype: count
+        for dtype, count in checkpoint.dtypes.items()
+        if preset.weights == "stored" and _BITS.get(dtype, 0) > _BITS.get(memory, 64)
+    }
+    if wider:
+        stored = ", ".join(f"{count:,} {dtype}" for dtype, count in wider.items())
+        yield Finding(
+            "weights-rounded",
+            f"the files hold {stored} parameters among {memory} ones: weights stored rounds them",
+            where="weights",
+            fix="--set weights=fp32",
+            severity="warn",
+        )
+
+
+def _ends(tokens: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding]:
+    """A base model that learns to end its answers as the template does: other tools look for the
+    end in generation_config.
+    """
+    path = checkpoint.folder / "generation_config.json"
+    known = (read_json_object(path) or {}).get(
+        "eos_token_id", checkpoint.config.get("eos_token_id")
+    )
+    ends = known if isinstance(known, list) else [known]
+    if tokens["new"]:
+        yield Finding(
+            "template-new-tokens",
+            f"the template adds {', '.join(tokens['new'])} to the tokenizer: this model has never "
+            "seen it, and no adapter trains its row",
+            where="model.template",
+            fix="the template of this model's family (iisft model show)",
+            severity="warn",
+        )
+    if known is not None and tokens["stop"] and not set(tokens["stop"]) <= set(ends):
+        yield Finding(
+            "ends-differ",
+            f"answers are taught to end with {tokens['eos']}; the model's generation_config ends "
+            f"at {tokens['before']['eos']} (token {', '.join(map(str, ends))})",
+            where=str(path),
+            severity="info",
+        )
+
+
 def _embedding(facts: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding]:
     """A token beyond the embedding ends the trainer in its first forward."""
     rows, tokens = facts["rows"]["embedding"], facts.get("tokens", {})
@@ -103,8 +178,7 @@ def _embedding(facts: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Fin
     new = [token for token in beyond if token in tokens["new"]]
     yield Finding(
         "embedding-too-small",
-        f"{text}, the embedding has {rows} rows"
-        + (f"; {', '.join(new)} is new to this tokenizer" if new else ""),
+        f"{text}, the embedding has {rows} rows",
         where=str(checkpoint.folder),
         fix="the template of this model's family (iisft model show)"
         if new
