@@ -316,7 +316,7 @@ class LineFollower:
         """New complete lines without line ends; a carriage return (progress bars) ends one too."""
         try:
             with open_regular(self.path) as stream:
-                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew
+                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made again
                     self._offset, self._rest = 0, b""
                 stream.seek(self._offset)
                 chunk = stream.read(_MOST_AT_ONCE)

@@ -20,6 +20,7 @@ from helpers import CLI
 
 CODES = {0, 2, 3, 4, 5, 6, 130}
 SECONDS = 10
+SEEDS = int(os.environ.get("IISFT_FUZZ", "12"))  # of each kind; 80 take some minutes
 BAD_TEXTS = (
     "",
     " ",
@@ -175,7 +176,7 @@ def broken(value: Any, draw: random.Random, depth: int = 0) -> Any:
     return draw.choice((*BAD_VALUES, nested(30), nested(300), "9" * 400))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_presets(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     file = tmp_path / "p.yaml"
@@ -322,7 +323,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_rows(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     rows = [broken(draw.choice((ROW, CHAT, SHARED)), draw) for _ in range(4)]
@@ -343,7 +344,7 @@ def test_rows(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
         attack(*argv, note=text)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_predictions(seed: int, attack: Any, tmp_path: Path) -> None:
     draw = random.Random(seed)
     row = {
@@ -379,7 +380,7 @@ def test_predictions(seed: int, attack: Any, tmp_path: Path) -> None:
     attack("compare", str(one), str(two), note=rows)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_model_folders(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     name = draw.choice(
@@ -522,7 +523,7 @@ def write_run(folder: Path) -> None:
     (folder / "predictions" / "rows@final.json").write_text('{"rows": 1, "data": "rows"}')
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_run_folders(seed: int, attack: Any, workspace: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     folder = workspace / "runs" / "run"
@@ -574,7 +575,7 @@ def test_run_folders(seed: int, attack: Any, workspace: Path, tmp_path: Path) ->
         )
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_archives(seed: int, attack: Any, tmp_path: Path) -> None:
     draw = random.Random(seed)
     names = (

@@ -17,7 +17,7 @@ from iisft.data.read.conversation import from_row
 from iisft.data.stage.fitting import Cut, Fitter, apply
 from iisft.data.tokens import lengths, remembered
 from iisft.data.tokens.account import Account
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.presets.schema import Overlong
 
 
@@ -88,9 +88,9 @@ def survey(
         if not pairs:
             account.refuse(number, "")
             continue
-        fate = limit.fate(pairs)
-        account.add(number, fate)
-        if fate.damaged:
+        row_tokens = limit.cut(pairs)
+        account.add(number, row_tokens)
+        if row_tokens.damaged:
             damaged.append(number)
     found = Survey(
         tuple(damaged),

@@ -258,8 +258,8 @@ def _read_tokenizer(model: Path) -> Any:
             "tokenizer-broken",
             f"tokenizer.json can't be read: {error}",
             where=str(file),
-            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that mends "
-            "it",
+            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that "
+            "fixes it",
         ) from error
     if _is_rebuilt_llama(model):
         words = _config(model)

@@ -14,6 +14,7 @@ from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _FALLBACK = "mi50"
+_BATCH = ("accumulation", "batch_size")
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and some are put around it
 
 
@@ -118,11 +119,7 @@ def _place(
     ranks = request.gpus or preset_ranks
     on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and cpu_ranks)
     placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
-    literal = [
-        text
-        for text in request.overrides
-        if re.match(r"\s*train\.(accumulation|batch_size)\s*=", text)
-    ]
+    literal = [text for text in request.overrides if _sets_the_batch(text)]
     train = document.values.get("train")
     accumulation = train.get("accumulation") if isinstance(train, dict) else None
     if placement.world_size != preset_ranks and isinstance(accumulation, int):
@@ -134,6 +131,13 @@ def _place(
             else _rescaled(document, accumulation, preset_ranks, placement.world_size)
         )
     return placement
+
+
+def _sets_the_batch(override: str) -> bool:
+    path, value = documents.parse_override(override)
+    if path == ("train",):
+        return isinstance(value, dict) and not value.keys().isdisjoint(_BATCH)
+    return path[0] == "train" and path[1] in _BATCH
 
 
 def _rescaled(document: Document, accumulation: int, before: int, after: int) -> Finding:

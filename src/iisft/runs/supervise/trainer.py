@@ -74,7 +74,7 @@ def whole_checkpoint(folder: RunFolder, record: RunRecord, *, thorough: bool) ->
     if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
-            "every checkpoint that was whole once is torn or gone; iisft does not begin anew by "
+            "every checkpoint that was whole once is torn or gone; iisft does not begin again by "
             "itself",
             where=str(folder.output),
             fix=f"iisft resume {folder.id} --from-start",
