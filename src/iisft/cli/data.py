@@ -13,8 +13,10 @@ from iisft.cli.options import (
     ColumnsOption,
     DataFileArgument,
     FormatOption,
+    IgnoreOption,
     JsonOption,
     QuietOption,
+    RolesOption,
     SetOption,
 )
 from iisft.workspace import Workspace
@@ -37,6 +39,8 @@ def stage(
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
+    ignore: IgnoreOption = None,
+    roles: RolesOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
@@ -97,6 +101,8 @@ def stage(
             Workspace.current(),
             formats=formats,
             columns=columns or (),
+            ignore=ignore or (),
+            roles=roles or (),
             policy=step.as_policy if step else None,
             progress=progress,
         )

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from iisft.data.check.findings import KEPT, Findings, RowFinding, flaw
+from iisft.data.check.findings import KEPT, Findings, RowFinding, excerpt, flaw
 from iisft.data.check.messagechecks import message_checker
 from iisft.data.check.repeats import Repeats, answer_of
-from iisft.data.check.rowchecks import Checker, alpaca_checker, excerpt
+from iisft.data.check.rowchecks import Checker, alpaca_checker
 from iisft.data.read.rows import Row
 from iisft.data.read.source import Progress, Source, read_rows
 

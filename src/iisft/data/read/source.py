@@ -59,11 +59,18 @@ class Source:
         )
 
 
-def open_source(file: Path, formats: str | None = None, columns: Sequence[str] = ()) -> Source:
+def open_source(
+    file: Path,
+    formats: str | None = None,
+    columns: Sequence[str] = (),
+    *,
+    ignore: Sequence[str] = (),
+    roles: Sequence[str] = (),
+) -> Source:
     """Find out what `file` is.
 
     `formats` are the words of `--format`: a layout, a container, or both with a comma; `columns`
-    those of `--columns`.
+    those of `--columns`, `ignore` those of `--ignore`, `roles` those of `--roles`.
 
     Raises:
         UsageError: an unknown word in either.
@@ -71,7 +78,8 @@ def open_source(file: Path, formats: str | None = None, columns: Sequence[str] =
         columns.
     """
     container, layout_name = _parse_formats(formats)
-    told = layouts.parse_columns(columns)
+    told, told_roles = layouts.parse_columns(columns), layouts.parse_roles(roles)
+    ignored = tuple(key.strip() for text in ignore for key in text.split(",") if key.strip())
     identity = _identity(file)
     compressed = _starts(file)[:2] == b"\x1f\x8b"
     head = _decompressed_head(file) if compressed else _starts(file)
@@ -82,7 +90,8 @@ def open_source(file: Path, formats: str | None = None, columns: Sequence[str] =
     elif container == "parquet" and compressed:
         raise _unreadable(file, "a gzipped Parquet file", fix=f"gunzip -k {quote(str(file))}")
     untyped = Source(file, container, compressed, delimiter, Layout("alpaca", {}, {}), identity)
-    return replace(untyped, layout=layouts.detect(_sample(untyped), layout_name, told, str(file)))
+    layout = layouts.detect(_sample(untyped), layout_name, told, str(file), told_roles)
+    return replace(untyped, layout=replace(layout, ignored=ignored))
 
 
 def read_rows(source: Source, progress: Progress | None = None) -> Iterator[Row]:

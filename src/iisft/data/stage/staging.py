@@ -67,6 +67,8 @@ def stage(
     *,
     formats: str | None = None,
     columns: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    roles: Sequence[str] = (),
     policy: Policy | None = None,
     progress: Progress | None = None,
 ) -> Staging:
@@ -86,12 +88,14 @@ def stage(
         raise UsageError(
             "data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}"
         )
-    source = open_source(file, formats, columns)
+    source = open_source(file, formats, columns, ignore=ignore, roles=roles)
     hashing, reading = halves(progress)
     asked = {
         "source_sha256": digest_of(file, hashing),
         "format": source.describe(),
         "columns": dict(source.layout.columns),
+        "ignored": list(source.layout.ignored),
+        "roles": dict(source.layout.roles),
         "policy": policy.identity if policy else None,
         "iisft": __version__,
     }
