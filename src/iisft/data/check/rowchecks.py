@@ -104,9 +104,9 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFindi
             )
     for field in ("instruction", "input", "output", "system"):
         text = value.get(keys[field])
-        if text is not None and not (field == "output" and isinstance(text, list)):
+        if text is not None and not (field == "output" and _are_answers(text)):
             yield from text_problems(keys[field], text)
-    if isinstance(value.get(keys["output"]), list):
+    if _are_answers(value.get(keys["output"])):
         text = "a list of answers is preference data (DPO); supervised training reads one answer"
         fix = f"jq -c '.{keys['output']} |= .[0]' FILE > rows.jsonl takes the first ones"
         yield flaw(keys["output"], "preference-data", text, excerpt(value[keys["output"]]), fix=fix)
@@ -128,6 +128,11 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFindi
             yield flaw(f"{keys['history']}[{number}][0]", "prompt-empty", "the prompt is empty")
         yield from text_problems(f"{keys['history']}[{number}][1]", answer)
         yield from answer_problems(f"{keys['history']}[{number}][1]", answer)
+
+
+def _are_answers(value: Any) -> bool:
+    """A good and a bad answer in one list, as LLaMA-Factory's preference data once were."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
 
 
 def _is_turn(turn: Any) -> bool:
