@@ -22,7 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from iisft.data.read.rows import Row
 from iisft.data.tokens import counting
 from iisft.data.tokens.account import Account
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.tokenization import Tokenization
 
 ROWS = 3_000
@@ -110,9 +110,9 @@ def main(rounds: int, count: int) -> None:
             for row, pairs in counting.counted(
                 (Row(i, i, row) for i, row in enumerate(rows, 1)), limit
             ):
-                fate = limit.fate(pairs)
-                counting.add(found, row, fate)
-                total += fate.total
+                row_tokens = limit.cut(pairs)
+                counting.add(found, row, row_tokens)
+                total += row_tokens.total
             found.as_json()
 
         def own(encode: Callable[..., list]) -> Callable[[], None]:

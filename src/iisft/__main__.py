@@ -2,15 +2,20 @@
 
 import io
 import os
+import signal  # noqa: TID251 - it receives, and sends none
 import sys
 
 
 def run() -> None:
     _open_what_is_closed()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # so that temporary folders are removed; it is no Ctrl-C, which would stop a run
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     from iisft.cli.app import main
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is no UTF-8, or a key of a data file that no encoding holds, must not end
+        # A terminal that is not UTF-8, or a key of a data file that no encoding holds, must not end
         # a command.
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ LARGEST = 64 * 2**20
 DEEPEST = 100
 """Levels of a document. Python's own parsers and writers end at about 1000, with RecursionError."""
 
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _MOST_AT_ONCE = 4 * LARGEST  # of a log or of events; the next call goes on there
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -42,6 +44,39 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_json_atomically(path: Path, value: Any) -> None:
     """write_text_atomically for one JSON document, indented for people."""
     write_text_atomically(path, json_text(value, indent=2) + "\n")
+
+
+def write_named(path: Path, content: bytes, *, replace: bool = False) -> None:
+    """Write what a person asked for to the place that they named.
+
+    A new name becomes a whole file or none. Of what is there, only a regular file is ever replaced;
+    a device or a pipe is written to, and `-` is standard output.
+
+    Raises:
+        FileExistsError: a file is there, and nobody said that it may be replaced.
+        OSError: it can't be written.
+    """
+    if str(path) in _STDOUT:
+        sys.stdout.write(content.decode("utf-8", "replace"))
+        sys.stdout.flush()
+        return
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        write_bytes_atomically(target, content)
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        os.set_blocking(descriptor, True)
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
+            stream.write(content)
+    elif replace:
+        write_bytes_atomically(target, content)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 @contextlib.contextmanager
@@ -120,6 +155,18 @@ def open_regular(path: Path | str) -> io.BufferedReader:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, f"{_kind(mode)}, not a regular file", str(path))
+
+
+def lines_of(stream: IO[bytes], most: int = LARGEST) -> Iterator[bytes]:
+    """The lines of an open file, each with its end.
+
+    Raises:
+        OSError: a line is longer than `most` bytes: nobody wrote that.
+    """
+    while line := stream.readline(most + 1):
+        if len(line) > most:
+            raise OSError(errno.EFBIG, f"a line is longer than {_mib(most)}", str(stream.name))
+        yield line
 
 
 def read_bytes(path: Path | str, most: int = LARGEST) -> bytes:
@@ -269,7 +316,7 @@ class LineFollower:
         """New complete lines without line ends; a carriage return (progress bars) ends one too."""
         try:
             with open_regular(self.path) as stream:
-                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made anew
+                if stream.seek(0, os.SEEK_END) < self._offset:  # it was made again
                     self._offset, self._rest = 0, b""
                 stream.seek(self._offset)
                 chunk = stream.read(_MOST_AT_ONCE)

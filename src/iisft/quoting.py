@@ -15,6 +15,7 @@ _STEERING = re.compile(
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!~@:=-]*")
+_MOST_DIGITS = 15
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -57,6 +58,11 @@ def is_name(text: str) -> bool:
     taken for an option.
     """
     return _NAME.fullmatch(text) is not None
+
+
+def is_count(text: str) -> bool:
+    """Whether int() makes a number of it that fits anywhere: not so ², ١ and 5000 digits."""
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
 def is_variable(name: str) -> bool:

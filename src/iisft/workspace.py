@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from iisft.errors import EnvironmentFault
+
 
 def cache_folder() -> Path:
     """For what can be computed again: `$XDG_CACHE_HOME/iisft`."""
@@ -26,7 +28,15 @@ class Workspace:
 
     @classmethod
     def current(cls) -> "Workspace":
-        return cls(Path(os.environ.get("IISFT_HOME") or Path.cwd()).expanduser().resolve())
+        given = os.environ.get("IISFT_HOME") or "."
+        try:
+            return cls(Path(given).expanduser().resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, no home for ~
+            reason = getattr(error, "strerror", None) or str(error)
+            raise EnvironmentFault(
+                "workspace", f"the workspace can't be used: {reason}", where=given,
+                fix="export IISFT_HOME=/another/folder",
+            ) from error  # fmt: skip
 
     @property
     def models(self) -> Path:

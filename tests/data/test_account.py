@@ -13,7 +13,7 @@ from helpers import target_options
 from iisft.data.stage.bodies import MARKER
 from iisft.data.tokens import account as accounts
 from iisft.data.tokens.account import Account
-from iisft.data.tokens.fate import Fate
+from iisft.data.tokens.limit import RowTokens
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.llamafactory.truncation import kept_lengths, packed_sequences
 
@@ -306,7 +306,7 @@ def test_the_worst_rows_are_those_that_lose_most() -> None:
     rng = random.Random(1)
     lost = [rng.randrange(1, 10_000) for _ in range(500)]
     for number, count in enumerate(lost, 1):
-        account.add(number, Fate(100 + count, 10, 90, 10, 0, False, 10))
+        account.add(number, RowTokens(100 + count, 10, 90, 10, 0, False, 10))
     expected = sorted(
         ((count + 10, number) for number, count in enumerate(lost, 1)), key=lambda e: -e[0]
     )[:20]

@@ -10,7 +10,7 @@ from generated import article, qwen_like, text
 from iisft.data.read.conversation import from_row
 from iisft.data.stage.bodies import MARKER, clean_cut, find_body
 from iisft.data.stage.fitting import Fitter, apply
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.tokenization import Tokenization
 
 URL_OR_UUID = re.compile(

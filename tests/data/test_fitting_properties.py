@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from iisft.data.read.conversation import from_row
 from iisft.data.stage.bodies import MARKER
 from iisft.data.stage.fitting import Cut, Fitter, apply
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from properties import tried
 

@@ -24,7 +24,7 @@ from generated import (
 
 from iisft.data.read.conversation import from_alpaca, from_row
 from iisft.data.stage.fitting import Fitter, apply
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.llamafactory import dataset_info
 from iisft.llamafactory.catalogue import snapshot
@@ -121,7 +121,7 @@ def _fitted(job: Job, cutoff: int) -> Job:
     for row, pairs in zip(
         job.rows, limit.tokens.lengths([from_alpaca(row) for row in job.rows]), strict=True
     ):
-        if limit.fate(pairs).damaged:
+        if limit.cut(pairs).damaged:
             cut = fitter.fit(row)
             if cut is not None:
                 rows.append(apply(row, cut))
@@ -212,9 +212,9 @@ def test_every_cut_is_the_real_one(jobs: list[Job], real: list[list[dict[str, An
                     and len(ids) == len(expected) + template.efficient_eos
                 )
                 assert len(ids) <= max(cutoff, 1) and len(labels) == len(ids)
-                fate = limits[cutoff].fate(lengths)
-                assert fate.kept == len(ids)
-                assert fate.trained == sum(label != -100 for label in labels)
+                row_tokens = limits[cutoff].cut(lengths)
+                assert row_tokens.kept == len(ids)
+                assert row_tokens.trained == sum(label != -100 for label in labels)
                 damaged += kept != lengths
     assert damaged > 1200
 

@@ -1,7 +1,8 @@
 """A stand-in for llamafactory-cli: writes what the real one writes, and misbehaves as FAKE_MODE
 says.
 
-ok | crash | stock-class | wrong-attention | dropped-row | nan | hang | ignore-stop | early-end |
+ok | crash | random-head | narrow-mlp | no-cap | stock-class | wrong-attention | dropped-row |
+nan | hang | ignore-stop | early-end |
 orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step FAKE_LOG_AT, 2
 unless said, and ends with 1) | forward:FILE (the same in the first forward, FAKE_REPORTED ranks,
 0 unless said, have reported, and FAKE_WAIT_FOR exists)
@@ -126,6 +127,26 @@ def main() -> None:
                 "float32_matmul_precision": "highest",
                 "attention_dtype": expected["compute_dtype"],
                 "linear_dtype": expected["compute_dtype"],
+                "layers_kept": int(
+                    os.environ.get("FAKE_LAYERS_KEPT", expected.get("layers_kept", 0))
+                ),
+                "loaded": {
+                    "missing": [1, "lm_head.weight"] if MODE == "random-head" else [0],
+                    "unexpected": [0],
+                    "mismatched": [0],
+                },
+                "adapted": {"q_proj": 1},
+                "products": {
+                    "float32": 2,
+                    ("bfloat16" if MODE == "narrow-mlp" else expected["compute_dtype"]): 7,
+                },
+                "kernels": {
+                    "sdpa": 2 * (expected["attention"] == "sdpa"),
+                    "eager": 2 * (expected["attention"] == "eager"),
+                },
+                "softcap": 50.0 if MODE == "no-cap" else None,
+                "capped": False,
+                "first_batch": {"shape": [1, 8], "sha256": "0123456789abcdef"},
             }
             say(f"iisft-observed {os.environ['IISFT_PROOF']} {json.dumps(proof)}")
     if IN_FORWARD:

@@ -22,6 +22,8 @@ for rank in range(node * asked["ranks"], (node + 1) * asked["ranks"]):
         "attention": "sdpa" if wrong == "attention" else expected["attention"],
         "attention_dtype": expected["compute_dtype"],
         "linear_dtype": "bfloat16" if wrong == "linear" else expected["compute_dtype"],
+        "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
+        "products": {expected["compute_dtype"]: 9},
         "float32_matmul_precision": "high" if wrong == "tf32" else "highest",
     }
     print(f"iisft-observed {word} {json.dumps(proof)}")

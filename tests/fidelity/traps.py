@@ -30,8 +30,23 @@ def fresh_module():
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     WRITTEN.clear()
-    module.os = type("Recorder", (), {"write": staticmethod(record), "environ": os.environ})
+    stopping = sys.modules["view_under_test.stopping_iisft"]
+    stopping.os = Recorder()
     return module
+
+
+def witness():
+    return sys.modules["view_under_test.witness_iisft"]
+
+
+class Recorder:
+    """The module os, whose write is noted."""
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def write(self, descriptor, content):
+        return record(descriptor, content)
 
 
 def record(descriptor, content):
@@ -232,12 +247,12 @@ def check_closed_stdout_does_not_end_the_run():
     def nobody(descriptor, content):
         raise BrokenPipeError(32, "Broken pipe")
 
-    module.os.write = staticmethod(nobody)
+    sys.modules["view_under_test.stopping_iisft"].os.write = nobody
     assert model(ids()).logits.isfinite().all()
 
 
 def check_four_bit_weights_count_as_what_they_stand_for():
-    module = fresh_module()
+    fresh_module()
 
     class Params4bit(nn.Parameter):
         pass
@@ -252,7 +267,7 @@ def check_four_bit_weights_count_as_what_they_stand_for():
             self.norm = nn.Parameter(torch.zeros(5, dtype=torch.float16), requires_grad=False)
             self.lora_A = nn.Parameter(torch.zeros(7), requires_grad=False)
 
-    assert module.count_weights(Layer()) == {"nf4": 24 + 23, "float16": 5}
+    assert witness().count_weights(Layer()) == {"nf4": 24 + 23, "float16": 5}
 
 
 def check_a_quantized_layer_says_what_it_multiplies_in():
@@ -263,10 +278,10 @@ def check_a_quantized_layer_says_what_it_multiplies_in():
 
 
 def check_tf32_is_seen_through_either_setting():
-    module = fresh_module()
-    assert module._matmul_precision() == "highest"
+    fresh_module()
+    assert witness()._matmul_precision() == "highest"
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert module._matmul_precision() == "high"
+    assert witness()._matmul_precision() == "high"
 
 
 def check_configuration_and_class_must_fit():

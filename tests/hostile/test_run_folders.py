@@ -113,7 +113,14 @@ def test_the_record_brings_no_code_into_the_environment(
 
 @pytest.mark.parametrize(
     "name",
-    ["modeling_iisft.py", "step_iisft.py", "stopping_iisft.py", "constants_iisft.py", "more.py"],
+    [
+        "modeling_iisft.py",
+        "step_iisft.py",
+        "stopping_iisft.py",
+        "witness_iisft.py",
+        "constants_iisft.py",
+        "more.py",
+    ],
 )
 def test_code_of_the_view_is_this_iisfts_own(name: str, stopped: RunFolder, iisft: CLI) -> None:
     file = stopped.model / name

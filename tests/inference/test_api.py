@@ -228,3 +228,73 @@ def test_no_more_requests_at_once_than_asked(ask: Any, server: Server) -> None:
 def test_wrong_addresses(ask: Any, url: str, sentence: str) -> None:
     result = ask(url=url)
     assert (result.code, sentence in result.err) == (2, True)
+
+
+MALFORMED: list[Any] = [
+    {"choices": None},
+    {"choices": []},
+    {"choices": {}},
+    {"choices": "x"},
+    {"choices": [None]},
+    {"choices": ["x"]},
+    {"choices": [[]]},
+    {"choices": [{"finish_reason": []}]},
+    [],
+    "null",
+    "3",
+    {"choices": [{"finish_reason": {}, "message": None}]},
+    "[" * 100_000,
+    '{"a":' * 2000,
+    "\ud83d",
+    {"choices": [{"finish_reason": "stop", "message": {"content": 3}}]},
+    {"choices": [{"finish_reason": "stop", "message": {"content": ["x"]}}]},
+    {"choices": [{"finish_reason": 1e400, "message": {"content": "x"}}]},
+    '{"choices": NaN}',
+    "\x1b[2J",
+    {"choices": [{"finish_reason": "\x1b[2J" * 9999, "message": {"content": "x"}}]},
+    "x" * (17 * 2**20),
+]
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+def test_an_answer_of_another_form_is_the_error_of_its_row(
+    value: Any, ask: Any, server: Server, workspace: Any
+) -> None:
+    text = value.encode("utf-8", "surrogatepass").decode("latin-1") if value == "\ud83d" else value
+    server.plan = lambda question, _: (200, {}, text if "3" in question else answer(question))
+    result = ask()
+    assert "bug in iisft" not in result.err
+    failed = [row for row in rows_of(ask, workspace) if row["error"]]
+    assert [len(failed), len(rows_of(ask, workspace))] == [1, 10]
+    assert len(failed[0]["error"]) < 600
+
+
+def test_figures_of_a_server_that_are_none_are_left_out(
+    ask: Any, server: Server, workspace: Any
+) -> None:
+    wrong = [float("nan"), -1, "7", None, [], {}, 1e300, True, 10**400, 2.5]
+    server.plan = lambda question, _: (
+        200,
+        {},
+        answer(question) | {"usage": {"prompt_tokens": wrong.pop(), "completion_tokens": "x"}},
+    )
+    assert ask("--parallel", "1").code == 0
+    assert {(row["prompt_tokens"], row["tokens"]) for row in rows_of(ask, workspace)} == {
+        (None, None)
+    }
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host:80000/v1", "http://[::1/v1", "http://", "file:///etc/passwd", "http://host:x"],
+)
+def test_addresses_that_are_none(url: str, ask: Any) -> None:
+    assert ask(url=url).code == 2
+
+
+def test_an_answer_that_can_not_be_unpacked_is_the_error_of_its_row(
+    ask: Any, server: Server, workspace: Any
+) -> None:
+    server.plan = lambda question, _: (200, {"Content-Encoding": "gzip"}, "no gzip")
+    assert ask().code in (0, 1)
+    assert {"can't be decoded" in row["error"] for row in rows_of(ask, workspace)} == {True}

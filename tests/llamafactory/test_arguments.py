@@ -45,7 +45,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         "num_train_epochs": 5.0,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 32,
-        "cutoff_len": 2048,
+        "cutoff_len": 4096,
         "disable_gradient_checkpointing": False,
         "optim": "adamw_torch",
         "seed": 42,
@@ -77,7 +77,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         (("precision=fp16", "attention=sdpa"), {"fp16": True, "bf16": False, "flash_attn": "sdpa"}),
         (("precision=bf16",), {"fp16": False, "bf16": True}),
         (
-            ("weights=nf4", "precision=bf16"),
+            ("weights=nf4", "precision=bf16", "train.gradient_checkpointing=true"),
             {"quantization_bit": 4, "quantization_type": "nf4", "quantization_method": "bnb",
              "double_quantization": True},
         ),
@@ -173,13 +173,14 @@ def test_every_way_past_the_view_is_an_argument_of_the_installed_llamafactory() 
     assert [name for name in arguments._PAST_THE_VIEW if name not in known] == []
 
 
+RECOMPUTE = "train.gradient_checkpointing=true"
 VARIANTS = [
     ("mi50", ()),
     ("mi50-fp16", ("data.eval=x", "save.eval_every_steps=5", "train.max_steps=3")),
     ("qlora-24g", ()),
-    ("mi50", ("sharding=fsdp", "weights=fp32")),
-    ("mi50", ("sharding=zero2", "weights=fp32")),
-    ("mi50", ("sharding=zero3", "weights=fp32")),
+    ("mi50", ("sharding=fsdp", "weights=fp32", RECOMPUTE)),
+    ("mi50", ("sharding=zero2", "weights=fp32", RECOMPUTE)),
+    ("mi50", ("sharding=zero3", "weights=fp32", RECOMPUTE)),
     ("demo", ("attention=flash2", "precision=bf16", "hardware.arch=sm_80")),
 ]
 

@@ -374,28 +374,43 @@ def test_demo_trains_in_the_checkout_and_keeps_the_current_folder(
     assert output == f"/elsewhere|{tmp_path}|train --preset demo\n"
 
 
-def test_every_check_runs_and_any_failure_counts(ready: Machine) -> None:
+CHECKS = [
+    "ruff check",
+    "ruff format --check",
+    "mypy ",
+    "lint-imports ",
+    "zensical build --strict --clean",
+]
+WITH_COVERAGE = [
+    "coverage run -m pytest -n 2 --dist loadfile",
+    "coverage combine --quiet",
+    "coverage report --skip-covered",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tests"),
+    [
+        ((), WITH_COVERAGE),
+        (("--fast",), ["pytest -n 2 --dist loadfile -m not matrix and not slow"]),
+        (("tests/runs", "-k", "plan"), ["pytest tests/runs -k plan"]),
+    ],
+)
+def test_every_check_runs_and_any_failure_counts(
+    arguments: tuple[str, ...], tests: list[str], ready: Machine
+) -> None:
     ready.run("setup.sh", "train,dev")
-    for name in ("ruff", "mypy", "lint-imports", "pytest"):
+    for name in ("ruff", "mypy", "lint-imports", "zensical", "pytest", "coverage"):
         program = ready.venv / "bin" / name
         fails = 'exit "${MYPY_EXIT:-0}"' if name == "mypy" else ""
         program.write_text(f'#!/bin/sh\necho "$PWD {name} $* offline=$HF_HUB_OFFLINE"\n{fails}\n')
         program.chmod(0o755)
-    done = [
-        f"{ready.checkout} {command} offline=1"
-        for command in (
-            "ruff check",
-            "ruff format --check",
-            "mypy ",
-            "lint-imports ",
-            "pytest tests/runs -k plan",
-        )
-    ]
+    done = [f"{ready.checkout} {command} offline=1" for command in (*CHECKS, *tests)]
 
-    code, output = ready.run("test.sh", "tests/runs", "-k", "plan")
+    code, output = ready.run("test.sh", *arguments)
     assert (code, [line for line in output.splitlines() if not line.startswith("==")]) == (0, done)
 
-    code, output = ready.run("test.sh", "tests/runs", "-k", "plan", MYPY_EXIT="1")
+    code, output = ready.run("test.sh", *arguments, MYPY_EXIT="1")
     assert code == 1
     assert [line for line in output.splitlines() if not line.startswith("==")] == [
         *done,

@@ -64,6 +64,7 @@ def test_the_recorded_run_differs_from_mi50_by_what_went_wrong_in_it() -> None:
     ]  # fmt: skip
     assert {key for key in flat[0] if flat[0][key] != flat[1][key]} == {
         "summary", "run_on", "precision", "train.cutoff_len", "data.overlong",
+        "train.gradient_checkpointing", "train.logits",
     }  # fmt: skip
 
 

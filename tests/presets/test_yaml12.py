@@ -41,7 +41,7 @@ def test_every_key_has_its_line() -> None:
         ("a: 2026-01-01\nb: !x 1\n", "the tag !x is not allowed", "x:2"),
         ("? [1]\n: 2\n", "a key must be text", "x:1"),
         ("a: &r 1\nb: *r\n", "aliases are not allowed", "x:2"),
-        ("a: " + "[" * 3000 + "]" * 3000, "no preset nests so deeply", "x"),
+        ("a: " + "[" * 3000 + "]" * 3000, "no preset nests so deeply", "x:1"),
         ("a: 1\nb: " + "9" * 5000, "a number of 5000 digits", "x:2"),
     ],
 )

@@ -3,10 +3,12 @@ llamafactory-cli is a fake.
 """
 
 import json
+import os
 import stat
 import struct
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,16 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from helpers import CLI, steps, train_argv, until
+from iisft import process
 from iisft.runs.record.folder import RunFolder
 
+# Asked to build a model, it has nothing to say against it.
+_ANSWERS = """#!/bin/sh
+case "$1" in
+*build_model.py) printf '{{"warnings": []}}' ;;
+*) printf '%s' '{report}' ;;
+esac
+"""
 FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
 
 
@@ -82,7 +92,7 @@ def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     report = json.dumps(
         {"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")}
     )
-    _script(binaries / "python", f"#!/bin/sh\nprintf '%s' '{report}'\n")
+    _script(binaries / "python", _ANSWERS.format(report=report))
     _script(binaries / "llamafactory-cli", f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
     monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))
 
@@ -130,3 +140,23 @@ def detached(
 def _script(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def of_run() -> Iterator[Callable[[RunFolder, str], dict[str, Any]]]:
+    """Starts a process that carries a run's marker under a variable."""
+    started = []
+
+    def start(folder: RunFolder, variable: str) -> dict[str, Any]:
+        env = os.environ | {variable: folder.marker}
+        child = subprocess.Popen(["sleep", "600"], env=env, stdin=subprocess.PIPE)
+        started.append(child)
+        until(lambda: variable in process.environment_of(child.pid))
+        identity = process.identity_of(child.pid)
+        assert identity is not None
+        return identity.as_json()
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()

@@ -3,21 +3,20 @@
 import json
 import os
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import until
 from iisft import process
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import all_runs, brief_of, status_of
 from iisft.workspace import Workspace
 
 CLI = Callable[..., Any]
+OfRun = Callable[[RunFolder, str], dict[str, Any]]
 
 
 @pytest.fixture
@@ -41,26 +40,6 @@ def me() -> dict[str, Any]:
     return identity.as_json()
 
 
-@pytest.fixture
-def of_run(folder: RunFolder) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Starts a process that carries the run's marker under a variable."""
-    started = []
-
-    def start(variable: str) -> dict[str, Any]:
-        env = os.environ | {variable: folder.marker}
-        child = subprocess.Popen(["sleep", "600"], env=env, stdin=subprocess.PIPE)
-        started.append(child)
-        until(lambda: variable in process.environment_of(child.pid))
-        identity = process.identity_of(child.pid)
-        assert identity is not None
-        return identity.as_json()
-
-    yield start
-    for child in started:
-        child.kill()
-        child.communicate()
-
-
 def state(folder: RunFolder) -> tuple[str, str]:
     status, brief = status_of(folder), brief_of(folder)
     assert (status.state, status.reason) == (brief.state, brief.reason)
@@ -82,29 +61,31 @@ def test_a_process_is_known_by_more_than_its_pid(
     change: dict[str, Any],
     expected: tuple[str, str],
     folder: RunFolder,
-    of_run: Callable[[str], dict[str, Any]],
+    of_run: OfRun,
 ) -> None:
-    supervisor = of_run(process.SUPERVISOR_MARKER) | change
+    supervisor = of_run(folder, process.SUPERVISOR_MARKER) | change
     folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": supervisor}))
     assert state(folder) == expected
 
 
 def test_a_process_is_the_runs_only_when_it_was_started_for_it(
-    folder: RunFolder, of_run: Callable[[str], dict[str, Any]]
+    folder: RunFolder, of_run: OfRun
 ) -> None:
     for role, other in (("supervisor", process.RUN_MARKER), ("trainer", process.SUPERVISOR_MARKER)):
-        for forged in (me(), of_run(other), {"pid": 1, "start_ticks": 1e999, "boot_id": ""}):
+        for forged in (
+            me(),
+            of_run(folder, other),
+            {"pid": 1, "start_ticks": 1e999, "boot_id": ""},
+        ):
             folder.processes.write_text(json.dumps({"run": folder.marker, role: forged}))
             assert brief_of(folder).state == status_of(folder).state == "lost"
 
 
-def test_a_copy_of_a_running_run_does_not_run(
-    folder: RunFolder, of_run: Callable[[str], dict[str, Any]]
-) -> None:
+def test_a_copy_of_a_running_run_does_not_run(folder: RunFolder, of_run: OfRun) -> None:
     record = json.loads(folder.record.read_text())
     folder.record.write_text(json.dumps(record | {"launcher": me()}))
     folder.processes.write_text(
-        json.dumps({"run": folder.marker, "supervisor": of_run(process.SUPERVISOR_MARKER)})
+        json.dumps({"run": folder.marker, "supervisor": of_run(folder, process.SUPERVISOR_MARKER)})
     )
     copy = RunFolder(folder.path.with_name("copy"))
     shutil.copytree(folder.path, copy.path)
@@ -123,12 +104,10 @@ def test_pending_lasts_as_long_as_the_command_that_starts_it(folder: RunFolder) 
     assert state(folder) == ("lost", GONE)
 
 
-def test_a_clock_that_was_set_back_changes_no_state(
-    folder: RunFolder, of_run: Callable[[str], dict[str, Any]]
-) -> None:
+def test_a_clock_that_was_set_back_changes_no_state(folder: RunFolder, of_run: OfRun) -> None:
     record = json.loads(folder.record.read_text())
     folder.record.write_text(json.dumps(record | {"created": time.time() + 10**6}))
-    supervisor = of_run(process.SUPERVISOR_MARKER)
+    supervisor = of_run(folder, process.SUPERVISOR_MARKER)
     folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": supervisor}))
     for step, when in ((1, 5000.0), (2, 10.0)):
         event = {

@@ -65,6 +65,12 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
         "arithmetic": "float32",
         "class": "Qwen2ForCausalLM",
         "device": "cpu",
+        "layers_kept": 0,
+        "logit_positions": None,
+        "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
+        "adapted": {"q_proj": 1},
+        "products": {"float32": 7},
+        "first_batch": {"shape": [1, 8], "sha256": "0123456789abcdef"},
     }
     metrics = [event for event in folder.read_events() if event["kind"] == "metrics"]
     assert [(event["step"], event["loss"], event["grad_norm"]) for event in metrics] == [
@@ -92,6 +98,12 @@ def test_adapters_name_the_real_base_model_and_not_the_view(
         ("stock-class", "1 of 1 ranks did not report their precision"),
         ("wrong-attention", "rank 0: attention eager, but the preset says sdpa"),
         ("dropped-row", "the trainer has 7 rows, but 8 were staged: 1 rows were dropped"),
+        (
+            "random-head",
+            "rank 0: 1 tensors were in no file and are random (lm_head.weight)",
+        ),
+        ("narrow-mlp", "rank 0: products of the first forward in bfloat16 (7), not float32"),
+        ("no-cap", "rank 0: the model's attention cap of 50.0 was left out"),
     ],
 )
 def test_a_run_that_is_not_its_preset_ends_with_1_and_one_sentence(

@@ -27,25 +27,27 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import status_of
 
 CLI = Callable[..., Any]
+OfRun = Callable[[RunFolder, str], dict[str, Any]]
 Event = dict[str, Any]
 _LEAVES_ITS_SCREEN = "\x1b[?1049l"
 
 
 @pytest.fixture
-def folder(workspace: Path) -> RunFolder:
-    """A run of which this very process is the supervisor."""
+def folder(workspace: Path, of_run: OfRun) -> RunFolder:
+    """A run with a live supervisor."""
     folder = RunFolder(workspace / "runs" / "run-1")
     folder.logs.mkdir(parents=True)
-    myself = process.identity_of(os.getpid())
-    assert myself is not None
+    launcher = process.identity_of(os.getpid())
+    assert launcher is not None
     record = {
         "id": "run-1",
         "preset_name": "mi50",
         "created": time.time(),
-        "launcher": myself.as_json(),
+        "launcher": launcher.as_json(),
     }
     folder.record.write_text(json.dumps(record))
-    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": myself.as_json()}))
+    supervisor = of_run(folder, process.SUPERVISOR_MARKER)
+    folder.processes.write_text(json.dumps({"run": folder.marker, "supervisor": supervisor}))
     return folder
 
 
@@ -160,15 +162,9 @@ def test_a_lost_run(iisft: CLI, folder: RunFolder) -> None:
     ]
 
 
-def test_an_unsupervised_run(iisft: CLI, folder: RunFolder) -> None:
-    folder.processes.write_text(
-        json.dumps(
-            {
-                "run": folder.marker,
-                "trainer": json.loads(folder.processes.read_text())["supervisor"],
-            }
-        )
-    )
+def test_an_unsupervised_run(iisft: CLI, folder: RunFolder, of_run: OfRun) -> None:
+    trainer = of_run(folder, process.RUN_MARKER)
+    folder.processes.write_text(json.dumps({"run": folder.marker, "trainer": trainer}))
     out = iisft("watch", "--once").out.splitlines()
     assert out[:2] == [
         "run-1  running  preset mi50",

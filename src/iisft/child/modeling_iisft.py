@@ -15,8 +15,6 @@ In both cases each rank writes one line about its first training forward to stdo
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
-import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,13 +23,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, PROOF_MARK
+from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32
 from .step_iisft import frozen_linear, step_class
-from .stopping_iisft import install, say
+from .stopping_iisft import install
+from .witness_iisft import LOADED, Witness, loading_report
 
 # a view of a model with its own, trusted code imports that code's class under this name
 TRUSTED: Any = None
-Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 
 def _float32(tensor: torch.Tensor | None) -> Any:
@@ -122,130 +120,35 @@ def _exact_class(exact: type, stock: type) -> type:
     return type(stock.__name__, (exact, stock), {"__module__": stock.__module__})
 
 
-class Witness:
-    """Watches one training forward of the backbone, reports it, and removes its hooks.
+def keep_the_draw() -> None:
+    """Let fresh adapters of exact layers start from the float32 numbers that were drawn.
 
-    The hooks sit on the backbone because peft calls the top module's `forward` directly, past any
-    hook. The inner layers are looked up only then, because quantizers and peft replace modules
-    after `__init__`.
+    peft rounds them to the dtype of the layer's weight before they become float32 again
+    (BaseTunerLayer._move_adapter_to_device_of_base_layer, 0.18), so that a run over stored weights
+    would start elsewhere than one over float32 weights. Patched in this process alone.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    def __init__(self, model: Any, arithmetic: str) -> None:
-        self.model, self.arithmetic = model, arithmetic
-        self.seen: dict[str, str | None] = {}
-        self.inner: list[Any] = []
-        backbone = getattr(model, model.base_model_prefix)
-        self.outer = [
-            backbone.register_forward_pre_hook(self._start),
-            backbone.register_forward_hook(self._finish),
-        ]
+    stock = BaseTunerLayer._move_adapter_to_device_of_base_layer
+    if getattr(stock, "keeps_the_draw", False):
+        return
 
-    def _start(self, backbone: nn.Module, args: tuple[Any, ...]) -> None:
-        self._remove(self.inner)  # left over if the previous forward did not reach its end
-        self.seen = {}
-        if not (backbone.training and torch.is_grad_enabled()):
-            return
-        self.seen = {"attention_dtype": None, "linear_dtype": None}
-        attention, linear = first_attention(backbone)
-        for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
-            if module is not None:
-                self.inner.append(module.register_forward_hook(self._note(key)))
+    def move(self: Any, adapter_name: str, device: torch.device | None = None) -> None:
+        drawn = []
+        if isinstance(self.get_base_layer(), tuple(EXACT.values())):
+            layers = [getattr(self, name, None) for name in self.adapter_layer_names]
+            drawn = [
+                (parameter, parameter.data)
+                for layer in layers
+                if isinstance(layer, nn.ModuleDict) and adapter_name in layer
+                for parameter in layer[adapter_name].parameters()
+            ]
+        stock(self, adapter_name, device)
+        for parameter, data in drawn:
+            parameter.data = data.to(parameter.device)
 
-    def _note(self, key: str) -> Hook:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            # bitsandbytes casts its result back to the input's dtype, but multiplies in
-            # compute_dtype
-            self.seen[key] = plain(getattr(module, "compute_dtype", None) or tensor.dtype)
-
-        return hook
-
-    def _finish(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self.seen:
-            return
-        self._remove(self.inner)
-        self._remove(self.outer)
-        hidden = output[0]
-        say(PROOF_MARK, {**describe(self.model, self.arithmetic, hidden.device), **self.seen})
-
-    @staticmethod
-    def _remove(handles: list[Any]) -> None:
-        for handle in handles:
-            handle.remove()
-        handles.clear()
-
-
-def first_attention(backbone: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The first attention module that holds a frozen linear layer, and that layer.
-
-    Or nothing twice.
-    """
-    for attention in backbone.modules():
-        if "Attention" in type(attention).__name__:
-            for module in attention.modules():
-                if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-                    return attention, module
-    return None, None
-
-
-def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[str, Any]:
-    """Everything except the two output dtypes."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    autocast = torch.is_autocast_enabled(device.type)
-    return {
-        "rank": torch.distributed.get_rank() if distributed else 0,
-        "world_size": torch.distributed.get_world_size() if distributed else 1,
-        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
-        "class": type(model).__name__,
-        "arithmetic": arithmetic,
-        "weights": count_weights(model),
-        "trainable_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
-        "autocast": plain(torch.get_autocast_dtype(device.type)) if autocast else None,
-        "attention": model.config._attn_implementation,
-        "device": str(device),
-        "float32_matmul_precision": _matmul_precision(),
-        "layers_kept": model.iisft_layers_kept,
-        "logit_positions": model.iisft_positions,
-    }
-
-
-def count_weights(model: nn.Module) -> dict[str, int]:
-    """Frozen base parameters by dtype.
-
-    4-bit weights count as nf4, with the number they stand for.
-    """
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and "lora_" not in name:
-            kind = plain(parameter.dtype)
-            if type(parameter).__name__ == "Params4bit":
-                kind = getattr(parameter, "quant_type", "nf4")
-            counts[kind] = counts.get(kind, 0) + _size(parameter)
-    return counts
-
-
-def _size(parameter: Any) -> int:
-    if type(parameter).__name__ == "Params4bit":
-        state = getattr(parameter, "quant_state", None)
-        packed = parameter.numel() * parameter.element_size() * 2
-        return packed if state is None else int(state.shape.numel())
-    # ZeRO-3 leaves an empty tensor in its place
-    return getattr(parameter, "ds_numel", None) or parameter.numel()
-
-
-def _matmul_precision() -> str:
-    """The legacy getter's word.
-
-    It raises once anyone has used the newer setting, which then decides.
-    """
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
-
-
-def plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    move.keeps_the_draw = True  # type: ignore[attr-defined]
+    BaseTunerLayer._move_adapter_to_device_of_base_layer = move
 
 
 def __getattr__(name: str) -> type:
@@ -272,8 +175,16 @@ def __getattr__(name: str) -> type:
             super().__init__(config, *inputs, **kwargs)
             if arithmetic == FLOAT32:
                 make_exact(self)
+                keep_the_draw()
             Witness(self, arithmetic)
             install()
+
+        @classmethod
+        def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:
+            asked = kwargs.pop("output_loading_info", False)
+            model, info = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
+            setattr(model, LOADED, loading_report(info))
+            return (model, info) if asked else model
 
     Observed.__name__ = Observed.__qualname__ = name
     # transformers reads the source of a class's module to learn which kernels it may use

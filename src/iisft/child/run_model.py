@@ -134,7 +134,7 @@ def observe(model: Any, tokenizer: Any) -> dict[str, Any]:
     package = types.ModuleType("iisft_child")
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules["iisft_child"] = package
-    view = importlib.import_module("iisft_child.modeling_iisft")
+    view = importlib.import_module("iisft_child.witness_iisft")
     base = base_of(model)
     backbone = getattr(base, base.base_model_prefix)
     seen = {"attention_dtype": None, "linear_dtype": None}

@@ -27,7 +27,7 @@ from iisft.cli.runs import runs_app
 from iisft.cli.serve import serve
 from iisft.cli.train import train
 from iisft.cli.watch import watch
-from iisft.errors import EnvironmentFault, ExitCode, IisftError
+from iisft.errors import EnvironmentFault, ExitCode, IisftError, UsageError
 
 app = group(
     """Fine-tune language models on the GPUs you own: LLaMA-Factory runs that do exactly what
@@ -97,6 +97,12 @@ def _report(error: Exception, *, as_json: bool) -> int:
         text = f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
         error = EnvironmentFault(
             "system", text, fix="look at that place; IISFT_DEBUG=1 shows what was tried"
+        )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        error = UsageError(
+            "no-home",
+            "~ means a home directory, and there is none",
+            fix="export HOME=/a/folder, or write the path in full",
         )
     if not isinstance(error, IisftError):
         error = IisftError(

@@ -77,6 +77,8 @@ def check(
     if not report.rows:
         raise InputError("data-empty", "there is no row in it", where=", ".join(map(str, file)))
     account = _count(sources, report, target, exact=exact)
+    if page is not None:
+        _write_page(page, account, target, sources[0].file)
     if as_json:
         tokens = data_tokens.account_json(account, target) if account else None
         console.out_json({**report.as_json(), "tokens": tokens})
@@ -85,8 +87,6 @@ def check(
         if account:
             console.out()
             data_tokens.print_account(account, target, sources[0].file)
-    if page is not None:
-        _write_page(page, account, target, sources[0].file)
     refused = account is not None and account.refused is not None
     cut = account is not None and account.damaged and target.policy == "fail"
     if report.findings.errors or refused or cut:
@@ -113,7 +113,7 @@ def _count(
 
 
 def _write_page(page: Path, account: "Account | None", target: "Target", file: Path) -> None:
-    from iisft import files
+    from iisft.cli import output
     from iisft.data.tokens.html_account import render
     from iisft.errors import UsageError
 
@@ -123,12 +123,7 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
             "html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX
         )
     verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
-    try:
-        files.write_text_atomically(page.absolute(), render(account, str(file), verdict))
-    except OSError as error:
-        raise UsageError(
-            "html-write", f"can't be written: {error.strerror}", where=str(page)
-        ) from error
+    output.write(page, render(account, str(file), verdict), UsageError, "html-write")
     console.say(f"{page}: open it in a browser")
 
 

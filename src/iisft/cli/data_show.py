@@ -13,7 +13,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.data.stage.staged import StagedDataset
-    from iisft.data.tokens.fate import Limit
+    from iisft.data.tokens.limit import Limit
     from iisft.data.tokens.rendering import Segment
 
 _STYLES = {"read": "dim", "trained": "bold green", "cut": "red strike"}
@@ -73,7 +73,7 @@ def _limit(
 ) -> "Limit | None":
     """What is asked for, else what the dataset was staged for, if that model is still there."""
     from iisft.cli.data_tokens import target
-    from iisft.data.tokens.fate import Limit
+    from iisft.data.tokens.limit import Limit
     from iisft.data.tokens.tokenization import Tokenization
     from iisft.errors import InputError
 

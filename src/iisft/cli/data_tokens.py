@@ -155,9 +155,8 @@ def verdict_lines(account: "Account", target: "Target", file: Path) -> Iterator[
             "of it, "
             f"at most {lost['max']:.0%}), {about['eos_lost']:,} their end of turn"
         )
-    yield (
-        f"  worst: {', '.join(f'row {w.row} ({w.fate.total:,} tokens)' for w in account.worst[:5])}"
-    )
+    worst = (f"row {one.row} ({one.row_tokens.total:,} tokens)" for one in account.worst[:5])
+    yield f"  worst: {', '.join(worst)}"
     stage = f"iisft data stage {shlex.quote(str(file))} --name NAME {target.options}".rstrip()
     says = {
         "fail": "the policy is fail: neither staging nor training takes such rows",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iisft.cli import console
+from iisft.cli import console, output
 from iisft.cli.options import JsonOption, complete_presets
 from iisft.errors import ExitCode, Finding, InputError, UsageError
 from iisft.workspace import Workspace
@@ -78,7 +78,7 @@ def env_check(
         machine = case.machine
     found = [*engine.diagnose(case), *notes]
     if collect is not None:
-        _write(collect, lambda: bundle.pack(machine, reader, collect.absolute()))
+        output.write(collect, bundle.packed(machine, reader), InputError, "file-write")
         console.say(
             f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
         )
@@ -131,21 +131,11 @@ def _deep(case: "Case") -> "Case":
 
 
 def _write_fix_plan(file: Path, found: list[Finding], machine: "Machine") -> None:
-    from iisft import files
     from iisft.machine.doctor import fix_plan
 
     text = fix_plan.render(found, machine)
-    _write(file, lambda: files.write_text_atomically(file.absolute(), text))
+    output.write(file, text, InputError, "file-write")
     console.say(f"{file}: read it, then bash {file}")
-
-
-def _write(file: Path, write: Any) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InputError(
-            "file-write", f"can't be written: {error.strerror}", where=str(file)
-        ) from error
 
 
 def _document(case: "Case", found: list[Finding], *, ok: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 from iisft.cli import console
 from iisft.cli.options import JsonOption, complete_runs
 from iisft.errors import UsageError
+from iisft.quoting import is_count
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def options(
 
     rows = {"all": ALL_ROWS, "none": 0}.get(text_rows or "")
     if text_rows is not None and rows is None:
-        if not text_rows.isdigit() or not int(text_rows):
+        if not is_count(text_rows) or not int(text_rows):
             raise UsageError(
                 "text-rows", f"--text-rows can't be {text_rows!r}", fix="a number, all, or none"
             )

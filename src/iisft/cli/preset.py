@@ -8,7 +8,7 @@ import typer
 
 from iisft.cli import console, help
 from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
-from iisft.errors import ExitCode, IisftError, InputError, RunStateError
+from iisft.errors import ExitCode, IisftError, InputError
 from iisft.secrets import redact_all
 from iisft.workspace import Workspace
 
@@ -147,20 +147,18 @@ def copy(
       iisft preset copy mi50 presets/mine.yaml
     """
     from iisft import files
+    from iisft.cli import output
     from iisft.presets import documents
 
     source = documents.find(name, Workspace.current())
-    if file.exists():
-        raise RunStateError(
-            "file-exists", "the file exists", where=str(file), fix="choose another name"
-        )
+    if file.is_file():
+        raise output.exists(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text_atomically(file, source.read_text(encoding="utf-8"))
+        text = files.read_text(source)
     except OSError as error:
-        raise InputError(
-            "copy-write", f"can't be written: {error.strerror}", where=str(file)
-        ) from error
+        raise output.unwritable(file, error, InputError, "copy-write") from error
+    output.write(file, text, InputError, "copy-write")
     console.say(f"{file}: edit it, then iisft preset validate {shlex.quote(str(file))}")
 
 

@@ -182,17 +182,13 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft import files
+    from iisft.cli import output
     from iisft.runs.plan import script as scripts
 
     text = scripts.render(plan, slurm=slurm)
-    try:
-        files.write_text_atomically(file.absolute(), text)
+    output.write(file, text, UsageError, "script-write")
+    if file.is_file():
         file.chmod(0o755)
-    except OSError as error:
-        raise UsageError(
-            "script-write", f"can't be written: {error.strerror}", where=str(file)
-        ) from error
     console.findings(plan.findings)
     console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shell_word(str(file))}")
 

@@ -104,6 +104,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "chatglm": {},
     "phi3": {},
 }
+_LARGEST_SIZE = 2**24
+_MOST_LAYERS = 2000
 _FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
 _FUSED_ATTENTION = ("chatglm", "phi3")
 _TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
@@ -142,7 +144,7 @@ def read_architecture(
     assert hidden and layers and heads and vocabulary and intermediate
     kv_heads = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
     head_dim = _size(config, "head_dim", "kv_channels") or hidden // heads
-    if heads % kv_heads:
+    if heads % kv_heads or layers > _MOST_LAYERS:
         return None
     given = target.split(",") if isinstance(target, str) else target
     wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
@@ -176,9 +178,11 @@ def _features(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def _rotary_share(config: Mapping[str, Any], kind: str) -> float:
     """The part of each head that is rotated."""
-    share = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get(
-        "partial_rotary_factor"
-    )
+    rope = config.get("rope_parameters")
+    share = config.get("partial_rotary_factor")
+    if not share and isinstance(rope, Mapping):
+        share = rope.get("partial_rotary_factor")
+    share = share if isinstance(share, int | float) and 0 < share <= 1 else None
     if share is None and kind in ("glm", "glm4", "chatglm"):
         share = 0.5  # what transformers' GlmConfig assumes where config.json says nothing
     return float(share or 1.0)
@@ -204,6 +208,6 @@ def _biases(config: Mapping[str, Any], kind: str, query: int, key: int) -> int:
 def _size(config: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if type(value) is int and 0 < value <= _LARGEST_SIZE:
             return value
     return None

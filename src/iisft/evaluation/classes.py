@@ -8,6 +8,7 @@ from typing import Any
 
 from iisft.errors import InputError, UsageError
 from iisft.evaluation.outcome import NO_JSON
+from iisft.quoting import is_count
 
 SHAPE = "answer-shape"
 WHOLE = "answer"
@@ -54,7 +55,7 @@ def at_pointer(value: Any, pointer: str) -> Any:
     """The value at a JSON pointer, or NO_JSON."""
     for part in pointer.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        if isinstance(value, list) and is_count(key) and int(key) < len(value):
             value = value[int(key)]
         elif isinstance(value, dict) and key in value:
             value = value[key]

@@ -17,7 +17,7 @@ from iisft.evaluation.locate import Source
 from iisft.evaluation.losses import losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
-from iisft.evaluation.similarity import Scorer, TextSample
+from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample
 from iisft.evaluation.task import Task
 
 BALANCED, FIELDS, ROUGE = "balanced_accuracy", "fields_right", "rougel"
@@ -162,7 +162,10 @@ def _scores(
             {row.row: score for row in file if (score := _score(row, task, options)) is not None}
             for file in files
         ]
-    scorer, sample = Scorer(), TextSample(options.text_rows or None)
+    scorer, sample = (
+        Scorer(LONGEST_ALL if options.text_rows else LONGEST),
+        TextSample(options.text_rows or None),
+    )
     texts: dict[int, tuple[str, dict[str, str]]] = {}
     digests: list[dict[int, int]] = [{} for _ in files]
     for number, file in enumerate(files):
@@ -182,10 +185,12 @@ def _scores(
         findings.append(
             Finding("text-sample", message, fix="--text-rows all uses every row", severity="info")
         )
-    return [
+    scored = [
         {row: Score(scorer.score(*rows[row])[ROUGE], "", digests[number][row]) for row in shared}
         for number, rows in enumerate(chosen)
     ]
+    findings += scorer.finding()
+    return scored
 
 
 def _score(row: Row, task: Task, options: Options) -> Score | None:

@@ -12,9 +12,10 @@ from iisft.evaluation.fields import FieldTally
 from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.schema import SchemaCheck
-from iisft.evaluation.similarity import Scorer, TextSample, measure
+from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample, measure
 from iisft.evaluation.statistics import class_metrics, rate_interval
 from iisft.evaluation.task import Task, scan
+from iisft.files import DEEPEST
 
 MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
 
@@ -174,6 +175,7 @@ class Evaluator:
         counts["cut_off"] += outcome.cut_off
         counts["repeated"] += outcome.loop
         counts["fenced_json"] += outcome.fenced
+        counts["too_deep"] += outcome.deep
         counts["without_reference"] += row.reference is None
         if self.schema is not None and outcome.valid_json:
             self.schema.add(outcome.value)
@@ -200,7 +202,7 @@ class Evaluator:
         if self.sample is None:
             return
         try:
-            scorer = Scorer()
+            scorer = Scorer(LONGEST_ALL if self.options.text_rows else LONGEST)
         except EnvironmentFault as fault:  # only an explicit --text-rows insists on the figures
             if self.options.text_rows is not None:
                 raise
@@ -211,6 +213,7 @@ class Evaluator:
             text = measure(scorer, self.sample, name)
             found["intervals"] |= text.pop("intervals", {})
             found |= text
+        self.findings += scorer.finding()
 
 
 def evaluate(
@@ -276,6 +279,9 @@ def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:
             "are not compared"
         )
         found.append(Finding("many-fields", message, where=where, severity="warn"))
+    if deep := evaluator.counts["too_deep"]:
+        message = f"{deep} answers nest deeper than {DEEPEST} levels and count as no JSON"
+        found.append(Finding("answers-too-deep", message, where=where, severity="warn"))
     if missing := evaluator.counts["without_label"]:
         message = (
             f"{missing} references have no class by --label "

@@ -6,6 +6,7 @@ from typing import Any
 
 from iisft import files
 from iisft.errors import Finding, InputError, RunStateError
+from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import find_run
 from iisft.workspace import Workspace
@@ -134,7 +135,7 @@ def base_of(source: Source) -> Source | None:
 def _order(checkpoint: str | None) -> tuple[int, int]:
     if checkpoint == FINAL:
         return 2, 0
-    return (1, int(checkpoint)) if checkpoint and checkpoint.isdigit() else (0, 0)
+    return (1, int(checkpoint)) if checkpoint and is_count(checkpoint) else (0, 0)
 
 
 def split(workspace: Workspace, name: str | None) -> tuple[str | None, str | None]:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from iisft.evaluation.locate import FINAL, Source
+from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
 
 _STEPS_IN_MEAN = 10  # one batch's loss says little
@@ -14,7 +15,7 @@ _Point = tuple[int, float]
 def losses_at(source: Source) -> dict[str, Any]:
     """`step`, `train_loss` (mean of the last ten logged up to it), `eval_loss`; None if unknown."""
     checkpoint = source.checkpoint or ""
-    if source.run is None or not (checkpoint == FINAL or checkpoint.isdigit()):
+    if source.run is None or not (checkpoint == FINAL or is_count(checkpoint)):
         return {"step": None, "train_loss": None, "eval_loss": None}
     size = source.run.events.stat().st_size if source.run.events.exists() else 0
     trained, evaluated = _history(source.run, size)

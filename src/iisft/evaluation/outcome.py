@@ -1,11 +1,13 @@
 """One prediction: did it fail, is it empty, cut off, looping, JSON, equal to the reference?"""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from iisft.evaluation.reading import Row
+from iisft.files import DEEPEST, nests_within
 
 DEFAULT_ERROR_MARKER = "ERROR_GENERATION"
 NO_JSON = object()
@@ -16,6 +18,7 @@ _LOOP_REPETITIONS = 4
 _LOOP_CHARACTERS = 80
 _LOOP_PROBE = 12  # characters at the end that must occur again one period earlier
 _LOOP_LONGEST = 1500  # characters of the longest passage that is recognised
+_DEEP = re.compile(rf'(?:[\[{{]\s*(?:"[^"\\]*"\s*:\s*)?){{{DEEPEST + 1}}}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Outcome:
     loop: bool = False
     fenced: bool = False
     exact: bool = False
+    deep: bool = False
     value: Any = NO_JSON
 
     @property
@@ -48,16 +52,21 @@ def judge(row: Row, error_marker: str = DEFAULT_ERROR_MARKER) -> Outcome:
         loop=ends_in_a_loop(answer),
         fenced=value is NO_JSON and _is_fenced_json(answer),
         exact=row.reference is not None and answer == row.reference.strip(),
+        deep=value is NO_JSON and _DEEP.match(answer) is not None,
         value=value,
     )
 
 
 def parse(text: str) -> Any:
-    """The text as JSON, strictly (RFC 8259: no NaN, no trailing text), or NO_JSON."""
+    """The JSON value that the whole text is, strictly (RFC 8259: no NaN, no trailing text, at most
+    DEEPEST levels), or NO_JSON.
+    """
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except ValueError:
         return NO_JSON
+    shallow = text.count("[") + text.count("{") <= DEEPEST or nests_within(value, DEEPEST)
+    return value if shallow else NO_JSON
 
 
 def ends_in_a_loop(answer: str) -> bool:

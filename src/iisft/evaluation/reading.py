@@ -1,6 +1,5 @@
 """Files of predictions, ours or anyone's: JSON lines or a JSON array, possibly torn."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from iisft import files
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.rows import Unreadable
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
@@ -158,7 +158,7 @@ class PredictionFile:
 
     def _objects(self) -> Iterator[dict[str, Any]]:
         try:
-            with self.path.open("rb") as stream:
+            with files.open_regular(self.path) as stream:
                 start = stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
                 stream.seek(0)
                 yield from self._array(stream) if start == b"[" else self._lines(stream)
@@ -168,7 +168,7 @@ class PredictionFile:
 
     def _lines(self, stream: Any) -> Iterator[dict[str, Any]]:
         faults: list[tuple[int, str, str]] = []
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(files.lines_of(stream), 1):
             if not line.strip(b"\xef\xbb\xbf \t\r\n"):
                 continue
             try:
@@ -252,7 +252,7 @@ def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
-        value = json.loads(line.decode("utf-8-sig", "replace"))
+        value = files.parse_json(line.decode("utf-8-sig", "replace"))
     return _without_surrogates(value)
 
 
@@ -277,4 +277,4 @@ def _text(value: Any) -> str | None:
     """Text as it is; parsed values become JSON again."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return files.json_text(value)

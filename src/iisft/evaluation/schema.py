@@ -1,14 +1,15 @@
 """Answers checked against a JSON Schema."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from iisft import files
 from iisft.errors import InputError
 from iisft.evaluation import optional
 
+_LARGEST = 8 * 2**20
 _EXPLAINED = 500  # finding the best match is slow: later faults are only counted
 
 
@@ -23,7 +24,7 @@ class SchemaCheck:
     def __init__(self, path: Path) -> None:
         jsonschema = optional.load("jsonschema", "--schema")
         try:
-            schema = orjson.loads(path.read_bytes())
+            schema = files.parse_json(files.read_bytes(path, _LARGEST))
         except OSError as error:
             raise InputError(
                 "schema-unreadable", f"can't be read: {error.strerror}", where=str(path)
@@ -32,24 +33,44 @@ class SchemaCheck:
             raise InputError(
                 "schema-broken", f"the schema is not JSON: {error}", where=str(path)
             ) from error
+        if not isinstance(schema, dict | bool):
+            raise InputError("schema-broken", "the schema is no JSON object", where=str(path))
         validator = jsonschema.validators.validator_for(
             schema, default=jsonschema.Draft202012Validator
         )
         try:
             validator.check_schema(schema)
+        except RecursionError as error:
+            message = "the schema refers to itself without end"
+            raise InputError("schema-broken", message, where=str(path)) from error
         except jsonschema.SchemaError as error:
             place = "/".join(map(str, error.absolute_path)) or "the top"
             message = f"this is not a valid JSON Schema: {error.message} (at {place})"
             raise InputError(
                 "schema-broken", message, where=str(path), fix="fix the schema"
             ) from error
-        self._validator = validator(schema)
+        # without a way to fetch anything: a $ref may name any file or address
+        referencing = optional.load("referencing", "--schema")
+        self._validator = validator(schema, registry=referencing.Registry())
         self._best = jsonschema.exceptions.best_match
+        self._unresolvable = referencing.exceptions.Unresolvable
+        self._path = path
         self.fits = 0
         self.faults: Counter[str] = Counter()
 
     def add(self, value: Any) -> bool:
         """Count one parsed answer; returns whether it fits."""
+        try:
+            return self._add(value)
+        except RecursionError:
+            message = "the schema refers to itself without end"
+        except self._unresolvable as error:
+            message = f"the schema refers to what does not stand in it: {error}"
+        except re.error as error:
+            message = f"a pattern of the schema is not a regular expression: {error}"
+        raise InputError("schema-broken", message, where=str(self._path), fix="fix the schema")
+
+    def _add(self, value: Any) -> bool:
         if self._validator.is_valid(value):
             self.fits += 1
             return True

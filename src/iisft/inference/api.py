@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
+from iisft.files import parse_json
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
 from iisft.inference.talk import is_loopback
@@ -28,6 +29,9 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 # a wrong key, model name or address: no other row would fare better
 _HOPELESS = frozenset({401, 403, 404})
 _CONTINUE = "start the server, or check --url; the same command continues after the last row"
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+_SHOWN = 300  # characters of what a server said
+_LARGEST_ANSWER = 16 * 2**20
 _STOPS = {"stop": "eos", "length": "length"}
 
 
@@ -55,13 +59,21 @@ def endpoint_for(url: str | None, model: str | None, parallel: int) -> Endpoint:
         raise UsageError(
             "api-url", "--backend api needs --url and --api-model", fix="--url http://HOST:PORT/v1"
         )
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    if not _is_address(url):
         raise UsageError(
             "api-url", f"--url is not an http address: {url}", fix="--url http://HOST:PORT/v1"
         )
     if parallel < 1:
         raise UsageError("parallel", f"--parallel must be at least 1, not {parallel}")
     return Endpoint(url.rstrip("/"), model, parallel)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port over 65535, half an IPv6 address
+        return False
 
 
 def predict(
@@ -143,21 +155,25 @@ async def _answer(
             "max_tokens": max_tokens,  # deprecated by OpenAI, but the name all servers know
         }
         answer, error = await _post(client, endpoint, body)
-    choice: dict[str, Any] = (answer.get("choices") or [{}])[0]
-    usage: dict[str, Any] = answer.get("usage") or {}
-    finish = choice.get("finish_reason")
-    if not error and finish not in _STOPS:
-        error = f"the server ended the answer by {finish!r}"
-    text = (choice.get("message") or {}).get("content") or ""
+    choices = answer.get("choices")
+    choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
+    usage, message = _mapping(answer.get("usage")), _mapping(choice.get("message"))
+    finish, text = choice.get("finish_reason"), message.get("content")
+    stop = _STOPS.get(finish) if isinstance(finish, str) else None
+    if not error and (not choice or not isinstance(text, str | None)):
+        error = f"the answer has another form: {str(answer)[:_SHOWN]}"
+    elif not error and stop is None:
+        error = f"the server ended the answer by {str(finish)[:_SHOWN]!r}"
+    text = text if isinstance(text, str) else ""
     return {
         "row": number,
         "prompt": "\n\n".join(message["content"] for message in messages),
         "reference": reference.content,
         # half of a surrogate pair can't be encoded
         "prediction": text.encode("utf-8", "replace").decode(),
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "tokens": usage.get("completion_tokens"),
-        "stop": _STOPS.get(finish or ""),
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "tokens": _count(usage.get("completion_tokens")),
+        "stop": stop,
         "error": error or None,
     }
 
@@ -172,9 +188,11 @@ async def _post(
     for attempt in range(_TRIES):
         pause = min(2.0**attempt, _LONGEST_PAUSE_S)
         try:
-            response = await client.post(url, json=body)
+            response = await _bounded(client, url, body)
         except httpx.TimeoutException:
             error = f"no answer within {_TIMEOUT_S:g} s"
+        except httpx.DecodingError as fault:
+            return {}, f"the answer can't be decoded: {fault}"
         except httpx.TransportError as fault:
             if attempt == _TRIES - 1:
                 text = f"the server can't be reached: {fault or type(fault).__name__}"
@@ -182,7 +200,7 @@ async def _post(
         else:
             if response.is_success:
                 return _parsed(response)
-            error = f"HTTP {response.status_code}: {response.text[:300]}"
+            error = f"HTTP {response.status_code}: {response.text[:_SHOWN]}"
             if response.status_code in _HOPELESS or response.is_redirect:
                 fix = f"check --url and --api-model, and export {KEY_VARIABLE}=..."
                 raise EnvironmentFault(
@@ -197,14 +215,37 @@ async def _post(
     return {}, error
 
 
+async def _bounded(client: "httpx.AsyncClient", url: str, body: dict[str, Any]) -> "httpx.Response":
+    """A server may answer for ever."""
+    import httpx
+
+    async with client.stream("POST", url, json=body) as response:
+        content = bytearray()
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > _LARGEST_ANSWER:
+                content = bytearray(b"more than 16 MiB")
+                break
+    headers = [(k, v) for k, v in response.headers.items() if k.lower() not in _OF_THE_WIRE]
+    return httpx.Response(response.status_code, headers=headers, content=bytes(content))
+
+
 def _parsed(response: "httpx.Response") -> tuple[dict[str, Any], str]:
     try:
-        answer = response.json()
+        answer = parse_json(response.content)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        return {}, f"the answer is not a JSON object: {response.text[:300]}"
+        return {}, f"the answer is not a JSON object: {response.text[:_SHOWN]}"
     return answer, ""
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def _asked_pause(response: "httpx.Response") -> float | None:

@@ -66,7 +66,10 @@ def _which(chosen: Chosen) -> str:
 
 
 def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return "an unknown day"
 
 
 def _yaml_text(text: str) -> str:

@@ -9,6 +9,7 @@ from iisft.errors import EnvironmentFault
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder.checkpoint import Checkpoint
+from iisft.quoting import is_count
 
 GIB = 2**30
 # per weight; nf4: 4 bits, and a scale per 64 weights
@@ -70,7 +71,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
     limit, used = (
         _text(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current")
     )
-    if limit.isdigit() and used.isdigit():
+    if is_count(limit) and is_count(used):
         known.append(max(0, int(limit) - int(used)))
     return min(known, default=None)
 

@@ -7,7 +7,6 @@ afterwards in that of the data.
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,14 +38,15 @@ class Predictions:
     def rows(self) -> Iterator[Row]:
         """Every complete row; half-written lines are skipped."""
         try:
-            content = self.path.read_bytes()
+            stream = files.open_regular(self.path)
         except FileNotFoundError:
             return
-        for line in content.split(b"\n"):
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("row"), int):
-                    yield row
+        with stream:
+            for line in files.lines_of(stream):
+                with contextlib.suppress(ValueError):
+                    row = files.parse_json(line)
+                    if isinstance(row, dict) and type(row.get("row")) is int:
+                        yield row
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,7 +122,7 @@ class Predictions:
         with self._writing():
             files.append_line(
                 self.path,
-                "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+                "\n".join(map(files.json_text, rows)),
                 durably=True,
             )
 
@@ -143,7 +143,7 @@ class Predictions:
     def _rewrite(self, rows: Iterable[Row]) -> None:
         with files.atomic_writer(self.path) as stream:
             for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                stream.write(files.json_text(row).encode() + b"\n")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.data.stage import staging
 from iisft.data.stage.staging import StagedDataset
 from iisft.errors import UsageError
@@ -248,7 +249,7 @@ def _take(worker: Worker, coming: Iterator[Job], on_progress: Callable[[Progress
 def _digest(chosen: Chosen) -> str | None:
     if chosen.adapter is None:
         return None
-    with (chosen.adapter / ADAPTER).open("rb") as stream:
+    with files.open_regular(chosen.adapter / ADAPTER) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

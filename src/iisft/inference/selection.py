@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.errors import RunStateError, UsageError
 from iisft.evaluation.locate import BASE, FINAL
 from iisft.models.folder.safetensors import read_header
+from iisft.quoting import is_count
 from iisft.runs.record.checkpoints import Saved, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
@@ -52,7 +54,7 @@ def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
     if wanted == ALL:
         raise UsageError("checkpoint-all", "--checkpoint all is only for predict")
     if wanted is not None and wanted != FINAL:
-        if not wanted.isdigit():
+        if not is_count(wanted):
             words = f"{FINAL}, {BEST}, {BASE} or {ALL}"
             raise UsageError("checkpoint-word", f"--checkpoint is a step, {words}, not {wanted!r}")
         return _numbered(folder, int(wanted))
@@ -171,4 +173,4 @@ def _require_whole(adapter: Path, folder: RunFolder) -> None:
 
 
 def _same_file(one: Path, folder: Path | None) -> bool:
-    return folder is not None and one.read_bytes() == (folder / ADAPTER).read_bytes()
+    return folder is not None and files.sha256_of(one) == files.sha256_of(folder / ADAPTER)

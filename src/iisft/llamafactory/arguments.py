@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from iisft.errors import Finding
+from iisft.errors import ExitCode, Finding
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets.schema import Preset, Sharding
 from iisft.secrets import holds_secret, is_secret
@@ -49,7 +49,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "train.accumulation": lambda p: {"gradient_accumulation_steps": p.train.accumulation},
     "train.cutoff_len": lambda p: {"cutoff_len": p.train.cutoff_len},
     "train.gradient_checkpointing": lambda p: {
-        "disable_gradient_checkpointing": not p.train.gradient_checkpointing
+        "disable_gradient_checkpointing": p.train.gradient_checkpointing is False
     },
     "train.optimizer": lambda p: {"optim": p.train.optimizer},
     "train.seed": lambda p: {"seed": p.train.seed},
@@ -104,6 +104,20 @@ _PAST_THE_VIEW = (
     "use_v1_kernels",
 )
 
+# With each a row has labels at other positions than the account of its data says.
+LABELS_MORE = ("packing", "neat_packing", "train_on_prompt")
+
+# Each reads or makes the logits of all positions itself.
+READS_ALL_LOGITS = (
+    "enable_liger_kernel",
+    "label_smoothing_factor",
+    "mixture_of_depths",
+    "use_asft_loss",
+    "use_dft_loss",
+    "use_eaft_loss",
+    "use_unsloth",
+)
+
 # Each changes what a step holds or computes in a way that the plan does not count.
 UNCOUNTED = frozenset(
     {
@@ -146,6 +160,20 @@ _FIXED = (
     "enable_jit_checkpoint",
     "save_only_model",
 )
+
+
+def reference_findings(train_yaml: Mapping[str, Any]) -> list[Finding]:
+    """OmegaConf, through which LLaMA-Factory reads train.yaml, takes ${...} for a reference, and
+    ends at one that is not closed.
+    """
+    names = [name for name, value in train_yaml.items() if "${" in str(value)]
+    in_path = any("${" in str(train_yaml.get(name, "")) for name in ("output_dir", "dataset_dir"))
+    if not names:
+        return []
+    text = f"{', '.join(names)}: LLaMA-Factory takes ${{ for the begin of a reference"
+    fix = "a workspace (IISFT_HOME) without ${ in its path" if in_path else "leave ${ out"
+    kind = ExitCode.ENVIRONMENT if in_path else ExitCode.INPUT
+    return [Finding("train-yaml-reference", text, "train.yaml", fix, exit_code=kind)]
 
 
 def compile_arguments(

@@ -114,7 +114,7 @@ class Capabilities:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Packages that are no part of a run's record: pip, triton, amdsmi..."""
+        """Packages that are not part of a run's record: pip, triton, amdsmi..."""
         return dict(self.steps.get("packages", {}).get("versions") or {})
 
     def as_json(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _asked(interpreter: Path, version: str) -> Catalogue:
     if (known := files.read_json_object(file)) is not None:
         try:
             return _checked(parse(known))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             pass  # torn, or another iisft's
     document = ask(interpreter)
     found = _checked(parse(document))

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from iisft import files
 from iisft.llamafactory.arguments import MAPPING
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import FREE_SECTIONS, Source
@@ -81,7 +82,7 @@ def _comment(source: Source | None) -> str:
 
 @cache
 def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8-sig").splitlines()
+    return files.read_text(file).splitlines()
 
 
 def schema() -> dict[str, Any]:

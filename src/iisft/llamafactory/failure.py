@@ -15,7 +15,7 @@ RAISED = (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One known failure: how it is printed, what it means, what mends it.
+    """One known failure: how it is printed, what it means, what fixes it.
 
     `pattern` is searched in single lines of the log. `passing` = the same run may well get through
     when started again. `source` is the rule, issue thread or document that the entry comes from.

@@ -1,5 +1,5 @@
 """The trainer's known failures: what the end of its log says, why it happened, and what
-mends it.
+fixes it.
 """
 
 import re

@@ -55,6 +55,21 @@ class Document:
         section[str(path[-1])] = value
         self.sources[path] = Source(source)
 
+    def _set(self, path: KeyPath, value: Any, source: str) -> None:
+        """One --set: a mapping changes what it names of a section, as `extends` does."""
+        if not isinstance(value, dict) or not isinstance(self.value(path), dict):
+            self.override(path, value, source)
+            return
+        for key, inner in value.items():
+            self._set((*path, key), inner, source)
+
+    def value(self, path: KeyPath) -> Any:
+        """What stands at `path`, None where nothing does."""
+        found: Any = self.values
+        for part in path:
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
     def change(
         self, overrides: Iterable[str], *, model: str | None = None, data: str | None = None
     ) -> None:
@@ -64,7 +79,7 @@ class Document:
             UsageError: an override is not KEY=VALUE.
         """
         for text in overrides:
-            self.override(*parse_override(text), describe_override(text))
+            self._set(*parse_override(text), describe_override(text))
         if model is not None:
             self.override(("model", "id"), model, "--model")
         if data is not None:
@@ -173,9 +188,7 @@ def _merge(
     for key, value in values.items():
         here = (*path, key)
         line = lines.get(here, 1)
-        existing: Any = document.values
-        for part in here:
-            existing = existing.get(part) if isinstance(existing, dict) else None
+        existing = document.value(here)
         if isinstance(value, dict) and (isinstance(existing, dict) or not path):
             if not isinstance(existing, dict):
                 document.override(here, {}, "")

@@ -13,7 +13,7 @@ Sharding = Literal["none", "fsdp", "zero2", "zero3"]
 Overlong = Literal["fail", "fit", "drop", "allow"]
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # as data stage takes it
 
 
@@ -33,11 +33,11 @@ class Hardware(_Section):
         description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is "
         "compared), cpu."
     )
-    gpus: Annotated[int, Field(ge=0)] = Field(
+    gpus: Annotated[int, Field(ge=0, le=4096)] = Field(
         description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU "
         "process."
     )
-    memory_gib: Annotated[float, Field(ge=0)] = Field(
+    memory_gib: Annotated[float, Field(ge=0, le=10**6)] = Field(
         description="Memory of one GPU. A smaller card is refused before training, not by an OOM "
         "at step 2."
     )
@@ -81,16 +81,16 @@ class Lora(_Section):
     )
     target: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="all",
-        description="Modules that get an adapter. all = every linear layer; attention alone (q, "
-        "v) was weaker on "
-        "reasoning and instruction following (design notes).",
+        description="Modules that get an adapter. all = every linear layer but the output head "
+        "(lm_head), as LLaMA-Factory has it; attention alone (q, v) was weaker on reasoning and "
+        "instruction following (design notes).",
     )
 
 
 class Train(_Section):
     """Optimisation and batch."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
+    learning_rate: Annotated[float, Field(gt=0, le=10**6)] = Field(
         description="Peak learning rate. LoRA usually takes 1e-4; 1e-5 with cosine is the careful "
         "end (design notes)."
     )
@@ -111,13 +111,13 @@ class Train(_Section):
         default=0.1,
         description="Share of the steps over which the learning rate rises to its peak.",
     )
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+    max_grad_norm: Annotated[float, Field(ge=0, le=10**9)] = Field(
         default=0.5,
         description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against "
         "exploding "
         "gradients and NaN (design notes).",
     )
-    epochs: Annotated[float, Field(gt=0)] = Field(
+    epochs: Annotated[float, Field(gt=0, le=10**6)] = Field(
         default=5.0, description="Passes over the data set."
     )
     max_steps: PositiveInt | None = Field(
@@ -137,16 +137,23 @@ class Train(_Section):
     global_batch: PositiveInt | None = Field(
         default=None, description="If given, it must equal the global batch that would run."
     )
-    cutoff_len: Annotated[int, Field(ge=16)] = Field(
+    cutoff_len: Annotated[int, Field(ge=16, le=10**8)] = Field(
         description="Longest row in tokens, prompt and answer together. LLaMA-Factory cuts longer "
         "prompts at their "
         "END, which removes the assistant header, and says nothing."
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: bool | Literal["fit"] = Field(
         default=True,
         description="Recompute activations in the backward pass: about 30 % slower, about half "
-        "the memory "
-        "(design notes).",
+        "the memory (design notes). fit: as many layers as the plan finds room for keep the "
+        "outputs of their big products and recompute only what is cheap; the same bits as true. "
+        "The number is fixed when a run starts.",
+    )
+    logits: Literal["all", "trained"] = Field(
+        default="all",
+        description="trained: head and loss only at positions whose next token has a label, in "
+        "chunks where they would need most of the memory. Gradients and losses are equal to all's "
+        "to the last digits: they are summed in another order. Evaluation makes all of them.",
     )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",
@@ -200,18 +207,18 @@ class Watch(_Section):
         "With fp16 sixteen steps with an overflowing gradient are let through: the scaler skips "
         "them.",
     )
-    hang_factor: Annotated[float, Field(ge=2)] = Field(
+    hang_factor: Annotated[float, Field(ge=2, le=10**9)] = Field(
         default=10.0,
         description="No step within this many times the median step time is a hang; saving and "
         "evaluating don't count.",
     )
-    hang_min_s: Annotated[float, Field(gt=0)] = Field(
+    hang_min_s: Annotated[float, Field(gt=0, le=10**9)] = Field(
         default=300.0,
         description="Seconds below which nothing is a hang; loading, the first step, saving and "
         "evaluating may take "
         "twelve times as long, an evaluation twelve times hang_factor steps.",
     )
-    restarts: Annotated[int, Field(ge=0)] = Field(
+    restarts: Annotated[int, Field(ge=0, le=10**6)] = Field(
         default=3,
         description="How often a crashed or hung trainer is started again from its last complete "
         "checkpoint, never "

@@ -10,10 +10,13 @@ from typing import Any
 
 import yaml
 
+from iisft import files
 from iisft.errors import InputError
 
 KeyPath = tuple[str | int, ...]
-_LONGEST_INT = 1000  # characters; Python itself refuses to read more than 4300
+LARGEST = 2**20
+_DEEPEST = 20
+_LONGEST_INT = 40  # characters: what is longer is no float either, and nobody counts so far
 
 SCALARS: tuple[tuple[str, str], ...] = (
     ("null", r"^(?:~|null|Null|NULL|)$"),
@@ -52,6 +55,7 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """
     loader = _Loader(text)
     try:
+        check_depth(text, where)
         node = loader.get_single_node()
         if node is None:
             return None, {}
@@ -71,6 +75,36 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[KeyPath, int]]:
         loader.dispose()
 
 
+# what no name, path or variable can hold: NUL, other control characters, halves of surrogates
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def check_depth(text: str, where: str) -> None:
+    """Refuse aliases and what nests too deeply before it is composed.
+
+    libyaml's composer calls itself for each level, and ends the process at some thousands; aliases
+    of aliases are more than any memory holds.
+
+    Raises:
+        InputError: it is such a text.
+        yaml.YAMLError: it is not YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST + 1:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise InputError(
+                    "preset-yaml", "no preset nests so deeply", where=f"{where}:{line}"
+                )
+        elif isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise InputError("preset-yaml", "aliases are not allowed", where=f"{where}:{line}")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 class _Builder:
     """Plain values from nodes.
 
@@ -86,6 +120,10 @@ class _Builder:
         """The value of `node`, which stands at or below `line`."""
         if id(node) in self._seen:
             raise InputError("preset-yaml", "aliases are not allowed", where=f"{self.where}:{line}")
+        if len(path) > _DEEPEST:
+            raise InputError(
+                "preset-yaml", "no preset nests so deeply", where=f"{self.where}:{line}"
+            )
         self._seen.add(id(node))
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
@@ -117,6 +155,8 @@ class _Builder:
 def _scalar(node: yaml.Node, where: str) -> Any:
     tag, value = node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value)
     match tag:
+        case "str" if _UNWRITABLE.search(value):
+            raise InputError("preset-yaml", "a control character in a text", where=where)
         case "str":
             return value
         case "null":
@@ -139,7 +179,7 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
         InputError: also when the file is missing, unreadable or not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_text(path, LARGEST)
     except UnicodeDecodeError as error:
         raise InputError("preset-encoding", "not UTF-8 text", where=str(path)) from error
     except OSError as error:
@@ -150,16 +190,34 @@ def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML reads as something else: PyYAML knows 1.1 alone, to
-    which `1e-5` is text, while OmegaConf in LLaMA-Factory reads a number.
+    """Quotes every text that is a value, so that no reader takes it for anything else.
+
+    PyYAML reads 1_000, 12:30, yes and 2024-01-01 by YAML 1.1, OmegaConf in LLaMA-Factory reads
+    1e5 and 0x10 by rules of its own, and neither looks into quotes. What differs from one reader
+    to the next is then of no consequence.
     """
 
+    def represent_quoted(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
 
-for _name, _pattern in SCALARS:
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
+    def represent_mapping(
+        self, tag: str, mapping: Any, flow_style: bool | None = None
+    ) -> yaml.MappingNode:
+        """Keys stand without quotes where they can: they are names, known to both sides."""
+        node = super().represent_mapping(tag, mapping, flow_style)
+        for key, _ in node.value:
+            if key.style == '"' and _PLAIN_KEY.fullmatch(key.value):
+                key.style = None
+        return node
+
+
+_PLAIN_KEY = re.compile(
+    r"(?!(?:null|true|false|yes|no|on|off|y|n)$)[a-z_][a-z0-9_]*", re.IGNORECASE
+)
+_Dumper.add_representer(str, _Dumper.represent_quoted)
 
 
 def render_yaml(value: dict[str, Any]) -> str:
-    """Order kept, floats as floats (1.0e-05, never the text 1e-05), no folding of long lines."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+    """Order kept, text quoted, floats as floats (1.0e-05, never 1e-05), long lines not folded."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
     return text

@@ -21,6 +21,7 @@ from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace
 
+_SAME_START = 100  # bytes, before anything that differs from report to report
 _MOST_BYTES = 9_500_000
 _FEWEST_ROWS = 20
 
@@ -76,7 +77,14 @@ def write(
     }
     page, rows_shown = _page(document, found)
     try:
-        files.write_bytes_atomically(to, page)
+        files.write_named(to, page, replace=_is_report(to, page))
+    except FileExistsError as error:
+        raise RunStateError(
+            "file-exists",
+            "the file exists and is not a report of iisft",
+            where=str(to),
+            fix="-o FILE with another name",
+        ) from error
     except OSError as error:
         message = f"the report can't be written: {error.strerror}"
         raise EnvironmentFault(
@@ -94,6 +102,15 @@ def _page(document: dict[str, Any], found: Sequence[Judged]) -> tuple[bytes, int
         if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
             return page, sum(len(each["rows"]) for each in shown)
         most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))
+
+
+def _is_report(file: Path, page: bytes) -> bool:
+    """A report is made again and again; anything else of that name is not replaced."""
+    try:
+        with files.open_regular(file) as stream:
+            return stream.read(_SAME_START) == page[:_SAME_START]
+    except OSError:
+        return False
 
 
 def _groups(

@@ -1,6 +1,5 @@
 """A run's curves and the events to mark on them."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from iisft import files
 from iisft.evaluation.losses import finite
 from iisft.runs.record.folder import RunFolder
 
@@ -125,16 +125,16 @@ def _not_finite(event: dict[str, Any], marks: list[dict[str, Any]]) -> Iterator[
 def _events(path: Path) -> Iterator[dict[str, Any]]:
     """Complete events; torn lines are skipped. Uses orjson: 50,000 steps are 15 MB."""
     try:
-        stream = path.open("rb")
+        stream = files.open_regular(path)
     except OSError:
         return
     with stream:
-        for line in stream:
+        for line in files.lines_of(stream):
             try:
                 event = orjson.loads(line)
             except ValueError:
                 try:
-                    event = json.loads(line)  # NaN and Infinity, as json.dumps writes them
+                    event = files.parse_json(line)  # NaN and Infinity, as json.dumps writes them
                 except ValueError:
                     continue
             if isinstance(event, dict):

@@ -112,7 +112,7 @@ def check(
 
 
 class JsonAnswers:
-    """Answers that are no JSON in a file where most are."""
+    """Answers that are not JSON in a file where most are."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -140,7 +140,7 @@ def _is_turn(turn: Any) -> bool:
 
 
 def unusable(value: Any) -> RowFinding:
-    """The problem of a row that is no object at all."""
+    """The problem of a row that is not an object at all."""
     if isinstance(value, Unreadable):
         return flaw("row", value.code, value.message, value.excerpt, fix=value.fix)
     return flaw(
@@ -199,7 +199,7 @@ def read_tools(field: str, tools: Any) -> tuple[str, list[RowFinding]]:
             raise TypeError
         if not all(isinstance((tool.get("function") or tool)["name"], str) for tool in parsed):
             raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError):
         text = "no JSON list of tools with a name each"
         return "", [flaw(field, "tools-shape", text, excerpt(tools))]
     written = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)

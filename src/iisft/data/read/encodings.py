@@ -1,4 +1,4 @@
-"""What a file is when it is no UTF-8 text: which encoding, which packed or binary format, and what
+"""What a file is when it is not UTF-8 text: which encoding, which packed or binary format, and what
 converts it.
 """
 
@@ -50,7 +50,7 @@ _HIGH_RUNS = re.compile(rb"[\x80-\xff]+")
 
 
 def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
-    """Name and mending command when the first bytes are of a format that isn't read here, else
+    """Name and fixing command when the first bytes are of a format that isn't read here, else
     None.
     """
     for magic, name, command in _MAGIC:
@@ -67,7 +67,7 @@ def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
 
 
 def guess(broken: bytes) -> str:
-    """The most likely encoding of bytes that are no UTF-8: a name that iconv knows, or ''.
+    """The most likely encoding of bytes that are not UTF-8: a name that iconv knows, or ''.
 
     In GBK text high bytes come in pairs and more; in Latin text nearly always alone.
     """

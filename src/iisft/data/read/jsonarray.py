@@ -51,7 +51,7 @@ class _Text:
         self.position = position
 
     def next_character(self) -> str:
-        """The next one that is no white space, '' at the end. Stays before it."""
+        """The next one that is not white space, '' at the end. Stays before it."""
         while True:
             rest = self.window[self.position : self.position + 1]
             if rest and not rest.isspace():

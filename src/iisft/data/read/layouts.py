@@ -228,7 +228,7 @@ def _detected(
 
 
 def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
-    """One object that has the rows in a list is no row."""
+    """One object that has the rows in a list is not a row."""
     if len(objects) == 1 and not {"instruction", "input", "output"} & objects[0].keys():
         for key, value in objects[0].items():
             if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -100,7 +100,7 @@ def _why_no_json(text: bytes, error: orjson.JSONDecodeError, file: Path) -> Unre
 
 
 def no_utf8(content: bytes, fault: UnicodeDecodeError, file: Path) -> Unreadable:
-    """What to say of bytes that are no UTF-8."""
+    """What to say about bytes that are not UTF-8."""
     encoding = encodings.guess(content)
     text = (
         f"no UTF-8 text (byte 0x{content[fault.start]:02x}): looks like "

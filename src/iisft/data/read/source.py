@@ -19,6 +19,7 @@ from pathlib import Path
 from shlex import quote
 from typing import IO, Any, Literal, cast
 
+from iisft import files
 from iisft.data.read import encodings, layouts, readers
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.layouts import Layout, LayoutName
@@ -122,7 +123,7 @@ def _guarded(source: Source, progress: Progress | None) -> Iterator[Row]:
         if source.container == "parquet":
             yield from parquet_rows(source.file, progress)
             return
-        with source.file.open("rb") as raw:
+        with files.open_regular(source.file) as raw:
             stream: Any = _Counted(raw, source.size, progress) if progress else raw
             if source.compressed:
                 stream = _AsFarAsItGoes(fileobj=stream)
@@ -206,7 +207,7 @@ def _identity(file: Path) -> tuple[int, int, int]:
             raise _unreadable(
                 file, "no regular file (a pipe or device)", fix="write it to a file first"
             )
-        with file.open("rb"):
+        with files.open_regular(file):
             return found.st_size, found.st_mtime_ns, found.st_ino
     except OSError as error:
         reason = (
@@ -226,7 +227,7 @@ def _identity_or_none(file: Path) -> tuple[int, int, int] | None:
 
 def _starts(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
+        with files.open_regular(file) as stream:
             return stream.read(_HEAD)
     except OSError as error:
         raise InputError(
@@ -269,7 +270,7 @@ def _container(head: bytes, file: Path, compressed: bool) -> Container:
 
 
 def _refuse_one_object(text: bytes, file: Path) -> None:
-    """One object over many lines is no JSON lines: a row of its own, or a wrapper around the list
+    """One object over many lines is not JSON lines: a row of its own, or a wrapper around the list
     of rows.
     """
     first, newline, _ = text.partition(b"\n")
@@ -324,7 +325,7 @@ def digest_of(file: Path, progress: Progress | None = None) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with file.open("rb") as raw:
+        with files.open_regular(file) as raw:
             stream: Any = _Counted(raw, file.stat().st_size, progress) if progress else raw
             while chunk := stream.read(2**20):
                 digest.update(chunk)

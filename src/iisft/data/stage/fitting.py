@@ -8,7 +8,7 @@ from typing import Any
 
 from iisft.data.read.conversation import Conversation
 from iisft.data.stage.bodies import MARKER, clean_cut, find_body
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 
 Path = tuple[str | int, ...]
 """Where a text stands in a row, such as ("input",) or ("messages", 0, "content")."""

@@ -17,7 +17,7 @@ from iisft.data.read.conversation import from_row
 from iisft.data.stage.fitting import Cut, Fitter, apply
 from iisft.data.tokens import lengths, remembered
 from iisft.data.tokens.account import Account
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.presets.schema import Overlong
 
 
@@ -88,9 +88,9 @@ def survey(
         if not pairs:
             account.refuse(number, "")
             continue
-        fate = limit.fate(pairs)
-        account.add(number, fate)
-        if fate.damaged:
+        row_tokens = limit.cut(pairs)
+        account.add(number, row_tokens)
+        if row_tokens.damaged:
             damaged.append(number)
     found = Survey(
         tuple(damaged),
@@ -117,7 +117,7 @@ def _known_survey(content: bytes | None) -> Survey | None:
         document = orjson.loads(content or b"")
         refused = document["refused"] and tuple(document["refused"])
         return Survey(**{**document, "damaged": tuple(document["damaged"]), "refused": refused})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OverflowError, KeyError, TypeError):
         return None
 
 
@@ -196,7 +196,7 @@ def write_report(target: Path, what: Changes) -> None:
 
 
 def _numbered(rows: Path) -> Iterator[tuple[int, bytes]]:
-    with rows.open("rb") as stream:
+    with files.open_regular(rows) as stream:
         yield from enumerate(stream, 1)
 
 
@@ -207,5 +207,5 @@ def _known(content: bytes | None) -> tuple[dict[int, Cut], tuple[int, ...]] | No
         return {int(n): Cut.from_json(cut) for n, cut in document["cuts"].items()}, tuple(
             document["unfit"]
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OverflowError, KeyError, TypeError):
         return None

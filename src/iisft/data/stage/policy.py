@@ -19,7 +19,7 @@ from iisft.data.stage.fitting import Fitter, apply
 from iisft.data.stage.staging import REPORT, Policy
 from iisft.data.tokens import counting
 from iisft.data.tokens.account import Account
-from iisft.data.tokens.fate import Fate, Limit
+from iisft.data.tokens.limit import Limit, RowTokens
 from iisft.errors import Finding
 from iisft.presets.schema import Overlong
 
@@ -72,23 +72,25 @@ class OverlongStep:
             yield from rows
             return
         for row, pairs in counting.counted(rows, self._limit):
-            fate = self._limit.fate(pairs) if pairs else None
+            row_tokens = self._limit.cut(pairs) if pairs else None
             why = "" if pairs else counting.why_not(row, self._limit)
-            counting.add(self.account, row, fate, why=why)
-            if fate is not None and fate.damaged:
-                yield from self._treated(row, fate)
+            counting.add(self.account, row, row_tokens, why=why)
+            if row_tokens is not None and row_tokens.damaged:
+                yield from self._treated(row, row_tokens)
             else:
                 yield row
 
-    def _treated(self, row: Row, fate: Fate) -> Iterator[Row]:
+    def _treated(self, row: Row, row_tokens: RowTokens) -> Iterator[Row]:
         if self._policy == "fail":
             yield row
         elif self._policy == "drop":
             self.dropped += 1
-            self._write_report(row, what="left out", tokens=fate.total)
+            self._write_report(row, what="left out", tokens=row_tokens.total)
         elif (cut := self._fitter.fit(row.value)) is None:
             self._unfit.append(row.number)
-            self._write_report(row, what="left out: can't be shortened enough", tokens=fate.total)
+            self._write_report(
+                row, what="left out: can't be shortened enough", tokens=row_tokens.total
+            )
         else:
             self._taken.append(cut.tokens_before - cut.tokens_after)
             self._write_report(row, what="shortened", **cut.as_json())

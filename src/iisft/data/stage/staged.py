@@ -54,7 +54,7 @@ def load(name: str, workspace: Workspace) -> StagedDataset:
         staged = from_record(name, folder, record)
         stat = staged.file.stat()
         untouched = (stat.st_size, stat.st_mtime_ns) == (record["size"], record["mtime_ns"])
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         text = f"the staged dataset is incomplete: {error}"
         raise InputError("data-torn", text, where=str(folder), fix=again) from error
     if not untouched and digest_of(staged.file) != staged.sha256:
@@ -69,6 +69,8 @@ def from_record(name: str, folder: Path, record: dict[str, Any]) -> StagedDatase
     Raises:
         KeyError, TypeError, ValueError: the record is not whole.
     """
+    if not isinstance(record["file"], str) or Path(record["file"]).name != record["file"]:
+        raise ValueError("it names a file of another folder")
     return StagedDataset(
         name,
         folder,
@@ -94,6 +96,6 @@ def row_of(staged: StagedDataset, number: int) -> dict[str, Any]:
     """
     if not 1 <= number <= staged.rows:
         raise UsageError("data-row", f"{staged.name} has rows 1 to {staged.rows}, not {number}")
-    with staged.file.open("rb") as stream:
+    with files.open_regular(staged.file) as stream:
         row: dict[str, Any] = orjson.loads(next(itertools.islice(stream, number - 1, None)))
     return row

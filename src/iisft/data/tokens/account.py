@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from iisft.data.tokens.fate import Fate
+from iisft.data.tokens.limit import RowTokens
 from iisft.llamafactory import truncation
 
 SAMPLE_ROWS = 20_000
@@ -25,7 +25,7 @@ class WorstRow(NamedTuple):
     row: int
     file: str
     excerpt: str
-    fate: Fate
+    row_tokens: RowTokens
 
 
 class Account:
@@ -43,31 +43,32 @@ class Account:
         self._batch_size, self._seed = batch_size, seed
         self._prompts, self._answers, self._totals, self._kept = (array("I") for _ in range(4))
         self.over_limit = self.header_lost = self.answer_cut = self.eos_lost = self.damaged = 0
-        self._trained = 0
+        self._trained = self._most_trained = 0
         self._lost_shares = array("d")
         self._worst: list[tuple[int, int, WorstRow]] = []
 
-    def add(self, row: int, fate: Fate, file: str = "", excerpt: str = "") -> None:
+    def add(self, row: int, row_tokens: RowTokens, file: str = "", excerpt: str = "") -> None:
         """Count the row with this number.
 
         Its file and the beginning of its text are for the list of worst rows.
         """
-        self._prompts.append(fate.prompt)
-        self._answers.append(fate.answer)
-        self._totals.append(fate.total)
-        self._kept.append(fate.kept)
-        self._trained += fate.trained
-        if fate.total <= self.room:
+        self._prompts.append(row_tokens.prompt)
+        self._answers.append(row_tokens.answer)
+        self._totals.append(row_tokens.total)
+        self._kept.append(row_tokens.kept)
+        self._trained += row_tokens.trained
+        self._most_trained = max(self._most_trained, row_tokens.trained)
+        if row_tokens.total <= self.room:
             return
         self.over_limit += 1
-        self.damaged += fate.damaged
-        self.header_lost += fate.header_lost
-        self.answer_cut += fate.answer_cut
-        self.eos_lost += fate.eos_lost
-        if fate.answer_cut:
-            self._lost_shares.append(1 - fate.kept_answer / fate.answer)
-        lost = fate.total - fate.kept
-        entry = (lost, -self.over_limit, WorstRow(lost, row, file, excerpt, fate))
+        self.damaged += row_tokens.damaged
+        self.header_lost += row_tokens.header_lost
+        self.answer_cut += row_tokens.answer_cut
+        self.eos_lost += row_tokens.eos_lost
+        if row_tokens.answer_cut:
+            self._lost_shares.append(1 - row_tokens.kept_answer / row_tokens.answer)
+        lost = row_tokens.total - row_tokens.kept
+        entry = (lost, -self.over_limit, WorstRow(lost, row, file, excerpt, row_tokens))
         if len(self._worst) < _WORST_ROWS:
             heapq.heappush(self._worst, entry)
         elif entry[:2] > self._worst[0][:2]:
@@ -142,6 +143,7 @@ class Account:
             "epoch": {
                 "tokens": self.scaled(sum(self._kept)),
                 "trained": self.scaled(self._trained),
+                "most_trained": self._most_trained,
             },
             "padding": self._padding(),
             "histogram": self.histogram(),
@@ -153,7 +155,7 @@ class Account:
             "uncounted": self.uncounted,
             "unrenderable": self.refused and {"row": self.refused[0], "reason": self.refused[1]},
             "worst": [
-                {"file": w.file, "row": w.row, "tokens": w.fate.total, "lost": w.lost}
+                {"file": w.file, "row": w.row, "tokens": w.row_tokens.total, "lost": w.lost}
                 for w in self.worst
             ],
         }

@@ -12,7 +12,7 @@ from iisft.data.read.rows import Row
 from iisft.data.read.source import Progress, Source
 from iisft.data.tokens import lengths
 from iisft.data.tokens.account import SAMPLE_ROWS, Account
-from iisft.data.tokens.fate import Fate, Limit
+from iisft.data.tokens.limit import Limit, RowTokens
 from iisft.data.tokens.tokenization import Pairs
 from iisft.errors import Finding
 
@@ -46,8 +46,8 @@ def account_of(
         for row, pairs in counted(
             (row for index, row in rows if chosen is None or index in chosen), limit
         ):
-            fate = limit.fate(pairs) if pairs else None
-            add(account, row, fate, source.file.name, "" if pairs else why_not(row, limit))
+            row_tokens = limit.cut(pairs) if pairs else None
+            add(account, row, row_tokens, source.file.name, "" if pairs else why_not(row, limit))
         before += check.report.sound
     return account
 
@@ -84,12 +84,14 @@ def unrenderable_finding(rows: int, first: int, why: str) -> Finding:
     )
 
 
-def add(account: Account, row: Row, fate: Fate | None, file: str = "", why: str = "") -> None:
+def add(
+    account: Account, row: Row, row_tokens: RowTokens | None, file: str = "", why: str = ""
+) -> None:
     """Add a row to the account; None: it can't be rendered, and `why`."""
-    if fate is None:
+    if row_tokens is None:
         account.refuse(row.number, why)
     else:
-        account.add(row.number, fate, file, _excerpt(row) if fate.damaged else "")
+        account.add(row.number, row_tokens, file, _excerpt(row) if row_tokens.damaged else "")
 
 
 def _excerpt(row: Row) -> str:

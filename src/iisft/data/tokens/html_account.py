@@ -5,7 +5,7 @@ would lose most.
 from html import escape
 from typing import Any, Literal
 
-from iisft.data.tokens.account import Account
+from iisft.data.tokens.account import Account, WorstRow
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -104,17 +104,24 @@ def _epoch(account: Account, about: dict[str, Any]) -> str:
     return f"<p>{text}</p>"
 
 
+def _worst_row(one: WorstRow) -> str:
+    tokens = one.row_tokens
+    numbers = (
+        one.row,
+        tokens.prompt,
+        tokens.answer,
+        tokens.prompt - tokens.kept_prompt,
+        tokens.answer - tokens.kept_answer,
+    )
+    cells = "".join(f"<td>{number:,}</td>" for number in numbers)
+    file, excerpt = (f'<td class="text">{escape(text)}</td>' for text in (one.file, one.excerpt))
+    return f"<tr>{file}{cells}{excerpt}</tr>"
+
+
 def _worst(account: Account) -> str:
     if not account.worst:
         return ""
-    rows = "".join(
-        "<tr><td "
-        f'class="text">{escape(one.file)}</td><td>{one.row:,}</td><td>{one.fate.prompt:,}</td>'
-        f"<td>{one.fate.answer:,}</td><td>{one.fate.prompt - one.fate.kept_prompt:,}</td>"
-        f"<td>{one.fate.answer - one.fate.kept_answer:,}</td><td "
-        f'class="text">{escape(one.excerpt)}</td></tr>'
-        for one in account.worst
-    )
+    rows = "".join(map(_worst_row, account.worst))
     names = ("row", "prompt", "answer", "prompt lost", "answer lost")
     head = '<th class="text">file</th>' + "".join(f"<th>{name}</th>" for name in names)
     return (

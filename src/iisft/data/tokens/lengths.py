@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 
+from iisft import files
 from iisft.data.read.conversation import Conversation, from_row
 from iisft.data.tokens import remembered
 from iisft.data.tokens.tokenization import Pairs, Tokenization
@@ -65,9 +66,9 @@ class RowLengths:
         """None when the bytes are torn, or another machine's."""
         head, _, body = content.partition(b"\n")
         try:
-            header = json.loads(head)
+            header = files.parse_json(head)
             rows, digest, kind = header["rows"], header["sha256"], header["kind"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, OverflowError, KeyError, TypeError):
             return None
         if kind != _MAGIC or hashlib.sha256(body).hexdigest() != digest:
             return None
@@ -97,7 +98,7 @@ def of_file(
     if content is not None and (known := RowLengths.from_bytes(content)) is not None:
         return known
     found = RowLengths()
-    with rows.open("rb") as stream:
+    with files.open_regular(rows) as stream:
         for pairs in count((from_row(orjson.loads(line)) for line in stream), tokens):
             found.append(pairs)
             if progress is not None and not len(found) % 100:

@@ -17,7 +17,7 @@ _KEPT_FILES = 64  # of each kind
 def read(kind: str, *key: Any) -> bytes | None:
     """What was written under this key by this version of iisft, None when there is nothing."""
     try:
-        return _file(kind, key).read_bytes()
+        return files.read_bytes(_file(kind, key), 2**32)
     except OSError:
         return None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from iisft.data.read.conversation import Conversation
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 
 Kind = Literal["read", "trained", "cut"]
 

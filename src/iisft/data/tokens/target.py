@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.errors import InputError, UsageError
 from iisft.llamafactory import fitting_template

@@ -208,12 +208,15 @@ class Tokenization:
         return self._tokenizer.token_to_id(name) if name else None
 
 
+_LARGEST_TOKENIZER = 512 * 2**20
+
+
 def tokenizer_digest(model: Path) -> str:
     """sha256 over the names and bytes of a model folder's tokenizer files."""
     digest = hashlib.sha256()
     for name in _TOKENIZER_FILES:
         try:
-            content = (model / name).read_bytes()
+            content = files.read_bytes(model / name, _LARGEST_TOKENIZER)
         except OSError:
             continue
         digest.update(f"{name} {len(content)}\n".encode() + content)
@@ -238,7 +241,7 @@ def _read_tokenizer(model: Path) -> Any:
 
     file = model / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(files.read_bytes(file, _LARGEST_TOKENIZER))
         known = set(tokenizer.get_added_tokens_decoder())
         for number, about in sorted(
             (_config(model).get("added_tokens_decoder") or {}).items(), key=lambda i: int(i[0])
@@ -255,8 +258,8 @@ def _read_tokenizer(model: Path) -> Any:
             "tokenizer-broken",
             f"tokenizer.json can't be read: {error}",
             where=str(file),
-            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that mends "
-            "it",
+            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that "
+            "fixes it",
         ) from error
     if _is_rebuilt_llama(model):
         words = _config(model)

@@ -1,6 +1,6 @@
 """A machine packed into one file, and read back elsewhere: how a person asks for help.
 
-Under the names that the files have below /; iisft/answers.json is what is no file,
+Under the names that the files have below /; iisft/answers.json is what is not a file,
 iisft/interpreter.json what the training interpreter said, iisft/deep.json what --deep measured.
 """
 
@@ -56,11 +56,17 @@ _TOLD = (
 
 
 def pack(machine: Machine, reader: Reader, file: Path) -> None:
-    """Write what the probes read, and nothing else. Of the kernel's command line only words about
-    devices.
+    """Write packed() to a file.
 
     Raises:
         OSError: the file can't be written.
+    """
+    files.write_bytes_atomically(file, packed(machine, reader))
+
+
+def packed(machine: Machine, reader: Reader) -> bytes:
+    """What the probes read, and nothing else. Of the kernel's command line only words about
+    devices.
     """
     contents = {
         path: text
@@ -81,7 +87,8 @@ def pack(machine: Machine, reader: Reader, file: Path) -> None:
         contents[f"{_OWN}/interpreter.json"] = _json(_interpreter(machine))
     if machine.deep is not None:
         contents[f"{_OWN}/deep.json"] = _json(dict(machine.deep))
-    with files.atomic_writer(file) as stream, tarfile.open(fileobj=stream, mode="w:gz") as archive:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for folder in sorted(reader.folders - contents.keys()):
             about = tarfile.TarInfo(folder)
             about.type, about.mode, about.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
@@ -91,6 +98,7 @@ def pack(machine: Machine, reader: Reader, file: Path) -> None:
             about = tarfile.TarInfo(path)
             about.size, about.mtime = len(content), int(time.time())
             archive.addfile(about, io.BytesIO(content))
+    return stream.getvalue()
 
 
 def unpack(place: Path) -> Machine:

@@ -12,6 +12,7 @@ from pathlib import Path
 from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi, parse_nvidia_smi
 from iisft.machine.facts.reader import Reader
 from iisft.machine.facts.sensors import AMD_VENDOR
+from iisft.quoting import is_count
 
 _NODES = "sys/class/kfd/kfd/topology/nodes"
 _MASKS = {
@@ -146,7 +147,7 @@ def _masked(gpus: list[Gpu], vendor: str, mask: str) -> list[Gpu]:
     own = [gpu for gpu in gpus if gpu.vendor == vendor]
     chosen = []
     for item in filter(None, (part.strip() for part in mask.split(","))):
-        if item.isdigit():
+        if is_count(item):
             if int(item) >= len(own):
                 break  # CUDA and HIP ignore everything from the first invalid index on
             chosen.append(own[int(item)])

@@ -1,13 +1,13 @@
 """What a model folder holds, read from JSON files and safetensors headers: no weight is loaded."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from iisft import files
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
 from iisft.models.folder.manifest import quick_findings, repair_command
@@ -115,7 +115,7 @@ def json_files(folder: Path) -> Iterator[tuple[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         if path.name not in PURE_DATA_JSON and path.is_file():
             with contextlib.suppress(OSError, ValueError):
-                yield path.name, json.loads(path.read_bytes())
+                yield path.name, files.parse_json(files.read_bytes(path))
 
 
 def code_files(folder: Path) -> tuple[str, ...]:

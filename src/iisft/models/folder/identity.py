@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from iisft import files
 from iisft.files import sha256_of
 
 _SAMPLES = 16
@@ -57,7 +58,7 @@ def changes(recorded: Mapping[str, Any], folder: Path, *, copies: bool) -> Itera
 
 def _sample_digest(path: Path, size: int) -> str:
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         for number in range(_SAMPLES + 1):
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // _SAMPLES, os.SEEK_SET)
             digest.update(stream.read(_SAMPLE_BYTES))

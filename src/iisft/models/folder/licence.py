@@ -4,6 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from iisft import files
+
 _LONGEST = 64 * 1024
 _KEYS = ("license", "license_name", "license_link")
 
@@ -11,7 +13,7 @@ _KEYS = ("license", "license_name", "license_link")
 def licence_of(folder: Path) -> str:
     """`apache-2.0`, or a name with its link; empty when the README does not say."""
     try:
-        with (folder / "README.md").open("rb") as stream:
+        with files.open_regular(folder / "README.md") as stream:
             text = stream.read(_LONGEST).decode("utf-8", "replace")
         if not text.startswith("---"):
             return ""

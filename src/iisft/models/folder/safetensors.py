@@ -1,10 +1,11 @@
 """A safetensors header: names, dtypes and shapes, checked against the size of the file."""
 
-import json
 import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from iisft import files
 
 _LONGEST_HEADER = 100_000_000  # MAX_HEADER_SIZE of the safetensors library
 
@@ -50,14 +51,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
         ValueError: the header or the file's length breaks the safetensors format.
     """
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with files.open_regular(path) as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:
             raise ValueError("it ends before its header")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(_LONGEST_HEADER, size - 8):
             raise ValueError(f"its header claims {length} bytes of a file of {size}")
-        header = json.loads(stream.read(length))
+        header = files.parse_json(stream.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return _tensors(header, size - 8 - length, path.name)
@@ -85,7 +86,7 @@ def _tensor(name: str, entry: Any, file: str) -> tuple[Tensor, tuple[int, int]]:
     try:
         dtype, bits = DTYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(
             f"its header describes tensor {name} in a way that no loader understands"
         ) from None

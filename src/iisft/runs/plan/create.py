@@ -2,7 +2,6 @@
 its supervisor.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -117,7 +116,7 @@ def _model_record(plan: Plan) -> ModelRecord:
         architecture=checkpoint.architecture,
         parameters=checkpoint.parameters,
         dtypes=checkpoint.dtypes,
-        config_sha256=hashlib.sha256((place / "config.json").read_bytes()).hexdigest(),
+        config_sha256=files.sha256_of(place / "config.json"),
         files={name: identity.stamp(place / name) for name in checkpoint.weight_files},
     )
 

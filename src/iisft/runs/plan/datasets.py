@@ -1,4 +1,4 @@
-"""What a run trains on: staged rows as they are, or fitted anew for the preset's own model,
+"""What a run trains on: staged rows as they are, or fitted again for the preset's own model,
 template and cutoff_len.
 """
 
@@ -15,7 +15,7 @@ from iisft.data.stage.overlong import Changes, Survey
 from iisft.data.stage.policy import damage_finding, unfit_findings
 from iisft.data.stage.staging import REPORT, StagedDataset
 from iisft.data.tokens.counting import unrenderable_finding
-from iisft.data.tokens.fate import Limit
+from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info
@@ -32,7 +32,7 @@ class RunDataset:
     folder is made.
 
     `rows` and `sha256` are those that are trained on; the digest of changed rows is known once they
-    are written.
+    are written. `longest` is the longest row's tokens, where they were counted.
     """
 
     name: str
@@ -42,6 +42,7 @@ class RunDataset:
     keys: tuple[str, ...]
     source: str
     changes: Changes | None = None
+    longest: int | None = None
 
     def as_record(self) -> DatasetRecord:
         """For run.json; `fitted` says what the rows were fitted to for this run."""
@@ -131,6 +132,7 @@ def _prepare(
         )
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
+    dataset = replace(dataset, longest=survey.longest)
     if survey.refused:
         refusal = unrenderable_finding(survey.uncounted, *survey.refused)
         findings.append(replace(refusal, where=str(dataset.file)))

@@ -18,7 +18,7 @@ from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
 from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
-from iisft.llamafactory.arguments import compile_arguments
+from iisft.llamafactory.arguments import compile_arguments, reference_findings
 from iisft.llamafactory.environment import Placement, compile_environment, env_findings
 from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor import inspect
@@ -27,14 +27,15 @@ from iisft.machine.facts.gpus import Gpu, visible_gpus
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.known import ModelFacts
-from iisft.models.view.build import ViewPlan
+from iisft.models.view.build import ViewPlan, with_step
+from iisft.models.view.built import Built
 from iisft.models.view.support import DTYPES
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
+from iisft.runs.plan import building, token_cache
 from iisft.runs.plan import forecast as forecasts
 from iisft.runs.plan import preflight as checks
-from iisft.runs.plan import token_cache
 from iisft.runs.plan.datasets import Progress, RunDataset
 from iisft.runs.plan.request import Request, check_nodes, resolve
 from iisft.runs.record.folder import RunFolder
@@ -83,7 +84,7 @@ class Plan:
     """A run, whole: what it is, what it needs, and every finding that speaks against it.
 
     What could not be found out for lack of model or data is None, with a finding that says so.
-    `checkpoint`, `view` and `tokens` are looked for by a preflight alone.
+    `checkpoint`, `view`, `built` and `tokens` are looked for by a preflight alone.
     """
 
     loaded: LoadedPreset
@@ -99,6 +100,7 @@ class Plan:
     train_yaml: dict[str, Any]
     checkpoint: Checkpoint | None = None
     view: ViewPlan | None = None
+    built: Built | None = None
     tokens: Path | None = None
     findings: tuple[Finding, ...] = ()
 
@@ -175,9 +177,11 @@ class Plan:
             arithmetic=self.view.arithmetic,
             world_size=self.placement.world_size,
             global_batch=self.global_batch,
+            layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
             rows=None
             if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING)
             else rows,
+            adapted=self.built.adapted if self.built else None,
         )
 
 
@@ -234,11 +238,13 @@ def make_plan(
         interpreter=Interpreter(training_interpreter(), "", {}, None),
         train_yaml=_train_yaml(preset, folder, placement),
         checkpoint=model.checkpoint,
-        view=model.view,
+        view=model.view and with_step(model.view, forecasts.step_keys(preset, forecast)),
     )
     if preflight is None:
         warned = [replace(finding, severity="warn") for finding in of_data]
-        return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *warned))
+        of_step = forecasts.step_findings(preset, forecast)
+        return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *of_step, *warned))
+    notes = [*notes, *forecasts.step_findings(preset, forecast)]
     return _checked(plan, preflight, workspace, notes, model.findings, of_data)
 
 
@@ -270,12 +276,27 @@ def _checked(
     findings = [*notes, *doctored, *env_findings(plan.loaded)]
     findings += checks.extra_argument_findings(plan.loaded, interpreter)
     findings += of_model
+    model: Built | None = None
+    if not any(finding.severity == "error" for finding in of_model):
+        model, objections = building.build(
+            preset,
+            plan.checkpoint,
+            plan.view,
+            plan.train_yaml,
+            placement,
+            plan.datasets,
+            interpreter,
+            findings,
+            preflight.say,
+        )
+        findings += objections
     if plan.forecast is not None:
         findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
     findings += of_data
     findings += checks.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
     if plan.folder.path.exists() and not placement.node_rank:
         findings.append(checks.taken(plan.folder))
+    findings += reference_findings(plan.train_yaml)
     tokens, train_yaml = None, plan.train_yaml
     if plan.checkpoint is not None:
         tokens = token_cache.find(
@@ -288,6 +309,7 @@ def _checked(
     return replace(
         plan,
         interpreter=interpreter,
+        built=model,
         tokens=tokens,
         train_yaml=train_yaml,
         findings=tuple(findings),

@@ -14,6 +14,7 @@ from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _FALLBACK = "mi50"
+_BATCH = ("accumulation", "batch_size")
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and some are put around it
 
 
@@ -85,6 +86,11 @@ def _check_request(request: Request) -> None:
         )
 
 
+def _is_address(text: str) -> bool:
+    match = re.fullmatch(r"\S+:([0-9]{1,5})", text)
+    return match is not None and 0 < int(match[1]) < 2**16
+
+
 def check_nodes(request: Request) -> None:
     """The whole request; several machines must find each other and share one folder.
 
@@ -93,7 +99,7 @@ def check_nodes(request: Request) -> None:
     """
     _check_request(request)
     if request.nodes > 1:
-        if request.rendezvous is None or not re.fullmatch(r"\S+:\d+", request.rendezvous):
+        if request.rendezvous is None or not _is_address(request.rendezvous):
             raise UsageError("rendezvous", "several nodes need --rendezvous HOST:PORT of node 0")
         if request.name is None:
             raise UsageError(
@@ -113,11 +119,7 @@ def _place(
     ranks = request.gpus or preset_ranks
     on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and cpu_ranks)
     placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
-    literal = [
-        text
-        for text in request.overrides
-        if re.match(r"\s*train\.(accumulation|batch_size)\s*=", text)
-    ]
+    literal = [text for text in request.overrides if _sets_the_batch(text)]
     train = document.values.get("train")
     accumulation = train.get("accumulation") if isinstance(train, dict) else None
     if placement.world_size != preset_ranks and isinstance(accumulation, int):
@@ -129,6 +131,13 @@ def _place(
             else _rescaled(document, accumulation, preset_ranks, placement.world_size)
         )
     return placement
+
+
+def _sets_the_batch(override: str) -> bool:
+    path, value = documents.parse_override(override)
+    if path == ("train",):
+        return isinstance(value, dict) and not value.keys().isdisjoint(_BATCH)
+    return path[0] == "train" and path[1] in _BATCH
 
 
 def _rescaled(document: Document, accumulation: int, before: int, after: int) -> Finding:

@@ -97,7 +97,7 @@ def seal(saved: Saved, ranks: int) -> None:
     """
     entries = {}
     for name in needed_files(saved.folder, ranks):
-        with (saved.folder / name).open("rb") as stream:
+        with files.open_regular(saved.folder / name) as stream:
             os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             entries[name] = {"size": stream.tell(), "sha256": digest}
@@ -155,7 +155,17 @@ def _fault(folder: Path, step: int, ranks: int, thorough: bool) -> str:
                 fault = _unlike_seal(path, size, sealed[name], thorough)
             else:
                 fault = _unreadable(path, size, step, thorough)
-        except (OSError, IisftError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        except (
+            OSError,
+            IisftError,
+            zipfile.BadZipFile,
+            ValueError,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+        ) as error:
             fault = (
                 "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
             )
@@ -168,7 +178,7 @@ def _unlike_seal(path: Path, size: int, entry: dict[str, Any], thorough: bool) -
     if size != entry["size"]:
         return f"has {size} bytes instead of {entry['size']}"
     if thorough:
-        with path.open("rb") as stream:
+        with files.open_regular(path) as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
                 return "is not what was recorded when it was saved"
     return ""
@@ -183,7 +193,10 @@ def _unreadable(path: Path, size: int, step: int, thorough: bool) -> str:
             return "is torn or of another step"
     elif path.suffix in (".pt", ".pth"):
         # torch's format since 1.6; its directory stands at the end
-        with zipfile.ZipFile(path) as archive:
+        with files.open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
+            # torch stores its parts as they are: whatever unpacks to more is none of its files
+            if sum(part.file_size for part in archive.infolist()) > size:
+                return "is not a file of torch"
             if thorough and (bad := archive.testzip()):
                 return f"is torn at {bad}"
     elif not size:

@@ -80,7 +80,7 @@ def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None
     same: list[dict[str, Any]] = []
     for line in files.last_lines(runs / FILE, 1024 * 1024):
         try:
-            entry = json.loads(line)
+            entry = files.parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("machine") == machine and entry.get("kin") == kin:
@@ -108,7 +108,7 @@ def _rate(entry: dict[str, Any]) -> float | None:
             / int(entry["ranks"])
             / 1e12
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
 
 
@@ -116,14 +116,14 @@ def _row_tokens(entry: dict[str, Any]) -> float | None:
     try:
         found = entry["measured"]
         return float(found["tokens_per_s"]) * float(found["step_s"]) / int(entry["global_batch"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
 
 
 def _ratio(entry: dict[str, Any], name: str) -> float | None:
     try:
         return float(entry["measured"][name]) / float(entry["predicted"][name])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
 
 

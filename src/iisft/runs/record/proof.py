@@ -3,7 +3,7 @@ was asked.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 # Of the base parameters, the share that may be in another dtype: norms that were asked to be
@@ -11,11 +11,14 @@ from typing import Any
 _OTHER_DTYPE_SHARE = 0.01
 # nf4 leaves embeddings and head as they are: 14 % of Qwen2.5-7B, about half of the smallest models.
 _NF4_SHARE = 0.3
+_WIDE = "float32"
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What every rank must report. `rows` is None where the trainer packs or splits them itself."""
+    """What every rank must report. `rows` is None where the trainer packs or splits them itself,
+    `adapted` (modules with an adapter, by name) where the model was not built before the start.
+    """
 
     weights_dtype: str
     compute_dtype: str
@@ -25,19 +28,21 @@ class Expected:
     world_size: int
     global_batch: int
     rows: int | None
+    adapted: dict[str, int] | None = None
+    layers_kept: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def is_whole(cls, values: Mapping[str, Any]) -> bool:
-        """Whether run.json's `expected` has all of them."""
-        return set(cls.__slots__) <= values.keys()
+        """Whether run.json's `expected` has all that every iisft has written."""
+        return {one.name for one in fields(cls) if one.default is MISSING} <= values.keys()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Expected":
         """Run.json's `expected`, which is whole; what else it holds is a later iisft's."""
-        return cls(**{name: values[name] for name in cls.__slots__})
+        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,13 @@ class Observed:
             "autocast": first.get("autocast"),
             "arithmetic": first.get("arithmetic"),
             "class": first.get("class"),
+            "loaded": first.get("loaded"),
+            "adapted": first.get("adapted"),
+            "products": first.get("products"),
+            "first_batch": first.get("first_batch"),
             "device": first.get("device"),
+            "layers_kept": first.get("layers_kept"),
+            "logit_positions": first.get("logit_positions"),
         }
 
 
@@ -110,8 +121,59 @@ def differences(
 
 def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
     yield from precision_differences(expected, proof)
+    yield from _weight_differences(proof)
+    yield from _product_differences(expected, proof)
+    if expected.adapted is not None and proof.get("adapted") != expected.adapted:
+        yield (
+            f"adapters on {_modules(proof.get('adapted'))}, but the preset says "
+            f"{_modules(expected.adapted)}"
+        )
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+    if (kept := proof.get("layers_kept") or 0) != expected.layers_kept:
+        yield f"{kept} layers keep their products, but the run says {expected.layers_kept}"
+
+
+def _weight_differences(proof: Mapping[str, Any]) -> Iterator[str]:
+    """transformers fills what it misses with random numbers, and only warns."""
+    loaded = proof.get("loaded")
+    if loaded is None:
+        yield "the weights do not come from the model's files"
+        return
+    said = {
+        "missing": "tensors were in no file and are random",
+        "unexpected": "tensors of the files were left out",
+        "mismatched": "tensors had another shape in the files and are random",
+    }
+    for kind, sentence in said.items():
+        count, *names = loaded.get(kind, [0])
+        if count:
+            more = ", ..." if count > len(names) else ""
+            yield f"{count} {sentence} ({', '.join(map(str, names))}{more})"
+
+
+def _product_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:
+    """Every product of the first forward, whatever class it stands in: float32 (adapters, rotary
+    angles) may be among narrower ones, and nothing else.
+    """
+    products = proof.get("products") or {}
+    odd = {kind: n for kind, n in products.items() if kind not in (expected.compute_dtype, _WIDE)}
+    if not products:
+        yield "no product of the first forward was seen"
+    elif odd:
+        yield f"products of the first forward in {_modules(odd)}, not {expected.compute_dtype}"
+    kernels = proof.get("kernels") or {}
+    for name in ("sdpa", "eager"):
+        if kernels.get(name) and expected.attention != name:
+            yield f"{kernels[name]} layers computed {name} attention, not {expected.attention}"
+    if proof.get("softcap") and expected.attention in kernels and not proof.get("capped"):
+        yield f"the model's attention cap of {proof['softcap']} was left out"
+
+
+def _modules(counts: Any) -> str:
+    if not isinstance(counts, Mapping) or not counts:
+        return "nothing"
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def precision_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[str]:

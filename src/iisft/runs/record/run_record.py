@@ -241,7 +241,7 @@ def read(path: Path) -> RunRecord | None:
 def why_unusable(path: Path) -> str:
     """What is wrong with a run.json that can't be used."""
     try:
-        path.read_bytes()
+        files.read_bytes(path)
     except FileNotFoundError:
         return "run.json is missing"
     except OSError as error:

@@ -4,7 +4,7 @@ import difflib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iisft import files, process
@@ -101,7 +101,8 @@ def status_of(folder: RunFolder) -> RunStatus:
     record = folder.read_record()
     events = list(folder.read_events())
     outcome = files.read_json_object(folder.exit)
-    state, reason = _state(folder, record, outcome, events)
+    brief = _brief(folder, record, outcome, events)
+    state, reason = brief.state, brief.reason
     findings = [
         {key: value for key, value in event.items() if key != "kind"}
         for event in events
@@ -114,15 +115,9 @@ def status_of(folder: RunFolder) -> RunStatus:
         reason += f"; {len(left)} processes of it still run (iisft stop {folder.id} ends them)"
     # without a record nothing resumes
     comes_again = record is None or (outcome or {}).get("comes_again") is True
-    return RunStatus(
-        folder=folder,
-        state=state,
+    return replace(
+        brief,
         reason=reason,
-        preset=record.preset_name if record else "",
-        started=record.created if record else None,
-        ended=moment((outcome or {}).get("ended")),
-        ranks=record.world_size if record else None,
-        metrics=_latest_metrics(events),
         fix=str((outcome or {}).get("fix") or ""),
         comes_again=comes_again,
         observed=record.observed if record else None,
@@ -162,6 +157,15 @@ def brief_of(folder: RunFolder) -> RunStatus:
         for line in files.last_lines(folder.events)
         if (event := parse_event(line)) is not None
     ]
+    return _brief(folder, record, outcome, events)
+
+
+def _brief(
+    folder: RunFolder,
+    record: RunRecord | None,
+    outcome: dict[str, Any] | None,
+    events: list[dict[str, Any]],
+) -> RunStatus:
     state, reason = _state(folder, record, outcome, events)
     return RunStatus(
         folder=folder,

@@ -90,6 +90,8 @@ def _end_what_is_left(folder: RunFolder) -> None:
 
 def check_removable(folder: RunFolder) -> None:
     """Raises RunStateError when the run is running."""
+    if folder.path.is_symlink():
+        return
     status = status_of(folder)
     if status.live or process.processes_of_run(folder.marker):
         raise RunStateError(
@@ -106,6 +108,9 @@ def remove(folder: RunFolder) -> None:
     Raises:
         RunStateError: it is running, or can't be deleted.
     """
+    if folder.path.is_symlink():  # what it points to is somebody else's
+        folder.path.unlink(missing_ok=True)
+        return
     hidden = folder.path.with_name(f".removed-{folder.id}-{time.time_ns()}")
     try:
         with resume.only_one(folder):

@@ -7,17 +7,21 @@ from typing import Any
 
 import yaml
 
-from iisft.errors import EnvironmentFault, RunStateError
+from iisft import files
+from iisft.errors import EnvironmentFault, IisftError, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import of_record, steering
 from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.view.build import strange_code
+from iisft.presets import yaml12
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
 _COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
+
+_OF_ONE_ROW = "observed.logit_positions"  # the first that a trainer saw
 
 
 def differences(folder: RunFolder, record: RunRecord) -> list[str]:
@@ -33,7 +37,7 @@ def differences(folder: RunFolder, record: RunRecord) -> list[str]:
             "moved",
             f"{folder.id} was made at {Path(place).parent}: its files name that place",
             where=str(folder.path),
-            fix=f"move it back, or start anew: iisft train --preset '{folder.preset}'",
+            fix=f"move it back, or start again: iisft train --preset '{folder.preset}'",
         )
     return [
         *_changed("train.yaml", record.train_yaml, arguments),
@@ -59,7 +63,9 @@ def compare(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
     )
     keys = [*first, *(key for key in second if key not in first)]
     return {
-        key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
+        key: (first.get(key), second.get(key))
+        for key in keys
+        if first.get(key) != second.get(key) and key != _OF_ONE_ROW
     }
 
 
@@ -114,7 +120,8 @@ def _gpus(record: RunRecord) -> Iterator[str]:
     recorded = record.gpus
     if not recorded:
         return
-    present = [gpu.arch for gpu in visible_gpus()]
+    gpus = visible_gpus()
+    present = [gpu.arch for gpu in gpus]
     if len(present) < record.ranks:
         raise EnvironmentFault(
             "gpus-missing",
@@ -124,6 +131,13 @@ def _gpus(record: RunRecord) -> Iterator[str]:
     before, now = list(recorded[: record.ranks]), present[: record.ranks]
     if before != now:
         yield f"GPUs {', '.join(before)} -> {', '.join(now)}"
+    kept, needed = record.proof.layers_kept, (record.forecast or {}).get("needed_gib")
+    smallest = min((gpu.memory_gib for gpu in gpus[: record.ranks]), default=0.0)
+    if kept and isinstance(needed, int | float) and 0 < smallest < needed:
+        yield (
+            f"GPU memory {smallest:.1f} GiB: with the products of {kept} layers kept "
+            f"{needed:.1f} GiB are needed"
+        )
 
 
 def _changed(what: str, before: Any, now: Any) -> Iterator[str]:
@@ -152,8 +166,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = files.read_text(path, yaml12.LARGEST)
+        yaml12.check_depth(text, str(path))
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, IisftError) as error:
         raise RunStateError(
             "run-torn", f"{path.name} can't be read: {error}", where=str(path)
         ) from error

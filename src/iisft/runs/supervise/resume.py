@@ -37,7 +37,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
     Args:
         folder: the run.
         accept_drift: go on though something has changed.
-        from_start: begin anew when no whole checkpoint is left.
+        from_start: start over when no complete checkpoint is left.
 
     Raises:
         RunStateError: it is running, finished or being resumed by someone else; it drifted (with

@@ -54,7 +54,7 @@ def adopt(folder: RunFolder, events: Events) -> Start | None:
 
 def whole_checkpoint(folder: RunFolder, record: RunRecord, *, thorough: bool) -> Saved | None:
     """Where the trainer goes on; None when the run has come to no checkpoint yet, so that nothing
-    is lost anew.
+    is lost again.
 
     Raises:
         RunStateError: there were whole checkpoints and none is left, or they are of a kind that
@@ -74,7 +74,7 @@ def whole_checkpoint(folder: RunFolder, record: RunRecord, *, thorough: bool) ->
     if saved is None and _had_checkpoint(folder):
         raise RunStateError(
             "no-whole-checkpoint",
-            "every checkpoint that was whole once is torn or gone; iisft does not begin anew by "
+            "every checkpoint that was whole once is torn or gone; iisft does not begin again by "
             "itself",
             where=str(folder.output),
             fix=f"iisft resume {folder.id} --from-start",
@@ -116,7 +116,7 @@ def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
             events.finding(Finding("torn-checkpoint", message, severity="warn"))
         folder.trainer_state.unlink(missing_ok=True)  # it tells how an earlier life ended
         if saved is None:
-            # as the trainer does when it begins anew, before it is followed
+            # as the trainer does when it starts over, before it is followed
             folder.trainer_log.unlink(missing_ok=True)
     if folder.output.exists():
         argv[-1] = _resume_yaml(folder, saved)
@@ -161,12 +161,10 @@ def _resume_yaml(folder: RunFolder, saved: Saved | None) -> str:
     """
     own = ("overwrite_output_dir:", "resume_from_checkpoint:")
     lines = [
-        line
-        for line in folder.train_yaml.read_text(encoding="utf-8").splitlines()
-        if not line.startswith(own)
+        line for line in files.read_text(folder.train_yaml).splitlines() if not line.startswith(own)
     ]
     if saved is None:
-        # an earlier life came to no checkpoint: begin anew
+        # an earlier life reached no checkpoint: start over
         lines.append("overwrite_output_dir: true")
     else:
         # JSON is YAML

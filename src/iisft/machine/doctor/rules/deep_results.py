@@ -7,6 +7,7 @@ from iisft.errors import Finding
 from iisft.gpu_table import architecture
 from iisft.machine.doctor.engine import Case, causes_of_hang
 from iisft.machine.doctor.fixes import by_hand, export, torch_for
+from iisft.quoting import is_count
 from iisft.rules import Fix, rule, seen
 
 _EMULATED = 1.3  # times slower than the fastest other dtype
@@ -97,7 +98,7 @@ def bf16_measured(case: Case) -> Iterator[Finding]:
     for device, measured in case.rates().items():
         index = device.removeprefix("cuda:")
         if not (
-            index.isdigit()
+            is_count(index)
             and int(index) < len(case.gpus)
             and {"bfloat16", "float16", "float32"} <= set(measured)
         ):

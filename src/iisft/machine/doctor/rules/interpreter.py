@@ -8,6 +8,7 @@ from iisft.llamafactory.interpreter import TESTED_VERSION
 from iisft.llamafactory.torch_sets import INSTALL_BESIDE_TORCH
 from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import by_hand, line, pip, torch_for
+from iisft.quoting import is_count
 from iisft.rules import Fix, rule, seen
 
 
@@ -177,7 +178,7 @@ def old_python(case: Case) -> Iterator[Finding]:
     """LLaMA-Factory 0.9.5 needs Python 3.11; Ubuntu 22.04 has 3.10."""
     found = case.machine.interpreter
     version = (
-        tuple(int(part) for part in found.python.split(".")[:2] if part.isdigit()) if found else ()
+        tuple(int(part) for part in found.python.split(".")[:2] if is_count(part)) if found else ()
     )
     if found and version and version < (3, 11):
         yield seen(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from iisft.errors import Finding
 from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import export, torch_for
+from iisft.quoting import is_count
 from iisft.rules import Fix, rule, seen
 
 _RELEASES = ((5, 5), (5, 6), (5, 7), (6, 0), (6, 1), (6, 2), (6, 3), (6, 4), (7, 0), (7, 1), (7, 2))
@@ -143,7 +144,7 @@ def _serves(built: str, arch: str) -> bool:
     """
     kind, _, text = built.partition("_")
     have, want = re.match(r"\d+", text), arch.removeprefix("sm_")
-    if have is None or not want.isdigit():
+    if have is None or not is_count(want):
         return False
     number, wanted = int(have[0]), int(want)
     if kind == "compute":

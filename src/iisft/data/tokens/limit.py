@@ -11,7 +11,7 @@ from iisft.llamafactory import templates, truncation
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class RowTokens:
     """Tokens of a row: `prompt` and `answer` uncut (all turns together), and what is kept of both.
 
     The answer includes its end of turn. `extra` is the end token that some templates put after the
@@ -74,12 +74,14 @@ class Limit:
         """Tokens of a whole row. A row of at most `room` tokens loses nothing."""
         return sum(question + answer for question, answer in pairs) + self.cutting.end_tokens
 
-    def fate(self, pairs: Pairs) -> Fate:
+    def cut(self, pairs: Pairs) -> RowTokens:
         """What is left of a row with these tokens."""
         cutting, end = self.cutting, self.cutting.end_tokens
         prompt, answer = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         if prompt + answer + end <= self.room:
-            return Fate(prompt, answer, prompt, answer, end, False, cutting.labels.count(pairs))
+            return RowTokens(
+                prompt, answer, prompt, answer, end, False, cutting.labels.count(pairs)
+            )
         kept = cutting.kept(pairs)
         eos_lost = self._ends and any(
             left < said - self.tokens.tokens_after_end
@@ -87,4 +89,4 @@ class Limit:
         )
         kept_prompt, kept_answer = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
         trained = cutting.labels.count(kept)
-        return Fate(prompt, answer, kept_prompt, kept_answer, end, eos_lost, trained)
+        return RowTokens(prompt, answer, kept_prompt, kept_answer, end, eos_lost, trained)

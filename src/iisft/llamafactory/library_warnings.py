@@ -1,0 +1,42 @@
+"""Warnings of the libraries that say nothing against a run, each with its reason.
+
+Every other one is told to whoever starts the run. Checked with LLaMA-Factory 0.9.5, transformers
+5.5, peft 0.18.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+HARMLESS: tuple[tuple[str, str], ...] = (
+    (r"Version checking has been disabled", "iisft compares the versions itself"),
+    (r"We recommend enable mixed precision training", "the preset says the precision"),
+    (r"We recommend enable `upcast_layernorm`", "advice; nothing is computed otherwise"),
+    (r"`torch_dtype` is deprecated", "LLaMA-Factory's own spelling"),
+    (
+        r"Unrecognized keys in `rope_parameters`.*(full|sliding)_attention",
+        "Gemma 3 has one set for each kind of layer",
+    ),
+    (r"New tokens have been added, make sure", "told with the tokens' names"),
+    (r"warmup_ratio is deprecated", "LLaMA-Factory 0.9.5 knows no other"),
+    (r"please add `_nothink` suffix", "the template is compared with the model's own"),
+    (r"LOAD REPORT", "told with the tensors' names"),
+    (r"tie_word_embeddings=True` and a tied layer", "told as a finding of its own"),
+    (r"Gemma-2 should use soft-capping attention", "told as a finding of its own"),
+    (r"New (special )?tokens have been added, changed `resize_vocab`", "the preset adds them"),
+    (r"Vocab has been resized, add", "the preset adds the tokens"),
+    (r"Remember to add embedding layers to `additional_target`", "LLaMA-Factory adds them itself"),
+)
+
+
+def telling(said: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The warnings that are not harmless, each once, on one line.
+
+    Args:
+        said: logger and text of each.
+    """
+    told = set()
+    for _, text in said:
+        line = " ".join(text.split())
+        if line not in told and not any(re.search(pattern, line) for pattern, _ in HARMLESS):
+            told.add(line)
+            yield line

@@ -1,0 +1,55 @@
+"""What the trainer would make of a plan before its first step, and what speaks against that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from iisft.errors import Finding
+from iisft.llamafactory.environment import Placement
+from iisft.llamafactory.interpreter import Interpreter
+from iisft.models.folder.checkpoint import Checkpoint
+from iisft.models.view import built, built_findings
+from iisft.models.view.build import ViewPlan
+from iisft.models.view.built import Built
+from iisft.presets.schema import Preset
+from iisft.runs.plan.datasets import RunDataset
+
+# the doctor's findings after which asking the trainer's code would only fail again
+_UNIMPORTABLE = ("import-died", "import-failed", "torchaudio-mismatch")
+
+
+def build(
+    preset: Preset,
+    checkpoint: Checkpoint | None,
+    view: ViewPlan | None,
+    train_yaml: Mapping[str, Any],
+    placement: Placement,
+    datasets: Sequence[RunDataset],
+    interpreter: Interpreter,
+    so_far: Sequence[Finding],
+    say: Callable[[str], None],
+) -> tuple[Built | None, list[Finding]]:
+    """Build a plan's model without weights.
+
+    Nothing is asked of a model that is not sound, nor of packages that can't be imported: the
+    findings `so_far` say so.
+    """
+    missing = {"llamafactory", "torch"} - interpreter.packages.keys()
+    if view is None or checkpoint is None or missing:
+        return None, []
+    if any(one.id in _UNIMPORTABLE for one in so_far):
+        return None, []
+    answer = built.ask(
+        view,
+        checkpoint,
+        train_yaml,
+        interpreter,
+        on_cpu=placement.on_cpu,
+        distributed=placement.world_size > 1,
+        say=say,
+    )
+    if isinstance(answer, str):
+        text = f"the model was not built before the start: {answer}"
+        return None, [Finding("model-unbuilt", text, str(interpreter.path), severity="warn")]
+    longest = [dataset.longest for dataset in datasets]
+    known = None if not longest or None in longest else max(filter(None, longest))
+    return answer, list(built_findings.findings(answer, preset, checkpoint, known))
