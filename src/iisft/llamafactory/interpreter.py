@@ -23,12 +23,16 @@ TESTED_VERSION = "0.9.5"
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that trains, with the versions that its package metadata tells."""
+    """A Python that trains, with the versions that its package metadata tells.
+
+    `optional`: packages that only some arguments need; None where nobody looked.
+    """
 
     path: Path
     python: str
     packages: dict[str, str]
     launcher: Path | None
+    optional: frozenset[str] | None = None
 
     @property
     def cli(self) -> Path:
@@ -69,9 +73,13 @@ def inspect(path: Path) -> Interpreter:
                 where=str(path),
                 fix="set IISFT_PYTHON to a working Python, or unset it",
             ) from error
-    launcher = found["launcher"]
+    launcher, optional = found["launcher"], found.get("optional")
     return Interpreter(
-        path, found["python"], found["packages"], Path(launcher) if launcher else None
+        path,
+        found["python"],
+        found["packages"],
+        Path(launcher) if launcher else None,
+        None if optional is None else frozenset(optional),
     )
 
 

@@ -177,10 +177,8 @@ class Plan:
             arithmetic=self.view.arithmetic,
             world_size=self.placement.world_size,
             global_batch=self.global_batch,
+            rows=rows if _rows_are_known(self.preset) else None,
             layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
-            rows=None
-            if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING)
-            else rows,
             adapted=self.built.adapted if self.built else None,
         )
 
@@ -248,6 +246,10 @@ def make_plan(
     return _checked(plan, preflight, workspace, notes, model.findings, of_data)
 
 
+def _rows_are_known(preset: Preset) -> bool:
+    return not any(preset.llamafactory.get(name) for name in _ROW_CHANGING)
+
+
 def _train_yaml(preset: Preset, folder: RunFolder, placement: Placement) -> dict[str, Any]:
     return compile_arguments(
         preset,
@@ -274,7 +276,9 @@ def _checked(
         plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits, preflight.say
     )
     findings = [*notes, *doctored, *env_findings(plan.loaded)]
-    findings += checks.extra_argument_findings(plan.loaded, interpreter)
+    findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
+    if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
+        findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
     findings += of_model
     model: Built | None = None
     if not any(finding.severity == "error" for finding in of_model):

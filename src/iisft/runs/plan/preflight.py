@@ -6,7 +6,7 @@ Each check adds its findings.
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def doctor_findings(
 
 
 def extra_argument_findings(
-    loaded: LoadedPreset, interpreter: Interpreter | None = None
+    loaded: LoadedPreset, interpreter: Interpreter | None = None, *, on_cpu: bool = False
 ) -> list[Finding]:
     """Objections to the preset's `llamafactory:` section, asked of the installed version."""
     extra = loaded.preset.llamafactory
@@ -83,8 +83,31 @@ def extra_argument_findings(
         return [error.finding]
     return [
         replace(finding, where=loaded.document.source(tuple(finding.where.split(".", 1))).text)
-        for finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
+        for finding in llamafactory_arguments.check_extra(
+            extra, loaded.preset, known, on_cpu=on_cpu, optional=interpreter.optional
+        )
     ]
+
+
+def repeated_rows(
+    preset: Preset, world_size: int, prepared: Sequence[RunDataset]
+) -> Iterator[Finding]:
+    """accelerate gives every rank as many full batches: the first rows come again in each epoch.
+
+    (accelerate/data_loader.py, BatchSamplerShard with even_batches)
+    """
+    at_once = preset.train.batch_size * world_size
+    for dataset in prepared[:1]:
+        repeated = -dataset.rows % at_once
+        if world_size > 1 and repeated:
+            yield Finding(
+                "rows-repeated",
+                f"{world_size} ranks with batch_size {preset.train.batch_size} take {at_once} rows "
+                f"at once: of {dataset.rows} rows {repeated} are trained twice in each epoch",
+                where="data.name",
+                fix=f"a number of rows that {at_once} divides, where that matters",
+                severity="info",
+            )
 
 
 def disk_findings(
