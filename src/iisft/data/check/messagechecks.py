@@ -10,11 +10,10 @@ the same rows.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
-
-import orjson
 
 from iisft.data.check.findings import RowFinding, excerpt, flaw
 from iisft.data.check.rowchecks import (
@@ -35,6 +34,7 @@ from iisft.llamafactory import tools as tool_forms
 _SIDES = (("user", "observation"), ("assistant", "function_call"))
 # Keys of an OpenAI message that are either read or mean nothing for training.
 _KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id"}
+_LONG_NUMBER = re.compile(rb"[0-9]{19}").search
 _CHOSEN_FIX = (
     "jq -c '.{} += [.chosen] | del(.chosen, .rejected)' FILE > rows.jsonl takes the chosen answers"
 )
@@ -44,13 +44,17 @@ def message_checker(layout: Layout) -> Checker:
     """The checker of a file of ShareGPT or OpenAI rows."""
     messages_key = layout.columns["messages"]
     quick = _quick_reader(layout)
-    watch = Watch(layout.columns.values(), layout.ignored)
+    watch = Watch((*layout.columns.values(), layout.completion), layout.ignored)
     of_messages = Watch(
         (layout.columns["role"], layout.columns["content"]), layout.ignored, messages=True
     )
 
     def check(row: Row) -> Checked:
         value = row.value
+        if row.raw is not None and _LONG_NUMBER(row.raw) and isinstance(value, dict):
+            value = _to_the_digit(row.raw, value)
+        if layout.completion and isinstance(value, dict):
+            value = _joined(value, messages_key, layout.completion)
         if (
             type(value) is dict
             and not may_be_odd(row.raw)
@@ -75,6 +79,21 @@ def message_checker(layout: Layout) -> Checker:
         return conversation.staged(), problems
 
     return check
+
+
+def _to_the_digit(raw: bytes, value: Any) -> Any:
+    """orjson makes floats of integers beyond 64 bits."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _joined(value: dict[str, Any], prompt: str, completion: str) -> dict[str, Any]:
+    first, then = value.get(prompt), value.get(completion)
+    if isinstance(first, list) and isinstance(then, list):
+        return {**value, prompt: first + then}
+    return value
 
 
 def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
@@ -131,9 +150,11 @@ class _Conversation:
         columns = self._layout.columns
         messages = value[columns["messages"]]
         if not isinstance(messages, list):
-            yield flaw(
-                columns["messages"], "field-type", f"a list is expected, not {type_name(messages)}"
-            )
+            text = f"a list is expected, not {type_name(messages)}"
+            fix = ""
+            if isinstance(messages, str) and messages.lstrip().startswith("["):
+                fix = f"jq -c '.{columns['messages']} |= fromjson' FILE > rows.jsonl"
+            yield flaw(columns["messages"], "field-type", text, fix=fix)
             return
         if system := value.get(columns["system"]):
             yield from text_problems(columns["system"], system)
@@ -252,6 +273,10 @@ class _Conversation:
             yield flaw(field, "answer-missing", "the last message is no answer")
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _calls_as_text(calls: Any) -> tuple[str, str]:
     """Tool calls as the JSON that LLaMA-Factory reads, and what is wrong with them."""
     listed = calls if isinstance(calls, list) else [calls]
@@ -263,8 +288,8 @@ def _calls_as_text(calls: Any) -> tuple[str, str]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                arguments = orjson.loads(arguments)
-            except ValueError:
+                arguments = json.loads(arguments, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError):
                 return "", "arguments that are no JSON"
         if not isinstance(arguments, dict):
             return "", f"arguments are an object, not {type_name(arguments)}"

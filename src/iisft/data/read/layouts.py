@@ -68,7 +68,8 @@ class Layout:
     role -> staged role.
 
     `unused` are the keys of the file that nothing reads, `ignored` those that --ignore names: they
-    may be left out though they mean something.
+    may be left out though they mean something. `completion` is the key of messages that go on after
+    the first ones (TRL's prompt and completion).
     """
 
     name: LayoutName
@@ -76,6 +77,7 @@ class Layout:
     roles: Mapping[str, str]
     unused: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    completion: str = ""
 
     @property
     def answer_field(self) -> str:
@@ -91,6 +93,8 @@ class Layout:
             ]
             return f"Alpaca ({', '.join(shown)})"
         keys = "/".join(self.columns[field] for field in ("messages", "role", "content"))
+        if self.completion:
+            keys = keys.replace("/", f" + {self.completion}/", 1)
         return f"{'ShareGPT' if self.name == 'sharegpt' else 'OpenAI messages'} ({keys})"
 
 
@@ -209,6 +213,7 @@ def _detected(
     found = None if is_alpaca else _message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
         _refuse_preferences(objects, keys, columns, where)
+        _refuse_gemini(objects, where)
         if name is None and not columns:
             _refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
@@ -223,8 +228,12 @@ def _detected(
         **columns,
     }
     roles = _roles(objects, full, named)
-    unused = tuple(key for key in keys if key not in full.values())
-    return Layout(named, {field: full[field] for field in MESSAGE_FIELDS}, roles, unused)
+    completion = ""
+    if messages == "prompt" and any(isinstance(row.get("completion"), list) for row in objects):
+        completion = "completion"
+    unused = tuple(key for key in keys if key not in (*full.values(), completion))
+    told = {field: full[field] for field in MESSAGE_FIELDS}
+    return Layout(named, told, roles, unused, completion=completion)
 
 
 def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
@@ -258,6 +267,20 @@ def _refuse_preferences(
         where=where,
         fix=fix or "write the chosen answers as rows of their own, with instruction and output",
     )
+
+
+def _refuse_gemini(objects: list[dict[str, Any]], where: str) -> None:
+    contents = objects[0].get("contents") if objects else None
+    first = contents[0] if isinstance(contents, list) and contents else None
+    if isinstance(first, dict) and isinstance(first.get("parts"), list):
+        rows = (
+            'def text: [.parts[].text] | join(""); {system: (.systemInstruction // {parts: '
+            '[{text: ""}]} | text), messages: [.contents[] | {role: (if .role == "model" then '
+            '"assistant" else "user" end), content: text}]}'
+        )
+        fix = f"jq -c {quote(rows)} {quote(where)} > rows.jsonl"
+        text = "these are Gemini's rows (contents, parts)"
+        raise InputError("data-kind", text, where=where, fix=fix)
 
 
 def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:
