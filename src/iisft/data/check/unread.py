@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from iisft.data.check.findings import RowFinding, excerpt, flaw
+from iisft.llamafactory.dataset_info import LAST_ANSWER_ONLY
+from iisft.llamafactory.tools import THOUGHT_WORDS
 
 _YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "-1", "no"}
 
@@ -51,7 +53,8 @@ class _Kind(NamedTuple):
     fix: str
 
 
-_LAST_ONLY = "llamafactory.mask_history=true in the preset trains on a row's last answer alone; "
+_LAST_ONLY = f"{LAST_ANSWER_ONLY} in the preset trains on a row's last answer alone; "
+_THOUGHT = "...".join(word.strip() for word in THOUGHT_WORDS)
 _KINDS = tuple(
     _Kind(id, re.compile(keys, re.IGNORECASE), speaks, message, fix)
     for id, keys, speaks, message, fix in (
@@ -109,7 +112,7 @@ _KINDS = tuple(
             "think(?:ing)?|thoughts?|reasoning(?!_effort).*|chain_of_thought",
             _holds_text,
             "is not read, and the answer would be trained without its thought",
-            "write it into the answer, as the template does: <think>...</think>; ",
+            f"write it into the answer, as the template does: {_THOUGHT}; ",
         ),
     )
 )

@@ -232,8 +232,8 @@ def _detected(
     if messages == "prompt" and any(isinstance(row.get("completion"), list) for row in objects):
         completion = "completion"
     unused = tuple(key for key in keys if key not in (*full.values(), completion))
-    told = {field: full[field] for field in MESSAGE_FIELDS}
-    return Layout(named, told, roles, unused, completion=completion)
+    columns_read = {field: full[field] for field in MESSAGE_FIELDS}
+    return Layout(named, columns_read, roles, unused, completion=completion)
 
 
 def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
