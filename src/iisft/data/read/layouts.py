@@ -3,13 +3,12 @@ by the user.
 """
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from shlex import quote
 from typing import Any, Literal
 
+from iisft.data.read import foreign
 from iisft.errors import InputError, UsageError
 
 LayoutName = Literal["alpaca", "sharegpt", "openai"]
@@ -212,10 +211,10 @@ def _detected(
     is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
     found = None if is_alpaca else _message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
-        _refuse_preferences(objects, keys, columns, where)
-        _refuse_gemini(objects, where)
+        foreign.refuse_preferences(objects, keys, columns, where)
+        foreign.refuse_gemini(objects, where)
         if name is None and not columns:
-            _refuse_wrapper(objects, where)
+            foreign.refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
@@ -234,53 +233,6 @@ def _detected(
     unused = tuple(key for key in keys if key not in (*full.values(), completion))
     columns_read = {field: full[field] for field in MESSAGE_FIELDS}
     return Layout(named, columns_read, roles, unused, completion=completion)
-
-
-def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
-    """One object that has the rows in a list is not a row."""
-    if len(objects) == 1 and not {"instruction", "input", "output"} & objects[0].keys():
-        for key, value in objects[0].items():
-            if isinstance(value, list) and value and isinstance(value[0], dict):
-                fix = f"jq -c {quote(f'.{json.dumps(key)}[]')} {quote(where)} > rows.jsonl"
-                raise InputError(
-                    "data-kind",
-                    f"this is one object with its rows in {key!r}",
-                    where=where,
-                    fix=fix,
-                )
-
-
-def _refuse_preferences(
-    objects: list[dict[str, Any]], keys: Counter[str], columns: Mapping[str, str], where: str
-) -> None:
-    """Two answers to choose from, and none that is the answer."""
-    rejected = next((key for key in keys if key.startswith("rejected")), None)
-    if "chosen" not in keys or rejected is None or columns.get("output", "output") in keys:
-        return
-    fix = ""
-    if {"instruction", "input"} & keys.keys() and isinstance(objects[0].get("chosen"), str):
-        fix = f"--columns answer=chosen --ignore {rejected} trains on the chosen answers alone"
-    raise InputError(
-        "preference-data",
-        "preference data (DPO): each row has a chosen and a rejected answer, and supervised "
-        "training reads one answer",
-        where=where,
-        fix=fix or "write the chosen answers as rows of their own, with instruction and output",
-    )
-
-
-def _refuse_gemini(objects: list[dict[str, Any]], where: str) -> None:
-    contents = objects[0].get("contents") if objects else None
-    first = contents[0] if isinstance(contents, list) and contents else None
-    if isinstance(first, dict) and isinstance(first.get("parts"), list):
-        rows = (
-            'def text: [.parts[].text] | join(""); {system: (.systemInstruction // {parts: '
-            '[{text: ""}]} | text), messages: [.contents[] | {role: (if .role == "model" then '
-            '"assistant" else "user" end), content: text}]}'
-        )
-        fix = f"jq -c {quote(rows)} {quote(where)} > rows.jsonl"
-        text = "these are Gemini's rows (contents, parts)"
-        raise InputError("data-kind", text, where=where, fix=fix)
 
 
 def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -259,8 +258,8 @@ def _container(head: bytes, file: Path, compressed: bool) -> Container:
     if text.startswith(b"["):
         return "json"
     if text.startswith(b"{"):
-        _refuse_columns(text, file)
-        _refuse_one_object(text, file)
+        foreign.refuse_columns(text, file)
+        foreign.refuse_one_object(text, file)
         return "jsonl"
     if _delimiter(head):
         return "csv"
@@ -269,47 +268,6 @@ def _container(head: bytes, file: Path, compressed: bool) -> Container:
         "neither JSON, JSON lines, CSV with a header, nor Parquet",
         fix="--format says what it is",
     )
-
-
-_KEY = rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*'
-_COLUMN_FORMS = (
-    # pandas' to_json: split, index, columns; and a dict of lists, whose first column is a prompt
-    (
-        re.compile(rb'\{\s*"columns"\s*:\s*\[[^\]]*\]\s*,\s*"index"\s*:\s*\['),
-        ".columns as $k | .data[] | [$k, .] | transpose | map({(.[0]): .[1]}) | add",
-    ),
-    (re.compile(rb'\{\s*"0"\s*:\s*\{'), ".[]"),
-    (
-        re.compile(
-            _KEY + rb'\{\s*"0"\s*:|\{\s*"(?:instruction|input|question|prompt|system)"\s*:\s*\[\s*"'
-        ),
-        ". as $c | ($c | to_entries[0].value | keys_unsorted[]) as $i | $c | map_values(.[$i])",
-    ),
-)
-
-
-def _refuse_columns(text: bytes, file: Path) -> None:
-    """A table that was written column by column is one object, and no row."""
-    for form, rows in _COLUMN_FORMS:
-        if form.match(text):
-            fix = f"jq -c {quote(rows)} {quote(str(file))} > rows.jsonl"
-            raise _unreadable(file, "a table by columns or by index, as pandas writes it", fix=fix)
-
-
-def _refuse_one_object(text: bytes, file: Path) -> None:
-    """One object over many lines is not JSON lines: a row of its own, or a wrapper around the list
-    of rows.
-    """
-    first, newline, _ = text.partition(b"\n")
-    if newline and first.strip() == b"{":
-        name = quote(str(file))
-        fix = (
-            f"jq -c . {name} > rows.jsonl; where the rows are a list in it: jq -c '.KEY[]' "
-            f"{name} > rows.jsonl"
-        )
-        raise _unreadable(
-            file, "an object over several lines; JSON lines have one row in each line", fix=fix
-        )
 
 
 def _delimiter(head: bytes) -> str:
