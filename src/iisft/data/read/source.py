@@ -250,8 +250,8 @@ def _decompressed_head(file: Path) -> bytes:
 def _container(head: bytes, file: Path, compressed: bool) -> Container:
     if head.startswith(b"PAR1"):
         return "parquet"
-    if foreign := encodings.foreign_format(head, file):
-        raise _unreadable(file, foreign[0], fix=foreign[1])
+    if other := encodings.foreign_format(head, file):
+        raise _unreadable(file, other[0], fix=other[1])
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise InputError("data-empty", "there is no row in it", where=str(file))
