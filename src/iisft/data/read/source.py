@@ -20,7 +20,7 @@ from shlex import quote
 from typing import IO, Any, Literal, cast
 
 from iisft import files
-from iisft.data.read import encodings, layouts, readers
+from iisft.data.read import encodings, foreign, layouts, readers
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.layouts import Layout, LayoutName
 from iisft.data.read.parquet import parquet_rows
