@@ -169,11 +169,8 @@ def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
     fixes = [finding.fix for finding in arguments.check_extra(extra, load("mi50"), KNOWN)]
     assert fixes == [
         "set lora.rank instead",
-        (
-            {"data_seed": 1},
-            "llamafactory.data_seed stands beside train.seed, which orders the rows",
-        ),
-        "stages",
+        "drop it: iisft does supervised fine-tuning with LoRA; use llamafactory-cli train for "
+        "other stages",
     ]
 
 
@@ -211,6 +208,9 @@ def test_what_changes_the_training_is_said(preset: tuple[str, ...]) -> None:
     ]
 
 
+PLAIN = ("train.gradient_checkpointing=true", "train.logits=all")
+
+
 @pytest.mark.parametrize(
     ("extra", "sets", "on_cpu", "wanted"),
     [
@@ -231,7 +231,7 @@ def test_what_changes_the_training_is_said(preset: tuple[str, ...]) -> None:
         ({"tf32": True}, ("precision=fp16", "attention=sdpa"), True, ["drop it"]),
         ({"tf32": True}, (), False, ["drop it, or set precision"]),
         ({"tf32": True}, ("precision=fp16", "attention=sdpa"), False, []),
-        ({"resize_vocab": True}, ("weights=nf4", "precision=bf16"), False,
+        ({"resize_vocab": True}, ("weights=nf4", "precision=bf16", *PLAIN), False,
          ["drop it, or set weights"]),
     ],
 )  # fmt: skip
