@@ -174,7 +174,7 @@ def children_of(folder: RunFolder) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)]
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
 def test_no_kill_loses_or_repeats_a_row_or_leaves_a_child(
     number: int,

@@ -52,6 +52,7 @@ def train(
         "#!/bin/sh\n"
         f'case "$1" in *trainer_report.py) echo x >> "{tmp_path}/examined"; printf "%s\\n" '
         f"{lines};;\n"
+        "*build_model.py) printf '{\"warnings\": []}';;\n"
         f"*) printf '%s' '{told}';; esac\n"
     )
     python.chmod(0o755)

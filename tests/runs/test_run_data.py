@@ -202,6 +202,7 @@ def test_a_torn_cache_is_taken_for_none(
     iisft: CLI, train: CLI, rows: Path, cache_folder: Path
 ) -> None:
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
+    train("--dry-run", cutoff=320)  # which builds the model as well, and remembers that
     told = train("--dry-run", cutoff=320).err
     assert "2 of 8 rows of rows are longer than cutoff_len 320: 2 shortened" in told
     kept = [
