@@ -13,7 +13,7 @@ from typing import Any
 from iisft import files, process
 from iisft.errors import EnvironmentFault
 from iisft.llamafactory import installed
-from iisft.llamafactory.torch_sets import INSTALL
+from iisft.llamafactory.torch_sets import install
 from iisft.workspace import cache_folder
 
 _CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
@@ -123,6 +123,6 @@ def _ask_for_arguments(interpreter: Interpreter) -> dict[str, Any]:
             "llamafactory-broken",
             f"LLaMA-Factory can't be imported: {last[0]}",
             where=str(interpreter.path),
-            fix=INSTALL,
+            fix=install(),
         )
     return answer

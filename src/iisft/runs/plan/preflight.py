@@ -20,7 +20,7 @@ from iisft.llamafactory import fitting_template
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
-from iisft.llamafactory.torch_sets import INSTALL
+from iisft.llamafactory.torch_sets import install
 from iisft.machine.doctor import engine, inspect
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
@@ -77,7 +77,7 @@ def extra_argument_findings(
         )
         if "llamafactory" not in interpreter.packages:
             text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
-            return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
+            return [Finding("llamafactory-unchecked", text, fix=install(), severity="warn")]
         known = llamafactory_interpreter.arguments(interpreter)
     except IisftError as error:
         return [error.finding]
