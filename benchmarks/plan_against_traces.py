@@ -4,7 +4,8 @@ tensors without data.
 python benchmarks/plan_against_traces.py [CASES] [SEED]
 
 Full-size models, every combination drawn at random: precision, weights, kernel, batch, length,
-checkpointing, rank, targets, dropout, optimizer. Traces, not measurements on a GPU: workspaces of
+checkpointing, layers that keep their products, positions with logits, rank, targets, dropout,
+optimizer. Traces, not measurements on a GPU: workspaces of
 kernels and fragmentation are not in them.
 """
 
@@ -100,15 +101,24 @@ def draw(chance: random.Random) -> dict[str, Any]:
     )
     targets = chance.choice(["q_proj,v_proj", "all", "all"])
     shared = precision["arithmetic"] == "native" and chance.random() < 0.2
+    checkpointing = chance.random() < 0.6
+    step: dict[str, Any] = {}
+    if not shared and checkpointing and chance.random() < 0.8:
+        layers = MODELS[name]["num_hidden_layers"]
+        step["layers_kept"] = chance.choice([1, layers // 3, layers // 2, layers - 1, layers])
+    if not shared and chance.random() < 0.6:
+        step |= {"logits": "trained", "positions": chance.choice([length // 6, length // 2,
+                 length]), "chunk": chance.choice([0, 0, 256, 512])}  # fmt: skip
     return {
         "name": name, "config": MODELS[name], **precision,
         "attention": chance.choice(["eager", "math", "efficient", *(["flash"] if half else [])]),
-        "batch": batch, "length": length, "checkpointing": chance.random() < 0.6,
+        "batch": batch, "length": length, "checkpointing": checkpointing,
         "rank": chance.choice([8, 16, 64, 128]), "dropout": chance.choice([0.0, 0.05]),
         "target": "all" if name.startswith("Phi") else targets,
         "optimizer": chance.choice(["adamw_torch", "adamw_torch", "adamw_torch_fused", "sgd",
                                     "adafactor"]),
         "sharding": "fsdp" if shared else "none", "ranks": chance.choice([2, 4]) if shared else 1,
+        **step,
     }  # fmt: skip
 
 
@@ -119,7 +129,8 @@ def predicted(case: dict[str, Any]) -> tuple[int, int]:
     shape = StepShape(
         case["weights"], "exact" if case["arithmetic"] == "float32" else "native", case["autocast"],
         case["attention"], case["batch"], case["length"], case["checkpointing"], case["rank"],
-        case["dropout"],
+        case["dropout"], layers_kept=case.get("layers_kept", 0), positions=case.get("positions"),
+        chunk=case.get("chunk", 0),
     )  # fmt: skip
     layout = Layout(
         case["ranks"], case["sharding"], case["optimizer"], 1, case["autocast"] is not None

@@ -162,6 +162,8 @@ def kind_of(field: dict[str, Any]) -> str:
     """What a value may be, from its JSON Schema."""
     if "anyOf" in field:
         return " or ".join(kind_of(one) for one in field["anyOf"])
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return " ".join(f"`{choice}`" for choice in field["enum"])
     kind = {

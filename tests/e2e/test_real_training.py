@@ -29,7 +29,7 @@ def record(workspace: Path, name: str = "run") -> dict[str, Any]:
 
 
 def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
-    train: CLI, workspace: Path
+    train: CLI, workspace: Path, iisft: CLI
 ) -> None:
     result = train(gpus=2)
     assert result.code == 0, result.err[-3000:]
@@ -41,8 +41,12 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
         "world_size": 2,
         "global_batch": 4,
         "rows": 24,
+        "layers_kept": 2,
     }
     assert {key: observed[key] for key in expected} == expected
+    made, positions = observed["logit_positions"]
+    assert 0 < made < positions
+    assert "layers kept 2" in " ".join(iisft("status", "run").out.split())
     run = RunFolder(workspace / "runs" / "run")
     assert [(saved.step, saved.fault) for saved in checkpoints(run.output, 2, thorough=True)] == [
         (2, ""),

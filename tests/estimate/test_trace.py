@@ -43,7 +43,12 @@ STEPS = (
     {"arithmetic": "float32", "attention": "eager", "checkpointing": True},
     {"autocast": "float16", "attention": "math", "checkpointing": False, "batch": 2, "length": 256},
 )
+KEPT = {"layers_kept": 2, "logits": "trained", "positions": 200}
 MORE = (
+    {"arithmetic": "float32", "attention": "eager", **KEPT},
+    {"arithmetic": "float32", "attention": "math", **KEPT, "layers_kept": 4, "chunk": 64},
+    {"autocast": "bfloat16", "attention": "flash", **KEPT, "positions": 512, "chunk": 128},
+    {"weights": "float32", "attention": "eager", "batch": 2, **KEPT, "layers_kept": 3},
     {"autocast": "bfloat16", "attention": "flash", "optimizer": "adamw_torch_fused"},
     {"weights": "float32", "attention": "efficient", "checkpointing": False, "optimizer": "sgd"},
     {"weights": "float32", "attention": "eager", "sharding": "fsdp", "ranks": 2},

@@ -127,6 +127,9 @@ def main() -> None:
                 "float32_matmul_precision": "highest",
                 "attention_dtype": expected["compute_dtype"],
                 "linear_dtype": expected["compute_dtype"],
+                "layers_kept": int(
+                    os.environ.get("FAKE_LAYERS_KEPT", expected.get("layers_kept", 0))
+                ),
                 "loaded": {
                     "missing": [1, "lm_head.weight"] if MODE == "random-head" else [0],
                     "unexpected": [0],

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from iisft.models.folder.checkpoint import inspect_checkpoint
-from iisft.models.view.build import build_view, plan_view
+from iisft.models.view.build import build_view, plan_view, with_step
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
@@ -54,9 +54,8 @@ def make_view(model: Path, folder: Path, precision: str, weights: str, **step: A
         precision=precision,
         weights=weights,
         trust_remote_code=False,
-        step=step,
     )
-    build_view(plan, folder)
+    build_view(with_step(plan, step), folder)
     return folder
 
 

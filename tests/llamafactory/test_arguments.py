@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from iisft.llamafactory import arguments, interpreter
+from iisft.errors import ExitCode
+from iisft.llamafactory import arguments, installed, interpreter, passed, refused
+from iisft.llamafactory.combined import check_together
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets import checking, documents
 from iisft.presets.schema import Preset
@@ -45,7 +47,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         "num_train_epochs": 5.0,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 32,
-        "cutoff_len": 2048,
+        "cutoff_len": 4096,
         "disable_gradient_checkpointing": False,
         "optim": "adamw_torch",
         "seed": 42,
@@ -77,7 +79,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         (("precision=fp16", "attention=sdpa"), {"fp16": True, "bf16": False, "flash_attn": "sdpa"}),
         (("precision=bf16",), {"fp16": False, "bf16": True}),
         (
-            ("weights=nf4", "precision=bf16"),
+            ("weights=nf4", "precision=bf16", "train.gradient_checkpointing=true"),
             {"quantization_bit": 4, "quantization_type": "nf4", "quantization_method": "bnb",
              "double_quantization": True},
         ),
@@ -133,8 +135,24 @@ KNOWN = {
             "of precision fp32",
         ),
         ({"finetuning_type": "full"}, "llamafactory.finetuning_type is decided by iisft itself"),
-        ({"logging_strategy": "no"}, "llamafactory.logging_strategy is decided by iisft itself"),
-        ({"output_dir": "x"}, "llamafactory.output_dir is decided by iisft itself"),
+        (
+            {"logging_strategy": "no"},
+            "llamafactory.logging_strategy is what the supervisor sees of a run",
+        ),
+        (
+            {"hub_model_id": "me/mine"},
+            "llamafactory.hub_model_id needs the network, and a run is offline",
+        ),
+        (
+            {"warmup_steps": 10},
+            "llamafactory.warmup_steps stands beside train.warmup_ratio, which wins without a word",
+        ),
+        ({"use_muon": True}, "llamafactory.use_muon replaces train.optimizer without a word"),
+        (
+            {"data_seed": 1},
+            "llamafactory.data_seed stands beside train.seed, which orders the rows",
+        ),
+        ({"output_dir": "x"}, "llamafactory.output_dir is where a run lives, which iisft decides"),
         (
             {"hf_hub_token": "hf_x"},
             "llamafactory.hf_hub_token is a secret: it would be written to files",
@@ -151,20 +169,103 @@ def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
     fixes = [finding.fix for finding in arguments.check_extra(extra, load("mi50"), KNOWN)]
     assert fixes == [
         "set lora.rank instead",
-        "drop it: iisft does supervised fine-tuning with LoRA",
+        "drop it: iisft does supervised fine-tuning with LoRA; use llamafactory-cli train for "
+        "other stages",
     ]
 
 
 def test_right_arguments_pass() -> None:
-    extra = {
-        "packing": None,
-        "additional_target": "lm_head",
-        "neat_packing": False,
-        "rope_scaling": "linear",
-    }
+    extra = {"packing": None, "neat_packing": False}
     assert arguments.check_extra(extra, load("mi50"), KNOWN) == []
-    assert arguments.check_extra({"neat_packing": True}, load("mi50-fp16"), KNOWN) == []
-    assert arguments.check_extra({"neat_packing": True}, load("mi50", "weights=fp32"), KNOWN) == []
+    off = {"use_muon": False, "warmup_steps": 0, "interleave_probs": None}
+    known = KNOWN | {
+        "use_muon": Argument(("bool",), None),
+        "warmup_steps": Argument(("float",), None),
+        "interleave_probs": Argument(("null", "str"), None),
+    }
+    assert arguments.check_extra(off, load("mi50"), known) == []
+
+
+@pytest.mark.parametrize("preset", [("mi50-fp16",), ("mi50", "weights=fp32")])
+def test_what_changes_the_training_is_said(preset: tuple[str, ...]) -> None:
+    extra = {"rope_scaling": "linear", "additional_target": "lm_head", "neat_packing": True}
+    found = arguments.check_extra(extra, load(*preset), KNOWN)
+    assert [(finding.severity, finding.message) for finding in found] == [
+        (
+            "info",
+            "llamafactory.rope_scaling: 'linear' changes what the model computes of positions",
+        ),
+        (
+            "info",
+            "llamafactory.additional_target: 'lm_head' trains these modules whole beside the "
+            "adapter, and saves them with it",
+        ),
+        (
+            "info",
+            "llamafactory.neat_packing: True puts several rows into one; the number of rows is not "
+            "proven",
+        ),
+    ]
+
+
+PLAIN = ("train.gradient_checkpointing=true", "train.logits=all")
+
+
+@pytest.mark.parametrize(
+    ("extra", "sets", "on_cpu", "wanted"),
+    [
+        ({"mask_history": True, "train_on_prompt": True}, (), False, ["drop one of them"]),
+        ({"mask_history": True, "train_on_prompt": False}, (), False, []),
+        ({"pissa_init": True}, (), False, ["--set llamafactory.pissa_iter=-1"]),
+        ({"pissa_init": True, "pissa_iter": -1}, (), False, []),
+        ({"pissa_iter": 4}, (), False, ["drop it, or set llamafactory.pissa_init"]),
+        ({"packing": True}, ("train.cutoff_len=1001",), False, ["--set train.cutoff_len=1000"]),
+        ({"packing": True}, (), False, []),
+        ({"streaming": True}, (), False, ["--set train.max_steps=N"]),
+        ({"streaming": True}, ("train.max_steps=3",), False, []),
+        ({"streaming": True, "max_samples": 8}, ("train.max_steps=3",), False,
+         ["drop one of them"]),
+        ({"val_size": 0.1}, ("data.eval=x", "save.eval_every_steps=5"), False,
+         ["drop llamafactory.val_size"]),
+        ({"val_size": 0.1}, (), False, []),
+        ({"tf32": True}, ("precision=fp16", "attention=sdpa"), True, ["drop it"]),
+        ({"tf32": True}, (), False, ["drop it, or set precision"]),
+        ({"tf32": True}, ("precision=fp16", "attention=sdpa"), False, []),
+        ({"resize_vocab": True}, ("weights=nf4", "precision=bf16", *PLAIN), False,
+         ["drop it, or set weights"]),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_go_together(
+    extra: dict[str, Any], sets: tuple[str, ...], on_cpu: bool, wanted: list[str]
+) -> None:
+    preset = load("mi50", *sets).model_copy(update={"llamafactory": extra})
+    found = check_together(preset, on_cpu=on_cpu)
+    assert [finding.fix for finding in found] == wanted
+    assert {finding.severity for finding in found} <= {"error"}
+    assert {finding.where.removeprefix("llamafactory.") for finding in found} <= extra.keys()
+
+
+def test_a_package_that_an_argument_needs() -> None:
+    extra = {"report_to": ["wandb", "tensorboard"]}
+    known = {"report_to": Argument(("list", "null", "str"), None)}
+    [missing] = arguments.check_extra(extra, load("mi50"), known, optional={"tensorboard"})
+    assert (missing.id, missing.exit_code, missing.message) == (
+        "llamafactory-package",
+        ExitCode.ENVIRONMENT,
+        "llamafactory.report_to needs the package wandb, which is not installed",
+    )
+    assert arguments.check_extra(extra, load("mi50"), known) == []
+
+
+def test_every_package_that_an_argument_needs_is_looked_for() -> None:
+    assert sorted({*passed.PACKAGES.values(), *passed.LOGGERS.values()}) == list(installed.OPTIONAL)
+
+
+@pytest.mark.slow
+def test_every_argument_of_the_installed_llamafactory_has_one_treatment() -> None:
+    known = interpreter.arguments(interpreter.inspect(interpreter.training_interpreter()))
+    tables = (arguments.own_arguments(load("mi50")), refused.REFUSED, passed.SAID, passed.PASSED)
+    assert sorted(name for table in tables for name in table) == sorted(known)
 
 
 @pytest.mark.slow
@@ -173,13 +274,14 @@ def test_every_way_past_the_view_is_an_argument_of_the_installed_llamafactory() 
     assert [name for name in arguments._PAST_THE_VIEW if name not in known] == []
 
 
+RECOMPUTE = "train.gradient_checkpointing=true"
 VARIANTS = [
     ("mi50", ()),
     ("mi50-fp16", ("data.eval=x", "save.eval_every_steps=5", "train.max_steps=3")),
     ("qlora-24g", ()),
-    ("mi50", ("sharding=fsdp", "weights=fp32")),
-    ("mi50", ("sharding=zero2", "weights=fp32")),
-    ("mi50", ("sharding=zero3", "weights=fp32")),
+    ("mi50", ("sharding=fsdp", "weights=fp32", RECOMPUTE)),
+    ("mi50", ("sharding=zero2", "weights=fp32", RECOMPUTE)),
+    ("mi50", ("sharding=zero3", "weights=fp32", RECOMPUTE)),
     ("demo", ("attention=flash2", "precision=bf16", "hardware.arch=sm_80")),
 ]
 

@@ -3,6 +3,7 @@
 And what it says about itself.
 """
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,15 @@ def test_an_empty_interpreter_is_told_what_to_install(tmp_path: Path) -> None:
         "llamafactory-missing",
         f"llamafactory and torch not installed for {tmp_path}/python",
     )
-    assert finding.fix == "pip install 'iisft[train]' -c constraints.txt -c constraints-torch.txt"
+    words = shlex.split(finding.fix)
+    assert words[:4] == ["pip", "install", "iisft[train]", "-c"]
+    assert [Path(words[4]).name, words[5], Path(words[6]).name, *words[7:]] == [
+        "constraints.txt",
+        "-c",
+        "constraints-torch.txt",
+    ]
+    assert Path(words[4]).is_file()
+    assert Path(words[6]).is_file()
 
 
 def test_a_command_that_is_missing_beside_the_interpreter(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 """Which torch is advised for which hardware, and with which commands."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 
-from iisft.llamafactory.torch_sets import INSTALL, INSTALL_BESIDE_TORCH, install_commands
+from iisft.llamafactory.torch_sets import install_commands
 
 TRIO = (
-    "pip install torch=={0} torchvision=={1} torchaudio=={0} --index-url "
+    "pip install torch=={0}+{2} torchvision=={1}+{2} torchaudio=={0}+{2} --index-url "
     "https://download.pytorch.org/whl/{2}"
 )
+ROOT = Path(__file__).parents[2]
+BESIDE_TORCH = f"pip install 'iisft[train]' -c {shlex.quote(str(ROOT / 'constraints.txt'))}"
+INSTALL = f"{BESIDE_TORCH} -c {shlex.quote(str(ROOT / 'constraints-torch.txt'))}"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ TRIO = (
 def test_torch_comes_first_and_nothing_replaces_it(
     arch: str, driver: int | None, trio: tuple[str, str, str]
 ) -> None:
-    assert install_commands(arch, driver) == (TRIO.format(*trio), INSTALL_BESIDE_TORCH)
+    assert install_commands(arch, driver) == (TRIO.format(*trio), BESIDE_TORCH)
 
 
 @pytest.mark.parametrize(

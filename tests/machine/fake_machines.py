@@ -1,16 +1,24 @@
 """Whole machines as folders of files, laid out as below /, with what is no file under iisft/."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+_CONSTRAINTS = shlex.quote(str(Path(__file__).parents[2] / "constraints.txt"))
 SOUND = {"torchvision": "", "torchaudio": "", "transformers": "5.5.4", "peft": "0.18.1",
          "accelerate": "1.11.0",
          "datasets": "4.0.0", "llamafactory": "0.9.5"}  # fmt: skip
 HEALTHY_STEPS = ("torchvision", "torchaudio", "transformers", "peft", "accelerate", "llamafactory")
+
+
+def expected(file: str) -> str:
+    """What a file beside this one says; where the constraints lie depends on the checkout."""
+    text = (Path(__file__).parent / file).read_text()
+    return text.replace("-c constraints.txt", f"-c {_CONSTRAINTS}")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ PYTHON="$(conda run -n iisft python -c 'import sys; print(sys.executable)')"
 # 4. Packages of the training interpreter
 
 # R13 torch 2.4.1+rocm6.1 is older than 2.6: transformers 4.57.1 will not load a checkpoint's optimizer, so a run that stops can't be resumed
-"$PYTHON" -m pip uninstall -y torch torchvision torchaudio triton pytorch-triton-rocm
-"$PYTHON" -m pip install torch==2.7.1 torchvision==0.22.1 torchaudio==2.7.1 --index-url https://download.pytorch.org/whl/rocm6.3
+"$PYTHON" -m pip install torch==2.7.1+rocm6.3 torchvision==0.22.1+rocm6.3 torchaudio==2.7.1+rocm6.3 --index-url https://download.pytorch.org/whl/rocm6.3
 "$PYTHON" -m pip install 'iisft[train]' -c constraints.txt
 
 # R14 torch is built for ROCm 6.1, this machine's ROCm is 6.4: AMD tests driver and user space at most two releases apart

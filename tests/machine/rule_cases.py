@@ -261,6 +261,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
     "flash2-fp32": (preset("attention=flash2", "precision=fp32"), preset("attention=flash2")),
+    "constant-warmup": (
+        preset("train.scheduler=constant"),
+        preset("train.scheduler=constant", "train.warmup_ratio=0.0"),
+    ),
     "global-batch": (preset("train.global_batch=63"), preset("train.global_batch=64")),
     "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
     "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_machines import FIRST_USER, TWO_MI50, Fake
+from fake_machines import FIRST_USER, TWO_MI50, Fake, expected
 from rule_cases import CASES, IOMMU_ON, Scene, amd, deep, failing, packages, shell
 
 from iisft.errors import Finding
@@ -94,7 +94,7 @@ def test_the_iommu_without_groups_is_judged_by_the_command_line(tmp_path: Path) 
 def test_the_fix_plan_is_one_script_in_order(tmp_path: Path) -> None:
     case = case_of(Scene(FIRST_USER), tmp_path)
     script = fix_plan.render(engine.diagnose(case), case.machine)
-    assert script == (Path(__file__).parent / "first-user-fix-plan.sh").read_text()
+    assert script == expected("first-user-fix-plan.sh")
 
 
 def test_a_healthy_machine_has_nothing_to_fix(tmp_path: Path) -> None:

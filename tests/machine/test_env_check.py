@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machines import FIRST_USER, MACHINES, P100, TWO_MI50, Amd
+from fake_machines import FIRST_USER, MACHINES, P100, TWO_MI50, Amd, expected
 
 import leftovers
 from iisft import process
@@ -225,7 +225,7 @@ def test_what_people_read(iisft: CLI, tmp_path: Path) -> None:
     root = replace(P100, free_gib=3, shm_mib=64).build(tmp_path)
     result = iisft("env-check", "--from", str(root))
     assert result.code == 4
-    assert result.out == (Path(__file__).parent / "p100.txt").read_text()
+    assert result.out == expected("p100.txt")
     assert result.err == ""
 
 
@@ -233,7 +233,7 @@ def test_the_fix_plan_is_written_and_not_run(iisft: CLI, tmp_path: Path) -> None
     root, file = FIRST_USER.build(tmp_path / "machine"), tmp_path / "修复 fix.sh"
     result = iisft("env-check", "--from", str(root), "--fix-plan", str(file), "--json")
     assert (result.code, result.err) == (4, f"{file}: read it, then bash {file}\n")
-    assert file.read_text() == (Path(__file__).parent / "first-user-fix-plan.sh").read_text()
+    assert file.read_text() == expected("first-user-fix-plan.sh")
     assert process.run(["bash", "-n", str(file)], timeout_s=10) == process.Completed(0, "", "")
 
 

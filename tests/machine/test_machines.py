@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machines import MACHINES
+from fake_machines import MACHINES, expected
 
 from iisft.machine.doctor import deep, engine
 from iisft.machine.facts.gpus import Gpu
@@ -30,10 +30,10 @@ def test_every_machine_has_its_expected_findings() -> None:
 def test_a_machine_gets_exactly_its_findings(iisft: CLI, tmp_path: Path, name: str) -> None:
     root = MACHINES[name].build(tmp_path / "一台 machine")
     result = iisft("env-check", "--from", str(root), "--json")
-    expected = json.loads((EXPECTED / f"{name}.json").read_text())
+    findings = json.loads(expected(f"machines/{name}.json"))
     document = json.loads(result.out)
-    assert document["findings"] == expected
-    assert document["ok"] == all(finding["severity"] != "error" for finding in expected)
+    assert document["findings"] == findings
+    assert document["ok"] == all(finding["severity"] != "error" for finding in findings)
     assert result.code == (0 if document["ok"] else 4)
 
 
@@ -44,7 +44,7 @@ def test_a_healthy_machine_gets_no_alarm(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "preset", "expected"),
+    ("name", "preset", "ids"),
     [
         ("first-user", "mi50-recorded", [*COST_HIM, "R05", "R06", "R10", "R14", "R30",
                                          "llamafactory-version"]),
@@ -60,11 +60,11 @@ def test_a_healthy_machine_gets_no_alarm(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_preset_adds_what_depends_on_it(
-    iisft: CLI, tmp_path: Path, name: str, preset: str, expected: list[str]
+    iisft: CLI, tmp_path: Path, name: str, preset: str, ids: list[str]
 ) -> None:
     root = MACHINES[name].build(tmp_path)
     document = json.loads(iisft("env-check", "--from", str(root), "--preset", preset, "--json").out)
-    assert [one["id"] for one in document["findings"] if one["severity"] != "info"] == expected
+    assert [one["id"] for one in document["findings"] if one["severity"] != "info"] == ids
 
 
 def test_a_preset_that_gives_nan_is_told_together_with_what_the_machine_lacks(

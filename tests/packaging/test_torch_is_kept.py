@@ -1,8 +1,11 @@
 """On ROCm the person installs torch first, and nothing that iisft installs may replace it."""
 
+import json
 import re
+import subprocess
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,17 @@ ROCM_2_6 = {
     "torchaudio": ("2.6.0+rocm6.2.4", ("torch==2.6.0",)),
     "pytorch-triton-rocm": ("3.2.0", ()),
     "sympy": ("1.13.1", ()),
+}
+# TheRock and the ML-gfx906 images: ahead of the public PyTorch index.
+ROCM_2_13 = {
+    "torch": ("2.13.0+rocm7.14", ("sympy>=1.13.3", "networkx", "jinja2", "fsspec", "setuptools")),
+    "torchvision": ("0.28.0+rocm7.14", ("numpy", "torch==2.13.0", "pillow>=5.3.0,!=8.3.*")),
+    "torchaudio": ("2.11.0+rocm7.14", ()),
+}
+ROCM_2_14 = {
+    "torch": ("2.14.1+rocm7.15", ROCM_2_13["torch"][1]),
+    "torchvision": ("0.29.1+rocm7.15", ("numpy", "torch==2.14.1", "pillow>=5.3.0,!=8.3.*")),
+    "torchaudio": ("2.11.0+rocm7.15", ()),
 }
 TRIO = ("torch", "torchvision", "torchaudio")
 
@@ -61,17 +75,33 @@ def changes(report: str) -> dict[str, set[str]]:
 
 
 @pytest.fixture
-def dry_run(uv: Callable[..., str], empty_venv: Path, tmp_path: Path) -> Callable[..., str]:
-    def run(installed: Distributions, *constraints: str) -> str:
-        stubs = [stub_wheel(tmp_path, name, *rest) for name, rest in installed.items()]
+def install_stubs(
+    uv: Callable[..., str], empty_venv: Path, tmp_path: Path
+) -> Callable[[Distributions], None]:
+    def install(distributions: Distributions) -> None:
+        stubs = [stub_wheel(tmp_path, name, *rest) for name, rest in distributions.items()]
         uv("pip", "install", "--python", str(empty_venv), "--no-deps", *map(str, stubs))
+
+    return install
+
+
+@pytest.fixture
+def dry_run(
+    uv: Callable[..., str], empty_venv: Path, install_stubs: Callable[[Distributions], None]
+) -> Callable[..., str]:
+    def run(installed: Distributions, *constraints: str) -> str:
+        install_stubs(installed)
         options = [option for file in constraints for option in ("-c", file)]
         return uv("pip", "install", "--dry-run", "--python", str(empty_venv), ".[train]", *options)
 
     return run
 
 
-@pytest.mark.parametrize("installed", [ROCM, ROCM_2_6], ids=["torch 2.7.1", "torch 2.6.0"])
+@pytest.mark.parametrize(
+    "installed",
+    [ROCM, ROCM_2_6, ROCM_2_13, ROCM_2_14],
+    ids=lambda trio: f"torch {trio['torch'][0]}",
+)
 def test_constraints_leave_a_rocm_torch_alone(
     dry_run: Callable[..., str], installed: Distributions
 ) -> None:
@@ -84,6 +114,55 @@ def test_constraints_leave_a_rocm_torch_alone(
     assert not would["-"]
     assert not names & {*installed, "triton"}
     assert not [name for name in names if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_pip_leaves_a_torch_ahead_of_the_index_alone(
+    empty_venv: Path,
+    install_stubs: Callable[[Distributions], None],
+    checkout: Path,
+    machine_environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """Without any constraints: what the extra says is enough."""
+    install_stubs(ROCM_2_13)
+    report = tmp_path / "report.json"
+    pip = [sys.executable, "-m", "pip", "--python", str(empty_venv / "bin/python"), "install"]
+    done = subprocess.run(
+        [*pip, "--dry-run", "--quiet", "--report", str(report), f"{checkout}[train]"],
+        env=machine_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    would = json.loads(report.read_text())["install"]
+    names = {one["metadata"]["name"].lower() for one in would}
+    assert {"iisft", "llamafactory", "transformers", "peft"} <= names
+    assert not names & {*ROCM_2_13, "triton"}
+    assert not [name for name in names if name.startswith(("nvidia-", "cuda-"))]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("torch", ["", "torch==2.11.0\n"])
+def test_the_extra_alone_gives_a_torchaudio_that_can_be_imported(
+    uv: Callable[..., str], tmp_path: Path, python: str, torch: str
+) -> None:
+    """2.11.1 needs symbols that torch 2.11 does not have, though its metadata admits that torch.
+
+    2.11.0 has been imported under torch 2.11.0 and 2.14.1.
+    """
+    override = tmp_path / "also.txt"
+    override.write_text(torch)
+    options = ("--python-version", python, "--python-platform", "x86_64-manylinux_2_28")
+    resolved = uv(
+        "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--extra", "train", *options,
+        "-c", str(override), "pyproject.toml",
+    )  # fmt: skip
+    pins = dict(line.split("==") for line in resolved.splitlines() if re.match(r"torch\w*==", line))
+    wanted = torch.strip().removeprefix("torch==") or "2.14.1"
+    assert pins["torch"] == wanted
+    assert pins["torchaudio"] == "2.11.0"
 
 
 def test_constraints_for_torch_would_replace_it(dry_run: Callable[..., str]) -> None:

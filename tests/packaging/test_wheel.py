@@ -1,6 +1,7 @@
 """A wheel built from the checkout works in an environment that holds nothing else."""
 
 import json
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -34,8 +35,14 @@ def wheel(
     return file
 
 
-def test_wheel_ships_every_preset_as_it_is(wheel: Path, checkout: Path) -> None:
-    prefix = "iisft/configs/"
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [("configs", "configs/*"), ("constraints", "constraints*.txt")],
+)
+def test_wheel_ships_presets_and_constraints_as_they_are(
+    wheel: Path, checkout: Path, folder: str, files: str
+) -> None:
+    prefix = f"iisft/{folder}/"
     with zipfile.ZipFile(wheel) as archive:
         shipped = {
             name.removeprefix(prefix): archive.read(name)
@@ -43,7 +50,7 @@ def test_wheel_ships_every_preset_as_it_is(wheel: Path, checkout: Path) -> None:
             if name.startswith(prefix)
         }
 
-    assert shipped == {file.name: file.read_bytes() for file in (checkout / "configs").iterdir()}
+    assert shipped == {file.name: file.read_bytes() for file in checkout.glob(files)}
 
 
 def test_wheel_ships_the_package_and_nothing_beside_it(wheel: Path, checkout: Path) -> None:
@@ -57,7 +64,7 @@ def test_wheel_ships_the_package_and_nothing_beside_it(wheel: Path, checkout: Pa
         names = {
             name
             for name in archive.namelist()
-            if ".dist-info/" not in name and "/configs/" not in name
+            if not any(part in name for part in (".dist-info/", "/configs/", "/constraints/"))
         }
 
     assert names == code
@@ -79,6 +86,18 @@ def test_wheel_works_in_an_empty_environment(
         program = str(empty_venv / "bin/iisft")
         return output_of([program, *arguments], elsewhere, machine_environment)
 
+    def run_any(*arguments: str) -> str:
+        argv = [str(empty_venv / "bin/iisft"), *arguments]
+        return subprocess.run(
+            argv,
+            cwd=elsewhere,
+            env=machine_environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        ).stdout
+
     assert __version__ in run("--version")
     presets = json.loads(run("preset", "list", "--json"))
     assert {preset["name"] for preset in presets} == {
@@ -86,3 +105,9 @@ def test_wheel_works_in_an_empty_environment(
     }
     assert "torch==" not in uv("pip", "freeze", "--python", str(empty_venv))
     assert not list(elsewhere.iterdir()), "listing presets wrote into the workspace"
+    # The command that its fix names works here, where no checkout is.
+    judged = json.loads(run_any("env-check", "--json"))
+    [fix] = [one["fix"] for one in judged["findings"] if one["id"] == "llamafactory-missing"]
+    named = [Path(word) for word in shlex.split(fix) if word.endswith(".txt")]
+    assert named
+    assert all(file.is_relative_to(empty_venv) and file.is_file() for file in named)

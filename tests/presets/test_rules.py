@@ -30,7 +30,8 @@ def findings(*overrides: str, ranks: int = 1) -> list[Finding]:
         (["precision=bf16"], ["bf16-emulated"]),
         (["precision=weights"], ["precision-weights"]),
         (["train.global_batch=63", "sharding=zero2"],
-         ["global-batch", "sharding-one-gpu", "sharding-unverified"]),
+         ["fit-unverified", "global-batch", "sharding-one-gpu", "sharding-unverified"]),
+        (["precision=bf16", "hardware.arch=sm_80", "weights=nf4"], ["fit-unverified"]),
         (["data.eval=x"], ["eval-never"]),
     ],
 )  # fmt: skip

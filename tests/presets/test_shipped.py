@@ -5,6 +5,7 @@ train.yaml.
 from pathlib import Path
 
 import pytest
+import yaml
 
 from iisft.llamafactory import explain
 from iisft.llamafactory.arguments import compile_arguments
@@ -18,7 +19,7 @@ def load(name: str) -> checking.LoadedPreset:
     return checking.check(documents.read_document(name, Workspace.current()))
 
 
-def test_the_presets_of_the_readme_are_shipped() -> None:
+def test_the_presets_of_the_readmes_are_shipped() -> None:
     assert NAMES == [
         "ampere",
         "demo",
@@ -30,8 +31,16 @@ def test_the_presets_of_the_readme_are_shipped() -> None:
         "t4",
         "v100",
     ]
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert [name for name in NAMES if f"`{name}`" not in readme] == []
+    for readme in ("README.md", "README_zh.md"):
+        text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+        assert [name for name in NAMES if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_says_itself_what_it_is_and_where_it_ran(name: str) -> None:
+    """`extends` would inherit another's claim."""
+    text = (documents.shipped_presets_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    assert {"summary", "run_on"} <= yaml.safe_load(text).keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,6 +73,7 @@ def test_the_recorded_run_differs_from_mi50_by_what_went_wrong_in_it() -> None:
     ]  # fmt: skip
     assert {key for key in flat[0] if flat[0][key] != flat[1][key]} == {
         "summary", "run_on", "precision", "train.cutoff_len", "data.overlong",
+        "train.gradient_checkpointing", "train.logits",
     }  # fmt: skip
 
 

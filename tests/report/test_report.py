@@ -5,11 +5,14 @@ import gzip
 import json
 import re
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from iisft.cli.evaluate import NAMES
+from iisft.evaluation import similarity
 from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
 
@@ -135,6 +138,17 @@ def test_broken_predictions_are_a_finding_and_not_the_end(
     assert result.code == 0
     assert "@20: " in result.err
     assert [each["name"] for each in content(file)["answers"][0]["sets"]] == [f"{run.id}@final"]
+
+
+def test_every_figure_has_a_name_in_the_terminal_and_in_the_report() -> None:
+    page = resources.files("iisft") / "report" / "assets"
+    script = (page / "evaluation.js").read_text(encoding="utf-8")
+    words = (page / "words.js").read_text(encoding="utf-8")
+    listed = re.search(r"^const FIGURES = (\[.*\]);$", script, re.MULTILINE)
+    assert listed is not None
+    assert json.loads(listed[1]) == list(NAMES)
+    assert set(similarity.FIGURES) < set(NAMES)
+    assert [name for name in NAMES if f"\n  {name}: [" not in words] == []
 
 
 def test_a_report_that_can_not_be_written_says_so(

@@ -37,6 +37,31 @@ def test_fewer_ranks_keep_the_global_batch(dry: CLI) -> None:
     assert "FORCE_TORCHRUN" not in plan["env"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_runs_own_preset_makes_its_batch_again(
+    ranks: int, iisft: CLI, dry: CLI, model: Path, workspace: Path
+) -> None:
+    def batch(preset: str) -> tuple[int, int]:
+        plan = dry("--gpus", str(ranks), preset=preset)
+        return plan["global_batch"], plan["train_yaml"]["gradient_accumulation_steps"]
+
+    one = str(workspace / "one.yaml")
+    Path(one).write_text("extends: mi50\nhardware: {gpus: 1}\ntrain: {accumulation: 12}\n")
+    first = batch(one)
+    name = f"own-{ranks}"
+    assert iisft(*train_argv(model, "--gpus", str(ranks), "--name", name, preset=one)).code == 0
+    assert batch(str(workspace / "runs" / name / "preset.yaml")) == first
+
+
+def test_rows_that_ranks_repeat_are_said(dry: CLI) -> None:
+    plan = dry("--gpus", "2", "--set", "train.batch_size=3")
+    [said] = [one["message"] for one in plan["findings"] if one["id"] == "rows-repeated"]
+    assert said == (
+        "2 ranks with batch_size 3 take 6 rows at once: of 8 rows 4 are trained twice in each epoch"
+    )
+    assert "rows-repeated" not in [one["id"] for one in dry("--gpus", "1")["findings"]]
+
+
 def test_more_machines_keep_the_global_batch(dry: CLI) -> None:
     plan = dry("--gpus", "2", "--nodes", "2", "--node-rank", "1", "--rendezvous", "10.0.0.1:29500")
     assert (

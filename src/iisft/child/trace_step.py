@@ -32,6 +32,11 @@ from torch.utils.checkpoint import checkpoint  # noqa: F401 - loaded before any 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Case = dict[str, Any]
+STEP_KEYS = {
+    "iisft_layers_kept": "layers_kept",
+    "iisft_logits": "logits",
+    "iisft_logits_chunk": "chunk",
+}
 KERNELS = ("math", "efficient", "flash")
 _real_dropout = functional.dropout
 
@@ -89,6 +94,24 @@ def _kernel(name: str) -> Callable[..., Any]:
     return attention
 
 
+def _step() -> Any:
+    """child/step_iisft.py, by the package name under which it can import its neighbours."""
+    if (package := str(Path(__file__).parents[1])) not in sys.path:
+        sys.path.insert(0, package)
+    from child import step_iisft
+
+    return step_iisft
+
+
+def _label_some(positions: int | None) -> None:
+    """Let the step find so many positions to train; which ones, no fake tensor can tell."""
+
+    def found(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(positions or 0), labels[:, :positions].contiguous()
+
+    _step().trained_positions = found
+
+
 def build(case: Case) -> Any:
     """The model as LLaMA-Factory prepares it, on the meta device."""
     import transformers
@@ -108,14 +131,16 @@ def build(case: Case) -> Any:
     }
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     config.use_cache = False
-    base = getattr(transformers, values["architectures"][0])
+    for key, name in STEP_KEYS.items():
+        if case.get(name):
+            setattr(config, key, case[name])
+    base = _step().step_class(getattr(transformers, values["architectures"][0]))
     with torch.device("meta"):
         model = base._from_config(
             config, dtype=DTYPES[case["weights"]], attn_implementation=attention
         )
     model.tie_weights()
     if case["arithmetic"] == "float32":
-        sys.path.insert(0, str(Path(__file__).parents[1]))
         from child.modeling_iisft import make_exact
 
         make_exact(model)
@@ -210,14 +235,16 @@ def trace(case: Case) -> dict[str, Any]:
     `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native"
     or "float32" over stored weights), autocast (torch dtype or null), attention ("eager", "math",
     "efficient", "flash"), batch, length (tokens per row), checkpointing, rank, dropout, target
-    (names separated by commas, or "all"), optimizer; sharding ("none" or "fsdp") and ranks may be
-    left out. DDP's buckets are not in a trace.
+    (names separated by commas, or "all"), optimizer. May be left out: sharding ("none" or "fsdp"),
+    ranks, layers_kept, logits ("all" or "trained"), positions (with logits, of each row), chunk (of
+    positions; all three as in step_iisft.py). DDP's buckets are not in a trace.
     """
     started = time.perf_counter()
     sharded = case.get("sharding") == "fsdp"
     # accelerate and LLaMA-Factory read them to recognise FSDP2
     os.environ.update({"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"})
     model = build(case)
+    _label_some(case.get("positions"))
     if sharded and case["autocast"]:
         model.to(torch.float32)  # accelerate does so after sharding; the shards are the same
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -13,8 +13,10 @@ from iisft.cli.options import (
     ColumnsOption,
     DataFileArgument,
     FormatOption,
+    IgnoreOption,
     JsonOption,
     QuietOption,
+    RolesOption,
     SetOption,
 )
 from iisft.workspace import Workspace
@@ -37,6 +39,8 @@ def stage(
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
+    ignore: IgnoreOption = None,
+    roles: RolesOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
@@ -47,6 +51,10 @@ def stage(
         typer.Option(
             "--drop-unfit", help="With fit: leave out rows that can't be shortened enough."
         ),
+    ] = False,
+    drop_bad: Annotated[
+        bool,
+        typer.Option("--drop-bad", help="Leave out rows that are wrong, and list them."),
     ] = False,
     tokenize: Annotated[
         bool,
@@ -97,12 +105,15 @@ def stage(
             Workspace.current(),
             formats=formats,
             columns=columns or (),
+            ignore=ignore or (),
+            roles=roles or (),
+            drop_bad=drop_bad,
             policy=step.as_policy if step else None,
             progress=progress,
         )
     tokens = data_tokens.tokenize(target, name) if tokenize else None
     dataset = staged.dataset
-    console.findings(staged.findings.first_of_each())
+    console.findings(staged.findings.first_of_each("warn" if drop_bad else None))
     if as_json:
         console.out_json(
             {
@@ -115,6 +126,7 @@ def stage(
                 "format": dataset.record["format"],
                 "unchanged": staged.unchanged,
                 "warnings": dataset.record["warnings"],
+                "left_out": dataset.record["left_out"],
                 "tokens": dataset.record.get("tokens"),
                 "tokenized": str(tokens) if tokens else None,
                 "overlong": dataset.record.get("overlong"),
@@ -132,6 +144,10 @@ def stage(
             else f"in {dataset.folder}"
         )
         console.out(f"{name}: {dataset.rows} rows {done}")
+        if left := dataset.record["left_out"]:
+            kinds = ", ".join(f"{count:,} {code}" for code, count in left["counts"].items())
+            console.out(f"  {left['rows']:,} rows left out: {kinds}")
+            console.out(f"  why each: {dataset.folder / left['report']}")
         data_tokens.print_staged(dataset)
         if tokens:
             console.out(f"  tokenised: {tokens}")

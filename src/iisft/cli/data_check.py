@@ -7,10 +7,19 @@ import typer
 
 from iisft.cli import console, data_tokens
 from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
-from iisft.cli.options import ColumnsOption, FormatOption, JsonOption, SetOption
+from iisft.cli.options import (
+    ColumnsOption,
+    FormatOption,
+    IgnoreOption,
+    JsonOption,
+    RolesOption,
+    SetOption,
+)
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from iisft.data.check.checking import Report
     from iisft.data.check.findings import Group
     from iisft.data.read.source import Source
@@ -31,6 +40,8 @@ def check(
     ],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
+    ignore: IgnoreOption = None,
+    roles: RolesOption = None,
     preset: PresetOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
@@ -58,7 +69,9 @@ def check(
     from iisft.errors import ExitCode, InputError
 
     target = data_tokens.target(preset, model, overrides, overlong)
-    sources = _open_all(file, formats, columns)
+    sources = _open_all(
+        file, formats, columns=columns or (), ignore=ignore or (), roles=roles or ()
+    )
     with bytes_bar("checking") as progress:
         report = checking.check(sources, progress=progress)
     if not report.rows:
@@ -114,14 +127,14 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
     console.say(f"{page}: open it in a browser")
 
 
-def _open_all(given: list[Path], formats: str | None, columns: list[str] | None) -> "list[Source]":
+def _open_all(given: list[Path], formats: str | None, **told: "Sequence[str]") -> "list[Source]":
     """Every file, or all that is wrong with those that can't be opened."""
     from iisft.errors import CheckFailed, InputError
 
     sources, refused = [], []
     for file in given:
         try:
-            sources.append(open_file_or_dataset(file, formats, columns))
+            sources.append(open_file_or_dataset(file, formats, **told))
         except InputError as error:
             refused.append(error)
     if len(refused) == 1:
@@ -131,7 +144,7 @@ def _open_all(given: list[Path], formats: str | None, columns: list[str] | None)
     return sources
 
 
-def open_file_or_dataset(file: Path, formats: str | None, columns: list[str] | None) -> "Source":
+def open_file_or_dataset(file: Path, formats: str | None, **told: "Sequence[str]") -> "Source":
     """The source that a person means: a file, else the staged dataset of that name."""
     from iisft.data.read.source import open_source
     from iisft.data.stage.staged import load, staged_names
@@ -139,7 +152,7 @@ def open_file_or_dataset(file: Path, formats: str | None, columns: list[str] | N
     workspace = Workspace.current()
     if not file.exists() and str(file) in staged_names(workspace):
         return open_source(load(str(file), workspace).file)
-    return open_source(file, formats, columns or ())
+    return open_source(file, formats, **told)
 
 
 def _print(report: "Report") -> None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import ColumnsOption, DataFileArgument, FormatOption, JsonOption
+from iisft.cli.options import (
+    ColumnsOption,
+    DataFileArgument,
+    FormatOption,
+    IgnoreOption,
+    JsonOption,
+    RolesOption,
+)
 
 if TYPE_CHECKING:
     from iisft.data.split.splitting import Split
@@ -57,6 +64,8 @@ def split(
     ] = None,
     formats: FormatOption = None,
     columns: ColumnsOption = None,
+    ignore: IgnoreOption = None,
+    roles: RolesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Split a file into train, val and test.
@@ -75,14 +84,18 @@ def split(
     shares = tuple(_number(part, "--parts") for part in parts.split(":"))
     ratios = dict(_pair(text) for text in ratio or ())
     request = splitting.SplitRequest(shares, by, seed, stable, ratios, rows, weights)
-    source = open_source(file, formats, columns or ())
+    source = open_source(file, formats, columns or (), ignore=ignore or (), roles=roles or ())
     with bytes_bar("splitting") as progress:
         result = splitting.split(source, request, to or file.parent, progress)
     if as_json:
         console.out_json(result.as_json())
         return
     _print(result)
-    told = "".join(f" --columns {shlex.quote(column)}" for column in columns or ())
+    told = "".join(
+        f" {option} {shlex.quote(text)}"
+        for option, texts in (("--columns", columns), ("--ignore", ignore), ("--roles", roles))
+        for text in texts or ()
+    )
     for name, part in result.files.items():
         console.say(f"next: iisft data stage {shlex.quote(str(part))}{told} --name NAME-{name}")
 

@@ -79,3 +79,20 @@ ColumnsOption = Annotated[
         "option again.",
     ),
 ]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="KEY",
+        help="Train as if this key were not there, though it means something, for example loss.",
+    ),
+]
+RolesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--roles",
+        metavar="NAME=ROLE",
+        help="What a role is called, for example bot=assistant; roles are user, assistant, system, "
+        "tool, function_call.",
+    ),
+]

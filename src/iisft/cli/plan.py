@@ -50,8 +50,8 @@ def plan(
     ] = None,
     overrides: SetOption = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Search batch, checkpointing, attention and sharding "
-                                          "for the fastest run.")
+        bool, typer.Option("--best", help="Search batch, checkpointing, logits, attention and "
+                                          "sharding for the fastest run.")
     ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Trace the real step without data in the training "
@@ -155,7 +155,7 @@ def _document(plan: "Plan", compared: "list[Suggestion]") -> dict[str, Any]:
         **dict.fromkeys(("step_s", "total_h", "overhead", "phases")),
         "contrasts": [one.as_json() | {"name": one.change.reason} for one in compared],
         **dict.fromkeys(("step_s_range", "steps", "epoch_h", "total_h_range", "finish")),
-        **dict.fromkeys(("checkpoint_gib", "disk_gib")),
+        **dict.fromkeys(("checkpoint_gib", "disk_gib", "layers_kept", "logits_chunk")),
         "preset": plan.document.name,
         "model": plan.preset.model.id,
         "model_source": plan.facts.source if plan.facts else None,
@@ -181,6 +181,8 @@ def _memory(result: "Forecast") -> dict[str, Any]:
         "overhead_gib": round(sum(overhead.values()), 4),
         "overhead": overhead,
         "phases": phases,
+        "layers_kept": result.shape.layers_kept,
+        "logits_chunk": result.shape.chunk,
         "checkpoint_gib": round(result.checkpoint_gib, 3),
         "disk_gib": round(result.disk_gib, 3),
     }

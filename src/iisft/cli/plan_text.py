@@ -74,9 +74,10 @@ def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
     yield ""
     have = plan.accelerator.memory_gib
     yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
-    parts = [
-        (_part(name, result), size) for name, size in memory.parts.items() if size >= GIB / 200
-    ]
+    if said := _spent(plan, result):
+        yield f"  {said}"
+    shown = max(GIB / 200, memory.peak / 400)
+    parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= shown]
     beside = [(name, size) for name, size in memory.overhead.items() if size]
     for name, size in sorted(parts, key=lambda part: -part[1]):
         yield f"  {size / GIB:6.2f}  {name}"
@@ -85,6 +86,18 @@ def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
         yield f"  {sum(size for _, size in beside) / GIB:6.2f}  beside them: " + ", ".join(
             f"{name} {size / GIB:.2f}" for name, size in beside
         )
+
+
+def _spent(plan: "Plan", result: "Forecast") -> str:
+    """What the step is spared."""
+    shape, said = result.shape, []
+    if plan.preset.train.gradient_checkpointing == "fit":
+        layers = result.workload.model.layers
+        said.append(f"{shape.layers_kept} of {layers} layers keep their products")
+    if shape.positions is not None:
+        chunk = f", {shape.chunk} positions at a time" if shape.chunk else ""
+        said.append(f"logits where they are trained{chunk}")
+    return "; ".join(said)
 
 
 def _part(name: str, result: "Forecast") -> str:
@@ -103,6 +116,8 @@ def _part(name: str, result: "Forecast") -> str:
         "layer": f"activations {kept}",
         "logits": "logits, loss and their gradients",
         "casts": "weights cast for a product",
+        "products": f"products kept in {result.shape.layers_kept} of "
+        f"{result.workload.model.layers} layers",
         "gathered": "gathered weights",
         "ddp buckets": "DDP's buckets",
     }

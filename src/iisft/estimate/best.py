@@ -1,13 +1,15 @@
-"""The fastest settings for the same training: batch and accumulation, checkpointing, attention.
+"""The fastest settings for the same training: batch and accumulation, checkpointing, logits,
+attention.
 
-Never changed: global batch, precision, weights, learning rate, rows. Another attention kernel
-changes results only by rounding.
+Never changed: global batch, precision, weights, learning rate, rows. Another attention kernel, or
+logits only where they are trained, changes results only by rounding.
 """
 
 from itertools import product
 from typing import Any
 
 from iisft.estimate.forecast import Forecast, Workload, forecast
+from iisft.estimate.step import needs_all_logits
 from iisft.estimate.suggestions import changed
 from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
@@ -23,13 +25,15 @@ def best(preset: Preset, workload: Workload) -> list[tuple[dict[str, Any], Forec
     attentions = {preset.attention, "sdpa"} if preset.attention != "flash2" else {"flash2"}
     shardings = {"none", preset.sharding}
     found = []
-    for size, checkpointing, attention, sharding in product(
-        batches, (True, False), attentions, shardings
+    logits = {train.logits} if needs_all_logits(preset) else {train.logits, "trained"}
+    for size, checkpointing, made, attention, sharding in product(
+        batches, (True, False, "fit"), logits, attentions, shardings
     ):
         values = {
             "train.batch_size": size,
             "train.accumulation": micro // size,
             "train.gradient_checkpointing": checkpointing,
+            "train.logits": made,
             "attention": attention,
             "sharding": sharding,
         }
@@ -48,6 +52,7 @@ def _different(preset: Preset, values: dict[str, Any]) -> dict[str, Any]:
         "train.batch_size": preset.train.batch_size,
         "train.accumulation": preset.train.accumulation,
         "train.gradient_checkpointing": preset.train.gradient_checkpointing,
+        "train.logits": preset.train.logits,
         "attention": preset.attention,
         "sharding": preset.sharding,
     }

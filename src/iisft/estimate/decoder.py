@@ -6,6 +6,9 @@ LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against
 (iisft plan --trace). Local variables live as long as they do there.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.blocks import attend, norm, rotate, split
@@ -14,9 +17,10 @@ from iisft.estimate.shape import StepShape
 from iisft.estimate.tape import ADAPTER, CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
 
 FORWARD, LOSS, LOSS_BACKWARD = "forward", "loss", "loss backward"
-BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_BOTTOM, OPTIMIZER = (
+BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
     "backward",
     "middle",
+    "backward of kept",
     "backward end",
     "optimizer",
 )
@@ -144,13 +148,21 @@ class Model:
         # cos and sin of every position, computed once for all layers
         angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
         for number, layer in enumerate(self.layers):
-            hidden = self._run(layer, hidden, mask_dtype)
-            top = number == len(self.layers) - 1
-            place = BACKWARD_TOP if top else BACKWARD_MIDDLE if number else BACKWARD_BOTTOM
-            hidden = _mark(tape, hidden, place)
+            hidden = self._run(number, layer, hidden, mask_dtype)
+            hidden = _mark(tape, hidden, self._place(number))
         hidden = norm(tape, hidden, model, shape.weights)
         del embedded, angles
-        return self._head(hidden)
+        loss = self._loss(hidden)
+        tape.casts.clear()
+        return loss
+
+    def _place(self, number: int) -> str:
+        """The segment of the step in which that layer's backward is."""
+        if number == len(self.layers) - 1:
+            return BACKWARD_TOP
+        if number == 0:
+            return BACKWARD_BOTTOM
+        return BACKWARD_KEPT if number == self.shape.layers_kept - 1 else BACKWARD_MIDDLE
 
     def _embed(self) -> Tensor:
         tape, model, shape = self.tape, self.model, self.shape
@@ -166,10 +178,16 @@ class Model:
             tape.relabel(hidden, CHECKPOINTS)
         return hidden
 
-    def _run(self, layer: Layer, hidden: Tensor, mask_dtype: str | None) -> Tensor:
-        tape = self.tape
+    def _run(self, number: int, layer: Layer, hidden: Tensor, mask_dtype: str | None) -> Tensor:
+        tape, kept = self.tape, self.shape.layers_kept
         if not self.shape.checkpointing:
             return layer(hidden, mask_dtype)
+        if kept:
+            tape.smallest_inner = self.model.hidden // 2
+            products: list[Tensor] | None = [] if number < kept else None
+            out = self._recomputed(lambda x: layer(x, mask_dtype), hidden, products)
+            tape.relabel(out, CHECKPOINTS)
+            return out
         with tape.paused(False):
             out = layer(hidden, mask_dtype)
         tape.relabel(out, CHECKPOINTS)
@@ -190,20 +208,72 @@ class Model:
 
         return tape.record(out, (hidden,), backward)
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def _recomputed(
+        self, run: Callable[[Tensor], Tensor], x: Tensor, kept: list[Tensor] | None = None
+    ) -> Tensor:
+        """torch.utils.checkpoint without reentering: what forward saved is made again when the
+        first of it is asked for, and gradients go on through the graph that was there.
+
+        `kept` takes the big products of a layer that keeps them.
+        """
+        tape = self.tape
+        tape.keeping = kept
+        with tape.paused(False):
+            out = run(x)
+        tape.keeping = None
+
+        def backward(
+            gradient: Tensor, saved: Tensor = x, kept: list[Tensor] | None = kept
+        ) -> Gradients:
+            before = tape.casts
+            tape.casts, tape.kept = {}, kept
+            with tape.paused(True):
+                again = run(saved)
+            tape.casts, tape.kept = before, None
+            assert node is not None
+            node.parents, node.dtypes = (again.node,), (again.dtype,)
+            return (gradient,)
+
+        out = tape.record(out, (x,), backward)
+        node = out.node
+        return out
+
+    def _loss(self, hidden: Tensor) -> Tensor:
+        """Head and loss where the step makes them (child/step_iisft.py)."""
+        shape = self.shape
+        if shape.positions is None:
+            return self._head(hidden)
+        positions = min(shape.positions, shape.length)
+        if not shape.chunk or positions <= shape.chunk:
+            return self._head(self._at(hidden, positions))
+        total: Tensor | None = None
+        for start in range(0, positions, shape.chunk):
+            part = self._at(hidden, min(shape.chunk, positions - start))
+            loss = self._recomputed(partial(self._head, whole=False), part)
+            total = loss if total is None else ops.add(self.tape, total, loss)
+        assert total is not None
+        return total
+
+    def _at(self, hidden: Tensor, positions: int) -> Tensor:
+        """hidden[:, some positions, :]; its backward fills zeros of the whole size."""
+        tape, numel = self.tape, hidden.numel
+        part = tape.new(self.shape.batch * positions * self.model.hidden, hidden.dtype, LAYER)
+        return tape.record(part, (hidden,), lambda g: (tape.new(numel, g.dtype, LAYER),))
+
+    def _head(self, hidden: Tensor, *, whole: bool = True) -> Tensor:
         tape, model, shape = self.tape, self.model, self.shape
         way = "exact" if shape.way == "exact" else "native"
         head = Weight(model.hidden, model.vocabulary, shape.weights, way)
-        tape.enter(LOSS, LOGITS)
+        if whole or tape.segment == FORWARD:
+            tape.enter(LOSS, LOGITS)
         logits = ops.linear(tape, hidden, head)
         if model.logit_softcap:
             logits = ops.scale(tape, logits)
             logits = ops.unary(tape, logits, saves_result=True)
             logits = ops.scale(tape, logits)
         loss = self._cross_entropy(logits)
-        if tape.autocast is not None:  # accelerate's convert_outputs_to_fp32
+        if tape.autocast is not None and whole:  # accelerate's convert_outputs_to_fp32
             tape.new(logits.numel, "float32")
-        tape.casts.clear()
         return loss
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:

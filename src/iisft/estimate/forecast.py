@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 
 from iisft.estimate import disk, step, timing
 from iisft.estimate.architecture import Architecture
+from iisft.estimate.fitting import fitted
 from iisft.estimate.memory import GIB, Memory, estimate_memory
 from iisft.estimate.shape import Layout, Measured, StepShape
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
+from iisft.llamafactory.arguments import LABELS_MORE
 from iisft.presets.schema import Preset
 
 
@@ -30,7 +32,8 @@ class Accelerator:
 class Workload:
     """What a forecast depends on, beside the preset. None = unknown.
 
-    `exact`: float32 products over stored weights are proven for this architecture.
+    `exact`: float32 products over stored weights are proven for this architecture. `trained_share`
+    of the rows' tokens have a label, and no row has more than `most_trained`.
     """
 
     model: Architecture
@@ -41,6 +44,8 @@ class Workload:
     row_tokens: Span | None = None
     measured: Measured | None = None
     exact: bool = False
+    trained_share: float | None = None
+    most_trained: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,12 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
     model = workload.model
     shape = step.shape_of(preset, model, workload.stored_dtype, workload.accelerator.arch)
     layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
-    memory = _corrected(
-        estimate_memory(model, shape, layout, workload.accelerator.memory_gib), workload.measured
+    gib = workload.accelerator.memory_gib
+    shape, memory = fitted(
+        _with_logits(preset, workload, shape),
+        lambda one: _corrected(estimate_memory(model, one, layout, gib), workload.measured),
+        gib,
+        layers=model.layers if preset.train.gradient_checkpointing == "fit" else 0,
     )
     seconds = _step_seconds(shape, layout, workload)
     steps = _steps(preset, workload)
@@ -87,13 +96,25 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
         shape=shape,
         layout=layout,
         memory=memory,
-        fits=memory.fits(workload.accelerator.memory_gib),
+        fits=memory.fits(gib),
         step_s=seconds,
         steps=steps,
         total_s=seconds.times(steps) if seconds and steps else None,
         checkpoint_gib=disk.checkpoint_bytes(adapter) / GIB,
         disk_gib=disk.run_bytes(adapter, preset.save.keep) / GIB,
     )
+
+
+def _with_logits(preset: Preset, workload: Workload, shape: StepShape) -> StepShape:
+    """Of a batch's rows all positions are made that one of them trains."""
+    if preset.train.logits == "all" or step.needs_all_logits(preset):
+        return shape
+    most, share = workload.most_trained, workload.trained_share
+    whole = any(preset.llamafactory.get(name) for name in LABELS_MORE)
+    if most is None or share is None or whole:
+        return replace(shape, positions=shape.length)
+    positions = min(shape.length, shape.batch * most)
+    return replace(shape, positions=positions, logit_share=min(1.0, shape.batch * share))
 
 
 def _step_seconds(shape: StepShape, layout: Layout, workload: Workload) -> Span | None:

@@ -6,7 +6,9 @@ Figures are live bytes, as torch.cuda.max_memory_allocated counts them. Sharded 
 (see sharding.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
@@ -70,8 +72,9 @@ def estimate_memory(
 
 
 def _shown(segment: str) -> str:
-    """For people, the backward of the first and of the last layer is one phase."""
-    return decoder.BACKWARD_TOP if segment == decoder.BACKWARD_BOTTOM else segment
+    """For people, the backward of all layers is one phase."""
+    layers = (decoder.BACKWARD_KEPT, decoder.BACKWARD_BOTTOM)
+    return decoder.BACKWARD_TOP if segment in layers else segment
 
 
 def weight_bytes(model: Architecture, shape: StepShape) -> int:
@@ -122,21 +125,39 @@ def _computed(shape: StepShape, layout: Layout) -> StepShape:
     return replace(shape, weights=shape.autocast, adapter_dtype=shape.autocast)
 
 
-def _segments(model: Architecture, shape: StepShape) -> dict[str, dict[str, int]]:
-    """Bytes by kind at the worst moment of each segment, without base weights and optimizer."""
-    if model.layers <= _COUNTED_LAYERS[-1]:
-        return _count(model, shape, model.layers)
-    low, high = (_count(model, shape, layers) for layers in _COUNTED_LAYERS)
-    more = model.layers - _COUNTED_LAYERS[0]
-    return {
-        segment: {kind: size + (high[segment][kind] - size) * more for kind, size in kinds.items()}
-        for segment, kinds in low.items()
-    }
+def _segments(model: Architecture, shape: StepShape) -> Mapping[str, Mapping[str, int]]:
+    """Bytes by kind at the worst moment of each segment, without base weights and optimizer.
+
+    Layers that keep their products and layers that don't grow a segment by bytes of their own.
+    """
+    low, high = _COUNTED_LAYERS
+    kept = min(shape.layers_kept, model.layers)
+    others = model.layers - kept
+    few_kept, few_others = (count if count <= high else low for count in (kept, others))
+    found = _count(model, shape, few_kept, few_others)
+    for more, one in (
+        (kept - few_kept, (few_kept + 1, few_others)),
+        (others - few_others, (few_kept, few_others + 1)),
+    ):
+        if more:
+            with_one = _count(model, shape, *one)
+            base = _count(model, shape, few_kept, few_others)
+            found = {
+                segment: {
+                    kind: size + (with_one[segment][kind] - base[segment][kind]) * more
+                    for kind, size in kinds.items()
+                }
+                for segment, kinds in found.items()
+            }
+    return found
 
 
-def _count(model: Architecture, shape: StepShape, layers: int) -> dict[str, dict[str, int]]:
+@lru_cache(maxsize=512)
+def _count(
+    model: Architecture, shape: StepShape, kept: int, others: int
+) -> Mapping[str, Mapping[str, int]]:
     tape = Tape(shape.autocast)
-    whole = decoder.Model(tape, model, shape, layers)
+    whole = decoder.Model(tape, model, replace(shape, layers_kept=kept), kept + others)
     loss = whole.loss()
     whole.backward(loss)
     del loss
@@ -147,7 +168,10 @@ def _count(model: Architecture, shape: StepShape, layers: int) -> dict[str, dict
 
 
 def _shared(
-    model: Architecture, shape: StepShape, layout: Layout, segments: dict[str, dict[str, int]]
+    model: Architecture,
+    shape: StepShape,
+    layout: Layout,
+    segments: Mapping[str, Mapping[str, int]],
 ) -> dict[str, dict[str, int]]:
     """Add weights, optimizer state and the layout's own buffers to each segment."""
     adapter = model.adapter_parameters(shape.rank)

@@ -42,16 +42,17 @@ def autocasted(tape: Tape, x: Tensor) -> Tensor:
 def linear(tape: Tape, x: Tensor, weight: Weight) -> Tensor:
     """functional.linear with a frozen weight."""
     rows = x.numel // weight.inputs
+    kept = tape.taken(weight.inputs)
     if weight.way == "exact":
-        copy: Tensor | None = tape.new(weight.numel, "float32", CASTS)
-        out = tape.new(rows * weight.outputs, "float32")
-        del copy
+        copy = None if kept else tape.new(weight.numel, "float32", CASTS)
+        out = kept or tape.keep(tape.new(rows * weight.outputs, "float32"), weight.inputs)
+        del copy, kept
         return tape.record(out, (x,), lambda g: _unpacked_product(tape, weight, rows, "float32"))
     if weight.way == "nf4":
         x = cast(tape, x, weight.dtype)
         copy = tape.new(weight.numel, weight.dtype, CASTS)
-        product = tape.new(rows * weight.outputs, weight.dtype)
-        del copy
+        product = kept or tape.keep(tape.new(rows * weight.outputs, weight.dtype), weight.inputs)
+        del copy, kept
         product = tape.record(
             product, (x,), lambda g: _unpacked_product(tape, weight, rows, weight.dtype)
         )
@@ -60,7 +61,8 @@ def linear(tape: Tape, x: Tensor, weight: Weight) -> Tensor:
     # autocast caches only leaves that need gradients: a frozen weight is cast at every use and
     # its half copy saved for backward (autocast_mode.cpp, cached_cast)
     half = None if x.dtype == weight.dtype else tape.new(weight.numel, x.dtype, CASTS)
-    out = tape.new(rows * weight.outputs, x.dtype)
+    out = kept or tape.keep(tape.new(rows * weight.outputs, x.dtype), weight.inputs)
+    del kept
 
     def backward(gradient: Tensor, _saved: Tensor | None = half) -> Gradients:
         return (tape.new(rows * weight.inputs, gradient.dtype),)
@@ -84,7 +86,8 @@ def trained_linear(tape: Tape, x: Tensor, weight: Tensor, inputs: int, outputs: 
     def backward(gradient: Tensor, saved: Tensor = x, _matrix: Tensor = matrix) -> Gradients:
         return tape.new(rows * inputs, gradient.dtype), tape.new(inputs * outputs, gradient.dtype)
 
-    return tape.record(tape.new(rows * outputs, x.dtype), (x, matrix), backward)
+    out = tape.taken(inputs) or tape.keep(tape.new(rows * outputs, x.dtype), inputs)
+    return tape.record(out, (x, matrix), backward)
 
 
 def _cached_cast(tape: Tape, weight: Tensor) -> Tensor:

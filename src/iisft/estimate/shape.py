@@ -7,7 +7,9 @@ from dataclasses import dataclass
 class StepShape:
     """What one step computes with, dtypes by torch's names.
 
-    `attention` is a kernel: eager, math, efficient, flash.
+    `attention` is a kernel: eager, math, efficient, flash. `layers_kept` of the checkpointed layers
+    keep their big products (child/step_iisft.py). `positions` of each row have logits, None = all
+    of them, and `logit_share` of all rows' on average; `chunk` of them at a time, 0 = together.
     """
 
     weights: str
@@ -20,10 +22,20 @@ class StepShape:
     rank: int
     dropout: float
     adapter_dtype: str = "float32"
+    layers_kept: int = 0
+    positions: int | None = None
+    chunk: int = 0
+    logit_share: float = 1.0
 
     @property
     def rows(self) -> int:
         return self.batch * self.length
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of the largest matrix of logits."""
+        positions = self.length if self.positions is None else min(self.positions, self.length)
+        return self.batch * (min(positions, self.chunk) if self.chunk else positions)
 
 
 @dataclass(frozen=True, slots=True)

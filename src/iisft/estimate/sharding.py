@@ -66,7 +66,7 @@ def gathers(
         "layer": 0 if shape.checkpointing else kept["layer"] * (model.layers - 1) // model.layers
     }
     gradients = {"gradients": phases[decoder.OPTIMIZER]["gradients"]}
-    log_probabilities = 4 * shape.rows * model.vocabulary
+    log_probabilities = 4 * shape.logit_rows * model.vocabulary
     return {
         "first gather": shards
         | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},

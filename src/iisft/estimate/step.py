@@ -3,6 +3,7 @@
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
 from iisft.gpu_table import architecture
+from iisft.llamafactory.arguments import READS_ALL_LOGITS
 from iisft.models.view.support import DTYPES
 from iisft.presets.schema import Preset
 
@@ -26,10 +27,22 @@ def shape_of(preset: Preset, model: Architecture, stored: str, arch: str) -> Ste
         attention=attention_kernel(preset, model, computed, arch),
         batch=preset.train.batch_size,
         length=preset.train.cutoff_len,
-        checkpointing=preset.train.gradient_checkpointing,
+        checkpointing=preset.train.gradient_checkpointing is not False,
         rank=preset.lora.rank,
         dropout=preset.lora.dropout,
     )
+
+
+def needs_all_logits(preset: Preset) -> str | None:
+    """Why `logits: trained` makes all of them all the same; None where it need not."""
+    given = preset.llamafactory
+    if found := [name for name in READS_ALL_LOGITS if given.get(name)]:
+        return f"llamafactory.{found[0]} reads them"
+    if preset.sharding != "none":
+        return f"that is not verified with sharding {preset.sharding}"
+    if preset.model.trust_remote_code:
+        return "the model's own code may not take positions"
+    return None
 
 
 def attention_kernel(preset: Preset, model: Architecture, dtype: str, arch: str) -> str:

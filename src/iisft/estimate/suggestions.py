@@ -6,11 +6,12 @@ faster one comes first.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from iisft.estimate.forecast import Forecast, Workload, forecast
+from iisft.estimate.step import needs_all_logits
 from iisft.gpu_table import architecture
 from iisft.presets.checking import is_refused
 from iisft.presets.schema import Preset
@@ -143,6 +144,10 @@ def _first_that_fits(preset: Preset, workload: Workload, family: list[Change]) -
 
 
 def _try(preset: Preset, workload: Workload, change: Change) -> Suggestion | None:
+    values = change.values
+    other = values.get("sharding", "none") != "none" or values.get("weights") == "nf4"
+    if other and preset.train.gradient_checkpointing == "fit":  # which is refused there
+        change = replace(change, values=values | {"train.gradient_checkpointing": True})
     candidate = changed(preset, change.values)
     if is_refused(candidate, workload.ranks):
         return None
@@ -172,6 +177,8 @@ def _same_result_families(preset: Preset, workload: Workload) -> Iterator[list[C
                 0,
             )
         ]
+    if train.logits == "all" and needs_all_logits(preset) is None:
+        yield [Change({"train.logits": "trained"}, "logits only where they are trained", 1)]
     yield [
         Change(
             {

@@ -27,8 +27,9 @@ KINDS = (
     "logits",
     "casts",
     "inputs",
+    "products",
 )
-WEIGHTS, ADAPTER, OPTIMIZER, GRADIENTS, CHECKPOINTS, LAYER, LOGITS, CASTS, INPUTS = range(
+WEIGHTS, ADAPTER, OPTIMIZER, GRADIENTS, CHECKPOINTS, LAYER, LOGITS, CASTS, INPUTS, PRODUCTS = range(
     len(KINDS)
 )
 
@@ -94,7 +95,24 @@ class Tape:
         self.kind = LAYER
         self.recording = True
         self.casts: dict[int, Tensor] = {}  # autocast's cache of half copies of trainable weights
+        # what a layer that keeps products keeps in forward, and takes in the backward pass
+        self.keeping: list[Tensor] | None = None
+        self.kept: list[Tensor] | None = None
+        self.smallest_inner = 0
         self._order = 0
+
+    def taken(self, inner: int) -> "Tensor | None":
+        """The output of a product over `inner` numbers that was kept in forward."""
+        if self.kept is None or inner < self.smallest_inner:
+            return None
+        return self.kept.pop(0)
+
+    def keep(self, out: "Tensor", inner: int) -> "Tensor":
+        """Keep the output of a product where its layer keeps them."""
+        if self.keeping is not None and inner >= self.smallest_inner:
+            self.relabel(out, PRODUCTS)
+            self.keeping.append(Tensor(out.storage, out.numel, out.dtype))
+        return out
 
     def enter(self, segment: str, kind: int = LAYER) -> None:
         """From here on peaks and new tensors belong to another part of the step."""

@@ -2,8 +2,9 @@
 
 FLOPs of one micro-batch (checked against torch's FlopCounterMode on the traced model): rows x
 (forward and input gradients of frozen layers, all of the adapter's) + attention's two products over
-the full square. With checkpointing each layer's forward runs twice; the head's once. Frozen weights
-need no weight gradient.
+the full square. With checkpointing each layer's forward runs twice, but for the big products of the
+layers that keep them; the head's once, or twice where it is made in chunks. Frozen weights need no
+weight gradient.
 """
 
 from dataclasses import dataclass
@@ -36,13 +37,23 @@ def micro_batch_flops(model: Architecture, shape: StepShape, length: float | Non
     rows = shape.batch * length
     adapter = model.adapter_parameters(shape.rank)
     layers = model.layers * model.layer_parameters
-    again = 2 if shape.checkpointing else 0
-    products = rows * (
-        (4 + again) * layers + 4 * model.embedding_parameters + (6 + again) * adapter
-    )
+    again = 2 * _recomputed_share(model, shape)
+    head = (6 if shape.chunk else 4) * shape.logit_share * model.embedding_parameters
+    # of an adapter's two products the second is repeated everywhere: it is over the rank alone
+    products = rows * ((4 + again) * layers + head + (6 + again) * adapter)
+    if shape.layers_kept:
+        outputs = sum(outputs for _, _, outputs, adapted in model.projections if adapted)
+        products += rows * 2 * shape.rank * outputs * min(shape.layers_kept, model.layers)
     square = 4 * model.query_size * length * length * shape.batch * model.layers
     fused = shape.attention in ("flash", "efficient")
     return products + square * ((2 if shape.checkpointing else 1) + (2.5 if fused else 2))
+
+
+def _recomputed_share(model: Architecture, shape: StepShape) -> float:
+    """Of the layers' products, those that the backward pass computes once more."""
+    if not shape.checkpointing:
+        return 0.0
+    return 1 - min(shape.layers_kept, model.layers) / model.layers
 
 
 def computed_precision(shape: StepShape) -> str:
@@ -87,7 +98,7 @@ def step_seconds(
 
 def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> float:
     each = _CAST_BYTES.get(shape.way, 0.0)
-    passes = 3 if shape.checkpointing else 2
+    passes = 2 + _recomputed_share(model, shape)
     weights = passes * model.layers * model.layer_parameters + 2 * model.embedding_parameters
     return each * weights / (device.bandwidth * 1e9 * _REACHED_BANDWIDTH)
 

@@ -147,6 +147,9 @@ class Evaluator:
             "fenced_json",
         )
         counts = {name: self.counts[name] for name in (*names, "without_reference")}
+        if self.counts["thoughts"]:
+            names_of_thoughts = ("thoughts", "empty_thoughts", "thought_characters")
+            counts |= {name: self.counts[name] for name in names_of_thoughts}
         metrics = self.systems[MODEL].metrics()
         baselines = {
             name: tally.metrics()
@@ -175,6 +178,10 @@ class Evaluator:
         counts["cut_off"] += outcome.cut_off
         counts["repeated"] += outcome.loop
         counts["fenced_json"] += outcome.fenced
+        if row.thought is not None:
+            counts["thoughts"] += 1
+            counts["empty_thoughts"] += not row.thought
+            counts["thought_characters"] += len(row.thought)
         counts["too_deep"] += outcome.deep
         counts["without_reference"] += row.reference is None
         if self.schema is not None and outcome.valid_json:

@@ -117,6 +117,11 @@ def _failures(found: Evaluation) -> Iterator[_Fact]:
         if count := counts[name]:
             rate = percent(count / generated)
             yield name.replace("_", "-"), {"count": count, "generated": generated, "rate": rate}
+    if thoughts := counts.get("thoughts"):
+        facts = {"count": thoughts, "generated": generated, "rate": percent(thoughts / generated)}
+        yield "thoughts", facts | {"characters": f"{counts['thought_characters']:,}"}
+        if empty := counts["empty_thoughts"]:
+            yield "empty-thoughts", {"count": empty, "thoughts": thoughts}
 
 
 def _classes(found: Evaluation) -> Iterator[_Fact]:

@@ -11,6 +11,7 @@ from iisft import files
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.rows import Unreadable
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
+from iisft.llamafactory.tools import THOUGHT_WORDS
 
 ROLES = ("prediction", "reference", "prompt")
 # Names that other tools use; the first one in the file is taken. LLaMA-Factory writes prompt,
@@ -44,7 +45,8 @@ _SHOWN_FAULTS = 20
 class Row:
     """One prediction.
 
-    `reference` and `prompt` are None where the file has none; `prediction` is "" for null.
+    `reference` and `prompt` are None where the file has none; `prediction` is "" for null. Both
+    answers stand without the thought before them; `thought` is the prediction's, None without one.
     """
 
     row: int
@@ -53,6 +55,7 @@ class Row:
     prompt: str | None
     error: str | None
     stop: str | None
+    thought: str | None = None
 
 
 @dataclass
@@ -116,10 +119,13 @@ class PredictionFile:
             )
 
     def _row(self, row: int, value: Mapping[str, Any]) -> Row:
+        thought, prediction = after_thought(_text(value.get(self.columns["prediction"])) or "")
+        reference = _text(value.get(self.columns.get("reference", "")))
         return Row(
             row=row,
-            prediction=_text(value.get(self.columns["prediction"])) or "",
-            reference=_text(value.get(self.columns.get("reference", ""))),
+            prediction=prediction,
+            reference=None if reference is None else after_thought(reference)[1],
+            thought=thought,
             prompt=_text(value.get(self.columns.get("prompt", ""))),
             error=_failure(value.get("error")),
             stop=_text(value.get("stop")),
@@ -278,3 +284,16 @@ def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return files.json_text(value)
+
+
+def after_thought(text: str) -> tuple[str | None, str]:
+    """A thought at the beginning (None where there is none), and the answer after it.
+
+    A thought that never ends is no thought: the answer was cut off in it.
+    """
+    opening, closing = (word.strip() for word in THOUGHT_WORDS)
+    begun = text.lstrip()
+    if not begun.startswith(opening) or closing not in begun:
+        return None, text
+    thought, _, answer = begun.removeprefix(opening).partition(closing)
+    return thought.strip(), answer.lstrip()

@@ -28,6 +28,19 @@ SENTENCES = {
         "count as JSON.",
         "{generated} 个回答中有 {count} 个（{rate}）是代码块里的 JSON，不算有效 JSON。",
     ),
+    "thoughts": (
+        "{count} of {generated} answers ({rate}) begin with a thought, {characters} characters in "
+        "all; what comes after it is judged.",
+        "{generated} 个回答中有 {count} 个（{rate}）以思考开头，共 {characters} 个字符；"
+        "只评判其后的内容。",
+    ),
+    "empty-thoughts": (
+        "{count} of {thoughts} thoughts are empty: the template writes an empty thought into rows "
+        "that have none, and it was trained. A template without thoughts, such as qwen3_nothink, "
+        "trains none.",
+        "{thoughts} 段思考中有 {count} 段是空的：模板在没有思考的行里写入空思考并参与训练。"
+        "不带思考的模板（如 qwen3_nothink）不会如此。",
+    ),
     "class": (
         "{name}: recall {recall}{span}, {right} of {support}; precision {precision}, {right} of "
         "{predicted}.",
@@ -103,6 +116,7 @@ TONES = {
     "cut-off": "warn",
     "repeated": "warn",
     "fenced-json": "warn",
+    "empty-thoughts": "warn",
     "lopsided": "bad",
     "no-class": "warn",
     "not-better": "bad",

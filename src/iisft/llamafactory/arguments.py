@@ -3,11 +3,13 @@ names.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from iisft.errors import ExitCode, Finding
+from iisft.llamafactory import passed, refused
+from iisft.llamafactory.combined import check_together
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets.schema import Preset, Sharding
 from iisft.secrets import holds_secret, is_secret
@@ -49,7 +51,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "train.accumulation": lambda p: {"gradient_accumulation_steps": p.train.accumulation},
     "train.cutoff_len": lambda p: {"cutoff_len": p.train.cutoff_len},
     "train.gradient_checkpointing": lambda p: {
-        "disable_gradient_checkpointing": not p.train.gradient_checkpointing
+        "disable_gradient_checkpointing": p.train.gradient_checkpointing is False
     },
     "train.optimizer": lambda p: {"optim": p.train.optimizer},
     "train.seed": lambda p: {"seed": p.train.seed},
@@ -104,6 +106,20 @@ _PAST_THE_VIEW = (
     "use_v1_kernels",
 )
 
+# With each a row has labels at other positions than the account of its data says.
+LABELS_MORE = ("packing", "neat_packing", "train_on_prompt")
+
+# Each reads or makes the logits of all positions itself.
+READS_ALL_LOGITS = (
+    "enable_liger_kernel",
+    "label_smoothing_factor",
+    "mixture_of_depths",
+    "use_asft_loss",
+    "use_dft_loss",
+    "use_eaft_loss",
+    "use_unsloth",
+)
+
 # Each changes what a step holds or computes in a way that the plan does not count.
 UNCOUNTED = frozenset(
     {
@@ -123,43 +139,6 @@ UNCOUNTED = frozenset(
         "use_unsloth_gc",
     }
 )
-
-_ITSELF = "iisft itself"
-# Decided by what iisft is and where a run lives, never by a preset's free section.
-_FIXED = (
-    "stage",
-    "do_train",
-    "finetuning_type",
-    "adapter_name_or_path",
-    "auto_find_batch_size",
-    "create_new_adapter",
-    "early_stopping_steps",
-    "logging_strategy",  # what is logged is all that the supervisor sees
-    "tokenized_path",
-    "model_name_or_path",
-    "output_dir",
-    "dataset_dir",
-    "trust_remote_code",
-    "use_cpu",
-    "resume_from_checkpoint",
-    "overwrite_output_dir",
-    "enable_jit_checkpoint",
-    "save_only_model",
-)
-
-
-def reference_findings(train_yaml: Mapping[str, Any]) -> list[Finding]:
-    """OmegaConf, through which LLaMA-Factory reads train.yaml, takes ${...} for a reference, and
-    ends at one that is not closed.
-    """
-    names = [name for name, value in train_yaml.items() if "${" in str(value)]
-    in_path = any("${" in str(train_yaml.get(name, "")) for name in ("output_dir", "dataset_dir"))
-    if not names:
-        return []
-    text = f"{', '.join(names)}: LLaMA-Factory takes ${{ for the begin of a reference"
-    fix = "a workspace (IISFT_HOME) without ${ in its path" if in_path else "leave ${ out"
-    kind = ExitCode.ENVIRONMENT if in_path else ExitCode.INPUT
-    return [Finding("train-yaml-reference", text, "train.yaml", fix, exit_code=kind)]
 
 
 def compile_arguments(
@@ -211,26 +190,65 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     variants = [
         everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)
     ]
-    owned = {
+    return {
         name: key
         for variant in variants
         for key, arguments in MAPPING.items()
         for name in arguments(variant)
     }
-    return owned | dict.fromkeys(_FIXED, _ITSELF)
 
 
 def check_extra(
-    extra: Mapping[str, Any], preset: Preset, known: Mapping[str, Argument]
+    extra: Mapping[str, Any],
+    preset: Preset,
+    known: Mapping[str, Argument],
+    *,
+    on_cpu: bool = False,
+    optional: Collection[str] | None = None,
 ) -> list[Finding]:
-    """What is wrong in the preset's `llamafactory:` section, each at its key.
+    """What is wrong in the preset's `llamafactory:` section, and what it changes, each at its key.
 
     LLaMA-Factory itself accepts wrong types (a text as learning_rate fails after the model is
-    loaded) and tells unknown names without the nearest one.
+    loaded), tells unknown names without the nearest one, and ignores others without a word.
+
+    Args:
+        extra: the section.
+        preset: the preset that it stands in.
+        known: the installed version's arguments.
+        on_cpu: no GPU takes part.
+        optional: packages that some arguments need and that are installed; None = not known.
     """
     owned = own_arguments(preset)
     judged = (_extra_finding(name, extra[name], preset, owned, known) for name in extra)
-    return [finding for finding in judged if finding is not None]
+    found = [finding for finding in judged if finding is not None]
+    if not any(finding.severity == "error" for finding in found):
+        found += check_together(preset, on_cpu=on_cpu)
+    for name, package in passed.packages_for(extra):
+        if optional is not None and package not in optional:
+            found.append(
+                Finding(
+                    "llamafactory-package",
+                    f"llamafactory.{name} needs the package {package}, which is not installed",
+                    f"llamafactory.{name}",
+                    f"pip install {package} in the training interpreter, or drop it",
+                    exit_code=ExitCode.ENVIRONMENT,
+                )
+            )
+    return found
+
+
+def reference_findings(train_yaml: Mapping[str, Any]) -> list[Finding]:
+    """OmegaConf, through which LLaMA-Factory reads train.yaml, takes ${...} for a reference, and
+    ends at one that is not closed.
+    """
+    names = [name for name, value in train_yaml.items() if "${" in str(value)]
+    in_path = any("${" in str(train_yaml.get(name, "")) for name in ("output_dir", "dataset_dir"))
+    if not names:
+        return []
+    text = f"{', '.join(names)}: LLaMA-Factory takes ${{ for the begin of a reference"
+    fix = "a workspace (IISFT_HOME) without ${ in its path" if in_path else "leave ${ out"
+    kind = ExitCode.ENVIRONMENT if in_path else ExitCode.INPUT
+    return [Finding("train-yaml-reference", text, "train.yaml", fix, exit_code=kind)]
 
 
 def _extra_finding(
@@ -249,11 +267,11 @@ def _extra_finding(
         return Finding("llamafactory-secret", text, key, fix)
     if name in owned:
         text = f"{key} is decided by {owned[name]}"
-        fix = f"set {owned[name]} instead"
-        if owned[name] == _ITSELF:
-            lora_sft = name in ("stage", "finetuning_type")
-            fix = "drop it" + (": iisft does supervised fine-tuning with LoRA" if lora_sft else "")
-        return Finding("llamafactory-owned", text, key, fix)
+        return Finding("llamafactory-owned", text, key, f"set {owned[name]} instead")
+    refusal = refused.REFUSED.get(name)
+    if refusal is not None and (refusal.always or not passed.is_off(value)):
+        kind = "owned" if refusal.always else "refused"
+        return Finding(f"llamafactory-{kind}", f"{key} {refusal.why}", key, refusal.way)
     if value and name in _PAST_THE_VIEW and past_the_view:
         text = f"{key} multiplies by the stored weights past the float32 products of precision fp32"
         return Finding("llamafactory-past-the-view", text, key, f"drop {name}, or weights: fp32")
@@ -267,6 +285,9 @@ def _extra_finding(
         allowed = argument.choices or argument.types
         text = f"{key} is {value!r}; allowed: {', '.join(map(str, allowed))}"
         return Finding("llamafactory-type", text, key)
+    if name in passed.SAID and passed.changes(name, value) and value != ALWAYS.get(name):
+        text = f"{key}: {value!r} {passed.SAID[name]}"
+        return Finding("llamafactory-said", text, key, severity="info")
     return None
 
 

@@ -28,6 +28,7 @@ _TAGS = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
+LAST_ANSWER_ONLY = "llamafactory.mask_history=true"
 CHUNK_BYTES = 10 * 2**20
 """LLaMA-Factory reads JSON lines in chunks of this size (datasets, packaged_modules/json)."""
 

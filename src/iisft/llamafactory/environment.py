@@ -37,6 +37,7 @@ CLEARED = (
     "RDZV_ID",
     "USE_KT",
     "USE_MCA",
+    "USE_MEGATRON_BRIDGE",
     "USE_RAY",
     "USE_V1",
     "WORLD_SIZE",

@@ -25,6 +25,23 @@ PACKAGES = (
     "deepspeed",
     "bitsandbytes",
 )
+# What some of LLaMA-Factory's arguments need (iisft.llamafactory.passed); no run depends on them.
+OPTIONAL = (
+    "clearml",
+    "codecarbon",
+    "comet-ml",
+    "dvclive",
+    "flytekit",
+    "liger-kernel",
+    "mixture-of-depth",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "unsloth",
+    "wandb",
+)
 
 
 def report() -> dict[str, Any]:
@@ -32,19 +49,25 @@ def report() -> dict[str, Any]:
 
     Missing ones are left out.
     """
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = _versions(PACKAGES)
     spec = importlib.util.find_spec("llamafactory") if "llamafactory" in versions else None
     package = Path(spec.origin).parent if spec and spec.origin else None
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": versions,
+        "optional": sorted(_versions(OPTIONAL)),
         "launcher": str(package / "launcher.py") if package else None,
     }
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 if __name__ == "__main__":

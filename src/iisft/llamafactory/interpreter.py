@@ -13,7 +13,7 @@ from typing import Any
 from iisft import files, process
 from iisft.errors import EnvironmentFault
 from iisft.llamafactory import installed
-from iisft.llamafactory.torch_sets import INSTALL
+from iisft.llamafactory.torch_sets import install
 from iisft.workspace import cache_folder
 
 _CHILD_SCRIPTS = Path(__file__).parents[1] / "child"
@@ -23,12 +23,16 @@ TESTED_VERSION = "0.9.5"
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that trains, with the versions that its package metadata tells."""
+    """A Python that trains, with the versions that its package metadata tells.
+
+    `optional`: packages that only some arguments need; None where nobody looked.
+    """
 
     path: Path
     python: str
     packages: dict[str, str]
     launcher: Path | None
+    optional: frozenset[str] | None = None
 
     @property
     def cli(self) -> Path:
@@ -69,9 +73,13 @@ def inspect(path: Path) -> Interpreter:
                 where=str(path),
                 fix="set IISFT_PYTHON to a working Python, or unset it",
             ) from error
-    launcher = found["launcher"]
+    launcher, optional = found["launcher"], found.get("optional")
     return Interpreter(
-        path, found["python"], found["packages"], Path(launcher) if launcher else None
+        path,
+        found["python"],
+        found["packages"],
+        Path(launcher) if launcher else None,
+        None if optional is None else frozenset(optional),
     )
 
 
@@ -115,6 +123,6 @@ def _ask_for_arguments(interpreter: Interpreter) -> dict[str, Any]:
             "llamafactory-broken",
             f"LLaMA-Factory can't be imported: {last[0]}",
             where=str(interpreter.path),
-            fix=INSTALL,
+            fix=install(),
         )
     return answer

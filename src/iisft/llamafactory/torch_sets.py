@@ -1,16 +1,17 @@
 """Which torch, torchvision and torchaudio go together on which hardware, and the commands that
 install them.
 
-Versions and indexes: pytorch.org/get-started/previous-versions. rocm6.3 is the last index whose
-rocBLAS has gfx906 kernels (legacy-rocm-build#4625); cu126 is the last CUDA index with Pascal and
-Volta kernels (pytorch#172352).
+Versions and indexes: pytorch.org/get-started/previous-versions. rocm6.3 is the last of its indexes
+whose rocBLAS has gfx906 kernels (legacy-rocm-build#4625); cu126 is the last CUDA index with Pascal
+and Volta kernels (pytorch#172352), and torch 2.14 the last with it (pytorch#190385).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from iisft.quoting import shell_word
 
 INDEXES = "https://download.pytorch.org/whl/"
-INSTALL = "pip install 'iisft[train]' -c constraints.txt -c constraints-torch.txt"
-INSTALL_BESIDE_TORCH = "pip install 'iisft[train]' -c constraints.txt"
 _CUDA_13_DRIVER = 580  # docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility
 
 
@@ -26,10 +27,16 @@ class TorchSet:
 
     @property
     def command(self) -> str:
-        """Installs the three; `--index-url` keeps pip from mixing in another index's build."""
+        """Installs the three, or puts them in the place of others once they are here.
+
+        `--index-url` keeps pip from mixing in another index's build. The build is part of each
+        version: without it, pip takes a CUDA build of that version for what was asked for, and
+        torch would have to be uninstalled first.
+        """
         return (
-            f"pip install torch=={self.torch} torchvision=={self.torchvision} "
-            f"torchaudio=={self.torchaudio}"
+            f"pip install torch=={self.torch}+{self.index} "
+            f"torchvision=={self.torchvision}+{self.index} "
+            f"torchaudio=={self.torchaudio}+{self.index}"
             f" --index-url {INDEXES}{self.index}"
         )
 
@@ -56,6 +63,27 @@ _BY_ARCH: tuple[tuple[str, TorchSet], ...] = (
 )
 
 
+def constraints(*, with_torch: bool) -> tuple[Path, ...]:
+    """The files that name tested versions, in the checkout or in the installed wheel.
+
+    Args:
+        with_torch: torch's own set too; False where a torch is there that must stay.
+    """
+    package = Path(__file__).parents[1]
+    installed = package / "constraints"
+    folder = installed if installed.is_dir() else package.parents[1]
+    names = ("constraints.txt", "constraints-torch.txt") if with_torch else ("constraints.txt",)
+    return tuple(folder / name for name in names)
+
+
+def install(*, with_torch: bool = True) -> str:
+    """The command that installs iisft with LLaMA-Factory, at the tested versions."""
+    files = constraints(with_torch=with_torch)
+    return " ".join(
+        ["pip install 'iisft[train]'", *(f"-c {shell_word(str(file))}" for file in files)]
+    )
+
+
 def torch_set(arch: str, nvidia_driver: int | None = None) -> TorchSet | None:
     """The set for an architecture; None where the set of constraints-torch.txt (CUDA 13) serves.
 
@@ -74,4 +102,4 @@ def install_commands(arch: str, nvidia_driver: int | None = None) -> tuple[str, 
     replaces it.
     """
     found = torch_set(arch, nvidia_driver)
-    return (INSTALL,) if found is None else (found.command, INSTALL_BESIDE_TORCH)
+    return (install(),) if found is None else (found.command, install(with_torch=False))

@@ -142,11 +142,18 @@ class Train(_Section):
         "prompts at their "
         "END, which removes the assistant header, and says nothing."
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: bool | Literal["fit"] = Field(
         default=True,
         description="Recompute activations in the backward pass: about 30 % slower, about half "
-        "the memory "
-        "(design notes).",
+        "the memory (design notes). fit: as many layers as the plan finds room for keep the "
+        "outputs of their big products and recompute only what is cheap; the same bits as true. "
+        "The number is fixed when a run starts.",
+    )
+    logits: Literal["all", "trained"] = Field(
+        default="all",
+        description="trained: head and loss only at positions whose next token has a label, in "
+        "chunks where they would need most of the memory. Gradients and losses are equal to all's "
+        "to the last digits: they are summed in another order. Evaluation makes all of them.",
     )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",

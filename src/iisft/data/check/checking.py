@@ -10,11 +10,11 @@ from typing import Any
 
 import orjson
 
-from iisft.data.check.findings import KEPT, Findings, RowFinding, flaw
+from iisft.data.check.findings import KEPT, Findings, RowFinding, excerpt, flaw
 from iisft.data.check.messagechecks import message_checker
 from iisft.data.check.repeats import Repeats, answer_of
-from iisft.data.check.rowchecks import Checker, alpaca_checker, excerpt
-from iisft.data.read.rows import Row
+from iisft.data.check.rowchecks import Checker, alpaca_checker
+from iisft.data.read.rows import Row, Unreadable
 from iisft.data.read.source import Progress, Source, read_rows
 
 
@@ -47,7 +47,8 @@ class Check:
     """One pass over the rows of the sources, in turn. Iterate sound_rows() to its end; `report`
     then has everything.
 
-    Without `repeats` rows are not compared with each other.
+    Without `repeats` rows are not compared with each other. `torn`: what comes after the last row
+    can't be read.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Check:
         self._repeats = repeats
         self._progress = progress
         self._rows = self._sound = 0
+        self.torn = False
         self.findings = Findings()
 
     @property
@@ -76,6 +78,8 @@ class Check:
         for row in read_rows(source, self._progress):
             self._rows += 1
             staged, problems = check(row)
+            if staged is None and isinstance(row.value, Unreadable) and row.value.last:
+                self.torn = True
             for problem in problems:
                 add(file, row.number, row.line, problem)
             if staged is not None:

@@ -12,6 +12,7 @@ from iisft.errors import ExitCode, Finding, Severity
 KEPT = 5_000
 """Findings of one id that are kept with their row; more are only counted."""
 _SHOWN = 5
+EXCERPT = 60
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -61,6 +62,11 @@ def flaw(
 ) -> RowFinding:
     """What a check of one row says; it learns its place when it is kept."""
     return RowFinding(id, message, "", fix, severity, ExitCode.INPUT, field, excerpt)
+
+
+def excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + "..."
 
 
 @dataclass(slots=True)

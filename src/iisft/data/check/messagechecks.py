@@ -10,53 +10,90 @@ the same rows.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-import orjson
-
-from iisft.data.check.findings import RowFinding, flaw
+from iisft.data.check.findings import RowFinding, excerpt, flaw
 from iisft.data.check.rowchecks import (
     Checked,
     Checker,
     answer_problems,
-    excerpt,
     may_be_odd,
     read_tools,
     text_problems,
     type_name,
     unusable,
 )
+from iisft.data.check.unread import Watch
 from iisft.data.read.layouts import MESSAGE_FIELDS, Layout
 from iisft.data.read.rows import Row
 from iisft.llamafactory import tools as tool_forms
 
 _SIDES = (("user", "observation"), ("assistant", "function_call"))
 # Keys of an OpenAI message that are either read or mean nothing for training.
-_KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id", "weight"}
+_KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id"}
+_LONG_NUMBER = re.compile(rb"[0-9]{19}").search
+_CHOSEN_FIX = (
+    "jq -c '.{} += [.chosen] | del(.chosen, .rejected)' FILE > rows.jsonl takes the chosen answers"
+)
 
 
 def message_checker(layout: Layout) -> Checker:
     """The checker of a file of ShareGPT or OpenAI rows."""
     messages_key = layout.columns["messages"]
     quick = _quick_reader(layout)
+    watch = Watch((*layout.columns.values(), layout.completion), layout.ignored)
+    of_messages = Watch(
+        (layout.columns["role"], layout.columns["content"]), layout.ignored, messages=True
+    )
 
     def check(row: Row) -> Checked:
         value = row.value
-        if type(value) is dict and not may_be_odd(row.raw) and (staged := quick(value)):
+        if row.raw is not None and _LONG_NUMBER(row.raw) and isinstance(value, dict):
+            value = _to_the_digit(row.raw, value)
+        if layout.completion and isinstance(value, dict):
+            value = _joined(value, messages_key, layout.completion)
+        if (
+            type(value) is dict
+            and not may_be_odd(row.raw)
+            and not watch.speaking(value)
+            and (staged := quick(value))
+        ):
             return staged, ()
         if not isinstance(value, dict):
             return None, [unusable(value)]
         if value.get(messages_key) is None:
             state = "null" if messages_key in value else "missing"
             return None, [flaw(messages_key, "field-missing", f"{state}: there are no messages")]
-        conversation = _Conversation(layout)
-        problems = list(conversation.read(value))
+        conversation = _Conversation(layout, of_messages)
+        unread = list(watch.problems(value))
+        problems = unread + list(conversation.read(value))
+        if any(one.id == "preference-data" for one in unread):
+            problems = [one for one in problems if one.id != "answer-missing"]  # it is in `chosen`
+            if isinstance(value.get("chosen"), dict):
+                problems[0] = replace(problems[0], fix=_CHOSEN_FIX.format(messages_key))
         if any(problem.severity == "error" for problem in problems):
             return None, problems
         return conversation.staged(), problems
 
     return check
+
+
+def _to_the_digit(raw: bytes, value: Any) -> Any:
+    """orjson makes floats of integers beyond 64 bits."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _joined(value: dict[str, Any], prompt: str, completion: str) -> dict[str, Any]:
+    first, then = value.get(prompt), value.get(completion)
+    if isinstance(first, list) and isinstance(then, list):
+        return {**value, prompt: first + then}
+    return value
 
 
 def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
@@ -96,8 +133,9 @@ def _quick_reader(layout: Layout) -> Callable[[dict[str, Any]], dict[str, Any] |
 class _Conversation:
     """Reads one row, message by message."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, watch: Watch) -> None:
         self._layout = layout
+        self._watch = watch
         self._role_key, self._content_key = layout.columns["role"], layout.columns["content"]
         self._known_keys = _KNOWN_KEYS | {self._role_key, self._content_key}
         self._system = ""
@@ -112,9 +150,11 @@ class _Conversation:
         columns = self._layout.columns
         messages = value[columns["messages"]]
         if not isinstance(messages, list):
-            yield flaw(
-                columns["messages"], "field-type", f"a list is expected, not {type_name(messages)}"
-            )
+            text = f"a list is expected, not {type_name(messages)}"
+            fix = ""
+            if isinstance(messages, str) and messages.lstrip().startswith("["):
+                fix = f"jq -c '.{columns['messages']} |= fromjson' FILE > rows.jsonl"
+            yield flaw(columns["messages"], "field-type", text, fix=fix)
             return
         if system := value.get(columns["system"]):
             yield from text_problems(columns["system"], system)
@@ -171,7 +211,7 @@ class _Conversation:
                 yield from answer_problems(content_field, content)
             if role == "function_call" and isinstance(content, str):
                 yield from _call_problems(content_field, content)
-        yield from self._other_keys(field, message)
+        yield from self._other_keys(field, role, message)
         yield from self._place(field, number, role, spelled, content)
 
     def _place(
@@ -212,14 +252,16 @@ class _Conversation:
     def _ends_with_result(self) -> bool:
         return bool(self._messages) and self._messages[-1]["role"] == "observation"
 
-    def _other_keys(self, field: str, message: dict[str, Any]) -> Iterator[RowFinding]:
+    def _other_keys(
+        self, field: str, role: str | None, message: dict[str, Any]
+    ) -> Iterator[RowFinding]:
         if len(message) == 2:
             return
-        if message.get("weight") == 0:
-            text = "weight 0 is not honoured: LLaMA-Factory trains on every answer of a row"
-            yield flaw(f"{field}.weight", "message-weight", text)
+        for problem in self._watch.problems(message, field):
+            if problem.id != "loss-flag" or role in _SIDES[1]:  # a prompt is never trained on
+                yield problem
         for key, value in message.items():
-            if value and key not in self._known_keys:
+            if value and key not in self._known_keys and not self._watch.knows(key):
                 yield flaw(
                     f"{field}.{key}", "message-key", "is not trained on", excerpt(value), "warn"
                 )
@@ -229,6 +271,10 @@ class _Conversation:
             yield flaw(field, "messages-empty", "there is no message to answer")
         elif len(self._messages) % 2 and self._messages[-1]["role"] in _SIDES[0]:
             yield flaw(field, "answer-missing", "the last message is no answer")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _calls_as_text(calls: Any) -> tuple[str, str]:
@@ -242,8 +288,8 @@ def _calls_as_text(calls: Any) -> tuple[str, str]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                arguments = orjson.loads(arguments)
-            except ValueError:
+                arguments = json.loads(arguments, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError):
                 return "", "arguments that are no JSON"
         if not isinstance(arguments, dict):
             return "", f"arguments are an object, not {type_name(arguments)}"

@@ -13,12 +13,10 @@ from typing import Any
 
 import orjson
 
-from iisft.data.check.findings import RowFinding, flaw
+from iisft.data.check.findings import RowFinding, excerpt, flaw
+from iisft.data.check.unread import Watch
 from iisft.data.read.layouts import ALPACA_FIELDS, Layout
 from iisft.data.read.rows import Row, Unreadable
-
-EXCERPT = 60
-
 
 Checked = tuple[dict[str, Any] | None, Sequence[RowFinding]]
 Checker = Callable[[Row], Checked]
@@ -27,8 +25,10 @@ Checker = Callable[[Row], Checked]
 # byte, which is searched with memchr: together a seventh of the time that _ODD takes on the texts.
 _ODD_ESCAPE = re.compile(rb"\\(?:u00|u[fF]|[bf])").search
 _ODD_CHARACTER = re.compile(rb"\xef(?:\xbf\xbd|\xbb\xbf)").search
+_PLACEHOLDER = re.compile(rb"<(?:image|video|audio)>").search
 _ODD = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffd\ud800-\udfff]|<\\|[^\\s|<>]{1,40}\\|>"
+    "|<(?:image|video|audio)>"
 )
 
 
@@ -39,7 +39,7 @@ def may_be_odd(raw: bytes | None) -> bool:
         or _ODD_ESCAPE(raw) is not None
         or _ODD_CHARACTER(raw) is not None
         or b"\x7f" in raw
-        or (b"<" in raw and b"<|" in raw)
+        or (b"<" in raw and (b"<|" in raw or _PLACEHOLDER(raw) is not None))
     )
 
 
@@ -48,6 +48,8 @@ def alpaca_checker(layout: Layout) -> Checker:
     instruction_key, input_key, output_key, system_key, history_key, tools_key = (
         layout.columns[field] for field in ALPACA_FIELDS
     )
+
+    watch = Watch(layout.columns.values(), layout.ignored)
 
     def check(row: Row) -> Checked:
         value = row.value
@@ -67,17 +69,18 @@ def alpaca_checker(layout: Layout) -> Checker:
                 and not get(history_key)
                 and not get(tools_key)
                 and not may_be_odd(row.raw)
+                and not watch.speaking(value)
             ):
                 return {"instruction": instruction, "input": text, "output": output}, ()
-        return _slow_alpaca(value, layout)
+        return _slow_alpaca(value, layout, watch)
 
     return check
 
 
-def _slow_alpaca(value: Any, layout: Layout) -> Checked:
+def _slow_alpaca(value: Any, layout: Layout, watch: Watch) -> Checked:
     if not isinstance(value, dict):
         return None, [unusable(value)]
-    problems = list(_alpaca_problems(value, layout))
+    problems = [*watch.problems(value), *_alpaca_problems(value, layout)]
     if any(problem.severity == "error" for problem in problems):
         return None, problems
     fields = {field: value.get(key) for field, key in layout.columns.items()}
@@ -100,8 +103,13 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFindi
                 f"{state} (LLaMA-Factory would drop or garble the row)",
             )
     for field in ("instruction", "input", "output", "system"):
-        if (text := value.get(keys[field])) is not None:
+        text = value.get(keys[field])
+        if text is not None and not (field == "output" and _are_answers(text)):
             yield from text_problems(keys[field], text)
+    if _are_answers(value.get(keys["output"])):
+        text = "a list of answers is preference data (DPO); supervised training reads one answer"
+        fix = f"jq -c '.{keys['output']} |= .[0]' FILE > rows.jsonl takes the first ones"
+        yield flaw(keys["output"], "preference-data", text, excerpt(value[keys["output"]]), fix=fix)
     yield from answer_problems(keys["output"], value.get(keys["output"]))
     instruction, text = value.get(keys["instruction"]), value.get(keys["input"])
     if instruction == "" and not text:
@@ -120,6 +128,11 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFindi
             yield flaw(f"{keys['history']}[{number}][0]", "prompt-empty", "the prompt is empty")
         yield from text_problems(f"{keys['history']}[{number}][1]", answer)
         yield from answer_problems(f"{keys['history']}[{number}][1]", answer)
+
+
+def _are_answers(value: Any) -> bool:
+    """A good and a bad answer in one list, as LLaMA-Factory's preference data once were."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
 
 
 def _is_turn(turn: Any) -> bool:
@@ -156,6 +169,9 @@ def _odd(field: str, found: str, around: str) -> RowFinding:
             "itself"
         )
         return flaw(field, "control-token", text, shown, "warn")
+    if found.endswith(">"):
+        text = f"{found} is trained on as text: iisft trains no pictures, films or sounds"
+        return flaw(field, "media-placeholder", text, shown, "warn")
     if "\ud800" <= found <= "\udfff":
         return flaw(
             field, "field-encoding", "half of a surrogate pair, which no file can hold", shown
@@ -200,8 +216,3 @@ def type_name(value: Any) -> str:
         "bool": "true/false",
     }
     return "null" if value is None else names.get(type(value).__name__, type(value).__name__)
-
-
-def excerpt(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= EXCERPT else text[:EXCERPT] + "..."

@@ -3,13 +3,12 @@ by the user.
 """
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from shlex import quote
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from iisft.data.read import foreign
 from iisft.errors import InputError, UsageError
 
 LayoutName = Literal["alpaca", "sharegpt", "openai"]
@@ -44,6 +43,7 @@ _OPENAI_ROLES = {
     "function": "observation",
     "function_call": "function_call",
 }
+_TOLD_ROLES = ("user", "assistant", "system", "tool", "function_call")
 # Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the
 # user's to say.
 _LIKELY = {
@@ -66,13 +66,17 @@ class Layout:
     """`columns`: the key of each field (a field that no row has keeps its own name). `roles`: a
     role -> staged role.
 
-    `unused` are the keys of the file that nothing reads.
+    `unused` are the keys of the file that nothing reads, `ignored` those that --ignore names: they
+    may be left out though they mean something. `completion` is the key of messages that go on after
+    the first ones (TRL's prompt and completion).
     """
 
     name: LayoutName
     columns: Mapping[str, str]
     roles: Mapping[str, str]
     unused: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    completion: str = ""
 
     @property
     def answer_field(self) -> str:
@@ -88,6 +92,8 @@ class Layout:
             ]
             return f"Alpaca ({', '.join(shown)})"
         keys = "/".join(self.columns[field] for field in ("messages", "role", "content"))
+        if self.completion:
+            keys = keys.replace("/", f" + {self.completion}/", 1)
         return f"{'ShareGPT' if self.name == 'sharegpt' else 'OpenAI messages'} ({keys})"
 
 
@@ -114,7 +120,80 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
     return columns
 
 
+def parse_roles(given: Sequence[str]) -> dict[str, str]:
+    """{name: staged role} of `--roles human=user,bot=assistant`.
+
+    Raises:
+        UsageError: no `=`, or an unknown role.
+    """
+    roles: dict[str, str] = {}
+    for part in (part.strip() for text in given for part in text.split(",")):
+        name, equals, role = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or role not in _TOLD_ROLES:
+            text = f"--roles takes NAME=ROLE, not {part!r}; roles are {', '.join(_TOLD_ROLES)}"
+            raise UsageError("roles", text)
+        roles[name] = _OPENAI_ROLES[role]
+    return roles
+
+
 def detect(
+    rows: Iterable[Any],
+    name: LayoutName | None,
+    columns: Mapping[str, str],
+    where: str,
+    roles: Mapping[str, str] | None = None,
+) -> Layout:
+    """The layout of a file from its first rows; `name`, `columns` and `roles` are what the user
+    said.
+
+    Raises:
+        InputError: no layout fits; the message has the keys that were seen, the fix a guess. Or the
+        layout that fits has no such field, or no row such a key.
+    """
+    sample = list(rows)
+    layout = _detected(sample, name, columns, where)
+    objects = [row for row in sample if isinstance(row, dict)]
+    if objects:
+        _require_read(layout, objects, columns, where)
+    if roles and layout.name == "alpaca":
+        text = "--roles names roles of messages, and these are Alpaca rows"
+        raise InputError("data-columns", text, where=where, fix="--format openai or sharegpt")
+    return replace(layout, roles={**layout.roles, **(roles or {})})
+
+
+def _require_read(
+    layout: Layout, objects: list[dict[str, Any]], columns: Mapping[str, str], where: str
+) -> None:
+    """What --columns says must be so: else a column that was meant is left out without a word."""
+    for field, key in columns.items():
+        if field not in layout.columns:
+            text = f"--columns {field}={key}: {layout.describe()} has no such field"
+            fields = ", ".join(layout.columns)
+            fix = f"fields are {fields}; --format says what the rows are"
+            raise InputError("data-columns", text, where=where, fix=fix)
+        holders = objects
+        if field in ("role", "content"):
+            lists = (row.get(layout.columns["messages"]) for row in objects)
+            holders = [
+                one
+                for messages in lists
+                if isinstance(messages, list)
+                for one in messages
+                if isinstance(one, dict)
+            ]
+        if not any(key in holder for holder in holders):
+            keys = list(dict.fromkeys(name for holder in holders for name in holder))
+            near = difflib.get_close_matches(key, keys, n=1)
+            raise InputError(
+                "data-columns",
+                f"--columns {field}={key}: none of the first {len(objects):,} rows has {key!r}; "
+                f"keys are {', '.join(keys[:12])}",
+                where=where,
+                fix=f"--columns {field}={near[0] if near else 'KEY'}",
+            )
+
+
+def _detected(
     rows: Iterable[Any], name: LayoutName | None, columns: Mapping[str, str], where: str
 ) -> Layout:
     """The layout of a file from its first rows; `name` and `columns` are what the user said.
@@ -132,8 +211,10 @@ def detect(
     is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
     found = None if is_alpaca else _message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
+        foreign.refuse_preferences(objects, keys, columns, where)
+        foreign.refuse_gemini(objects, where)
         if name is None and not columns:
-            _refuse_wrapper(objects, where)
+            foreign.refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
     messages, role, content = found or _told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
@@ -146,22 +227,12 @@ def detect(
         **columns,
     }
     roles = _roles(objects, full, named)
-    unused = tuple(key for key in keys if key not in full.values())
-    return Layout(named, {field: full[field] for field in MESSAGE_FIELDS}, roles, unused)
-
-
-def _refuse_wrapper(objects: list[dict[str, Any]], where: str) -> None:
-    """One object that has the rows in a list is not a row."""
-    if len(objects) == 1 and not {"instruction", "input", "output"} & objects[0].keys():
-        for key, value in objects[0].items():
-            if isinstance(value, list) and value and isinstance(value[0], dict):
-                fix = f"jq -c {quote(f'.{json.dumps(key)}[]')} {quote(where)} > rows.jsonl"
-                raise InputError(
-                    "data-kind",
-                    f"this is one object with its rows in {key!r}",
-                    where=where,
-                    fix=fix,
-                )
+    completion = ""
+    if messages == "prompt" and any(isinstance(row.get("completion"), list) for row in objects):
+        completion = "completion"
+    unused = tuple(key for key in keys if key not in (*full.values(), completion))
+    columns_read = {field: full[field] for field in MESSAGE_FIELDS}
+    return Layout(named, columns_read, roles, unused, completion=completion)
 
 
 def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layout:

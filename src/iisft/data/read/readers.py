@@ -22,6 +22,8 @@ on a longer one.
 CHUNK = 2**20
 EXCERPT = 40
 _BOM = b"\xef\xbb\xbf"
+INDEX = "Unnamed: 0"
+"""What pandas and datasets call the index, whose column to_csv gives no name."""
 TOO_LONG = f"longer than {ROW_LIMIT // 2**20} MiB, which no model can be trained on"
 
 
@@ -140,7 +142,7 @@ def csv_rows(stream: IO[bytes], file: Path, delimiter: str) -> Iterator[Row]:
                 line = reader.line_num + 1
                 continue
             if header is None:
-                header, line = cells, reader.line_num + 1
+                header, line = [cells[0] or INDEX, *cells[1:]], reader.line_num + 1
                 continue
             value = dict(zip(header, cells, strict=False))
             if len(cells) != len(header):

@@ -20,7 +20,7 @@ from shlex import quote
 from typing import IO, Any, Literal, cast
 
 from iisft import files
-from iisft.data.read import encodings, layouts, readers
+from iisft.data.read import encodings, foreign, layouts, readers
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.layouts import Layout, LayoutName
 from iisft.data.read.parquet import parquet_rows
@@ -60,11 +60,18 @@ class Source:
         )
 
 
-def open_source(file: Path, formats: str | None = None, columns: Sequence[str] = ()) -> Source:
+def open_source(
+    file: Path,
+    formats: str | None = None,
+    columns: Sequence[str] = (),
+    *,
+    ignore: Sequence[str] = (),
+    roles: Sequence[str] = (),
+) -> Source:
     """Find out what `file` is.
 
     `formats` are the words of `--format`: a layout, a container, or both with a comma; `columns`
-    those of `--columns`.
+    those of `--columns`, `ignore` those of `--ignore`, `roles` those of `--roles`.
 
     Raises:
         UsageError: an unknown word in either.
@@ -72,7 +79,8 @@ def open_source(file: Path, formats: str | None = None, columns: Sequence[str] =
         columns.
     """
     container, layout_name = _parse_formats(formats)
-    told = layouts.parse_columns(columns)
+    told, told_roles = layouts.parse_columns(columns), layouts.parse_roles(roles)
+    ignored = tuple(key.strip() for text in ignore for key in text.split(",") if key.strip())
     identity = _identity(file)
     compressed = _starts(file)[:2] == b"\x1f\x8b"
     head = _decompressed_head(file) if compressed else _starts(file)
@@ -83,7 +91,8 @@ def open_source(file: Path, formats: str | None = None, columns: Sequence[str] =
     elif container == "parquet" and compressed:
         raise _unreadable(file, "a gzipped Parquet file", fix=f"gunzip -k {quote(str(file))}")
     untyped = Source(file, container, compressed, delimiter, Layout("alpaca", {}, {}), identity)
-    return replace(untyped, layout=layouts.detect(_sample(untyped), layout_name, told, str(file)))
+    layout = layouts.detect(_sample(untyped), layout_name, told, str(file), told_roles)
+    return replace(untyped, layout=replace(layout, ignored=ignored))
 
 
 def read_rows(source: Source, progress: Progress | None = None) -> Iterator[Row]:
@@ -241,15 +250,16 @@ def _decompressed_head(file: Path) -> bytes:
 def _container(head: bytes, file: Path, compressed: bool) -> Container:
     if head.startswith(b"PAR1"):
         return "parquet"
-    if foreign := encodings.foreign_format(head, file):
-        raise _unreadable(file, foreign[0], fix=foreign[1])
+    if other := encodings.foreign_format(head, file):
+        raise _unreadable(file, other[0], fix=other[1])
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise InputError("data-empty", "there is no row in it", where=str(file))
     if text.startswith(b"["):
         return "json"
     if text.startswith(b"{"):
-        _refuse_one_object(text, file)
+        foreign.refuse_columns(text, file)
+        foreign.refuse_one_object(text, file)
         return "jsonl"
     if _delimiter(head):
         return "csv"
@@ -258,22 +268,6 @@ def _container(head: bytes, file: Path, compressed: bool) -> Container:
         "neither JSON, JSON lines, CSV with a header, nor Parquet",
         fix="--format says what it is",
     )
-
-
-def _refuse_one_object(text: bytes, file: Path) -> None:
-    """One object over many lines is not JSON lines: a row of its own, or a wrapper around the list
-    of rows.
-    """
-    first, newline, _ = text.partition(b"\n")
-    if newline and first.strip() == b"{":
-        name = quote(str(file))
-        fix = (
-            f"jq -c . {name} > rows.jsonl; where the rows are a list in it: jq -c '.KEY[]' "
-            f"{name} > rows.jsonl"
-        )
-        raise _unreadable(
-            file, "an object over several lines; JSON lines have one row in each line", fix=fix
-        )
 
 
 def _delimiter(head: bytes) -> str:
@@ -286,6 +280,8 @@ def _delimiter(head: bytes) -> str:
         names = next(csv.reader([first], delimiter=best), [])
     except csv.Error:
         return ""
+    if len(names) > 2 and not names[0]:
+        names = names[1:]  # pandas' index has no name
     return best if len(names) > 1 and all(0 < len(name.strip()) <= 60 for name in names) else ""
 
 

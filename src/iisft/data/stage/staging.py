@@ -7,6 +7,7 @@ leaves the old one or the new one.
 """
 
 import errno
+import json
 import re
 import shutil
 import time
@@ -33,6 +34,8 @@ _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names b
 _ORIGINALS = "originals"
 REPORT = "overlong-report.jsonl"
 """Where a policy may write what it did to each row."""
+LEFT_OUT = "left-out.jsonl"
+"""Why rows were left out by --drop-bad: the first ones of each kind."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ def stage(
     *,
     formats: str | None = None,
     columns: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    roles: Sequence[str] = (),
+    drop_bad: bool = False,
     policy: Policy | None = None,
     progress: Progress | None = None,
 ) -> Staging:
@@ -86,12 +92,15 @@ def stage(
         raise UsageError(
             "data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}"
         )
-    source = open_source(file, formats, columns)
+    source = open_source(file, formats, columns, ignore=ignore, roles=roles)
     hashing, reading = halves(progress)
     asked = {
         "source_sha256": digest_of(file, hashing),
         "format": source.describe(),
         "columns": dict(source.layout.columns),
+        "ignored": list(source.layout.ignored),
+        "roles": dict(source.layout.roles),
+        "drop_bad": drop_bad,
         "policy": policy.identity if policy else None,
         "iisft": __version__,
     }
@@ -161,7 +170,7 @@ def _stage(
         if originals:
             rows = originals.copying(rows)
         written.write_all(policy.apply(rows) if policy else rows)
-        _require_sound(check, written, source, policy)
+        _require_sound(check, written, source, policy, asked["drop_bad"])
         kept = originals.publish("") if originals else None
         published = written.publish("rows-")
         record = {
@@ -171,7 +180,12 @@ def _stage(
             "not_read": list(source.layout.unused),
             "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
             "rows_read": check.report.rows,
-            "warnings": {code: group.count for code, group in check.findings.groups.items()},
+            "warnings": {
+                code: group.count
+                for code, group in check.findings.groups.items()
+                if group.severity != "error"
+            },
+            "left_out": _left_out(check, folder),
             **(policy.for_record(folder / published["file"]) if policy else {}),
             "staged": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
@@ -181,7 +195,13 @@ def _stage(
     files.write_json_atomically(folder / RECORD, record)
     report = (record.get("overlong") or {}).get("report")
     _remove_others(
-        folder, {record["file"], record["originals"] and record["originals"]["file"], report}
+        folder,
+        {
+            record["file"],
+            record["originals"] and record["originals"]["file"],
+            report,
+            record["left_out"] and record["left_out"]["report"],
+        },
     )
     return Staging(staged, check.findings, unchanged=False)
 
@@ -191,12 +211,33 @@ def _originals(folder: Path) -> RowsFile:
     return RowsFile(folder / _ORIGINALS)
 
 
-def _require_sound(check: Check, written: RowsFile, source: Source, policy: Policy | None) -> None:
+def _require_sound(
+    check: Check, written: RowsFile, source: Source, policy: Policy | None, drop_bad: bool
+) -> None:
     objections = policy.findings() if policy else []
-    if check.findings.errors or objections:
+    dropping = drop_bad and not check.torn and written.rows
+    if (check.findings.errors and not dropping) or objections:
         raise CheckFailed([*check.findings.first_of_each(), *objections])
     if not written.rows:
         raise InputError("data-empty", "there is no row in it", where=str(source.file))
+
+
+def _left_out(check: Check, folder: Path) -> dict[str, Any] | None:
+    """The rows that --drop-bad left out, counted and listed; None where there are none."""
+    if not check.findings.errors:
+        return None
+    wrong = [one for one in check.findings if one.severity == "error"]
+    lines = (json.dumps(one.as_row_json()) for one in wrong)
+    files.write_text_atomically(folder / LEFT_OUT, "".join(f"{line}\n" for line in lines))
+    return {
+        "rows": check.report.rows - check.report.sound,
+        "counts": {
+            code: group.count
+            for code, group in check.findings.groups.items()
+            if group.severity == "error"
+        },
+        "report": LEFT_OUT,
+    }
 
 
 def _remove_others(folder: Path, kept: set[str | None]) -> None:
@@ -206,6 +247,7 @@ def _remove_others(folder: Path, kept: set[str | None]) -> None:
         f"rows-{digest}.jsonl",
         f"{_ORIGINALS}/{digest}.jsonl",
         REPORT,
+        LEFT_OUT,
         "**/.rows.*.tmp",
     ):
         for path in folder.glob(pattern):

@@ -43,7 +43,7 @@ class Account:
         self._batch_size, self._seed = batch_size, seed
         self._prompts, self._answers, self._totals, self._kept = (array("I") for _ in range(4))
         self.over_limit = self.header_lost = self.answer_cut = self.eos_lost = self.damaged = 0
-        self._trained = 0
+        self._trained = self._most_trained = 0
         self._lost_shares = array("d")
         self._worst: list[tuple[int, int, WorstRow]] = []
 
@@ -57,6 +57,7 @@ class Account:
         self._totals.append(row_tokens.total)
         self._kept.append(row_tokens.kept)
         self._trained += row_tokens.trained
+        self._most_trained = max(self._most_trained, row_tokens.trained)
         if row_tokens.total <= self.room:
             return
         self.over_limit += 1
@@ -142,6 +143,7 @@ class Account:
             "epoch": {
                 "tokens": self.scaled(sum(self._kept)),
                 "trained": self.scaled(self._trained),
+                "most_trained": self._most_trained,
             },
             "padding": self._padding(),
             "histogram": self.histogram(),

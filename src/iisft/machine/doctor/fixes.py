@@ -1,6 +1,6 @@
 """The fixes of machines: a sentence for people, and lines of shell for --fix-plan."""
 
-from iisft.llamafactory.torch_sets import install_commands, torch_set
+from iisft.llamafactory.torch_sets import install_commands
 from iisft.machine.facts.host import Host
 from iisft.quoting import is_name, is_variable, shell_word, visible_line
 from iisft.rules import Fix
@@ -60,14 +60,9 @@ def unset(*names: str, text: str = "") -> Fix:
 
 def torch_for(arch: str, host: Host) -> Fix:
     """Install torch, torchvision and torchaudio that work on this hardware, then iisft
-    beside them.
+    beside them. The old torch goes when pip has the new one.
     """
-    found = torch_set(arch, host.nvidia_major)
-    first = "pip uninstall -y torch torchvision torchaudio triton pytorch-triton-rocm"
-    commands = (
-        (first, *install_commands(arch, host.nvidia_major)) if found else install_commands(arch)
-    )
-    return Fix(" && ".join(commands[1:] if found else commands), commands, "packages")
+    return pip(*install_commands(arch, host.nvidia_major))
 
 
 def kernel_parameter(parameters: str, host: Host, more: str = "") -> Fix:

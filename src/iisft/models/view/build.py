@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +74,6 @@ def plan_view(
     precision: str,
     weights: str,
     trust_remote_code: bool,
-    step: Mapping[str, Any] | None = None,
 ) -> ViewPlan:
     """Plan the view by which LLaMA-Factory holds `weights` and computes in `precision`.
 
@@ -85,7 +84,6 @@ def plan_view(
         precision: "fp32", "fp16", "bf16" or "weights" (in the weights' own dtype).
         weights: "stored", "fp32", "fp16", "bf16" or "nf4".
         trust_remote_code: whether the preset allows the model's own Python files.
-        step: how child/step_iisft.py spends a training step, by the names of its config keys.
 
     Raises:
         InputError: the precision can't be held for this model; the message says why, `fix` what to
@@ -108,7 +106,6 @@ def plan_view(
         "torch_dtype": memory,  # transformers 4 and LLaMA-Factory (patcher.py) read this one
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         ARITHMETIC_KEY: arithmetic,
-        **(step or {}),
     }
     texts = {
         "config.json": _json_text(config),
@@ -124,6 +121,14 @@ def plan_view(
         expected_weights_dtype="nf4" if weights == "nf4" else memory,
         expected_compute_dtype=DTYPES.get(precision, memory),
     )
+
+
+def with_step(plan: ViewPlan, keys: Mapping[str, Any]) -> ViewPlan:
+    """The view with what its config tells child/step_iisft.py of a training step."""
+    if not keys:
+        return plan
+    config = {**plan.config, **keys}
+    return replace(plan, config=config, texts=plan.texts | {"config.json": _json_text(config)})
 
 
 def build_view(plan: ViewPlan, folder: Path) -> None:

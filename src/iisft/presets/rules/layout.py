@@ -54,6 +54,25 @@ def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
         )
 
 
+@preset_rule(
+    "fit-unverified",
+    applies="gradient_checkpointing: fit with sharding or 4-bit weights",
+    source="never verified",
+)
+def fit_unproven(case: Case) -> Iterator[Finding]:
+    """Kept products were never verified with layers that are gathered, or unpacked from 4 bit."""
+    preset = case.preset
+    if preset is None or preset.train.gradient_checkpointing != "fit":
+        return
+    if preset.sharding != "none" or preset.weights == "nf4":
+        other = f"sharding {preset.sharding}" if preset.sharding != "none" else "weights nf4"
+        yield seen(
+            f"gradient_checkpointing fit is not verified with {other}",
+            case.place("train.gradient_checkpointing"),
+            change_preset("train.gradient_checkpointing=true", "gradient_checkpointing: true"),
+        )
+
+
 @preset_rule("sharding-unverified", applies="sharding", source="no run of ours on a GPU")
 def unproven_sharding(case: Case) -> Iterator[Finding]:
     """Said so, because nobody has shown save and resume with it."""

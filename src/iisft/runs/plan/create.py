@@ -14,6 +14,7 @@ from iisft.errors import EnvironmentFault, RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models.folder import identity
 from iisft.models.view.build import build_view
+from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import render_yaml
 from iisft.runs.plan import datasets, forecast, script, token_cache
 from iisft.runs.plan.datasets import RunDataset
@@ -63,10 +64,23 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     if plan.tokens is not None:
         token_cache.link_into(plan.tokens, folder.tokenized)
     files.write_text_atomically(folder.train_yaml, render_yaml(plan.train_yaml))
-    preset = redact_all(plan.preset.model_dump(mode="json"))
+    preset = redact_all(_planned_again(plan).model_dump(mode="json"))
     files.write_text_atomically(folder.preset, render_yaml(preset))
     files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
     files.write_json_atomically(folder.record, _record(plan, folder, written).as_json())
+
+
+def _planned_again(plan: Plan) -> Preset:
+    """The preset of which `train` makes this batch again, with the run's --gpus and --nodes or
+    without --gpus: the accumulation in it is the one for its own GPUs on one machine.
+    """
+    preset, placement = plan.preset, plan.placement
+    hardware, train = preset.hardware, preset.train
+    if placement.ranks != max(hardware.gpus, 1):
+        hardware = hardware.model_copy(update={"gpus": placement.ranks})
+    if placement.nodes > 1:
+        train = train.model_copy(update={"accumulation": train.accumulation * placement.nodes})
+    return preset.model_copy(update={"hardware": hardware, "train": train})
 
 
 def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunRecord:

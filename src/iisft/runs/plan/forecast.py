@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
+from iisft.child.constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
 from iisft.data.stage.staged import RECORD
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
 from iisft.estimate.forecast import Accelerator, Forecast, Workload, forecast
 from iisft.estimate.memory import GIB
+from iisft.estimate.step import needs_all_logits
 from iisft.estimate.suggestions import Suggestion, suggest
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device, nearest_device
@@ -100,6 +102,9 @@ def forecast_run(
         row_tokens=_row_tokens(datasets[0]) if datasets else None,
         exact=architectures[0] in EXACT_ARCHITECTURES,
     )
+    if datasets:
+        share, most = _trained(datasets[0])
+        workload = replace(workload, trained_share=share, most_trained=most)
     result = forecast(preset, workload)
     earlier = measurements.recall(runs, kin_of(preset, result), rows_of(preset, datasets))
     if earlier is not None:
@@ -107,6 +112,33 @@ def forecast_run(
         tokens = Span(each, each, each) if each else workload.row_tokens
         result = forecast(preset, replace(workload, measured=earlier, row_tokens=tokens))
     return facts, result, [*findings, *_assumed(preset, facts)]
+
+
+def step_keys(preset: Preset, result: Forecast | None) -> dict[str, Any]:
+    """How the view's config says a step is spent (child/step_iisft.py)."""
+    keys: dict[str, Any] = {}
+    if result is not None and result.shape.layers_kept:
+        keys[LAYERS_KEPT_KEY] = result.shape.layers_kept
+    if preset.train.logits == TRAINED and needs_all_logits(preset) is None:
+        keys[LOGITS_KEY] = TRAINED
+        if result is not None and result.shape.chunk:
+            keys[LOGITS_CHUNK_KEY] = result.shape.chunk
+    return keys
+
+
+def step_findings(preset: Preset, result: Forecast | None) -> Iterator[Finding]:
+    """What the preset asks of a step and does not get."""
+    why = needs_all_logits(preset)
+    if preset.train.logits == TRAINED and why:
+        text = f"the logits of all positions are made: {why}"
+        yield Finding("logits-all", text, "train.logits", "train.logits: all", severity="warn")
+    known = result is not None and result.workload.accelerator.memory_gib > 0
+    if preset.train.gradient_checkpointing == "fit" and not known:
+        text = (
+            "nothing is known about memory: every layer is computed twice, as with "
+            "gradient_checkpointing: true"
+        )
+        yield Finding("fit-unknown", text, "train.gradient_checkpointing", severity="warn")
 
 
 def _assumed(preset: Preset, facts: ModelFacts) -> Iterator[Finding]:
@@ -153,6 +185,8 @@ def record_of(
     kept = result.memory.overhead.get("accumulated gradients", 0)
     return {
         "fits": result.fits,
+        "layers_kept": result.shape.layers_kept,
+        "needed_gib": round(result.memory.needed / GIB, 3),
         "peak_gib": round((result.memory.peak + kept) / GIB, 3),
         "step_s": round(result.step_s.typical, 6) if result.step_s and not foreign else None,
         "total_h": round(result.total_s.typical / 3600, 6)
@@ -214,6 +248,21 @@ def _row_tokens(dataset: RunDataset) -> Span | None:
     )
     low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
     return Span(low, typical, high)
+
+
+def _trained(dataset: RunDataset) -> tuple[float | None, int | None]:
+    """The share of tokens that have a label, and the most of one row, as they were counted in
+    staging; None twice where not every row was.
+    """
+    counted = (files.read_json_object(dataset.file.parent / RECORD) or {}).get("tokens")
+    account = counted if isinstance(counted, dict) else {}
+    epoch, sample = account.get("epoch") or {}, account.get("sample") or {}
+    tokens, trained, most = (epoch.get(key) for key in ("tokens", "trained", "most_trained"))
+    if not (isinstance(tokens, int) and isinstance(trained, int) and isinstance(most, int)):
+        return None, None
+    if tokens <= 0 or sample.get("rows") != sample.get("of"):
+        return None, None
+    return min(1.0, trained / tokens), most
 
 
 def _used_by_others_gib(count: int) -> float:

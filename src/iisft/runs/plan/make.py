@@ -27,7 +27,7 @@ from iisft.machine.facts.gpus import Gpu, visible_gpus
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.known import ModelFacts
-from iisft.models.view.build import ViewPlan
+from iisft.models.view.build import ViewPlan, with_step
 from iisft.models.view.built import Built
 from iisft.models.view.support import DTYPES
 from iisft.presets.checking import LoadedPreset
@@ -177,9 +177,8 @@ class Plan:
             arithmetic=self.view.arithmetic,
             world_size=self.placement.world_size,
             global_batch=self.global_batch,
-            rows=None
-            if any(self.preset.llamafactory.get(name) for name in _ROW_CHANGING)
-            else rows,
+            rows=rows if _rows_are_known(self.preset) else None,
+            layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
             adapted=self.built.adapted if self.built else None,
         )
 
@@ -237,12 +236,18 @@ def make_plan(
         interpreter=Interpreter(training_interpreter(), "", {}, None),
         train_yaml=_train_yaml(preset, folder, placement),
         checkpoint=model.checkpoint,
-        view=model.view,
+        view=model.view and with_step(model.view, forecasts.step_keys(preset, forecast)),
     )
     if preflight is None:
         warned = [replace(finding, severity="warn") for finding in of_data]
-        return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *warned))
+        of_step = forecasts.step_findings(preset, forecast)
+        return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *of_step, *warned))
+    notes = [*notes, *forecasts.step_findings(preset, forecast)]
     return _checked(plan, preflight, workspace, notes, model.findings, of_data)
+
+
+def _rows_are_known(preset: Preset) -> bool:
+    return not any(preset.llamafactory.get(name) for name in _ROW_CHANGING)
 
 
 def _train_yaml(preset: Preset, folder: RunFolder, placement: Placement) -> dict[str, Any]:
@@ -271,7 +276,9 @@ def _checked(
         plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits, preflight.say
     )
     findings = [*notes, *doctored, *env_findings(plan.loaded)]
-    findings += checks.extra_argument_findings(plan.loaded, interpreter)
+    findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
+    if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
+        findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
     findings += of_model
     model: Built | None = None
     if not any(finding.severity == "error" for finding in of_model):

@@ -6,7 +6,7 @@ Each check adds its findings.
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from iisft.llamafactory import fitting_template
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter
-from iisft.llamafactory.torch_sets import INSTALL
+from iisft.llamafactory.torch_sets import install
 from iisft.machine.doctor import engine, inspect
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
@@ -65,7 +65,7 @@ def doctor_findings(
 
 
 def extra_argument_findings(
-    loaded: LoadedPreset, interpreter: Interpreter | None = None
+    loaded: LoadedPreset, interpreter: Interpreter | None = None, *, on_cpu: bool = False
 ) -> list[Finding]:
     """Objections to the preset's `llamafactory:` section, asked of the installed version."""
     extra = loaded.preset.llamafactory
@@ -77,14 +77,37 @@ def extra_argument_findings(
         )
         if "llamafactory" not in interpreter.packages:
             text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
-            return [Finding("llamafactory-unchecked", text, fix=INSTALL, severity="warn")]
+            return [Finding("llamafactory-unchecked", text, fix=install(), severity="warn")]
         known = llamafactory_interpreter.arguments(interpreter)
     except IisftError as error:
         return [error.finding]
     return [
         replace(finding, where=loaded.document.source(tuple(finding.where.split(".", 1))).text)
-        for finding in llamafactory_arguments.check_extra(extra, loaded.preset, known)
+        for finding in llamafactory_arguments.check_extra(
+            extra, loaded.preset, known, on_cpu=on_cpu, optional=interpreter.optional
+        )
     ]
+
+
+def repeated_rows(
+    preset: Preset, world_size: int, prepared: Sequence[RunDataset]
+) -> Iterator[Finding]:
+    """accelerate gives every rank as many full batches: the first rows come again in each epoch.
+
+    (accelerate/data_loader.py, BatchSamplerShard with even_batches)
+    """
+    at_once = preset.train.batch_size * world_size
+    for dataset in prepared[:1]:
+        repeated = -dataset.rows % at_once
+        if world_size > 1 and repeated:
+            yield Finding(
+                "rows-repeated",
+                f"{world_size} ranks with batch_size {preset.train.batch_size} take {at_once} rows "
+                f"at once: of {dataset.rows} rows {repeated} are trained twice in each epoch",
+                where="data.name",
+                fix=f"a number of rows that {at_once} divides, where that matters",
+                severity="info",
+            )
 
 
 def disk_findings(

@@ -3,7 +3,7 @@ was asked.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 # Of the base parameters, the share that may be in another dtype: norms that were asked to be
@@ -29,6 +29,7 @@ class Expected:
     global_batch: int
     rows: int | None
     adapted: dict[str, int] | None = None
+    layers_kept: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,7 +37,7 @@ class Expected:
     @classmethod
     def is_whole(cls, values: Mapping[str, Any]) -> bool:
         """Whether run.json's `expected` has all that every iisft has written."""
-        return set(cls.__slots__) - {"adapted"} <= values.keys()
+        return {one.name for one in fields(cls) if one.default is MISSING} <= values.keys()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Expected":
@@ -71,6 +72,8 @@ class Observed:
             "products": first.get("products"),
             "first_batch": first.get("first_batch"),
             "device": first.get("device"),
+            "layers_kept": first.get("layers_kept"),
+            "logit_positions": first.get("logit_positions"),
         }
 
 
@@ -127,6 +130,8 @@ def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[
         )
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+    if (kept := proof.get("layers_kept") or 0) != expected.layers_kept:
+        yield f"{kept} layers keep their products, but the run says {expected.layers_kept}"
 
 
 def _weight_differences(proof: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from iisft.runs.supervise import hang
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
+OUT_OF_MEMORY = "gpu-out-of-memory"  # as the table of failures names it
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
 _FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
@@ -291,7 +292,8 @@ class Attempt:
             self.events.finding(Finding(known.id, where + known.cause, fix=known.fix))
             said = failures.exception_of(known, lines) or known.cause
             text = f"{where}{said} ({how}){self._planned_memory(known.id)}"
-            return Ending("failed", text, step, total, returncode, known.fix, known.passing)
+            cause = OUT_OF_MEMORY if known.id == OUT_OF_MEMORY else ""
+            return Ending("failed", text, step, total, returncode, known.fix, known.passing, cause)
         if killed or how == "SIGKILL":
             cause = killed or "the trainer was killed (SIGKILL)"
             self.events.finding(Finding("killed", cause, fix=_KILLED_FIX))
@@ -307,7 +309,7 @@ class Attempt:
     def _planned_memory(self, failure: str) -> str:
         """What the plan had said, beside an out-of-memory error."""
         planned = self.record.forecast
-        if failure != "gpu-out-of-memory" or planned is None:
+        if failure != OUT_OF_MEMORY or planned is None:
             return ""
         return (
             f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: "

@@ -21,6 +21,8 @@ from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
 _COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
 
+_OF_ONE_ROW = "observed.logit_positions"  # the first that a trainer saw
+
 
 def differences(folder: RunFolder, record: RunRecord) -> list[str]:
     """One sentence for each thing that a resumed trainer would meet otherwise than the run so far.
@@ -61,7 +63,9 @@ def compare(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
     )
     keys = [*first, *(key for key in second if key not in first)]
     return {
-        key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
+        key: (first.get(key), second.get(key))
+        for key in keys
+        if first.get(key) != second.get(key) and key != _OF_ONE_ROW
     }
 
 
@@ -116,7 +120,8 @@ def _gpus(record: RunRecord) -> Iterator[str]:
     recorded = record.gpus
     if not recorded:
         return
-    present = [gpu.arch for gpu in visible_gpus()]
+    gpus = visible_gpus()
+    present = [gpu.arch for gpu in gpus]
     if len(present) < record.ranks:
         raise EnvironmentFault(
             "gpus-missing",
@@ -126,6 +131,13 @@ def _gpus(record: RunRecord) -> Iterator[str]:
     before, now = list(recorded[: record.ranks]), present[: record.ranks]
     if before != now:
         yield f"GPUs {', '.join(before)} -> {', '.join(now)}"
+    kept, needed = record.proof.layers_kept, (record.forecast or {}).get("needed_gib")
+    smallest = min((gpu.memory_gib for gpu in gpus[: record.ranks]), default=0.0)
+    if kept and isinstance(needed, int | float) and 0 < smallest < needed:
+        yield (
+            f"GPU memory {smallest:.1f} GiB: with the products of {kept} layers kept "
+            f"{needed:.1f} GiB are needed"
+        )
 
 
 def _changed(what: str, before: Any, now: Any) -> Iterator[str]:

@@ -20,7 +20,8 @@ from iisft.runs.record import measurements
 from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.supervise import trainer
-from iisft.runs.supervise.attempt import Attempt, Ending
+from iisft.runs.supervise.attempt import OUT_OF_MEMORY, Attempt, Ending
+from iisft.runs.supervise.fewer_layers import keep_fewer
 from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
@@ -81,16 +82,19 @@ class Supervisor:
         """Not what would come again, and not with several nodes: one alone can't rejoin
         the others.
         """
-        if ending.state != "failed" or not ending.passing or self.record.nodes > 1:
+        if ending.state != "failed" or self.record.nodes > 1:
+            return False
+        may_start = self.restarts < self.record.watch.restarts and not self._told_to_end
+        if ending.cause == OUT_OF_MEMORY and may_start:
+            kept = keep_fewer(self.folder, self.record, self.events)
+            self.record = self.folder.read_record() or self.record
+            return kept
+        if not ending.passing:
             return False
         crash = (ending.step, ending.cause or ending.reason)
         self._came_again = crash in self._crashes
         self._crashes.add(crash)
-        return (
-            not self._came_again
-            and self.restarts < self.record.watch.restarts
-            and not self._told_to_end
-        )
+        return not self._came_again and may_start
 
     def _wait_for_restart(self, ending: Ending) -> bool:
         """The pause before another start; False when a stop is asked for meanwhile."""

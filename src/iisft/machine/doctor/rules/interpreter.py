@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from iisft.errors import Finding
 from iisft.llamafactory.arguments import needed_packages
 from iisft.llamafactory.interpreter import TESTED_VERSION
-from iisft.llamafactory.torch_sets import INSTALL_BESIDE_TORCH
+from iisft.llamafactory.torch_sets import install
 from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import by_hand, line, pip, torch_for
 from iisft.quoting import is_count
@@ -109,7 +109,7 @@ def other_version(case: Case) -> Iterator[Finding]:
         yield seen(
             f"LLaMA-Factory {version} is installed; iisft is tested with {TESTED_VERSION}",
             _where(case),
-            pip(INSTALL_BESIDE_TORCH),
+            pip(install(with_torch=False)),
             "warn",
         )
 

@@ -1,0 +1,61 @@
+"""How a step uses the memory that is there: layers that keep their products, logits at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from iisft.estimate.memory import Memory
+from iisft.estimate.shape import StepShape
+
+_CHUNKS = (0, 1024, 512)
+
+Estimate = Callable[[StepShape], Memory]
+
+
+def fitted(
+    shape: StepShape, estimate: Estimate, gpu_gib: float, *, layers: int
+) -> tuple[StepShape, Memory]:
+    """The shape with as many kept layers as fit, and logits in chunks where that lets more fit.
+
+    Args:
+        shape: the step without kept layers, its logits whole.
+        estimate: the memory of a shape.
+        gpu_gib: what is there; 0 when that is not known.
+        layers: the most that may keep their products, 0 for none.
+    """
+    found: list[tuple[tuple[bool, int, int], StepShape, Memory]] = []
+    for chunked in _chunked(shape):
+        one, memory = _most_layers(chunked, estimate, gpu_gib, layers if gpu_gib > 0 else 0)
+        fits = memory.fits(gpu_gib) == "yes"
+        found.append(((fits, one.layers_kept, 0 if fits else -memory.needed), one, memory))
+        if fits and one.layers_kept == layers:
+            break
+    _, chosen, memory = max(found, key=lambda entry: entry[0])  # the first, so the largest chunk
+    return chosen, memory
+
+
+def _chunked(shape: StepShape) -> Iterator[StepShape]:
+    positions = 0 if shape.positions is None else min(shape.positions, shape.length)
+    for chunk in _CHUNKS:
+        if chunk < max(positions, 1):
+            yield replace(shape, chunk=chunk)
+
+
+def _most_layers(
+    shape: StepShape, estimate: Estimate, gpu_gib: float, layers: int
+) -> tuple[StepShape, Memory]:
+    """Bisection: each layer that keeps its products needs more."""
+    if layers:
+        whole = replace(shape, layers_kept=layers)
+        if (memory := estimate(whole)).fits(gpu_gib) == "yes":
+            return whole, memory
+    best, memory = shape, estimate(shape)
+    low, high = 0, layers
+    while high - low > 1:
+        middle = (low + high) // 2
+        trial = replace(shape, layers_kept=middle)
+        need = estimate(trial)
+        if need.fits(gpu_gib) == "yes":
+            low, best, memory = middle, trial, need
+        else:
+            high = middle
+    return best, memory

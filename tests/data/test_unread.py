@@ -1,0 +1,115 @@
+"""What a file says and nothing reads is an error where it changes what training means; the files
+are in bad/. --ignore KEY, and what --columns names, are the user's to say.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iisft.data.check.checking import check
+from iisft.data.read.source import open_source
+
+BAD = Path(__file__).parent / "bad"
+CLI = Callable[..., Any]
+ROW = {"instruction": "q", "input": "", "output": "a"}
+
+
+@pytest.fixture
+def home() -> Path:
+    return Path(os.environ["IISFT_HOME"])
+
+
+def written(file: Path, *rows: Any) -> Path:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_ignored_keys_are_a_decision_that_the_manifest_has(iisft: CLI, home: Path) -> None:
+    file = written(home / "有 label.jsonl", {**ROW, "label": False, "think": "hm"})
+    refused = iisft("data", "stage", str(file), "--name", "x")
+    assert refused.code == 3
+    assert "--ignore think trains as if it were not there" in refused.err
+    staged = iisft("data", "stage", str(file), "--name", "x", "--ignore", "label,think", "--json")
+    assert staged.code == 0
+    record = json.loads((home / "data/x/staged.json").read_text(encoding="utf-8"))
+    assert (record["ignored"], record["not_read"]) == (["label", "think"], ["label", "think"])
+    again = iisft("data", "stage", str(file), "--name", "x", "--ignore", "label,think", "--json")
+    assert json.loads(again.out)["unchanged"] is True
+
+
+def test_a_message_s_key_is_ignored_too() -> None:
+    ignored = ["loss,loss_mask", "train", "trainable", "masked", "weight"]
+    report = check([open_source(BAD / "unread-loss-flags.jsonl", ignore=ignored)])
+    assert (report.sound, list(report.findings)) == (16, [])
+
+
+def test_the_key_that_only_a_late_row_has_is_seen(tmp_path: Path) -> None:
+    rows = [{**ROW, "input": str(number)} for number in range(300)]
+    rows[250]["rejected"] = "b"
+    report = check([open_source(written(tmp_path / "x.jsonl", *rows))])
+    assert [(one.row, one.field, one.id) for one in report.findings] == [
+        (251, "rejected", "preference-data")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message", "fix"),
+    [
+        (
+            ROW,
+            "input=inptu",
+            "--columns input=inptu: none of the first 1 rows has 'inptu'; keys are instruction, "
+            "input, output",
+            "--columns input=input",
+        ),
+        (
+            ROW,
+            "messages=output",
+            "--columns messages=output: Alpaca (instruction, input, output) has no such field",
+            "fields are instruction, input, output, system, history, tools; --format says what "
+            "the rows are",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            "content=contents",
+            "--columns content=contents: none of the first 1 rows has 'contents'; keys are role, "
+            "content",
+            "--columns content=content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            "input=messages",
+            "--columns input=messages: OpenAI messages (messages/role/content) has no such field",
+            "fields are messages, role, content, system, tools; --format says what the rows are",
+        ),
+    ],
+)
+def test_columns_that_no_row_has_or_no_layout_reads(
+    row: Any, columns: str, message: str, fix: str, iisft: CLI, home: Path
+) -> None:
+    file = written(home / "x.jsonl", row)
+    answer = iisft("data", "stage", str(file), "--name", "x", "--columns", columns, "--json")
+    error = json.loads(answer.out)["error"]
+    assert (answer.code, error["code"], error["message"], error["fix"]) == (
+        3,
+        "data-columns",
+        message,
+        fix,
+    )
+
+
+def test_the_chosen_answers_alone(iisft: CLI, home: Path) -> None:
+    refused = iisft("data", "check", str(BAD / "preference-alpaca.jsonl"))
+    fix = refused.err.partition("fix:   ")[2].partition(" trains on")[0]
+    assert fix == "--columns answer=chosen --ignore rejected"
+    staged = iisft(
+        "data", "stage", str(BAD / "preference-alpaca.jsonl"), "--name", "x", *fix.split()
+    )
+    assert staged.code == 0
+    (rows,) = (home / "data/x").glob("rows-*.jsonl")
+    assert json.loads(rows.read_text()) == {"instruction": "a", "input": "", "output": "hi"}
