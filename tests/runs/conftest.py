@@ -49,6 +49,8 @@ def write_checkpoint(folder: Path) -> Path:
         "dtype": "bfloat16",
         "hidden_size": 8,
         "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
         "vocab_size": 16,
     }
     (folder / "config.json").write_text(json.dumps(config))

@@ -101,8 +101,14 @@ def test_full_recomputation_that_runs_out_of_memory_is_not_started_again(
     assert not [event for event in folder.read_events() if event.get("state") == "restarting"]
 
 
-def test_fit_without_known_memory_is_true_and_says_so(train: CLI, folder: RunFolder) -> None:
-    result = train(*FIT)  # this config.json lacks sizes
+def test_fit_without_known_memory_is_true_and_says_so(
+    train: CLI, folder: RunFolder, model: Path
+) -> None:
+    file = model / "config.json"
+    values = json.loads(file.read_text())
+    del values["intermediate_size"]
+    file.write_text(json.dumps(values))
+    result = train(*FIT)
     assert (result.code, kept(folder)[:2]) == (0, (0, None))
     assert "nothing is known about memory: every layer is computed twice" in result.err
 

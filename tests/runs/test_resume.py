@@ -504,7 +504,7 @@ def test_only_what_may_pass_is_tried_again(
     fake_trainer: Callable[..., None],
 ) -> None:
     fake_trainer(f"log:{EXCERPTS / excerpt}.log")
-    assert train().code == code
+    assert train("--set", "train.gradient_checkpointing=true").code == code
     status = status_of(folder)
     assert (status.findings[0]["id"], status.restarts) == (excerpt, restarts)
 
@@ -513,7 +513,7 @@ def test_out_of_memory_is_told_with_its_phase_and_its_fix(
     iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Callable[..., None]
 ) -> None:
     fake_trainer(f"log:{EXCERPTS / 'gpu-out-of-memory'}.log")
-    said = train().err
+    said = train("--set", "train.gradient_checkpointing=true").err
     outcome = json.loads(folder.exit.read_text())
     assert said.endswith(f"  fix: {outcome['fix']}\n  log: {folder.train_log}\n")
     assert outcome["reason"].startswith("while training at step 2: torch.OutOfMemoryError: ")

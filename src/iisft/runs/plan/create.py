@@ -90,7 +90,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunReco
         created=time.time(),
         iisft=__version__,
         preset_name=plan.document.name,
-        preset=redact_all(plan.preset.model_dump(mode="json")),
+        preset=redact_all(_planned_again(plan).model_dump(mode="json")),
         argv=tuple(plan.argv),
         env=redact(plan.env),
         shell=steering(os.environ),
