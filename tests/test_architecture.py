@@ -105,7 +105,7 @@ def test_the_supervisor_stays_small() -> None:
 
 
 def test_llamafactorys_names_stand_in_one_package() -> None:
-    """Arguments, launch, logs, templates, truncation; three children pass them on."""
+    """Arguments, launch, logs, templates, truncation; two children pass them on."""
     names = re.compile(
         r"per_device_train|gradient_accumulation_steps|FORCE_TORCHRUN|NPROC_PER_NODE|Num examples"
         r"|tokenized_path|efficient_eos|replace_eos|thought_words|stop_words\b|tool_call_words"
@@ -113,7 +113,6 @@ def test_llamafactorys_names_stand_in_one_package() -> None:
         r"|<think>|tool_response|_TOOL_PROMPT"
     )
     of_children = {
-        "child/build_model.py",
         "child/llamafactory_templates.py",
         "child/tokenize_rows.py",
     }

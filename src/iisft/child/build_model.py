@@ -173,14 +173,14 @@ def fit_template(tokenizer: Any, data_args: Any) -> Facts:
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     vocabulary = tokenizer.get_vocab()
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    used = {tokenizer.eos_token, tokenizer.pad_token, *template.stop_words}
-    used |= slot_tokens(template, added)
+    # a stop word that no slot writes (Llama 3's <|eom_id|>) reaches no row
+    used = {tokenizer.eos_token, tokenizer.pad_token} | slot_tokens(template, added)
     return {
         "before": before,
         "eos": tokenizer.eos_token,
         "pad": tokenizer.pad_token,
         "stop": list(template.get_stop_token_ids(tokenizer)),
-        "new": sorted(set(vocabulary) - known),
+        "new": sorted(used & vocabulary.keys() - known),
         "highest": max(vocabulary.values(), default=0),
         "highest_ordinary": max((i for t, i in vocabulary.items() if t not in added), default=0),
         "used": {token: vocabulary[token] for token in sorted(filter(None, used))

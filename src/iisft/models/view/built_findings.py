@@ -14,6 +14,7 @@ from iisft.models.view.support import DTYPES
 from iisft.presets.schema import Preset
 
 _NAMES_SAID = 3
+_TYPO = 0.85  # likeness: gate_proj is no slip for v_proj
 _LONGEST_WARNING = 300
 # Their activations leave fp16's range (transformers#36822; LLaMA-Factory#7755: loss 0; #4202: NaN).
 _BEYOND_FP16 = ("gemma2", "gemma3_text", "glm", "glm4")
@@ -153,11 +154,16 @@ def _ends(tokens: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding
             fix="the template of this model's family (iisft model show)",
             severity="warn",
         )
-    if known is not None and tokens["stop"] and not set(tokens["stop"]) <= set(ends):
+    taught = [
+        token
+        for token, number in tokens["used"].items()
+        if number in tokens["stop"] and number not in ends
+    ]
+    if known is not None and taught:
         yield Finding(
             "ends-differ",
-            f"answers are taught to end with {tokens['eos']}; the model's generation_config ends "
-            f"at {tokens['before']['eos']} (token {', '.join(map(str, ends))})",
+            f"answers are taught to end with {', '.join(taught)}; the model's generation_config "
+            f"ends at {tokens['before']['eos']} (token {', '.join(map(str, ends))})",
             where=str(path),
             severity="info",
         )
@@ -228,7 +234,7 @@ def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     for name in (name.strip() for name in names if target != "all"):
         if name in reached or (not reached and name in modules):
             continue
-        near = difflib.get_close_matches(name, modules, n=1)
+        near = difflib.get_close_matches(name, modules, n=1, cutoff=_TYPO)
         yield Finding(
             "lora-target",
             f"the model as it is built has no module {name} for lora.target; it has "
