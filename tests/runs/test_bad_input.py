@@ -189,17 +189,21 @@ def test_a_full_disk(train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "refused"),
-    [("lora.target=all", True), ("lora.target=q_proj", True), ("lora.rank=8", False)],
+    ("target", "short", "refused"), [("all", 0, True), ("q_proj", 1, True), ("q_proj", 0, False)]
 )
 def test_the_disk_that_is_needed_is_that_of_the_adapted_layers(
-    change: str, refused: bool, train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Path
+    target: str,
+    short: int,
+    refused: bool,
+    train: CLI,
+    monkeypatch: pytest.MonkeyPatch,
+    workspace: Path,
 ) -> None:
-    # a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of one 8 x 8 layer
+    # for q_proj: a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of 8 x 8
     needed = 5 * (20 * 2**20 + 12 * 64 * (8 + 8))
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
-    monkeypatch.setattr(_Usage, "free", needed - 1)
-    result = train("--set", change, "--dry-run")
+    monkeypatch.setattr(_Usage, "free", needed - short)
+    result = train("--set", f"lora.target={target}", "--dry-run")
     assert ("checkpoints need" in result.err) == refused, result.err
 
 
