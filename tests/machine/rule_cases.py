@@ -266,6 +266,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("train.scheduler=constant", "train.warmup_ratio=0.0"),
     ),
     "global-batch": (preset("train.global_batch=63"), preset("train.global_batch=64")),
+    "fit-unverified": (
+        preset("train.gradient_checkpointing=fit", "sharding=fsdp", ranks=2),
+        preset("train.gradient_checkpointing=fit", ranks=2),
+    ),
     "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
     "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),
     "sharding-one-gpu": (preset("sharding=zero2"), preset("sharding=zero2", ranks=2)),

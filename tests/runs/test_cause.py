@@ -23,10 +23,21 @@ GO_ON = "  go on with: iisft resume run\n"
 def train(iisft: CLI, model: Path, rows: Path, fake_trainer: Fake) -> CLI:
     assert iisft("data", "stage", str(rows), "--name", "数据").code == 0
     size = ("--gpus", "1", "--set", "train.accumulation=2", "--name", "run")
+    # with layers kept, exhausted memory is answered by another start that keeps fewer
+    whole = ("--set", "train.gradient_checkpointing=true")
 
     def run(*more: str) -> Any:
         return iisft(
-            "train", "--preset", "mi50", "--model", str(model), "--data", "数据", *size, *more
+            "train",
+            "--preset",
+            "mi50",
+            "--model",
+            str(model),
+            "--data",
+            "数据",
+            *size,
+            *whole,
+            *more,
         )
 
     return run

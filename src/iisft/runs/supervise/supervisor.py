@@ -84,7 +84,8 @@ class Supervisor:
         """
         if ending.state != "failed" or self.record.nodes > 1:
             return False
-        may_start = self.restarts < self.record.watch.restarts and not self._told_to_end
+        asked_to_end = self._told_to_end or self.folder.stop_request.exists()
+        may_start = self.restarts < self.record.watch.restarts and not asked_to_end
         if ending.cause == OUT_OF_MEMORY and may_start:
             kept = keep_fewer(self.folder, self.record, self.events)
             self.record = self.folder.read_record() or self.record
