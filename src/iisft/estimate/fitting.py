@@ -7,6 +7,7 @@ from iisft.estimate.memory import Memory
 from iisft.estimate.shape import StepShape
 
 _CHUNKS = (0, 1024, 512)
+_MOST_CHUNKS = 128  # of longer rows the chunks grow: each is counted here, and costs a step's time
 
 Estimate = Callable[[StepShape], Memory]
 
@@ -37,7 +38,8 @@ def _chunked(shape: StepShape) -> Iterator[StepShape]:
     positions = 0 if shape.positions is None else min(shape.positions, shape.length)
     for chunk in _CHUNKS:
         if chunk < max(positions, 1):
-            yield replace(shape, chunk=chunk)
+            fewest = -(-positions // _MOST_CHUNKS)
+            yield replace(shape, chunk=max(chunk, fewest) if chunk else 0)
 
 
 def _most_layers(
