@@ -56,7 +56,7 @@ def test_a_healthy_machine_gets_no_alarm(name: str) -> None:
         ("t4", "ampere", ["gpu-memory", "R06", "other-gpu"]),
         ("none", "mi50", ["R01", "too-few-gpus"]),
         ("none", "demo", []),
-        ("rdna3", "mi50", ["too-few-gpus", "gpu-memory", "other-gpu"]),
+        ("rdna3", "mi50", ["gpu-memory", "too-few-gpus", "other-gpu"]),
     ],
 )  # fmt: skip
 def test_a_preset_adds_what_depends_on_it(
