@@ -9,8 +9,8 @@ import sys
 def run() -> None:
     _open_what_is_closed()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # so that temporary folders are removed; it is no Ctrl-C, which would stop a run
-        if signal.getsignal(number) == signal.SIG_DFL:
+        # so that temporary folders are removed; it is not Ctrl-C, which would stop a run
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     from iisft.cli.app import main
 

@@ -29,7 +29,8 @@ def staged(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | SIZES))
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
-    return ["--preset", "mi50", "--model", str(model), "--data", "rows"]
+    shape = ["--set", "train.cutoff_len=2048", "--set", "train.gradient_checkpointing=true"]
+    return ["--preset", "mi50", "--model", str(model), "--data", "rows", *shape]
 
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, memory_gib: float, count: int = 2) -> None:
@@ -244,7 +245,7 @@ def test_a_probe_whose_trainer_fails_leaves_nothing_behind(
     assert list((workspace / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize(("memory_gib", "severity"), [(24.0, "warn"), (15.98, "error")])
+@pytest.mark.parametrize(("memory_gib", "severity"), [(29.0, "warn"), (15.98, "error")])
 def test_the_doctor_judges_a_smaller_card_by_the_plan(
     iisft: CLI,
     fake_trainer: Callable[..., None],
