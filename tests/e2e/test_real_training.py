@@ -92,7 +92,7 @@ def test_each_precision_is_what_the_trainer_reports(
         ),
         pytest.param(
             "import pathlib; p = pathlib.Path('train.yaml'); "
-            "p.write_text(p.read_text().replace('flash_attn: disabled', 'flash_attn: sdpa'))",
+            "p.write_text(p.read_text().replace('flash_attn: \"disabled\"', 'flash_attn: sdpa'))",
             "rank 0: attention sdpa, but the preset says eager",
             id="wrong attention",
         ),

@@ -47,6 +47,9 @@ class _FrozenProduct(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
+        if torch.is_autocast_enabled(x.device.type):
+            # nobody asked for it: computed as it says, so that the proof can tell what ran
+            return functional.linear(x, _float32(weight), _float32(bias))
         return frozen_linear(x, weight, bias)
 
     @staticmethod
