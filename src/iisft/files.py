@@ -5,10 +5,7 @@ import errno
 import fcntl
 import hashlib
 import io
-import json
-import math
 import os
-import re
 import stat
 import sys
 import tempfile
@@ -16,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from iisft.json_values import SURROGATES, json_text, parse_json
+
 LARGEST = 64 * 2**20
 """Bytes of a file that iisft or a hub wrote: the largest known index of a model has 8 MiB."""
-DEEPEST = 100
-"""Levels of a document. Python's own parsers and writers end at about 1000, with RecursionError."""
 
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _MOST_AT_ONCE = 4 * LARGEST  # of a log or of events; the next call goes on there
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
@@ -38,7 +34,7 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """write_bytes_atomically for UTF-8 text."""
-    write_bytes_atomically(path, _SURROGATES.sub("\ufffd", text).encode("utf-8"))
+    write_bytes_atomically(path, SURROGATES.sub("\ufffd", text).encode("utf-8"))
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
@@ -190,59 +186,6 @@ def read_text(path: Path | str, most: int = LARGEST) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     return read_bytes(path, most).decode("utf-8-sig")
-
-
-def parse_json(content: bytes | str) -> Any:
-    """One JSON document that nests at most DEEPEST levels.
-
-    Raises:
-        ValueError: it is not JSON, or nests deeper.
-    """
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        raise ValueError(f"it nests deeper than {DEEPEST} levels") from None
-    raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    opened = raw.count(b"[") + raw.count(b"{")
-    if opened > DEEPEST and not nests_within(value, DEEPEST):
-        raise ValueError(f"it nests deeper than {DEEPEST} levels")
-    return value
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """One JSON document that every reader takes: what is not a finite number is null, half of a
-    surrogate pair the replacement character, and what nests deeper than DEEPEST levels is cut off.
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    except (ValueError, RecursionError):
-        text = json.dumps(_plain(value, DEEPEST), ensure_ascii=False, indent=indent)
-    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
-
-
-def _plain(value: Any, levels: int) -> Any:
-    if isinstance(value, dict | list | tuple):
-        if levels == 0:
-            return f"(deeper than {DEEPEST} levels)"
-        if isinstance(value, dict):
-            return {key: _plain(inner, levels - 1) for key, inner in value.items()}
-        return [_plain(inner, levels - 1) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def nests_within(value: Any, levels: int) -> bool:
-    """Whether lists and mappings of plain values stand at most so deep in one another."""
-    level = [value]
-    for _ in range(levels + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return True
-    return False
 
 
 def read_json(path: Path | str, most: int = LARGEST) -> Any | None:

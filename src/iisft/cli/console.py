@@ -55,9 +55,9 @@ def out_json_line(value: Any) -> None:
 
 
 def _as_json(value: Any, indent: int | None) -> str:
-    from iisft import files
+    from iisft import json_values
 
-    text = visible_json(hide(files.json_text(value, indent=indent)))
+    text = visible_json(hide(json_values.json_text(value, indent=indent)))
     plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower() in ("utf-8", "utf8")
     return text if plain else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 

@@ -15,7 +15,7 @@ from iisft.evaluation.schema import SchemaCheck
 from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample, measure
 from iisft.evaluation.statistics import class_metrics, rate_interval
 from iisft.evaluation.task import Task, scan
-from iisft.files import DEEPEST
+from iisft.json_values import DEEPEST
 
 MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
 

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from iisft.evaluation.reading import Row
-from iisft.files import DEEPEST, nests_within
+from iisft.json_values import DEEPEST, nests_within
 
 DEFAULT_ERROR_MARKER = "ERROR_GENERATION"
 NO_JSON = object()

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from iisft import files
+from iisft import files, json_values
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.rows import Unreadable
 from iisft.errors import CheckFailed, Finding, InputError, UsageError
@@ -258,7 +258,7 @@ def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
-        value = files.parse_json(line.decode("utf-8-sig", "replace"))
+        value = json_values.parse_json(line.decode("utf-8-sig", "replace"))
     return _without_surrogates(value)
 
 
@@ -283,7 +283,7 @@ def _text(value: Any) -> str | None:
     """Text as it is; parsed values become JSON again."""
     if value is None or isinstance(value, str):
         return value
-    return files.json_text(value)
+    return json_values.json_text(value)
 
 
 def after_thought(text: str) -> tuple[str | None, str]:

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, json_values
 from iisft.errors import InputError
 from iisft.evaluation import optional
 
@@ -24,7 +24,7 @@ class SchemaCheck:
     def __init__(self, path: Path) -> None:
         jsonschema = optional.load("jsonschema", "--schema")
         try:
-            schema = files.parse_json(files.read_bytes(path, _LARGEST))
+            schema = json_values.parse_json(files.read_bytes(path, _LARGEST))
         except OSError as error:
             raise InputError(
                 "schema-unreadable", f"can't be read: {error.strerror}", where=str(path)

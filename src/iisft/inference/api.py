@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
-from iisft.files import parse_json
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
 from iisft.inference.talk import is_loopback
+from iisft.json_values import parse_json
 from iisft.runs.record.folder import RunFolder
 from iisft.secrets import hide
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, json_values
 from iisft.errors import EnvironmentFault, RunStateError
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ class Predictions:
         with stream:
             for line in files.lines_of(stream):
                 with contextlib.suppress(ValueError):
-                    row = files.parse_json(line)
+                    row = json_values.parse_json(line)
                     if isinstance(row, dict) and type(row.get("row")) is int:
                         yield row
 
@@ -122,7 +122,7 @@ class Predictions:
         with self._writing():
             files.append_line(
                 self.path,
-                "\n".join(map(files.json_text, rows)),
+                "\n".join(map(json_values.json_text, rows)),
                 durably=True,
             )
 
@@ -143,7 +143,7 @@ class Predictions:
     def _rewrite(self, rows: Iterable[Row]) -> None:
         with files.atomic_writer(self.path) as stream:
             for row in rows:
-                stream.write(files.json_text(row).encode() + b"\n")
+                stream.write(json_values.json_text(row).encode() + b"\n")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

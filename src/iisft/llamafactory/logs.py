@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, json_values
 from iisft.child.constants_iisft import PROOF_MARK, SAID_MARK
 
 SUMMARY = {
@@ -204,7 +204,7 @@ def _metrics(entry: dict[str, Any], norm: float | None) -> Metrics:
 
 def _document(text: str) -> dict[str, Any] | None:
     try:
-        value = files.parse_json(text)
+        value = json_values.parse_json(text)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

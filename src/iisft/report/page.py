@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from iisft import files
+from iisft import json_values
 from iisft.secrets import hide
 
 _SCRIPTS = (
@@ -59,7 +59,7 @@ def render(document: Mapping[str, Any]) -> bytes:
 
 
 def _data(document: Mapping[str, Any]) -> bytes:
-    return hide(files.json_text(document)).encode()
+    return hide(json_values.json_text(document)).encode()
 
 
 def _asset(name: str) -> str:

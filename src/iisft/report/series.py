@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from iisft import files
+from iisft import files, json_values
 from iisft.evaluation.losses import finite
 from iisft.runs.record.folder import RunFolder
 
@@ -134,7 +134,9 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
                 event = orjson.loads(line)
             except ValueError:
                 try:
-                    event = files.parse_json(line)  # NaN and Infinity, as json.dumps writes them
+                    event = json_values.parse_json(
+                        line
+                    )  # NaN and Infinity, as json.dumps writes them
                 except ValueError:
                     continue
             if isinstance(event, dict):

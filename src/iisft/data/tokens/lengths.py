@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from iisft import files
+from iisft import files, json_values
 from iisft.data.read.conversation import Conversation, from_row
 from iisft.data.tokens import remembered
 from iisft.data.tokens.tokenization import Pairs, Tokenization
@@ -66,7 +66,7 @@ class RowLengths:
         """None when the bytes are torn, or another machine's."""
         head, _, body = content.partition(b"\n")
         try:
-            header = files.parse_json(head)
+            header = json_values.parse_json(head)
             rows, digest, kind = header["rows"], header["sha256"], header["kind"]
         except (ValueError, OverflowError, KeyError, TypeError):
             return None

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import IO, Any, cast
 
-from iisft import files
+from iisft import files, json_values
 from iisft.errors import InputError
 from iisft.llamafactory.capabilities import Capabilities
 from iisft.llamafactory.interpreter import Interpreter
@@ -192,7 +192,7 @@ def _machine(place: Place) -> Machine:
 
 def _document(place: Place, name: str) -> dict[str, Any] | None:
     try:
-        value = files.parse_json(place.read(f"{_OWN}/{name}", _LARGEST_FILE))
+        value = json_values.parse_json(place.read(f"{_OWN}/{name}", _LARGEST_FILE))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -235,6 +235,6 @@ def _json(value: dict[str, Any]) -> str:
 
     Variables of secret names were hidden before.
     """
-    text = hide(files.json_text(value, indent=2)) + "\n"
+    text = hide(json_values.json_text(value, indent=2)) + "\n"
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

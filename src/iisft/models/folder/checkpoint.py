@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from iisft import files
+from iisft import files, json_values
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
 from iisft.models.folder.manifest import quick_findings, repair_command
@@ -115,7 +115,7 @@ def json_files(folder: Path) -> Iterator[tuple[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         if path.name not in PURE_DATA_JSON and path.is_file():
             with contextlib.suppress(OSError, ValueError):
-                yield path.name, files.parse_json(files.read_bytes(path))
+                yield path.name, json_values.parse_json(files.read_bytes(path))
 
 
 def code_files(folder: Path) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iisft import files
+from iisft import files, json_values
 
 _LONGEST_HEADER = 100_000_000  # MAX_HEADER_SIZE of the safetensors library
 
@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         (length,) = struct.unpack("<Q", prefix)
         if length > min(_LONGEST_HEADER, size - 8):
             raise ValueError(f"its header claims {length} bytes of a file of {size}")
-        header = files.parse_json(stream.read(length))
+        header = json_values.parse_json(stream.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return _tensors(header, size - 8 - length, path.name)

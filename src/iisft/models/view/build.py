@@ -20,12 +20,7 @@ from typing import Any, Literal
 
 from iisft.child.constants_iisft import ARITHMETIC_KEY
 from iisft.errors import InputError
-from iisft.files import (
-    read_json_object,
-    read_text,
-    write_json_atomically,
-    write_text_atomically,
-)
+from iisft.files import read_json_object, read_text, write_json_atomically, write_text_atomically
 from iisft.models.folder.checkpoint import PURE_DATA_JSON, Checkpoint, auto_maps, json_files
 from iisft.models.view.support import (
     AUTO_CLASS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft import files, process
+from iisft import files, json_values, process
 from iisft.errors import RunStateError
 from iisft.process import ProcessIdentity
 from iisft.runs.record import run_record
@@ -217,13 +217,13 @@ class RunFolder:
 
 def event_line(kind: str, **values: Any) -> str:
     """An event of this moment."""
-    return hide(files.json_text({"time": round(time.time(), 3), "kind": kind, **values}))
+    return hide(json_values.json_text({"time": round(time.time(), 3), "kind": kind, **values}))
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
     """One line of events.jsonl, or None when it is torn."""
     try:
-        event = files.parse_json(line)
+        event = json_values.parse_json(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from iisft import files
+from iisft import files, json_values
 from iisft.estimate.shape import Measured
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
@@ -80,7 +80,7 @@ def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None
     same: list[dict[str, Any]] = []
     for line in files.last_lines(runs / FILE, 1024 * 1024):
         try:
-            entry = files.parse_json(line)
+            entry = json_values.parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("machine") == machine and entry.get("kin") == kin:
