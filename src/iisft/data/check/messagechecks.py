@@ -27,7 +27,8 @@ from iisft.data.check.rowchecks import (
     unusable,
 )
 from iisft.data.check.unread import Watch
-from iisft.data.read.layouts import MESSAGE_FIELDS, Layout
+from iisft.data.read.layouts import Layout
+from iisft.data.read.message_keys import MESSAGE_FIELDS
 from iisft.data.read.rows import Row
 from iisft.llamafactory import tools as tool_forms
 

@@ -6,16 +6,22 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from iisft.data.read import foreign
+from iisft.data.read.message_keys import (
+    MESSAGE_FIELDS,
+    OPENAI_ROLES,
+    LayoutName,
+    message_keys,
+    roles_of,
+    told_message_keys,
+)
 from iisft.errors import InputError, UsageError
 
-LayoutName = Literal["alpaca", "sharegpt", "openai"]
 NAMES: tuple[LayoutName, ...] = ("alpaca", "sharegpt", "openai")
 
 ALPACA_FIELDS = ("instruction", "input", "output", "system", "history", "tools")
-MESSAGE_FIELDS = ("messages", "role", "content", "system", "tools")
 # What people call these fields on the command line.
 _ALIASES = {
     "prompt": "instruction",
@@ -26,23 +32,6 @@ _ALIASES = {
 }
 _ALIASES |= {"from": "role", "value": "content"}
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "system": "system",
-    "observation": "observation",
-    "function_call": "function_call",
-}
-_OPENAI_ROLES = {
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "developer": "system",
-    "tool": "observation",
-    "observation": "observation",
-    "function": "observation",
-    "function_call": "function_call",
-}
 _TOLD_ROLES = ("user", "assistant", "system", "tool", "function_call")
 # Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the
 # user's to say.
@@ -132,7 +121,7 @@ def parse_roles(given: Sequence[str]) -> dict[str, str]:
         if not equals or not name or role not in _TOLD_ROLES:
             text = f"--roles takes NAME=ROLE, not {part!r}; roles are {', '.join(_TOLD_ROLES)}"
             raise UsageError("roles", text)
-        roles[name] = _OPENAI_ROLES[role]
+        roles[name] = OPENAI_ROLES[role]
     return roles
 
 
@@ -209,14 +198,14 @@ def _detected(
         told: dict[str, LayoutName] = {"conversations": "sharegpt", "messages": "openai"}
         name = next((layout for key, layout in told.items() if key in keys), None)
     is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
-    found = None if is_alpaca else _message_keys(objects, columns)
+    found = None if is_alpaca else message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
         foreign.refuse_preferences(objects, keys, columns, where)
         foreign.refuse_gemini(objects, where)
         if name is None and not columns:
             foreign.refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
-    messages, role, content = found or _told_message_keys(name, columns, keys, where)
+    messages, role, content = found or told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")
     full = {
         "messages": messages,
@@ -226,7 +215,7 @@ def _detected(
         "tools": "tools",
         **columns,
     }
-    roles = _roles(objects, full, named)
+    roles = roles_of(objects, full, named)
     completion = ""
     if messages == "prompt" and any(isinstance(row.get("completion"), list) for row in objects):
         completion = "completion"
@@ -273,78 +262,3 @@ def _guess(field: str, keys: Counter[str]) -> str:
     """A key that may be meant, or ''."""
     near = difflib.get_close_matches(field, keys, n=1, cutoff=0.7)
     return near[0] if near else next((key for key in _LIKELY[field] if key in keys), "")
-
-
-def _message_keys(
-    objects: list[dict[str, Any]], columns: Mapping[str, str]
-) -> tuple[str, str, str] | None:
-    """Keys of the list of messages, of a message's role and of its content, by what the first rows
-    hold.
-    """
-    for row in objects:
-        for key, value in row.items():
-            if columns.get("messages", key) != key or not isinstance(value, list) or not value:
-                continue
-            first = value[0]
-            if not isinstance(first, dict):
-                continue
-            for role, content in (
-                ("from", "value"),
-                ("role", "content"),
-                ("role", "value"),
-                ("from", "content"),
-            ):
-                role, content = columns.get("role", role), columns.get("content", content)
-                if role in first and (content in first or "tool_calls" in first):
-                    return key, role, content
-    return None
-
-
-def _told_message_keys(
-    name: LayoutName | None, columns: Mapping[str, str], keys: Counter[str], where: str
-) -> tuple[str, str, str]:
-    """The keys where no row shows them (every row is broken): what was said, else the
-    format's own.
-    """
-    defaults = (
-        ("conversations", "from", "value")
-        if name == "sharegpt"
-        else ("messages", "role", "content")
-    )
-    told = tuple(
-        columns.get(field, default)
-        for field, default in zip(MESSAGE_FIELDS, defaults, strict=False)
-    )
-    if keys and told[0] not in keys:
-        seen = ", ".join(list(keys)[:12])
-        fix = "--columns messages=KEY, or another --format"
-        raise InputError(
-            "data-columns",
-            f"no {told[0]} in these rows; their keys are {seen}",
-            where=where,
-            fix=fix,
-        )
-    return told[0], told[1], told[2]
-
-
-def _roles(
-    objects: list[dict[str, Any]], columns: Mapping[str, str], name: LayoutName
-) -> Mapping[str, str]:
-    """The names of the roles: those of the format, unless nearly all messages use the other
-    format's.
-    """
-    votes: Counter[str] = Counter()
-    for row in objects:
-        messages = row.get(columns["messages"])
-        for message in messages if isinstance(messages, list) else ():
-            if isinstance(message, dict) and isinstance(role := message.get(columns["role"]), str):
-                votes[
-                    "sharegpt"
-                    if role in ("human", "gpt")
-                    else "openai"
-                    if role in ("user", "assistant")
-                    else ""
-                ] += 1
-    own, other = ("sharegpt", "openai") if name == "sharegpt" else ("openai", "sharegpt")
-    chosen = other if votes[other] > 2 * votes[own] else own
-    return _SHAREGPT_ROLES if chosen == "sharegpt" else _OPENAI_ROLES

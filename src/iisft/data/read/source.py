@@ -22,7 +22,8 @@ from typing import IO, Any, Literal, cast
 from iisft import files
 from iisft.data.read import encodings, foreign, layouts, readers
 from iisft.data.read.jsonarray import json_array
-from iisft.data.read.layouts import Layout, LayoutName
+from iisft.data.read.layouts import Layout
+from iisft.data.read.message_keys import LayoutName
 from iisft.data.read.parquet import parquet_rows
 from iisft.data.read.rows import Row, Unreadable
 from iisft.errors import InputError, UsageError
