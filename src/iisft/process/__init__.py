@@ -9,61 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iisft.pipes import Pipes
+from iisft.process.proc import ProcessIdentity as ProcessIdentity
+from iisft.process.proc import environ_entries, has_variable, parent_of
+from iisft.process.proc import environment_of as environment_of
+from iisft.process.proc import identity_of as identity_of
 
 # Every process of a trainer carries this variable with its run's marker, so that orphans are found
 # after any kill.
 RUN_MARKER = "IISFT_RUN"
 # A supervisor carries this one instead, so that it is not killed with its trainer.
 SUPERVISOR_MARKER = "IISFT_SUPERVISES"
-_EXITING = 0x4  # PF_EXITING of linux/sched.h, field 9 of /proc/PID/stat
 _DYING_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
-    """A process that can't be confused with a later one of the same pid: pid, start time and boot.
-
-    `start_ticks` is field 22 of /proc/PID/stat: clock ticks since boot, so that a changed clock
-    doesn't matter.
-    """
-
-    pid: int
-    start_ticks: int
-    boot_id: str
-
-    def as_json(self) -> dict[str, Any]:
-        return {"pid": self.pid, "start_ticks": self.start_ticks, "boot_id": self.boot_id}
-
-    @classmethod
-    def from_json(cls, value: Any) -> "ProcessIdentity | None":
-        try:
-            return cls(int(value["pid"]), int(value["start_ticks"]), str(value["boot_id"]))
-        except (TypeError, KeyError, ValueError, OverflowError):
-            return None
-
-    def alive(self) -> bool:
-        return identity_of(self.pid) == self
-
-    def alive_for(self, variable: str, value: str, owner: int) -> bool:
-        """Whether it lives and was started with that variable: any file may name any process.
-
-        The environment of another user's process can't be read; then it must be the one of `owner`.
-        """
-        place = Path(f"/proc/{self.pid}")
-        try:
-            found = (place / "environ").read_bytes()
-            flags = int((place / "stat").read_text().rpartition(")")[2].split()[6])
-            foreign = place.stat().st_uid != owner
-        except PermissionError:
-            return self.alive() and _owner(place) == owner
-        except (OSError, ValueError, IndexError):
-            return False
-        # one that is being torn down has no environment any more, and may still hold its GPU
-        ours = os.fsencode(f"{variable}={value}") in found.split(b"\0")
-        return self.alive() and (ours or (not found and not foreign and bool(flags & _EXITING)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +40,6 @@ class RanTooLong(TimeoutError):
         super().__init__(message)
         self.stdout = stdout
         self.stderr = stderr
-
-
-def identity_of(pid: int) -> ProcessIdentity | None:
-    """The identity of a live process; None when there is none or it is a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else ProcessIdentity(pid, int(fields[18]), boot_id)
 
 
 def run(
@@ -227,7 +174,11 @@ def processes_of_run(marker: str) -> list[int]:
     wanted = os.fsencode(f"{RUN_MARKER}={marker}")
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and wanted in _environment(entry) and identity_of(int(entry.name)):
+        if (
+            entry.name.isdigit()
+            and wanted in environ_entries(entry)
+            and identity_of(int(entry.name))
+        ):
             found.append(int(entry.name))
     return sorted(found)
 
@@ -235,10 +186,10 @@ def processes_of_run(marker: str) -> list[int]:
 def rank_processes(marker: str) -> list[int]:
     """The processes that train: torchrun's workers (with LOCAL_RANK), else the trainer itself."""
     pids = processes_of_run(marker)
-    ranks = {pid for pid in pids if _has_variable(pid, b"LOCAL_RANK")}
+    ranks = {pid for pid in pids if has_variable(pid, b"LOCAL_RANK")}
     if not ranks:
         return pids
-    return sorted(pid for pid in ranks if _parent(pid) not in ranks)
+    return sorted(pid for pid in ranks if parent_of(pid) not in ranks)
 
 
 def terminate(pids: Iterable[int]) -> None:
@@ -254,15 +205,6 @@ def kill(pids: Iterable[int]) -> None:
 def ask_for_stacks(pids: Iterable[int]) -> None:
     """SIGUSR1: a trainer with iisft's callback writes the stacks of its threads to its log."""
     _signal_all(pids, signal.SIGUSR1)
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """The variables that a process was started with; empty when it is gone or another user's."""
-    pairs = (
-        item.decode("utf-8", "surrogateescape").partition("=")
-        for item in _environment(Path(f"/proc/{pid}"))
-    )
-    return {name: value for name, separator, value in pairs if separator}
 
 
 def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:
@@ -302,31 +244,6 @@ def signal_name(returncode: int) -> str:
         return signal.Signals(-returncode).name
     except ValueError:
         return f"signal {-returncode}"
-
-
-def _environment(entry: Path) -> list[bytes]:
-    try:
-        return (entry / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _owner(place: Path) -> int | None:
-    try:
-        return place.stat().st_uid
-    except OSError:
-        return None
-
-
-def _has_variable(pid: int, name: bytes) -> bool:
-    return any(item.startswith(name + b"=") for item in _environment(Path(f"/proc/{pid}")))
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _signal_all(pids: Iterable[int], number: int) -> None:
