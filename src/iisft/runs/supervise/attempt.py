@@ -2,55 +2,28 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import Literal
 
 from iisft import files, process
 from iisft.errors import Finding
-from iisft.llamafactory.logs import TrainerLog, dead_rank, error_in, last_lines
+from iisft.llamafactory.logs import TrainerLog, last_lines
 from iisft.runs.record import checkpoints
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed, differences
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise import hang
+from iisft.runs.supervise.ending import Crash, Ending
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
 
-OUT_OF_MEMORY = "gpu-out-of-memory"  # as the table of failures names it
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
 _FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
-_KILLED_FIX = (
-    "if nobody did it, the machine ran out of memory: sudo dmesg | grep -i 'killed process'"
-)
 _NAN_FIX = (
     "lower train.learning_rate, or another precision or attention (fp16 with eager "
     "overflows on Qwen2)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a trainer ended.
-
-    `passing`: it crashed for a reason that another start may not meet. `cause` is the same for the
-    same reason, where `reason` has figures that differ each time.
-    """
-
-    state: Literal["finished", "stopped", "failed", "lost"]
-    reason: str
-    step: int
-    total_steps: int
-    returncode: int | None = None
-    fix: str = ""
-    passing: bool = False
-    cause: str = ""
-
-    @property
-    def comes_again(self) -> bool:
-        """A resume would only fail in the same way."""
-        return self.state == "failed" and not self.passing
 
 
 def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
@@ -278,43 +251,19 @@ class Attempt:
         return known is not None and not known.passing
 
     def _crash(self, returncode: int | None, step: int, total: int) -> Ending:
-        from iisft.llamafactory import failures  # a table that a run that goes well never needs
-
-        lines = last_lines(self.folder.train_log, self.start.begin.log_offset)
-        exception, killed, how = error_in(lines), dead_rank(lines), self._how(returncode)
-        known = failures.diagnose(lines)
-        # the others only lost the one that was killed
-        if known and not (killed and known.kind == "communication"):
-            phase = (
-                "training" if self.phase == "loading" and self.log.training_started else self.phase
-            )
-            where = f"while {phase} at step {step}: " if known.kind in ("memory", "disk") else ""
-            self.events.finding(Finding(known.id, where + known.cause, fix=known.fix))
-            said = failures.exception_of(known, lines) or known.cause
-            text = f"{where}{said} ({how}){self._planned_memory(known.id)}"
-            cause = OUT_OF_MEMORY if known.id == OUT_OF_MEMORY else ""
-            return Ending("failed", text, step, total, returncode, known.fix, known.passing, cause)
-        if killed or how == "SIGKILL":
-            cause = killed or "the trainer was killed (SIGKILL)"
-            self.events.finding(Finding("killed", cause, fix=_KILLED_FIX))
-            return Ending("failed", cause, step, total, returncode, _KILLED_FIX, passing=True)
-        if not exception and returncode in (0, None):
-            text = f"the trainer ended at step {step} of {total or 'unknown'} without an error"
-            return Ending("failed", text, step, total, returncode, passing=True)
-        # An exception before the first step comes again at each start.
-        passing = self.step > self.start.from_step or not exception
-        text = f"{exception or 'the trainer died'} ({how})"
-        return Ending("failed", text, step, total, returncode, passing=passing)
-
-    def _planned_memory(self, failure: str) -> str:
-        """What the plan had said, beside an out-of-memory error."""
-        planned = self.record.forecast
-        if failure != OUT_OF_MEMORY or planned is None:
-            return ""
-        return (
-            f"; the plan said {planned['peak_gib']:.1f} GiB of tensors, fits: "
-            f"{planned['fits']} (iisft plan)"
-        )
+        training = self.phase == "loading" and self.log.training_started
+        ending, finding = Crash(
+            lines=last_lines(self.folder.train_log, self.start.begin.log_offset),
+            returncode=returncode,
+            step=step,
+            total_steps=total,
+            phase="training" if training else self.phase,
+            went_on=self.step > self.start.from_step,
+            forecast=self.record.forecast,
+        ).ending()
+        if finding is not None:
+            self.events.finding(finding)
+        return ending
 
     def _did_all(self, returncode: int | None, step: int, total: int) -> bool:
         if not self.proven or returncode not in (0, None):
@@ -325,12 +274,6 @@ class Attempt:
         # The trainer writes this file after the adapter; an earlier one was removed before this
         # start.
         return bool(total) and step == total and self.folder.trainer_state.exists()
-
-    @staticmethod
-    def _how(returncode: int | None) -> str:
-        if returncode is None:
-            return "unsupervised at its end"
-        return f"exit code {returncode}" if returncode >= 0 else process.signal_name(returncode)
 
     def _kept_text(self) -> str:
         return f"checkpoint-{self.kept}" if self.kept is not None else "no checkpoint"

@@ -20,7 +20,8 @@ from iisft.runs.record import measurements
 from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.supervise import trainer
-from iisft.runs.supervise.attempt import OUT_OF_MEMORY, Attempt, Ending
+from iisft.runs.supervise.attempt import Attempt
+from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
 from iisft.runs.supervise.fewer_layers import keep_fewer
 from iisft.secrets import hide
 
