@@ -7,7 +7,7 @@ from iisft.estimate.memory import Memory
 from iisft.estimate.shape import StepShape
 
 _CHUNKS = (0, 1024, 512)
-_MOST_CHUNKS = 128  # of longer rows the chunks grow: each is counted here, and costs a step's time
+_MOST_CHUNKS = 64  # of longer rows the chunks grow: each is counted here, and costs a step's time
 
 Estimate = Callable[[StepShape], Memory]
 

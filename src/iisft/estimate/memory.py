@@ -133,6 +133,7 @@ def _segments(model: Architecture, shape: StepShape) -> Mapping[str, Mapping[str
     low, high = _COUNTED_LAYERS
     kept = min(shape.layers_kept, model.layers)
     others = model.layers - kept
+    shape = replace(shape, layers_kept=0)  # `kept` says it: one count serves every number
     few_kept, few_others = (count if count <= high else low for count in (kept, others))
     found = _count(model, shape, few_kept, few_others)
     for more, one in (
