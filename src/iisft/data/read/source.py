@@ -4,8 +4,6 @@ JSON array, JSON lines, CSV and Parquet, the first three also gzipped. Not cover
 than UTF-8 and other packings; they are named, with the command that converts.
 """
 
-import contextlib
-import csv
 import errno
 import gzip
 import hashlib
@@ -17,10 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 from iisft import files
-from iisft.data.read import encodings, foreign, layouts, readers
+from iisft.data.read import layouts, readers
+from iisft.data.read.container import (
+    CONTAINER_NAMES,
+    Container,
+    container_of,
+    decompressed_head,
+    delimiter_of,
+    first_bytes,
+    unreadable,
+)
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.layouts import Layout
 from iisft.data.read.message_keys import LayoutName
@@ -28,12 +35,9 @@ from iisft.data.read.parquet import parquet_rows
 from iisft.data.read.rows import Row, Unreadable
 from iisft.errors import InputError, UsageError
 
-Container = Literal["json", "jsonl", "csv", "parquet"]
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes of the file."""
 
-_CONTAINER_NAMES = {"json": "JSON array", "jsonl": "JSON lines", "csv": "CSV", "parquet": "Parquet"}
-_HEAD = 2**16
 _SAMPLE_ROWS = 200
 _SAMPLE_BYTES = 2**24
 
@@ -56,7 +60,7 @@ class Source:
     def describe(self) -> str:
         """For people, such as `JSON lines (gzip), Alpaca (instruction, input, output)`."""
         return (
-            f"{_CONTAINER_NAMES[self.container]}{' (gzip)' if self.compressed else ''}, "
+            f"{CONTAINER_NAMES[self.container]}{' (gzip)' if self.compressed else ''}, "
             f"{self.layout.describe()}"
         )
 
@@ -83,14 +87,14 @@ def open_source(
     told, told_roles = layouts.parse_columns(columns), layouts.parse_roles(roles)
     ignored = tuple(key.strip() for text in ignore for key in text.split(",") if key.strip())
     identity = _identity(file)
-    compressed = _starts(file)[:2] == b"\x1f\x8b"
-    head = _decompressed_head(file) if compressed else _starts(file)
+    compressed = first_bytes(file)[:2] == b"\x1f\x8b"
+    head = decompressed_head(file) if compressed else first_bytes(file)
     delimiter = ""
-    container = container or _container(head, file, compressed)
+    container = container or container_of(head, file, compressed)
     if container == "csv":
-        delimiter = _delimiter(head) or ","
+        delimiter = delimiter_of(head) or ","
     elif container == "parquet" and compressed:
-        raise _unreadable(file, "a gzipped Parquet file", fix=f"gunzip -k {quote(str(file))}")
+        raise unreadable(file, "a gzipped Parquet file", fix=f"gunzip -k {quote(str(file))}")
     untyped = Source(file, container, compressed, delimiter, Layout("alpaca", {}, {}), identity)
     layout = layouts.detect(_sample(untyped), layout_name, told, str(file), told_roles)
     return replace(untyped, layout=replace(layout, ignored=ignored))
@@ -189,10 +193,10 @@ def _parse_formats(formats: str | None) -> tuple[Container | None, LayoutName | 
     for word in filter(None, (word.strip().lower() for word in (formats or "").split(","))):
         if word in layouts.NAMES:
             layout = word
-        elif word in _CONTAINER_NAMES:
+        elif word in CONTAINER_NAMES:
             container = cast(Container, word)
         else:
-            known = ", ".join((*layouts.NAMES, *_CONTAINER_NAMES))
+            known = ", ".join((*layouts.NAMES, *CONTAINER_NAMES))
             raise UsageError("data-format", f"--format knows {known}, not {word!r}")
     return container, layout
 
@@ -201,11 +205,11 @@ def _identity(file: Path) -> tuple[int, int, int]:
     try:
         found = file.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise _unreadable(
+            raise unreadable(
                 file, "a folder, not a file", fix=f"name one file of it: ls {quote(str(file))}"
             )
         if not stat.S_ISREG(found.st_mode):
-            raise _unreadable(
+            raise unreadable(
                 file, "no regular file (a pipe or device)", fix="write it to a file first"
             )
         with files.open_regular(file):
@@ -226,66 +230,6 @@ def _identity_or_none(file: Path) -> tuple[int, int, int] | None:
         return None
 
 
-def _starts(file: Path) -> bytes:
-    try:
-        with files.open_regular(file) as stream:
-            return stream.read(_HEAD)
-    except OSError as error:
-        raise InputError(
-            "data-unreadable", f"can't be read: {error.strerror}", where=str(file)
-        ) from error
-
-
-def _decompressed_head(file: Path) -> bytes:
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    head, packed = b"", _starts(file)
-    with contextlib.suppress(zlib.error):  # what is damaged later is told when its row is reached
-        for start in range(0, len(packed), 256):
-            head += stream.decompress(packed[start : start + 256], _HEAD)
-    if not head and not stream.eof:
-        fix = f"gzip -t {quote(str(file))}; copy it again"
-        raise _unreadable(file, "gzip data that are damaged or cut short", fix=fix)
-    return head[:_HEAD]
-
-
-def _container(head: bytes, file: Path, compressed: bool) -> Container:
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if other := encodings.foreign_format(head, file):
-        raise _unreadable(file, other[0], fix=other[1])
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text:
-        raise InputError("data-empty", "there is no row in it", where=str(file))
-    if text.startswith(b"["):
-        return "json"
-    if text.startswith(b"{"):
-        foreign.refuse_columns(text, file)
-        foreign.refuse_one_object(text, file)
-        return "jsonl"
-    if _delimiter(head):
-        return "csv"
-    raise _unreadable(
-        file,
-        "neither JSON, JSON lines, CSV with a header, nor Parquet",
-        fix="--format says what it is",
-    )
-
-
-def _delimiter(head: bytes) -> str:
-    """The delimiter of a CSV header, '' when the first line doesn't look like one."""
-    first = (
-        head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].decode("utf-8", "replace")
-    )
-    best = max(",;\t|", key=first.count)
-    try:
-        names = next(csv.reader([first], delimiter=best), [])
-    except csv.Error:
-        return ""
-    if len(names) > 2 and not names[0]:
-        names = names[1:]  # pandas' index has no name
-    return best if len(names) > 1 and all(0 < len(name.strip()) <= 60 for name in names) else ""
-
-
 def _sample(source: Source) -> list[Any]:
     """The first rows.
 
@@ -299,10 +243,6 @@ def _sample(source: Source) -> list[Any]:
         if room < 0:
             break
     return taken
-
-
-def _unreadable(file: Path, what: str, fix: str = "") -> InputError:
-    return InputError("data-kind", f"this is {what}", where=str(file), fix=fix)
 
 
 def digest_of(file: Path, progress: Progress | None = None) -> str:
