@@ -8,6 +8,7 @@ import pytest
 from iisft.errors import ExitCode
 from iisft.llamafactory import arguments, installed, interpreter, passed, refused
 from iisft.llamafactory.combined import check_together
+from iisft.llamafactory.extra import check_extra, fits
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets import checking, documents
 from iisft.presets.schema import Preset
@@ -160,13 +161,13 @@ KNOWN = {
     ],
 )
 def test_a_wrong_argument_is_named(extra: dict[str, Any], message: str) -> None:
-    [finding] = arguments.check_extra(extra, load("mi50"), KNOWN)
+    [finding] = check_extra(extra, load("mi50"), KNOWN)
     assert (finding.where, finding.message) == (f"llamafactory.{next(iter(extra))}", message)
 
 
 def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
     extra = {"lora_rank": 8, "stage": "dpo"}
-    fixes = [finding.fix for finding in arguments.check_extra(extra, load("mi50"), KNOWN)]
+    fixes = [finding.fix for finding in check_extra(extra, load("mi50"), KNOWN)]
     assert fixes == [
         "set lora.rank instead",
         "drop it: iisft does supervised fine-tuning with LoRA; use llamafactory-cli train for "
@@ -176,20 +177,20 @@ def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
 
 def test_right_arguments_pass() -> None:
     extra = {"packing": None, "neat_packing": False}
-    assert arguments.check_extra(extra, load("mi50"), KNOWN) == []
+    assert check_extra(extra, load("mi50"), KNOWN) == []
     off = {"use_muon": False, "warmup_steps": 0, "interleave_probs": None}
     known = KNOWN | {
         "use_muon": Argument(("bool",), None),
         "warmup_steps": Argument(("float",), None),
         "interleave_probs": Argument(("null", "str"), None),
     }
-    assert arguments.check_extra(off, load("mi50"), known) == []
+    assert check_extra(off, load("mi50"), known) == []
 
 
 @pytest.mark.parametrize("preset", [("mi50-fp16",), ("mi50", "weights=fp32")])
 def test_what_changes_the_training_is_said(preset: tuple[str, ...]) -> None:
     extra = {"rope_scaling": "linear", "additional_target": "lm_head", "neat_packing": True}
-    found = arguments.check_extra(extra, load(*preset), KNOWN)
+    found = check_extra(extra, load(*preset), KNOWN)
     assert [(finding.severity, finding.message) for finding in found] == [
         (
             "info",
@@ -248,13 +249,13 @@ def test_values_that_do_not_go_together(
 def test_a_package_that_an_argument_needs() -> None:
     extra = {"report_to": ["wandb", "tensorboard"]}
     known = {"report_to": Argument(("list", "null", "str"), None)}
-    [missing] = arguments.check_extra(extra, load("mi50"), known, optional={"tensorboard"})
+    [missing] = check_extra(extra, load("mi50"), known, optional={"tensorboard"})
     assert (missing.id, missing.exit_code, missing.message) == (
         "llamafactory-package",
         ExitCode.ENVIRONMENT,
         "llamafactory.report_to needs the package wandb, which is not installed",
     )
-    assert arguments.check_extra(extra, load("mi50"), known) == []
+    assert check_extra(extra, load("mi50"), known) == []
 
 
 def test_every_package_that_an_argument_needs_is_looked_for() -> None:
@@ -299,7 +300,7 @@ def test_the_installed_llamafactory_knows_every_argument_and_its_type(
     unfit = {
         key: value
         for key, value in compiled.items()
-        if key not in known or not arguments.fits(value, known[key])
+        if key not in known or not fits(value, known[key])
     }
     assert unfit == {}
 

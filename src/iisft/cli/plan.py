@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from iisft.estimate.suggestions import Suggestion
     from iisft.estimate.timing import Span
     from iisft.gpu_table import Device
-    from iisft.runs.plan.make import Plan
+    from iisft.runs.plan.plan import Plan
     from iisft.runs.plan.request import Request
 
 

@@ -11,7 +11,7 @@ from iisft.runs.plan.forecast import largest_parts
 if TYPE_CHECKING:
     from iisft.estimate.forecast import Forecast
     from iisft.estimate.suggestions import Suggestion
-    from iisft.runs.plan.make import Plan
+    from iisft.runs.plan.plan import Plan
 
 _VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
 

@@ -19,7 +19,7 @@ from iisft.quoting import shell_word, shell_words
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.runs.plan.make import Plan
+    from iisft.runs.plan.plan import Plan
     from iisft.runs.record.state import RunStatus
 
 
@@ -77,7 +77,8 @@ def train(
       iisft train --preset demo --name first
     """
     from iisft.cli.progress import rows_bar
-    from iisft.runs.plan.make import Preflight, make_plan
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.plan import Preflight
     from iisft.runs.plan.request import Request
 
     if slurm and script is None:

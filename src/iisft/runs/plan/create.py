@@ -18,7 +18,7 @@ from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import render_yaml
 from iisft.runs.plan import datasets, forecast, script, token_cache
 from iisft.runs.plan.datasets import RunDataset
-from iisft.runs.plan.make import Plan
+from iisft.runs.plan.plan import Plan
 from iisft.runs.plan.preflight import taken_error
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import ModelRecord, RunRecord, Watch

@@ -15,10 +15,10 @@ from iisft.errors import ExitCode, Finding, IisftError, RunStateError
 from iisft.estimate import disk
 from iisft.estimate.forecast import Forecast
 from iisft.estimate.memory import GIB
-from iisft.llamafactory import arguments as llamafactory_arguments
 from iisft.llamafactory import fitting_template
 from iisft.llamafactory import interpreter as llamafactory_interpreter
 from iisft.llamafactory.environment import Placement
+from iisft.llamafactory.extra import check_extra
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.llamafactory.torch_sets import install
 from iisft.machine.doctor import engine, inspect
@@ -83,7 +83,7 @@ def extra_argument_findings(
         return [error.finding]
     return [
         replace(finding, where=loaded.document.source(tuple(finding.where.split(".", 1))).text)
-        for finding in llamafactory_arguments.check_extra(
+        for finding in check_extra(
             extra, loaded.preset, known, on_cpu=on_cpu, optional=interpreter.optional
         )
     ]

@@ -17,7 +17,7 @@ from iisft.llamafactory.logs import SUMMARY, TRAINING_STARTS
 from iisft.llamafactory.tokenized import ARGUMENT
 from iisft.presets.yaml12 import render_yaml
 from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
-from iisft.runs.plan.make import Plan
+from iisft.runs.plan.plan import Plan
 from iisft.secrets import HIDDEN, redact
 
 _END = "IISFT_END_OF_FILE"

@@ -19,7 +19,8 @@ from iisft.estimate.suggestions import Change
 from iisft.estimate.timing import computed_precision, micro_batch_flops
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.runs.plan import create
-from iisft.runs.plan.make import Plan, Preflight, make_plan
+from iisft.runs.plan.make import make_plan
+from iisft.runs.plan.plan import Plan, Preflight
 from iisft.runs.plan.request import Request
 from iisft.runs.record import measurements
 from iisft.runs.record.folder import RunFolder
