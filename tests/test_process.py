@@ -74,10 +74,10 @@ def test_an_orphan_in_a_session_of_its_own_is_found_and_killed(marker: str) -> N
 def test_the_ranks_are_torchruns_workers_and_not_what_they_start(marker: str) -> None:
     spawn = f"import subprocess, time; subprocess.Popen({SLEEP!r}); time.sleep(600)"
     launcher = start(marker, SLEEP)
-    assert process.rank_processes(marker) == [launcher.pid]
+    until(lambda: process.rank_processes(marker) == [launcher.pid])
     worker = start(marker, [sys.executable, "-c", spawn], LOCAL_RANK="0")
     until(lambda: len(process.processes_of_run(marker)) == 3)
-    assert process.rank_processes(marker) == [worker.pid]
+    until(lambda: process.rank_processes(marker) == [worker.pid])
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(marker: str) -> None:
