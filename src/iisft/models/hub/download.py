@@ -3,29 +3,26 @@
 No file gets its final name before every byte of it is verified.
 """
 
-import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iisft import files
 from iisft.errors import CheckFailed, ExitCode, Finding, TransferError
 from iisft.models.folder import manifest as manifests
 from iisft.models.folder.checkpoint import checkpoint_findings, code_files
 from iisft.models.folder.licence import licence_of
-from iisft.models.folder.manifest import OWN_FOLDER, Manifest, ManifestFile, gb, stamped
+from iisft.models.folder.manifest import OWN_FOLDER, Manifest, ManifestFile, stamped
 from iisft.models.hub import by_hub, listing, verify
 from iisft.models.hub.hubs import Hubs, transfer_finding
 from iisft.models.hub.listing import Listing, RemoteFile
 from iisft.models.hub.metadata import HUGGINGFACE, MODELSCOPE, NAMES
 from iisft.models.hub.parallel import Show, Tally, each
-from iisft.models.hub.part import part_of
-from iisft.models.hub.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch, write_error
+from iisft.models.hub.place import SPARE_BYTES, is_local, locked, require_space, writing
+from iisft.models.hub.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch
 
 WORKERS = 4
 PATIENCE_WITH_ANOTHER_HUB = 3  # failed attempts before the other hub is asked
-_SPARE_BYTES = 64_000_000  # for the manifest, and whatever else writes in the meantime
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +76,10 @@ def download(request: Request, show: Show) -> Downloaded:
             wanted = listing.select(
                 found.files, request.include, request.exclude, allow_pickle=request.allow_pickle
             )
-            with _locked(request.folder):  # only now is there anything to write
+            with locked(request.folder):  # only now is there anything to write
                 return _complete(request, found, wanted, hubs, show, notes)
         except (TransferError, CheckFailed) as error:
-            if _is_local(error) or not hubs.more:
+            if is_local(error) or not hubs.more:
                 raise
             hubs.failed(error)
             text = (
@@ -105,8 +102,8 @@ def _complete(
     entries = _already_right(folder, wanted, show)
     missing = [file for file in wanted if file.path not in entries]
     if missing:
-        with _writing(folder):
-            _require_space(folder, missing)
+        with writing(folder):
+            require_space(folder, missing)
             planned = [
                 entries.get(file.path, ManifestFile(file.path, file.size, file.sha256))
                 for file in wanted
@@ -116,7 +113,7 @@ def _complete(
             )
             notes += _keep_old(folder, missing)
         digests = _fetch(request, found, missing, hubs, show)
-    with _writing(folder):
+    with writing(folder):
         for file in missing:
             entries[file.path] = stamped(
                 folder, ManifestFile(file.path, file.size), digests[file.path]
@@ -149,7 +146,7 @@ def _fetch(
             lambda: PATIENCE_WITH_ANOTHER_HUB if hubs.more else len(PAUSES_S),
         )
         # small files first: a broken config.json shows before 15 GB have come
-        for file in sorted(missing, key=lambda file: (file.size > _SPARE_BYTES, -file.size))
+        for file in sorted(missing, key=lambda file: (file.size > SPARE_BYTES, -file.size))
     ]
     outcome = each(
         jobs,
@@ -189,22 +186,6 @@ def _already_right(
         if isinstance(digest, str) and verify.is_right(folder / file.path, file, digest):
             right[file.path] = stamped(folder, ManifestFile(file.path, file.size), digest)
     return right
-
-
-def _require_space(folder: Path, missing: Sequence[RemoteFile]) -> None:
-    """Raises TransferError before the first byte when the files don't fit on the disk."""
-    needed = 0
-    for file in missing:
-        part = part_of(file, folder)
-        needed += file.size - min(part.stat().st_size if part.is_file() else 0, file.size)
-    free = shutil.disk_usage(folder).free
-    if needed + _SPARE_BYTES > free:
-        raise TransferError(
-            "disk-full",
-            f"{gb(needed)} are still to be fetched, {gb(free)} are free",
-            where=str(folder),
-            fix="free some space, or use another disk with --to; nothing was fetched",
-        )
 
 
 def _keep_old(folder: Path, missing: Sequence[RemoteFile]) -> Iterator[Finding]:
@@ -286,36 +267,3 @@ def _remarks(folder: Path, wanted: Sequence[RemoteFile]) -> Iterator[Finding]:
         )
         fix = "read it; then --set model.trust_remote_code=true"
         yield Finding("model-code", text, where=str(folder), fix=fix, severity="info")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two downloads into one folder would tear each other's parts."""
-    with contextlib.ExitStack() as stack:
-        with _writing(folder):
-            (folder / OWN_FOLDER).mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(files.exclusive_lock(folder / OWN_FOLDER / "lock"))
-            except BlockingIOError:
-                raise TransferError(
-                    "download-running",
-                    "another iisft is downloading into this folder",
-                    where=str(folder),
-                    fix="wait for it, or end it: the bytes it has are kept",
-                ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise write_error(error, folder) from error
-
-
-def _is_local(error: TransferError | CheckFailed) -> bool:
-    found = (
-        [finding.id for finding in error.errors] if isinstance(error, CheckFailed) else [error.code]
-    )
-    return any(code in LOCAL_FAULTS for code in found)
