@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import CLI
+from helpers import CLI, train_argv
 from iisft import secrets
 
 WORD = "hunter2-Zq9"
@@ -169,20 +169,7 @@ def test_no_file_of_a_run_holds_a_secret(
     said = tmp_path / "said.log"
     said.write_text(f"ValueError: 401 for http://me:{WORD}@hub/x?token={WORD}, used {WORD}\n")
     fake_trainer(f"log:{said}")
-    argv = [
-        "train",
-        "-p",
-        str(preset),
-        "--model",
-        str(model),
-        "--data",
-        "rows",
-        "--gpus",
-        "1",
-        "--name",
-        "run",
-    ]
-    shown = iisft(*argv)
+    shown = iisft(*train_argv(model, "--gpus", "1", "--name", "run", preset=str(preset)))
     script = tmp_path / "t.sh"
     for command in (
         ("logs", "run"),
@@ -192,17 +179,7 @@ def test_no_file_of_a_run_holds_a_secret(
         ("watch", "run"),
         ("runs",),
         ("report", "run", "-o", str(tmp_path / "r.html")),
-        (
-            "train",
-            "-p",
-            str(preset),
-            "--model",
-            str(model),
-            "--data",
-            "rows",
-            "--script",
-            str(script),
-        ),
+        tuple(train_argv(model, "--script", str(script), preset=str(preset))),
         ("env-check", "--collect", str(tmp_path / "m.tar.gz")),
     ):
         result = iisft(*command)
