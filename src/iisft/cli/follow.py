@@ -16,10 +16,10 @@ from iisft.runs.record.state import RunStatus
 from iisft.runs.supervise import control
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, Task, TaskID
 
 
-_WIDTH_WITH_BAR = 120
+_WIDTH_WITH_LONG_BAR = 120
 
 
 def follow(folder: RunFolder, *, verbose: bool, log_offset: int = 0) -> RunStatus:
@@ -181,16 +181,24 @@ def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, fl
 
 def _new_bar() -> "tuple[Progress, TaskID]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Facts(ProgressColumn):
+        """Cut at its end where the line is full: the columns before it never shrink."""
+
+        def render(self, task: "Task") -> Text:
+            return Text(task.fields["facts"], no_wrap=True, overflow="ellipsis")
 
     terminal = console.rich_stderr()
-    columns: list[ProgressColumn] = [
+    whole = Column(no_wrap=True)
+    progress = Progress(
         TextColumn("{task.description}", markup=False),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-    ]
-    if terminal.width >= _WIDTH_WITH_BAR:
-        columns.insert(1, BarColumn(bar_width=24))
-    progress = Progress(*columns, console=terminal)
+        BarColumn(24 if terminal.width >= _WIDTH_WITH_LONG_BAR else 8, table_column=whole),
+        MofNCompleteColumn(table_column=whole.copy()),
+        Facts(),
+        console=terminal,
+    )
     return progress, progress.add_task(
         "loading", total=None, facts="the trainer imports torch, loads model and data"
     )
