@@ -13,3 +13,6 @@ LAYERS_KEPT_KEY = "iisft_layers_kept"
 LOGITS_KEY = "iisft_logits"
 LOGITS_CHUNK_KEY = "iisft_logits_chunk"
 ALL, TRAINED = LOGITS = ("all", "trained")
+ATTENTION_KEY = "iisft_attention"
+EAGER_BLOCKS = "eager_blocks"
+QUERY_BLOCK = 256  # queries at a time

@@ -23,6 +23,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .attention_iisft import choose
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
@@ -175,6 +176,7 @@ def __getattr__(name: str) -> type:
                 raise ValueError(
                     f"config.json: model_type {config.model_type} does not belong to {name}"
                 )
+            choose(config)
             super().__init__(config, *inputs, **kwargs)
             if arithmetic == FLOAT32:
                 make_exact(self)

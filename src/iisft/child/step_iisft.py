@@ -2,9 +2,10 @@
 
 A checkpointed layer computes everything twice. `keep_products` lets the first layers keep the
 outputs of their big products (an inner dimension of at least half the hidden size: the frozen
-projections and LoRA's A, not its B, whose inner dimension is the rank) and recompute only what is
-cheap: norms, activations, attention, dropout. Dropout draws the same mask again, since checkpoint
-restores the generator, so that losses and gradients are those of full recomputation, bit for bit.
+projections and LoRA's A, not its B, whose inner dimension is the rank) and of attention in blocks,
+and recompute only what is cheap: norms, activations, eager attention, dropout. Dropout draws the
+same mask again, since checkpoint restores the generator, so that losses and gradients are those of
+full recomputation, bit for bit.
 
 With `iisft_logits: trained` head and loss are computed only at positions whose next token has a
 label, and with `iisft_logits_chunk` so many of them at a time.
@@ -24,6 +25,7 @@ from torch.utils.checkpoint import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .attention_iisft import attend
 from .constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
 
 IGNORED = -100
@@ -57,6 +59,9 @@ _PRODUCTS = {frozen_linear: 0, torch.ops.aten.mm.default: 0, torch.ops.aten.addm
 
 
 def _policy(smallest_inner: int, context: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
+    # a block's products are many for each number of the output, which is as large as a projection's
+    if operation is attend:
+        return CheckpointPolicy.MUST_SAVE
     place = _PRODUCTS.get(operation)
     if place is not None and args[place].shape[-1] >= smallest_inner:
         return CheckpointPolicy.MUST_SAVE

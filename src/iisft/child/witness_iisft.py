@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .constants_iisft import PROOF_MARK
+from .constants_iisft import EAGER_BLOCKS, PROOF_MARK
 from .stopping_iisft import say
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
@@ -23,7 +23,8 @@ _PRODUCTS = frozenset(
     {
         "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm",
         "mv", "dot", "einsum", "tensordot", "bilinear", "conv1d", "conv2d", "grouped_mm",
-        "_grouped_mm", "scaled_dot_product_attention", "multi_head_attention_forward",
+        "_grouped_mm", "frozen_linear", "scaled_dot_product_attention",
+        "multi_head_attention_forward",
     }
 )  # fmt: skip
 
@@ -39,13 +40,16 @@ class Products(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: Counter[str] = Counter()
-        self.fused = self.softmaxes = self.caps = 0
+        self.fused = self.softmaxes = self.caps = self.blocks = 0
+        self.left_out = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        name = getattr(func, "__name__", "").removesuffix(".default")
+        if name == EAGER_BLOCKS:
+            return self._look_inside(func, *args)
         result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
         first = result[0] if isinstance(result, tuple) and result else result
         if isinstance(first, torch.Tensor):
             if name in _PRODUCTS and first.is_floating_point():
@@ -54,15 +58,32 @@ class Products(TorchFunctionMode):
                 self.fused += 1
             elif first.dim() >= 4 and name == "softmax":  # a router's has two dimensions
                 self.softmaxes += 1
-            elif first.dim() >= 4 and name == "tanh":
+            elif first.dim() >= 4 and name in ("tanh", "tanh_"):
                 self.caps += 1
+        return result
+
+    def _look_inside(self, attend: Any, *args: Any) -> Any:
+        """What attention in blocks is made of, and whether it leaves out keys that may be seen."""
+        softmaxes = self.softmaxes
+        mask, causal = args[3], args[-1]
+        if causal and not self.blocks:  # the layers share their masks
+            seen = mask > torch.finfo(mask.dtype).min / 2
+            self.left_out = bool(seen.triu(1).any())
+        with self:
+            result = attend(*args)
+        self.blocks, self.softmaxes = self.blocks + 1, softmaxes
         return result
 
     def as_json(self) -> dict[str, Any]:
         return {
             "products": dict(self.dtypes),
-            "kernels": {"sdpa": self.fused, "eager": self.softmaxes},
+            "kernels": {
+                "sdpa": self.fused,
+                "eager": self.softmaxes,
+                EAGER_BLOCKS: self.blocks,
+            },
             "capped": self.caps > 0,
+            "left_out": self.left_out,
         }
 
 

@@ -9,6 +9,7 @@ LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against
 from collections.abc import Callable
 from functools import partial
 
+from iisft.child.constants_iisft import EAGER_BLOCKS
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.blocks import attend, norm, rotate, split
@@ -138,20 +139,20 @@ class Model:
         tape.enter(FORWARD)
         exact = shape.way == "exact"
         mask_dtype = None
-        if shape.attention == "eager":
+        if shape.attention in ("eager", EAGER_BLOCKS):
             mask_dtype = "float32" if exact else shape.weights
             # create_causal_mask; models with sliding layers have a second one (masking_utils.py)
             count = shape.batch * shape.length * shape.length
             self.masks = [tape.new(count, mask_dtype, INPUTS) for _ in range(model.masks)]
         hidden = self._embed()
         embedded = hidden
-        # cos and sin of every position, computed once for all layers
-        angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
+        # cos and sin of every position, made once for all layers, and held until their backward
+        self.angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
         for number, layer in enumerate(self.layers):
             hidden = self._run(number, layer, hidden, mask_dtype)
             hidden = _mark(tape, hidden, self._place(number))
         hidden = norm(tape, hidden, model, shape.weights)
-        del embedded, angles
+        del embedded
         loss = self._loss(hidden)
         tape.casts.clear()
         return loss
@@ -295,6 +296,7 @@ class Model:
         """loss.backward()."""
         self.tape.enter(LOSS_BACKWARD, LOGITS)
         self.tape.backward(loss, self.tape.new(1, "float32"))
+        del self.angles
 
 
 def _mark(tape: Tape, x: Tensor, segment: str) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from iisft.presets.schema import Preset, Sharding
 
-_ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
+# the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
+_ATTENTION = {"eager": "disabled", "eager_blocks": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 
 # Preset key -> the LLaMA-Factory arguments that it becomes.
 MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.child.constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
+from iisft.child.constants_iisft import (
+    ATTENTION_KEY,
+    EAGER_BLOCKS,
+    LAYERS_KEPT_KEY,
+    LOGITS_CHUNK_KEY,
+    LOGITS_KEY,
+    TRAINED,
+)
 from iisft.data.stage.staged import RECORD
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
@@ -117,6 +124,8 @@ def forecast_run(
 def step_keys(preset: Preset, result: Forecast | None) -> dict[str, Any]:
     """How the view's config says a step is spent (child/step_iisft.py)."""
     keys: dict[str, Any] = {}
+    if preset.attention == EAGER_BLOCKS:
+        keys[ATTENTION_KEY] = EAGER_BLOCKS
     if result is not None and result.shape.layers_kept:
         keys[LAYERS_KEPT_KEY] = result.shape.layers_kept
     if preset.train.logits == TRAINED and needs_all_logits(preset) is None:

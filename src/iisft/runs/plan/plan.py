@@ -28,7 +28,7 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.workspace import Workspace
 
-_ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
+_ATTENTION_NAMES = {"flash2": "flash_attention_2"}  # where transformers has another name
 
 
 # Arguments by which the trainer itself decides how many rows there are.
@@ -160,7 +160,7 @@ class Plan:
             weights_dtype=self.view.expected_weights_dtype,
             compute_dtype=self.view.expected_compute_dtype,
             autocast=DTYPES[precision] if precision in ("fp16", "bf16") else None,
-            attention=_ATTENTION_NAMES[self.preset.attention],
+            attention=_ATTENTION_NAMES.get(self.preset.attention, self.preset.attention),
             arithmetic=self.view.arithmetic,
             world_size=self.placement.world_size,
             global_batch=self.global_batch,

@@ -12,6 +12,7 @@ _OTHER_DTYPE_SHARE = 0.01
 # nf4 leaves embeddings and head as they are: 14 % of Qwen2.5-7B, about half of the smallest models.
 _NF4_SHARE = 0.3
 _WIDE = "float32"
+_BLOCKS = "eager_blocks"  # child/attention_iisft.py; this file stands alone beside check_proof.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,13 @@ def _product_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterat
     elif odd:
         yield f"products of the first forward in {_modules(odd)}, not {expected.compute_dtype}"
     kernels = proof.get("kernels") or {}
-    for name in ("sdpa", "eager"):
+    for name in ("sdpa", "eager", _BLOCKS):
         if kernels.get(name) and expected.attention != name:
             yield f"{kernels[name]} layers computed {name} attention, not {expected.attention}"
+    if expected.attention == _BLOCKS and not kernels.get(_BLOCKS):
+        yield f"no layer computed {_BLOCKS} attention"
+    if proof.get("left_out"):
+        yield f"{_BLOCKS} attention leaves out keys that the model's mask lets through"
     if proof.get("softcap") and expected.attention in kernels and not proof.get("capped"):
         yield f"the model's attention cap of {proof['softcap']} was left out"
 
