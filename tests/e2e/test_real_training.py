@@ -37,7 +37,7 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
     expected = {
         "weights_dtype": "bfloat16",
         "compute_dtype": "float32",
-        "attention": "eager",
+        "attention": "eager_blocks",
         "world_size": 2,
         "global_batch": 4,
         "rows": 24,

@@ -271,6 +271,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("train.gradient_checkpointing=fit", ranks=2),
     ),
     "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
+    "packing-wrong": (
+        preset("train.packing=true", "train.cutoff_len=1001"),
+        preset("train.packing=true"),
+    ),
     "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),
     "sharding-one-gpu": (preset("sharding=zero2"), preset("sharding=zero2", ranks=2)),
     "sharding-unverified": (preset("sharding=zero2", ranks=2), preset(ranks=2)),

@@ -140,7 +140,7 @@ def test_the_next_plan_uses_what_this_machine_reached(
 ) -> None:
     before = json.loads(iisft("plan", *staged, "--json").out)
     kin = {
-        "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager",
+        "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager_blocks",
         "checkpointing": True, "sharding": "none",
     }  # fmt: skip
     entry = {

@@ -56,7 +56,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
     assert observed == {
         "weights_dtype": "bfloat16",
         "compute_dtype": "float32",
-        "attention": "eager",
+        "attention": "eager_blocks",
         "world_size": 1,
         "global_batch": 2,
         "rows": 8,

@@ -59,7 +59,7 @@ def _scores(
     return torch.softmax(scores, dim=-1), capped
 
 
-def _attend(
+def attended(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -82,7 +82,7 @@ def _attend(
 
 
 def _operation() -> Any:
-    """`_attend` as one operation of torch's dispatcher, which selective checkpointing can keep.
+    """`attended` as one operation of torch's dispatcher, which selective checkpointing can keep.
 
     The same file is a module of another name in each view, so it may be there already.
     """
@@ -91,7 +91,7 @@ def _operation() -> Any:
             f"{EAGER_BLOCKS}(Tensor query, Tensor key, Tensor value, Tensor? mask, float scaling, "
             "float? softcap, bool causal) -> Tensor"
         )
-        _LIBRARY.impl(EAGER_BLOCKS, _attend, "CompositeExplicitAutograd")
+        _LIBRARY.impl(EAGER_BLOCKS, attended, "CompositeExplicitAutograd")
     return getattr(torch.ops.iisft, EAGER_BLOCKS).default
 
 

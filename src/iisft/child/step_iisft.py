@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention_iisft import attend
+from .clock_iisft import BACKWARD, FORWARD, Clock, attach
 from .constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
 
 IGNORED = -100
@@ -77,15 +78,19 @@ def keep_products(model: nn.Module, layers_kept: int) -> int:
 
     Returns: how many layers keep their products.
     """
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", 0)]
-    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
-    layers = [layer for layer in layers if layer is not model and not _holds(layer, layers)]
+    layers = _checkpointed(model)
     policy = partial(_policy, model.config.get_text_config().hidden_size // 2)
     contexts = partial(create_selective_checkpoint_contexts, policy)
     for index, layer in enumerate(layers):
         more = {"context_fn": contexts} if index < layers_kept else {}
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **more)
     return min(layers_kept, len(layers))
+
+
+def _checkpointed(model: nn.Module) -> list[nn.Module]:
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", 0)]
+    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    return [layer for layer in layers if layer is not model and not _holds(layer, layers)]
 
 
 def _holds(module: nn.Module, others: list[nn.Module]) -> bool:
@@ -133,7 +138,8 @@ def _loss_in_chunks(
     def one(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         setattr(model, name, _Given(type(output)(last_hidden_state=states)))
         try:
-            return forward(labels=targets, shift_labels=targets, **kwargs).loss
+            with model.iisft_clock.again():
+                return forward(labels=targets, shift_labels=targets, **kwargs).loss
         finally:
             setattr(model, name, backbone)
 
@@ -151,6 +157,7 @@ def step_class(base: Any) -> Any:
 
     class Stepping(base):
         iisft_layers_kept = 0
+        iisft_clock: Clock | None = None
         iisft_positions: tuple[int, int] | None = (
             None  # (positions with logits, positions) of the last training forward
         )
@@ -168,6 +175,14 @@ def step_class(base: Any) -> Any:
             stock = partial(super().forward)
             if not (self.training and torch.is_grad_enabled()) or labels is None:
                 return stock(*args, labels=labels, **kwargs)
+            if self.iisft_clock is None:
+                self.iisft_clock = attach(self, _checkpointed(self), labels.device)
+            self.iisft_clock.enter(FORWARD)
+            output = self._step(stock, *args, labels=labels, **kwargs)
+            self.iisft_clock.enter(BACKWARD)
+            return output
+
+        def _step(self, stock: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) -> Any:
             self.iisft_positions = (labels.shape[-1], labels.shape[-1])
             found = None
             if getattr(self.config, LOGITS_KEY, None) == TRAINED:

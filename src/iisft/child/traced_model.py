@@ -90,7 +90,7 @@ def own_operations() -> dict[str, Callable[..., Any]]:
 
     return {
         "iisft.frozen_linear.default": step_iisft._frozen_linear,
-        "iisft.eager_blocks.default": attention_iisft._attend,
+        "iisft.eager_blocks.default": attention_iisft.attended,
     }
 
 

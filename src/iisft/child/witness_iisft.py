@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .attention_iisft import attended
 from .constants_iisft import EAGER_BLOCKS, PROOF_MARK
 from .stopping_iisft import say
 
@@ -62,16 +63,22 @@ class Products(TorchFunctionMode):
                 self.caps += 1
         return result
 
-    def _look_inside(self, attend: Any, *args: Any) -> Any:
-        """What attention in blocks is made of, and whether it leaves out keys that may be seen."""
-        softmaxes = self.softmaxes
-        mask, causal = args[3], args[-1]
-        if causal and not self.blocks:  # the layers share their masks
-            seen = mask > torch.finfo(mask.dtype).min / 2
-            self.left_out = bool(seen.triu(1).any())
-        with self:
-            result = attend(*args)
-        self.blocks, self.softmaxes = self.blocks + 1, softmaxes
+    def _look_inside(self, operation: Any, *args: Any) -> Any:
+        """Attention in blocks is one operation: of the first layer, what it is made of is done once
+        more where it can be seen, and whether it leaves out keys that may be.
+        """
+        result = operation(*args)
+        self.blocks += 1
+        if self.blocks == 1:
+            mask, causal = args[3], args[-1]
+            if causal:
+                seen = mask > torch.finfo(mask.dtype).min / 2
+                self.left_out = bool(seen.triu(1).any())
+            softmaxes = self.softmaxes
+            with self:
+                again = attended(*args)
+            self.softmaxes = softmaxes
+            self.blocks = 1 if torch.equal(again, result) else 0
         return result
 
     def as_json(self) -> dict[str, Any]:
@@ -85,6 +92,29 @@ class Products(TorchFunctionMode):
             "capped": self.caps > 0,
             "left_out": self.left_out,
         }
+
+
+def packed_rows(positions: Any, mask: Any) -> dict[str, Any] | None:
+    """What is seen of rows that were packed into one: how many there are, whether positions start
+    again with each, and the pairs of tokens whose mask is wrong. None where nobody gave positions.
+
+    A row begins at each position 0; padding, which sees nothing, is left out.
+    """
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 2:
+        return None
+    starts = positions == 0
+    goes_on = starts[:, 1:] | (positions[:, 1:] == positions[:, :-1] + 1)
+    found: dict[str, Any] = {"rows": 0, "restart": bool(goes_on.all() and starts[:, 0].all())}
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return found
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    real = seen.any(dim=(1, 3))
+    number = starts.cumsum(dim=-1)
+    own = (number[:, None, :, None] == number[:, None, None, :]).tril()
+    across = seen & ~own
+    hidden = own & ~seen & real[:, None, :, None]
+    counts = {"rows": starts & real, "across": across, "hidden": hidden}
+    return found | {name: int(pairs.sum()) for name, pairs in counts.items()}
 
 
 def first_tokens(ids: Any) -> dict[str, Any]:
@@ -130,6 +160,8 @@ class Witness:
         self.seen: dict[str, Any] = {}
         self.inner: list[Any] = []
         self.products: Products | None = None
+        self.positions: Any = None
+        self.mask: Any = None
         backbone = getattr(model, model.base_model_prefix)
         self.outer = [
             backbone.register_forward_pre_hook(self._start, with_kwargs=True),
@@ -143,12 +175,19 @@ class Witness:
             return
         self.seen = {"attention_dtype": None, "linear_dtype": None}
         self.seen |= first_tokens(args[0] if args else kwargs.get("input_ids"))
+        self.positions, self.mask = kwargs.get("position_ids"), None
         attention, linear = first_attention(backbone)
+        if attention is not None and self.positions is not None:
+            hook = attention.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
+            self.inner.append(hook)
         for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
         self.products = Products()
         self.products.__enter__()
+
+    def _keep_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.mask = kwargs.get("attention_mask")
 
     def _note(self, key: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -169,6 +208,8 @@ class Witness:
         self._remove(self.outer)
         about = describe(self.model, self.arithmetic, output[0].device)
         assert products is not None
+        about["packed"] = packed_rows(self.positions, self.mask)
+        self.positions = self.mask = None
         say(PROOF_MARK, {**about, **self.seen, **products.as_json()})
 
     @staticmethod

@@ -1,6 +1,7 @@
 """iisft plan: does a run fit, how long does it take, and what would make it fit."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,6 +62,10 @@ def plan(
         bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; "
                                            "nothing is kept.")
     ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --probe: record one step by torch's "
+                                                       "profiler, as a Chrome trace.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Forecast memory, time and disk of a run from config.json alone.
@@ -77,6 +82,11 @@ def plan(
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.request import Request, default_preset
 
+    if profile is not None and (not probe or best):
+        raise UsageError(
+            "profile-without-probe", "--profile records a step of --probe", where="--profile",
+            fix="--probe --profile FILE, without --best",
+        )  # fmt: skip
     workspace = Workspace.current()
     card = _device(device)
     name = preset or default_preset(workspace, card)
@@ -86,7 +96,7 @@ def plan(
     made = make_plan(request, workspace, device=card)
     extra: dict[str, Any] = {}
     if best or trace or probe:
-        extra = _extras(made, request, best=best, trace=trace, probe=probe)
+        extra = _extras(made, request, best=best, trace=trace, probe=probe, profile=profile)
     if probe:
         made = make_plan(request, workspace, device=card)  # with what was just measured
     _print(made, extra, as_json=as_json)
@@ -94,7 +104,7 @@ def plan(
 
 
 def _extras(
-    plan: "Plan", request: "Request", *, best: bool, trace: bool, probe: bool
+    plan: "Plan", request: "Request", *, best: bool, trace: bool, probe: bool, profile: Path | None
 ) -> dict[str, Any]:
     """What takes longer than a plan, or asks the machine."""
     from iisft.runs.plan import whatif
@@ -108,7 +118,7 @@ def _extras(
     if probe and best:
         extra["best"] = whatif.probe_best(extra["best"], request, workspace, console.say)
     elif probe:
-        extra["probe"] = whatif.probe(request, workspace, console.say)
+        extra["probe"] = whatif.probe(request, workspace, console.say, profile=profile)
     return extra
 
 
@@ -156,6 +166,7 @@ def _document(plan: "Plan", compared: "list[Suggestion]") -> dict[str, Any]:
         "contrasts": [one.as_json() | {"name": one.change.reason} for one in compared],
         **dict.fromkeys(("step_s_range", "steps", "epoch_h", "total_h_range", "finish")),
         **dict.fromkeys(("checkpoint_gib", "disk_gib", "layers_kept", "logits_chunk")),
+        "counted_tokens": None,
         "preset": plan.document.name,
         "model": plan.preset.model.id,
         "model_source": plan.facts.source if plan.facts else None,
@@ -183,6 +194,7 @@ def _memory(result: "Forecast") -> dict[str, Any]:
         "phases": phases,
         "layers_kept": result.shape.layers_kept,
         "logits_chunk": result.shape.chunk,
+        "counted_tokens": result.shape.length,
         "checkpoint_gib": round(result.checkpoint_gib, 3),
         "disk_gib": round(result.disk_gib, 3),
     }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from iisft.cli.console import duration
+from iisft.cli.follow import describe_spent
 from iisft.estimate.memory import GIB
 from iisft.runs.plan.forecast import largest_parts
 
@@ -65,8 +66,14 @@ def _heading(plan: "Plan") -> Iterator[str]:
         f"{ranks} x {card} ({on.memory_gib:.2f} GiB: {on.source}), sharding {preset.sharding}, "
         "batch "
         f"{train.batch_size} x {train.accumulation} x {ranks} = {preset.global_batch(ranks)}, "
-        f"{train.cutoff_len} tokens"
+        f"{train.cutoff_len} tokens{_shorter(plan)}"
     )
+
+
+def _shorter(plan: "Plan") -> str:
+    """That memory is counted for the longest row, where that is shorter than a row may be."""
+    length = plan.forecast.shape.length if plan.forecast else 0
+    return f" (the longest row: {length})" if 0 < length < plan.preset.train.cutoff_len else ""
 
 
 def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
@@ -209,6 +216,12 @@ def _probe(found: dict[str, Any]) -> Iterator[str]:
         )
         if found.get(key) is not None
     )
+    if spent := describe_spent(found):
+        yield f"  time went: {spent}"
+    if found.get("profile"):
+        yield f"  a step recorded by torch's profiler: {found['profile']}"
+    if found.get("profile_error"):
+        yield f"  no profile: {found['profile_error']}"
 
 
 def _best(found: list[dict[str, Any]]) -> Iterator[str]:

@@ -22,7 +22,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
       iisft status
       iisft status RUN --json
     """
-    from iisft.cli.follow import describe_forecast, describe_metrics
+    from iisft.cli.follow import describe_forecast, describe_metrics, describe_spent
     from iisft.runs.record.state import find_run, status_of
 
     found = status_of(find_run(Workspace.current(), run))
@@ -40,6 +40,8 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         )
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
+    if line := describe_spent(found.measured):
+        console.out(f"time went    {line}")
     for name, value in (found.observed or {}).items():
         console.out(f"{name.replace('_', ' '):<21}{value}")
     for checkpoint in facts["checkpoints"]:

@@ -155,6 +155,13 @@ class Train(_Section):
         "chunks where they would need most of the memory. Gradients and losses are equal to all's "
         "to the last digits: they are summed in another order. Evaluation makes all of them.",
     )
+    packing: bool = Field(
+        default=False,
+        description="Fill rows of cutoff_len tokens with several short ones: no token sees another "
+        "row's (a mask for each pair of positions) and positions start again at 0, which the run "
+        "proves. For data whose rows are much shorter than cutoff_len; an optimizer step then "
+        "has more rows.",
+    )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",
         description="Named, never left to the library: since torch 2.8 its default is the fused "

@@ -36,6 +36,7 @@ MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
 COMPANIONS = (
     "attention_iisft.py",
+    "clock_iisft.py",
     "constants_iisft.py",
     "step_iisft.py",
     "stopping_iisft.py",

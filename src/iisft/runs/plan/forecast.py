@@ -2,6 +2,7 @@
 earlier runs here.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -111,7 +112,14 @@ def forecast_run(
     )
     if datasets:
         share, most = _trained(datasets[0])
-        workload = replace(workload, trained_share=share, most_trained=most)
+        lengths = [_longest(preset, dataset, model_folder) for dataset in datasets]
+        workload = replace(
+            workload,
+            trained_share=share,
+            most_trained=most,
+            longest=max(one or 0 for one in lengths) if all(lengths) else None,
+            packs=_packs(preset, datasets[0]),
+        )
     result = forecast(preset, workload)
     earlier = measurements.recall(runs, kin_of(preset, result), rows_of(preset, datasets))
     if earlier is not None:
@@ -257,6 +265,36 @@ def _row_tokens(dataset: RunDataset) -> Span | None:
     )
     low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
     return Span(low, typical, high)
+
+
+def _longest(preset: Preset, dataset: RunDataset, model: Path) -> int | None:
+    """Tokens of the longest row: as counted for this run, else as counted in staging for the same
+    model and template.
+    """
+    if dataset.longest:
+        return dataset.longest
+    record = files.read_json_object(dataset.file.parent / RECORD) or {}
+    counted_for, tokens = record.get("counted_for"), record.get("tokens")
+    if not isinstance(counted_for, dict) or not isinstance(tokens, dict):
+        return None
+    given = str(counted_for.get("model")), counted_for.get("template")
+    sample, longest = tokens.get("sample") or {}, tokens.get("lossless_cutoff_len")
+    if given != (str(model), preset.model.template) or sample.get("rows") != sample.get("of"):
+        return None
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def _packs(preset: Preset, dataset: RunDataset) -> int | None:
+    """How many rows packing makes of a dataset, as counted in staging for the same cutoff_len."""
+    record = files.read_json_object(dataset.file.parent / RECORD) or {}
+    try:
+        tokens, limit = record["tokens"], record["counted_for"]["cutoff_len"]
+        filled = 1 - float(tokens["padding"]["share_packed"])
+        each = float(tokens["epoch"]["tokens"]) / (filled * limit)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    known = limit == preset.train.cutoff_len and 0 < each < dataset.rows + 1
+    return math.ceil(round(each, 6)) if known else None
 
 
 def _trained(dataset: RunDataset) -> tuple[float | None, int | None]:

@@ -9,6 +9,7 @@ from typing import Any
 from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
+from iisft.llamafactory.arguments import of_data
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.doctor import inspect
@@ -165,10 +166,12 @@ class Plan:
             world_size=self.placement.world_size,
             global_batch=self.global_batch,
             rows=rows if _rows_are_known(self.preset) else None,
+            packed=self.preset.train.packing,
             layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
             adapted=self.built.adapted if self.built else None,
         )
 
 
 def _rows_are_known(preset: Preset) -> bool:
-    return not any(preset.llamafactory.get(name) for name in _ROW_CHANGING)
+    given = of_data(preset)
+    return not any(given.get(name) for name in _ROW_CHANGING)

@@ -31,6 +31,7 @@ class Expected:
     rows: int | None
     adapted: dict[str, int] | None = None
     layers_kept: int = 0
+    packed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +75,7 @@ class Observed:
             "first_batch": first.get("first_batch"),
             "device": first.get("device"),
             "layers_kept": first.get("layers_kept"),
+            "packed": first.get("packed"),
             "logit_positions": first.get("logit_positions"),
         }
 
@@ -131,8 +133,23 @@ def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[
         )
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+    if expected.packed:
+        yield from packing_differences(proof.get("packed") or {})
     if (kept := proof.get("layers_kept") or 0) != expected.layers_kept:
         yield f"{kept} layers keep their products, but the run says {expected.layers_kept}"
+
+
+def packing_differences(packed: Mapping[str, Any]) -> Iterator[str]:
+    """What the first attention's mask and the positions say of the rows packed into one."""
+    if not packed.get("rows"):
+        yield "rows are not packed with positions and a mask of their own"
+        return
+    if packed.get("across"):
+        yield f"{packed['across']} pairs of tokens of different packed rows see each other"
+    if packed.get("hidden"):
+        yield f"{packed['hidden']} pairs of tokens of the same packed row do not see each other"
+    if not packed.get("restart"):
+        yield "positions do not start again with each packed row"
 
 
 def _weight_differences(proof: Mapping[str, Any]) -> Iterator[str]:
