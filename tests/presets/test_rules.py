@@ -3,6 +3,8 @@
 Each rule's own pair of cases is in tests/machine/rule_cases.py.
 """
 
+from typing import Any
+
 import pytest
 
 from iisft.errors import ExitCode, Finding

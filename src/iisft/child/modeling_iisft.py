@@ -23,7 +23,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+# transformers copies only the files that this one itself imports (dynamic_module_utils.py)
 from .attention_iisft import choose
+from .clock_iisft import Spent
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
@@ -182,7 +184,7 @@ def __getattr__(name: str) -> type:
                 make_exact(self)
                 keep_the_draw()
             Witness(self, arithmetic)
-            install()
+            install(Spent)
 
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:

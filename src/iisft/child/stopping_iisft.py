@@ -20,7 +20,7 @@ import torch
 from transformers import trainer
 from transformers.trainer_callback import TrainerCallback
 
-from .clock_iisft import Spent, clock_of
+from .clock_iisft import clock_of
 from .constants_iisft import PROOF_VARIABLE, SAID_MARK, STOP_VARIABLE
 
 LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
@@ -104,11 +104,11 @@ def _any_rank(asked: bool, device: torch.device) -> bool:
     return bool(flag.item())
 
 
-def install() -> None:
+def install(*more: type[TrainerCallback]) -> None:
     """Add the callbacks and the handler to every trainer of this process, once."""
     # each view imports this file under another module name
     if not any(
         callback.__name__ == StopTogether.__name__ for callback in trainer.DEFAULT_CALLBACKS
     ):
-        trainer.DEFAULT_CALLBACKS.extend([StopTogether, Spent])
+        trainer.DEFAULT_CALLBACKS.extend([StopTogether, *more])
         trainer.logger.addHandler(Repeat())
