@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from iisft.cli import console, data_tokens, help
+from iisft.cli import console, data_tokens, options
 from iisft.cli.data_check import check
 from iisft.cli.data_show import show
 from iisft.cli.data_split import split
@@ -21,7 +21,7 @@ from iisft.cli.options import (
 )
 from iisft.workspace import Workspace
 
-data_app = help.group("""Check, split and stage datasets.
+data_app = options.group("""Check, split and stage datasets.
 
 \b
 Examples:

@@ -113,7 +113,7 @@ def _count(
 
 
 def _write_page(page: Path, account: "Account | None", target: "Target", file: Path) -> None:
-    from iisft.cli import output
+    from iisft.cli import console
     from iisft.data.tokens.html_account import render
     from iisft.errors import UsageError
 
@@ -123,7 +123,7 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
             "html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX
         )
     verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
-    output.write(page, render(account, str(file), verdict), UsageError, "html-write")
+    console.write(page, render(account, str(file), verdict), UsageError, "html-write")
     console.say(f"{page}: open it in a browser")
 
 

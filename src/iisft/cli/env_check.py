@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iisft.cli import console, output
+from iisft.cli import console
 from iisft.cli.options import JsonOption, complete_presets
 from iisft.errors import ExitCode, Finding, InputError, UsageError
 from iisft.workspace import Workspace
@@ -78,7 +78,7 @@ def env_check(
         machine = case.machine
     found = [*engine.diagnose(case), *notes]
     if collect is not None:
-        output.write(collect, bundle.packed(machine, reader), InputError, "file-write")
+        console.write(collect, bundle.packed(machine, reader), InputError, "file-write")
         console.say(
             f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
         )
@@ -131,10 +131,10 @@ def _deep(case: "Case") -> "Case":
 
 
 def _write_fix_plan(file: Path, found: list[Finding], machine: "Machine") -> None:
-    from iisft.machine.doctor import fix_plan
+    from iisft.machine.doctor import fixes
 
-    text = fix_plan.render(found, machine)
-    output.write(file, text, InputError, "file-write")
+    text = fixes.render(found, machine)
+    console.write(file, text, InputError, "file-write")
     console.say(f"{file}: read it, then bash {file}")
 
 

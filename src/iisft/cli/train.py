@@ -183,11 +183,11 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft.cli import output
+    from iisft.cli import console
     from iisft.runs.plan import script as scripts
 
     text = scripts.render(plan, slurm=slurm)
-    output.write(file, text, UsageError, "script-write")
+    console.write(file, text, UsageError, "script-write")
     if file.is_file():
         file.chmod(0o755)
     console.findings(plan.findings)
