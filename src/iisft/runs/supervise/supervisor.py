@@ -173,21 +173,6 @@ class Supervisor:
         }
 
 
-def main(argv: list[str]) -> None:
-    """Supervise the run in argv[0] as node argv[1] (0 when left out)."""
-    folder = RunFolder(Path(argv[0]), int(argv[1]) if len(argv) > 1 else 0)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(files.exclusive_lock(folder.supervisor_lock))
-        except BlockingIOError:
-            raise SystemExit("another supervisor has this run") from None
-        Supervisor(folder).run()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-
-
 def keep_fewer(folder: RunFolder, record: RunRecord, events: Events) -> bool:
     """Change view and record to three quarters of the layers; False where none is kept.
 
@@ -210,3 +195,18 @@ def keep_fewer(folder: RunFolder, record: RunRecord, events: Events) -> bool:
     text = f"a GPU ran out of memory with the products of {kept} layers kept: now {fewer} keep them"
     events.finding(Finding("fewer-layers-kept", text, severity="warn"))
     return True
+
+
+def main(argv: list[str]) -> None:
+    """Supervise the run in argv[0] as node argv[1] (0 when left out)."""
+    folder = RunFolder(Path(argv[0]), int(argv[1]) if len(argv) > 1 else 0)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive_lock(folder.supervisor_lock))
+        except BlockingIOError:
+            raise SystemExit("another supervisor has this run") from None
+        Supervisor(folder).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
