@@ -26,41 +26,61 @@ def complete_devices() -> list[str]:
     return [device.key for device in DEVICES]
 
 
+_Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="A preset's name or file; default: the one for these GPUs.",
+        autocompletion=complete_presets,
+    ),
+]
+_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
+_Data = Annotated[
+    str | None,
+    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+]
+_Gpus = Annotated[int | None, typer.Option(help="GPUs per machine instead of the preset's.")]
+_Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|SIZE",
+        help="Plan for this card, mi50-32g for example, or for one of 24g.",
+        autocompletion=complete_devices,
+    ),
+]
+_Best = Annotated[
+    bool,
+    typer.Option(
+        "--best",
+        help="Search batch, checkpointing, logits, attention and sharding for the fastest run.",
+    ),
+]
+_Trace = Annotated[
+    bool,
+    typer.Option(
+        "--trace", help="Trace the real step without data in the training environment as well."
+    ),
+]
+_Probe = Annotated[
+    bool,
+    typer.Option(
+        "--probe", help="Run a few real steps of the preset here, and measure; nothing is kept."
+    ),
+]
+
+
 def plan(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", "-p", help="A preset's name or file; default: the one for these GPUs.",
-            autocompletion=complete_presets,
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the "
-                                                   "preset's.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Staged dataset instead of the "
-                                      "preset's.", autocompletion=complete_datasets)
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the "
-                                                  "preset's.")] = None,
+    preset: _Preset = None,
+    model: _Model = None,
+    data: _Data = None,
+    gpus: _Gpus = None,
     nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|SIZE", help="Plan for this card, mi50-32g for example, or for "
-                     "one of 24g.", autocompletion=complete_devices),
-    ] = None,
+    device: _Device = None,
     overrides: SetOption = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Search batch, checkpointing, logits, attention and "
-                                          "sharding for the fastest run.")
-    ] = False,
-    trace: Annotated[
-        bool, typer.Option("--trace", help="Trace the real step without data in the training "
-                                           "environment as well.")
-    ] = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; "
-                                           "nothing is kept.")
-    ] = False,
+    best: _Best = False,
+    trace: _Trace = False,
+    probe: _Probe = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Forecast memory, time and disk of a run from config.json alone.

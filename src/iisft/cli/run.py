@@ -162,20 +162,25 @@ def stop(
         console.out(f"{folder.id}: {ended.state} - {ended.reason}")
 
 
+_AllLost = Annotated[
+    bool, typer.Option("--all-lost", help="Resume every lost run, as after a reboot.")
+]
+_AcceptDrift = Annotated[
+    bool,
+    typer.Option(
+        "--accept-drift", help="Resume even if model, data, packages or files have changed."
+    ),
+]
+_FromStart = Annotated[
+    bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
+]
+
+
 def resume(
     run: RunArgument = None,
-    all_lost: Annotated[
-        bool, typer.Option("--all-lost", help="Resume every lost run, as after a reboot.")
-    ] = False,
-    accept_drift: Annotated[
-        bool,
-        typer.Option(
-            "--accept-drift", help="Resume even if model, data, packages or files have changed."
-        ),
-    ] = False,
-    from_start: Annotated[
-        bool, typer.Option("--from-start", help="Start over when no complete checkpoint is left.")
-    ] = False,
+    all_lost: _AllLost = False,
+    accept_drift: _AcceptDrift = False,
+    from_start: _FromStart = False,
     node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     detach: DetachOption = False,
     verbose: VerboseOption = False,

@@ -64,7 +64,7 @@ def accelerator_for(
     if known:
         smallest = min(known, key=lambda gpu: gpu.memory_gib)
         found = nearest_device(smallest.arch, smallest.memory_gib)
-        used = _used_by_others_gib(len(gpus))
+        used = _used_by_others_gib(gpus)
         source = "the GPUs of this machine" + (
             f", less {used:.1f} GiB in use" if used > 0.1 else ""
         )
@@ -276,14 +276,12 @@ def _trained(dataset: RunDataset) -> tuple[float | None, int | None]:
     return min(1.0, trained / tokens), most
 
 
-def _used_by_others_gib(count: int) -> float:
+def _used_by_others_gib(gpus: Sequence[Gpu]) -> float:
     """What other programs hold on the fullest GPU.
 
-    0 where the driver does not tell, or hides some of its GPUs.
+    0 where the driver does not tell, or tells of other GPUs.
     """
-    samples = sensors.sample()
-    if len(samples) != count:
-        return 0.0
+    samples = sensors.samples_of([gpu.memory_gib for gpu in gpus])
     return max((one.memory_used_gib or 0.0 for one in samples), default=0.0)
 
 
