@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from chat_request import Asked, Known, Refused, read
+from chat_request import Asked, read
+from chat_turns import Known, Refused
 from guard_iisft import Receive, Scope, Send, answer, error_of
 from saying import Saying
 

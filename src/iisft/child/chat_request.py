@@ -2,16 +2,16 @@
 
 Runs in the training interpreter (see serve_model.py) and imports nothing but the standard library.
 Nothing is left out silently: a field that changes the answer is honoured or refused, also one that
-OpenAI adds later. A conversation becomes what LLaMA-Factory's OpenAIDatasetConverter makes of a
-row (data/converter.py), for that is what was trained.
+OpenAI adds later.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
+
+from chat_turns import Conversation, Known, Refused, no_number, unsupported, wrong
 
 MOST_ANSWERS = 8
-MOST_MESSAGES = 1000
 MOST_STOPS = 16
 DEEPEST = 50
 # less heat than this only overflows the logits
@@ -47,35 +47,6 @@ _INSTEAD = {
     "function_call": "; use tools and tool_choice",
     "response_format": "; ask for the form in the messages",
 }
-_KEYS = {
-    "system": {"role", "content"},
-    "developer": {"role", "content"},
-    "user": {"role", "content"},
-    "assistant": {"role", "content", "tool_calls"},
-    "tool": {"role", "content", "tool_call_id", "name"},
-}
-
-
-class Refused(Exception):
-    """A request that is not answered, in OpenAI's terms."""
-
-    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a request is read against.
-
-    `call_words` and `between_results` are LLaMA-Factory's: what surrounds calls beside a text, and
-    what stands between the results of several calls.
-    """
-
-    model: str
-    most_tokens: int
-    call_words: tuple[str, str]
-    between_results: str
 
 
 @dataclass(frozen=True)
@@ -105,31 +76,31 @@ def read(body: bytes, known: Known) -> Asked:
     _check_fields(asked)
     model = asked.get("model")
     if not isinstance(model, str):
-        _wrong("model must be text", "model")
+        raise wrong("model must be text", "model")
     if model != known.model:
         text = f"the model here is {known.model!r}, not {model[:80]!r}"
         raise Refused(404, text, "model_not_found", "model")
-    conversation = _Conversation(known)
+    conversation = Conversation(known)
     conversation.read(asked.get("messages"))
     n = _count(asked, "n", MOST_ANSWERS) or 1
     temperature = _number(asked, "temperature", 0, 2)
     top_p = _number(asked, "top_p", 0, 1)
     hot = temperature is not None and temperature >= COLDEST
     if n > 1 and not hot:
-        _wrong("n above 1 gives the same answer n times without a temperature above 0", "n")
+        raise wrong("n above 1 gives the same answer n times without a temperature above 0", "n")
     if top_p == 0:
-        _wrong("top_p must be above 0", "top_p")
+        raise wrong("top_p must be above 0", "top_p")
     if top_p not in (None, 1) and temperature is None:
-        _wrong("top_p needs a temperature: the default here is 0", "top_p")
+        raise wrong("top_p needs a temperature: the default here is 0", "top_p")
     stream = _flag(asked, "stream", "stream")
     options = asked.get("stream_options") or {}
     if not isinstance(options, dict) or (options and not stream):
-        _wrong("stream_options must be an object, beside stream: true", "stream_options")
+        raise wrong("stream_options must be an object, beside stream: true", "stream_options")
     for name in options:
         if name not in ("include_usage", "include_obfuscation"):
-            _unsupported(f"stream_options.{name}")
+            raise unsupported(f"stream_options.{name}")
     if _flag(options, "include_obfuscation", "stream_options.include_obfuscation"):
-        _unsupported("stream_options.include_obfuscation")
+        raise unsupported("stream_options.include_obfuscation")
     return Asked(
         messages=conversation.turns,
         system=conversation.system,
@@ -148,11 +119,11 @@ def read(body: bytes, known: Known) -> Asked:
 def _parsed(body: bytes) -> dict[str, Any]:
     """The body as JSON; null says the same as nothing."""
     try:
-        asked = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        asked = json.loads(body.decode("utf-8"), parse_constant=no_number)
     except (ValueError, RecursionError) as error:
-        _wrong(f"the body is not JSON: {error}")
+        raise wrong(f"the body is not JSON: {error}") from None
     if not isinstance(asked, dict):
-        _wrong("the body is not a JSON object")
+        raise wrong("the body is not a JSON object")
     _check_plain(asked)
     return {name: value for name, value in asked.items() if value is not None}
 
@@ -163,7 +134,7 @@ def _check_plain(asked: Any) -> None:
         for value in level:
             texts = value if isinstance(value, dict) else [value] if isinstance(value, str) else ()
             if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
-                _wrong("half of a surrogate pair is no text")
+                raise wrong("half of a surrogate pair is no text")
         level = [
             inner
             for value in level
@@ -172,7 +143,7 @@ def _check_plain(asked: Any) -> None:
         ]
         if not level:
             return
-    _wrong(f"the body nests deeper than {DEEPEST} levels")
+    raise wrong(f"the body nests deeper than {DEEPEST} levels")
 
 
 def _check_fields(asked: dict[str, Any]) -> None:
@@ -183,138 +154,35 @@ def _check_fields(asked: dict[str, Any]) -> None:
             # 1 is not true here
             allowed = [json.dumps(one) for one in _NEUTRAL[name]]
             if json.dumps(value) not in allowed:
-                _unsupported(name, f", except {allowed[0]}{_INSTEAD.get(name, '')}")
+                raise unsupported(name, f", except {allowed[0]}{_INSTEAD.get(name, '')}")
         elif name in _REFUSED:
-            _unsupported(name, _INSTEAD.get(name, ""))
+            raise unsupported(name, _INSTEAD.get(name, ""))
         else:
             raise Refused(400, f"{name[:80]!r} is not a known field", "unknown_parameter", name)
-
-
-class _Conversation:
-    """Reads messages into turns that alternate: what the model reads, what it said."""
-
-    def __init__(self, known: Known) -> None:
-        self._known = known
-        self.system: str | None = None
-        self.turns: list[dict[str, str]] = []
-        self._open: list[str] = []  # calls without a result
-
-    def read(self, messages: Any) -> None:
-        if not isinstance(messages, list) or not messages:
-            _wrong("messages must be a list with at least one message", "messages")
-        if len(messages) > MOST_MESSAGES:
-            _wrong(f"more than {MOST_MESSAGES} messages", "messages")
-        for number, message in enumerate(messages):
-            self._read_message(f"messages[{number}]", number, message)
-        if self._open:
-            _wrong(f"the call {self._open[0]!r} has no result", "messages")
-        if len(self.turns) % 2 == 0:
-            _wrong("the last message must be one to answer: user or tool", "messages")
-
-    def _read_message(self, where: str, number: int, message: Any) -> None:
-        role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in _KEYS:
-            _wrong(f"{where} needs a role: {', '.join(_KEYS)}", f"{where}.role")
-        for key, value in message.items():
-            # clients send back what they got, with its empty fields
-            if key not in _KEYS[role] and value not in (None, "", [], {}):
-                _unsupported(f"{where}.{key}", f" in a message of {role}")
-        calls = message.get("tool_calls")
-        content = _text(f"{where}.content", message.get("content"), missing=bool(calls))
-        if self._open and role != "tool":
-            _wrong(f"the call {self._open[0]!r} has no result before {where}", where)
-        if role in ("system", "developer"):
-            if number:
-                _wrong(f"{where}: one system or developer message, and as the first", where)
-            self.system = content
-        elif role == "user":
-            self._turn(where, 0, "user", content)
-        elif role == "tool":
-            self._result(where, message.get("tool_call_id"), content)
-        elif calls:
-            self._turn(where, 1, "function", self._calls(f"{where}.tool_calls", calls, content))
-        else:
-            self._turn(where, 1, "assistant", content)
-
-    def _turn(self, where: str, side: int, role: str, content: str) -> None:
-        if len(self.turns) % 2 != side:
-            expected = ("user or tool", "assistant")[1 - side]
-            _wrong(f"{where} comes where {expected} is expected: turns alternate", where)
-        self.turns.append({"role": role, "content": content})
-
-    def _result(self, where: str, call: Any, content: str) -> None:
-        if call not in self._open:
-            _wrong(f"{where}.tool_call_id names no open call", f"{where}.tool_call_id")
-        self._open.remove(call)
-        if self.turns[-1]["role"] == "observation":
-            self.turns[-1]["content"] += self._known.between_results + content
-        else:
-            self._turn(where, 0, "observation", content)
-
-    def _calls(self, where: str, calls: Any, beside: str) -> str:
-        """Calls as trained: names and arguments, these as objects."""
-        if not isinstance(calls, list):
-            _wrong(f"{where} must be a list", where)
-        plain = []
-        for number, call in enumerate(calls):
-            given = call.get("function") if isinstance(call, dict) else None
-            function = given if isinstance(given, dict) else {}
-            name = function.get("name")
-            if not isinstance(name, str) or call.get("type", "function") != "function":
-                _wrong(f"{where}[{number}] is not a call of a function", where)
-            try:
-                arguments = json.loads(function["arguments"], parse_constant=_no_number)
-            except (KeyError, TypeError, ValueError, RecursionError):
-                arguments = None
-            if not isinstance(arguments, dict):
-                _wrong(f"{where}[{number}]: arguments must be an object, as JSON text", where)
-            if not isinstance(call.get("id"), str) or call["id"] in self._open:
-                _wrong(f"{where}[{number}] needs an id of its own", where)
-            self._open.append(call["id"])
-            plain.append({"name": name, "arguments": arguments})
-        text = json.dumps(plain, ensure_ascii=False)
-        return f"{beside}\n{text.join(self._known.call_words)}" if beside else text
-
-
-def _text(where: str, content: Any, *, missing: bool) -> str:
-    """The text of a message, also of one in parts."""
-    if isinstance(content, str):
-        return content
-    if content is None and missing:
-        return ""
-    if not isinstance(content, list):
-        _wrong(f"{where} must be text", where)
-    for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            _unsupported(f"{where}[{number}]", f": this model reads text, not {str(kind)[:80]}")
-        if not isinstance(part.get("text"), str):
-            _wrong(f"{where}[{number}].text must be text", where)
-    return "".join(part["text"] for part in content)
 
 
 def _tools(asked: dict[str, Any]) -> str | None:
     """The tools as trained, None where the model is to have none."""
     choice = asked.get("tool_choice", "auto")
     if choice not in ("auto", "none"):
-        _unsupported("tool_choice", ", except auto and none: a call can't be enforced")
+        raise unsupported("tool_choice", ", except auto and none: a call can't be enforced")
     tools = asked.get("tools", [])
     if not isinstance(tools, list):
-        _wrong("tools must be a list", "tools")
+        raise wrong("tools must be a list", "tools")
     functions = []
     for number, tool in enumerate(tools):
         where = f"tools[{number}]"
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or tool.get("type") != "function":
-            _unsupported(where, ": tools are of type function")
+            raise unsupported(where, ": tools are of type function")
         name, description = function.get("name"), function.get("description", "")
         parameters = function.get("parameters", {"type": "object", "properties": {}})
         if not isinstance(name, str) or not isinstance(description, str | None):
-            _wrong(f"{where}: name and description must be text", where)
+            raise wrong(f"{where}: name and description must be text", where)
         if not isinstance(parameters, dict):
-            _wrong(f"{where}.parameters must be a JSON Schema", where)
+            raise wrong(f"{where}.parameters must be a JSON Schema", where)
         if function.get("strict"):
-            _unsupported(f"{where}.strict", ": arguments can't be enforced")
+            raise unsupported(f"{where}.strict", ": arguments can't be enforced")
         functions.append({"name": name, "description": description or "", "parameters": parameters})
     if not functions or choice == "none":
         return None
@@ -325,7 +193,7 @@ def _limit(asked: dict[str, Any], most: int) -> int | None:
     old = _count(asked, "max_tokens", most)
     new = _count(asked, "max_completion_tokens", most)
     if old is not None and new is not None and old != new:
-        _wrong("max_tokens and max_completion_tokens differ", "max_completion_tokens")
+        raise wrong("max_tokens and max_completion_tokens differ", "max_completion_tokens")
     return new if old is None else old
 
 
@@ -333,7 +201,7 @@ def _seed(asked: dict[str, Any]) -> int | None:
     seed = asked.get("seed")
     if seed is None or (type(seed) is int and -(2**63) <= seed < 2**63):
         return seed
-    _wrong("seed must be a whole number of 64 bits", "seed")
+    raise wrong("seed must be a whole number of 64 bits", "seed")
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
@@ -343,7 +211,7 @@ def _stops(stop: Any) -> tuple[str, ...]:
         or len(stops) > MOST_STOPS
         or not all(isinstance(text, str) and text for text in stops)
     ):
-        _wrong(f"stop must be text, or at most {MOST_STOPS} texts, none empty", "stop")
+        raise wrong(f"stop must be text, or at most {MOST_STOPS} texts, none empty", "stop")
     return tuple(stops)
 
 
@@ -351,30 +219,18 @@ def _count(asked: dict[str, Any], name: str, most: int) -> int | None:
     value = asked.get(name)
     if value is None or (type(value) is int and 1 <= value <= most):
         return value
-    _wrong(f"{name} must be a whole number from 1 to {most}", name)
+    raise wrong(f"{name} must be a whole number from 1 to {most}", name)
 
 
 def _number(asked: dict[str, Any], name: str, least: float, most: float) -> float | None:
     value = asked.get(name)
     if value is None or (type(value) in (int, float) and least <= value <= most):
         return value
-    _wrong(f"{name} must be a number from {least:g} to {most:g}", name)
+    raise wrong(f"{name} must be a number from {least:g} to {most:g}", name)
 
 
 def _flag(asked: dict[str, Any], name: str, where: str) -> bool:
     value = asked.get(name)
     if not isinstance(value, bool | None):
-        _wrong(f"{where} must be true or false", where)
+        raise wrong(f"{where} must be true or false", where)
     return bool(value)
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unsupported(name: str, more: str = "") -> NoReturn:
-    raise Refused(400, f"{name} is not supported{more}", "unsupported_parameter", name)
-
-
-def _wrong(message: str, param: str | None = None) -> NoReturn:
-    raise Refused(400, message, "invalid_value", param)

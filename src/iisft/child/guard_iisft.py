@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from chat_request import Refused
+from chat_turns import Refused
 
 Scope = dict[str, Any]
 Message = dict[str, Any]

@@ -2,7 +2,7 @@
 
 Runs in the training interpreter (see run_model.py). The specification also has: {"socket":
 descriptor, "name": the model's, "key": text or null, "hosts": the names it may be asked under, null
-for any, "call_words", "between_results": see chat_request.py}.
+for any, "call_words", "between_results": see chat_turns.py}.
 
 Model, template and prompt are LLaMA-Factory's; the requests are not: its API (api/app.py) leaves
 out what it does not know, passes the arguments of calls as text, and lets one slow reader of a
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import uvicorn
 from chat_api import Api
-from chat_request import Asked, Known, Refused
+from chat_request import Asked
+from chat_turns import Known, Refused
 from guard_iisft import Guard
 from run_model import Link, agreed, is_out_of_memory, load, stop_ids
 from saying import Saying
