@@ -2,14 +2,12 @@
 earlier runs here.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from iisft import files
 from iisft.child.constants_iisft import (
     ATTENTION_KEY,
     EAGER_BLOCKS,
@@ -18,7 +16,6 @@ from iisft.child.constants_iisft import (
     LOGITS_KEY,
     TRAINED,
 )
-from iisft.data.stage.staged import RECORD
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
@@ -34,16 +31,12 @@ from iisft.machine.facts.gpus import Gpu
 from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.support import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
+from iisft.runs.plan import known_rows
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.record import measurements
 
-# UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high,
-# typical, low. Inferred.
-_BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
-_TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
 # of an NVIDIA card's memory what torch can have: 23.6 of 24 GB, 31.4 of 32
 _USABLE = 0.98
-_JSON_BYTES = 6  # around a key and its value
 
 
 def accelerator_for(
@@ -118,18 +111,18 @@ def forecast_run(
         ranks=ranks,
         accelerator=accelerator,
         rows=datasets[0].rows if datasets else None,
-        row_tokens=_row_tokens(datasets[0]) if datasets else None,
+        row_tokens=known_rows.row_tokens(datasets[0]) if datasets else None,
         exact=architectures[0] in EXACT_ARCHITECTURES,
     )
     if datasets:
-        share, most = _trained(datasets[0])
-        lengths = [_longest(preset, dataset, model_folder) for dataset in datasets]
+        share, most = known_rows.trained(datasets[0])
+        lengths = [known_rows.longest(preset, dataset, model_folder) for dataset in datasets]
         workload = replace(
             workload,
             trained_share=share,
             most_trained=most,
             longest=max(one or 0 for one in lengths) if all(lengths) else None,
-            packs=_packs(preset, datasets[0]),
+            packs=known_rows.packs(preset, datasets[0]),
         )
     result = forecast(preset, workload)
     earlier = measurements.recall(runs, kin_of(preset, result), rows_of(preset, datasets))
@@ -256,71 +249,6 @@ def fit_findings(preset: Preset, result: Forecast, *, only_warn: bool) -> Iterat
 def largest_parts(result: Forecast) -> list[tuple[str, int]]:
     """The three biggest parts of the peak."""
     return sorted(result.memory.parts.items(), key=lambda part: -part[1])[:3]
-
-
-def _row_tokens(dataset: RunDataset) -> Span | None:
-    """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the
-    staged file.
-    """
-    record = files.read_json_object(dataset.file.parent / RECORD) or {}
-    counted = ((record.get("tokens") or {}).get("epoch") or {}).get("tokens")
-    if isinstance(counted, int | float) and counted > 0:
-        each = counted / max(dataset.rows, 1)
-        return Span(each, each, each)
-    try:
-        size = dataset.file.stat().st_size
-    except OSError:
-        return None
-    text = max(
-        1.0, size / max(dataset.rows, 1) - sum(len(key) + _JSON_BYTES for key in dataset.keys)
-    )
-    low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
-    return Span(low, typical, high)
-
-
-def _longest(preset: Preset, dataset: RunDataset, model: Path) -> int | None:
-    """Tokens of the longest row: as counted for this run, else as counted in staging for the same
-    model and template.
-    """
-    if dataset.longest:
-        return dataset.longest
-    record = files.read_json_object(dataset.file.parent / RECORD) or {}
-    counted_for, tokens = record.get("counted_for"), record.get("tokens")
-    if not isinstance(counted_for, dict) or not isinstance(tokens, dict):
-        return None
-    given = str(counted_for.get("model")), counted_for.get("template")
-    sample, longest = tokens.get("sample") or {}, tokens.get("lossless_cutoff_len")
-    if given != (str(model), preset.model.template) or sample.get("rows") != sample.get("of"):
-        return None
-    return longest if isinstance(longest, int) and longest > 0 else None
-
-
-def _packs(preset: Preset, dataset: RunDataset) -> int | None:
-    """How many rows packing makes of a dataset, as counted in staging for the same cutoff_len."""
-    record = files.read_json_object(dataset.file.parent / RECORD) or {}
-    try:
-        tokens, limit = record["tokens"], record["counted_for"]["cutoff_len"]
-        filled = 1 - float(tokens["padding"]["share_packed"])
-        each = float(tokens["epoch"]["tokens"]) / (filled * limit)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    known = limit == preset.train.cutoff_len and 0 < each < dataset.rows + 1
-    return math.ceil(round(each, 6)) if known else None
-
-
-def _trained(dataset: RunDataset) -> tuple[float | None, int | None]:
-    """The share of tokens that have a label, and the most of one row, as they were counted in
-    staging; None twice where not every row was.
-    """
-    counted = (files.read_json_object(dataset.file.parent / RECORD) or {}).get("tokens")
-    account = counted if isinstance(counted, dict) else {}
-    epoch, sample = account.get("epoch") or {}, account.get("sample") or {}
-    tokens, trained, most = (epoch.get(key) for key in ("tokens", "trained", "most_trained"))
-    if not (isinstance(tokens, int) and isinstance(trained, int) and isinstance(most, int)):
-        return None, None
-    if tokens <= 0 or sample.get("rows") != sample.get("of"):
-        return None, None
-    return min(1.0, trained / tokens), most
 
 
 def _used_by_others_gib(gpus: Sequence[Gpu]) -> float:
