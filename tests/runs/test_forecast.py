@@ -288,3 +288,8 @@ def test_the_doctor_judges_a_smaller_card_by_the_plan(
     see_gpus(monkeypatch, memory_gib)
     found = json.loads(iisft("env-check", "--preset", "mi50", "--json").out)["findings"]
     assert {one["severity"] for one in found if one["id"] == "gpu-memory"} == {severity}
+
+
+def test_a_profile_needs_a_probe(iisft: CLI, staged: list[str]) -> None:
+    refused = iisft("plan", *staged, "--profile", "step.json")
+    assert (refused.code, "--probe --profile FILE" in refused.err) == (2, True)
