@@ -265,6 +265,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
+    "eager-blocks-lacking": (
+        on(V100, "v100", ranks=1, model={"attention_dropout": 0.1}),
+        on(V100, "v100", ranks=1, model={"attention_dropout": 0.0}),
+    ),
     "flash2-fp32": (preset("attention=flash2", "precision=fp32"), preset("attention=flash2")),
     "constant-warmup": (
         preset("train.scheduler=constant"),
