@@ -117,7 +117,7 @@ def test_the_record_and_status_have_the_plan_beside_what_was_measured(
     assert status["measured"]["step_s"] == pytest.approx(1.2, rel=0.5)
     text = iisft("status", "lauf-1").out
     [line] = [line for line in text.splitlines() if line.startswith("plan ")]
-    assert line.startswith("plan         peak 0.1 GiB; measured ") and line.endswith(" s/step")
+    assert line.startswith("plan         peak 0.0 GiB; measured ") and line.endswith(" s/step")
     [kept] = [
         json.loads(line)
         for line in (workspace / "runs" / measurements.FILE).read_text().splitlines()
@@ -209,7 +209,7 @@ def test_an_out_of_memory_end_shows_the_plans_figures(
     )
     fake_trainer(f"log:{log}")
     assert iisft("train", *staged, "--gpus", "1", "--name", "r").code == 1
-    assert "the plan said 0.1 GiB of tensors, fits: yes (iisft plan)" in iisft("status", "r").out
+    assert "the plan said 0.0 GiB of tensors, fits: yes (iisft plan)" in iisft("status", "r").out
 
 
 def test_the_median_leaves_the_first_step_out_and_bad_events_are_passed_over() -> None:
