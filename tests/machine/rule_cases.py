@@ -201,8 +201,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R31": (on(replace(T4, python="3.10.12")), on(replace(T4, python="3.12.3"))),
     "R32": (on(T4, "ampere", "attention=flash2"), on(A100, "ampere", "attention=flash2")),
     "R33": (
+        on(MI50, "mi50-fp16", "attention=sdpa", "train.batch_size=8", "train.cutoff_len=4096"),
         on(MI50, "mi50-fp16", "train.batch_size=8", "train.cutoff_len=4096"),
-        on(MI50, "mi50-fp16"),
     ),
     "R34": (on(RDNA3), on(shell(RDNA3, TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL="1"))),
     "R35": (on(MI50), on(shell(MI50, TORCH_BLAS_PREFER_HIPBLASLT="0"))),

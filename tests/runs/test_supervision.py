@@ -66,6 +66,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
         "class": "Qwen2ForCausalLM",
         "device": "cpu",
         "layers_kept": 1,
+        "packed": None,
         "logit_positions": None,
         "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
         "adapted": {"q_proj": 1},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from iisft.estimate.suggestions import Suggestion
     from iisft.runs.plan.plan import Plan
 
+_MOST_PARTS = 7  # of the peak, each on a line of its own
 _VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
 
 
@@ -86,8 +87,13 @@ def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
     shown = max(GIB / 200, memory.peak / 400)
     parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= shown]
     beside = [(name, size) for name, size in memory.overhead.items() if size]
-    for name, size in sorted(parts, key=lambda part: -part[1]):
+    parts.sort(key=lambda part: -part[1])
+    rest = parts[_MOST_PARTS - 1 :] if len(parts) > _MOST_PARTS else []
+    for name, size in parts[: len(parts) - len(rest)]:
         yield f"  {size / GIB:6.2f}  {name}"
+    if rest:
+        each = "; ".join(f"{name} {size / GIB:.2f}" for name, size in rest)
+        yield f"  {sum(size for _, size in rest) / GIB:6.2f}  {each}"
     yield f"  {memory.peak / GIB:6.2f}  peak of torch's tensors ({result.phase_text})"
     if beside:
         yield f"  {sum(size for _, size in beside) / GIB:6.2f}  beside them: " + ", ".join(

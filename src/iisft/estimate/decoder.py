@@ -28,10 +28,15 @@ BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
 
 
 class Projection:
-    """A linear layer, with an adapter if it is a target."""
+    """A linear layer, with an adapter if it is a target.
 
-    def __init__(self, tape: Tape, weight: Weight, shape: StepShape, *, adapted: bool) -> None:
-        self.tape, self.weight, self.shape = tape, weight, shape
+    `last`: nothing that its layer does behind it is saved for the backward pass.
+    """
+
+    def __init__(
+        self, tape: Tape, weight: Weight, shape: StepShape, *, adapted: bool, last: bool = False
+    ) -> None:
+        self.tape, self.weight, self.shape, self.last = tape, weight, shape, last
         self.a = (
             tape.leaf(shape.rank * weight.inputs, shape.adapter_dtype, ADAPTER) if adapted else None
         )
@@ -45,6 +50,7 @@ class Projection:
         tape, weight, rank = self.tape, self.weight, self.shape.rank
         result = ops.linear(tape, x, weight)
         if self.a is None or self.b is None:
+            tape.stopped = self.last and tape.recomputing
             return result
         dtype = result.dtype
         # peft's Linear4bit leaves this cast to autocast (peft/tuners/lora/bnb.py)
@@ -60,6 +66,7 @@ class Projection:
         dropped = ops.dropout(self.tape, x, self.shape.dropout)
         low = ops.trained_linear(self.tape, dropped, self.a, self.weight.inputs, rank)
         del dropped
+        self.tape.stopped = self.last and self.tape.recomputing
         return ops.trained_linear(self.tape, low, self.b, rank, self.weight.outputs)
 
 
@@ -70,7 +77,11 @@ class Layer:
         self.tape, self.model, self.shape = tape, model, shape
         self.projections = {
             name: Projection(
-                tape, Weight(inputs, outputs, shape.weights, shape.way), shape, adapted=adapted
+                tape,
+                Weight(inputs, outputs, shape.weights, shape.way),
+                shape,
+                adapted=adapted,
+                last=name == "down_proj" and not model.sandwich_norms,
             )
             for name, inputs, outputs, adapted in model.projections
         }
@@ -186,7 +197,9 @@ class Model:
         if kept:
             tape.smallest_inner = self.model.hidden // 2
             products: list[Tensor] | None = [] if number < kept else None
-            out = self._recomputed(lambda x: layer(x, mask_dtype), hidden, products)
+            out = self._recomputed(
+                lambda x: layer(x, mask_dtype), hidden, products, self._passed(hidden.dtype)
+            )
             tape.relabel(out, CHECKPOINTS)
             return out
         with tape.paused(False):
@@ -209,15 +222,36 @@ class Model:
 
         return tape.record(out, (hidden,), backward)
 
+    def _passed(self, stream: str) -> tuple[str, ...] | None:
+        """What the gradient of a layer's output has become when the backward pass asks for the
+        first tensor that was saved: cast to the last product's dtype, and scaled for its adapter.
+        """
+        last = self.layers[0].projections["down_proj"]
+        if not last.last:
+            return None
+        tape, shape = self.tape, self.shape
+        dtype = "float32" if shape.way == "exact" else tape.autocast or shape.weights
+        casts = (dtype,) if dtype != stream else ()
+        if last.a is None:
+            return casts
+        scaled = tape.autocast or last.a.dtype
+        return (*casts, *((scaled,) if scaled != dtype else ()), scaled)
+
     def _recomputed(
-        self, run: Callable[[Tensor], Tensor], x: Tensor, kept: list[Tensor] | None = None
+        self,
+        run: Callable[[Tensor], Tensor],
+        x: Tensor,
+        kept: list[Tensor] | None = None,
+        passed: tuple[str, ...] | None = None,
     ) -> Tensor:
         """torch.utils.checkpoint without reentering: what forward saved is made again when the
         first of it is asked for, and gradients go on through the graph that was there.
 
-        `kept` takes the big products of a layer that keeps them.
+        `kept` takes the big products of a layer that keeps them. `passed`: the dtypes of the
+        gradients that are there when the first is asked for; None where nothing ends early.
         """
-        tape = self.tape
+        tape, stops = self.tape, passed is not None
+        passed = passed or ()
         tape.keeping = kept
         with tape.paused(False):
             out = run(x)
@@ -228,8 +262,12 @@ class Model:
         ) -> Gradients:
             before = tape.casts
             tape.casts, tape.kept = {}, kept
+            held = [tape.new(gradient.numel, dtype) for dtype in passed]
+            tape.recomputing = stops
             with tape.paused(True):
                 again = run(saved)
+            tape.recomputing = tape.stopped = False
+            del held
             tape.casts, tape.kept = before, None
             assert node is not None
             node.parents, node.dtypes = (again.node,), (again.dtype,)

@@ -42,6 +42,12 @@ def _pissa(given: Given) -> Iterator[tuple[str, str, str]]:
 
 def _packed(given: Given) -> Iterator[tuple[str, str, str]]:
     cutoff_len = given.preset.train.cutoff_len
+    if given.preset.train.packing and given.extra.get("train_on_prompt"):
+        text = (
+            "with llamafactory.train_on_prompt the first token of a packed row would be trained as "
+            "the next one of the row before it"
+        )
+        yield "train_on_prompt", text, "drop it, or set train.packing=false"
     if given.extra.get("packing") and cutoff_len % 8:
         text = f"llamafactory.packing crashes unless train.cutoff_len ({cutoff_len}) divides by 8"
         yield "packing", text, f"--set train.cutoff_len={cutoff_len // 8 * 8 or 8}"

@@ -86,7 +86,6 @@ def wrongly_packed(case: Case) -> Iterator[Finding]:
     preset = case.preset
     if preset is None or not preset.train.packing:
         return
-    drop = change_preset("train.packing=false", "packing: false")
     if (cutoff_len := preset.train.cutoff_len) % 8:
         fitting = cutoff_len // 8 * 8
         yield seen(
@@ -100,18 +99,11 @@ def wrongly_packed(case: Case) -> Iterator[Finding]:
             case.place("attention"),
             change_preset("attention=sdpa"),
         )
-    if preset.llamafactory.get("train_on_prompt"):
-        yield seen(
-            "with llamafactory.train_on_prompt the first token of each packed row would be trained "
-            "as the next one of the row before it",
-            case.place("train.packing"),
-            drop,
-        )
     if _slides(case.model):
         yield seen(
             "LLaMA-Factory's mask of packed rows takes the place of this model's sliding window",
             case.place("train.packing"),
-            drop,
+            change_preset("train.packing=false", "packing: false"),
             in_preset=False,
         )
 
