@@ -18,9 +18,10 @@ from iisft.estimate.shape import StepShape
 from iisft.estimate.tape import ADAPTER, CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
 
 FORWARD, LOSS, LOSS_BACKWARD = "forward", "loss", "loss backward"
-BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
+BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_OTHERS, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
     "backward",
     "middle",
+    "backward above kept",
     "backward of kept",
     "backward end",
     "optimizer",
@@ -174,7 +175,9 @@ class Model:
             return BACKWARD_TOP
         if number == 0:
             return BACKWARD_BOTTOM
-        return BACKWARD_KEPT if number == self.shape.layers_kept - 1 else BACKWARD_MIDDLE
+        kept = self.shape.layers_kept
+        ends = {kept: BACKWARD_OTHERS, kept - 1: BACKWARD_KEPT}
+        return ends.get(number, BACKWARD_MIDDLE)
 
     def _embed(self) -> Tensor:
         tape, model, shape = self.tape, self.model, self.shape
