@@ -69,7 +69,31 @@ def load(spec: Spec) -> Any:
 
     # the engine loads by a name that it imported into its own module
     hf_engine.load_model = functools.partial(_load_model, spec, load_model)
-    return chat_model.ChatModel(known_arguments(spec))
+    chat = chat_model.ChatModel(known_arguments(spec))
+    masks = bool(spec["arguments"].get("mask_history"))
+    chat.engine.template.encode_oneturn = functools.partial(
+        _as_trained, chat.engine.template, masks
+    )
+    return chat
+
+
+def _as_trained(
+    template: Any,
+    mask_history: bool,
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    system: str | None = None,
+    tools: str | None = None,
+) -> tuple[list[int], list[int]]:
+    """Prompt and answer of a conversation as the trainer tokenises it.
+
+    LLaMA-Factory's own encode_oneturn() of templates with thoughts (data/template.py) leaves the
+    thoughts of earlier answers out, which its training has put in.
+    """
+    discarding = mask_history and not template.preserve_thinking
+    pairs = template.encode_multiturn(tokenizer, messages, system, tools, discarding)
+    before = [ids for pair in pairs[:-1] for side in pair for ids in side]
+    return before + pairs[-1][0], pairs[-1][1]
 
 
 def known_arguments(spec: Spec) -> dict[str, Any]:

@@ -37,9 +37,7 @@ class Chat:
     tools: str
 
 
-def chat(
-    folder: Path, template: Template, options: Options, *, with_tools: bool, own: str | None = None
-) -> Chat:
+def chat(folder: Path, template: Template, options: Options, *, with_tools: bool) -> Chat:
     """The chat template of a model that was trained with this template and these options.
 
     Args:
@@ -47,15 +45,13 @@ def chat(
         template: under its options (turns.under()).
         options: LLaMA-Factory's arguments of the run.
         with_tools: whether rows of the run had tools.
-        own: the base model's own chat template; by default what the folder has.
 
     Raises:
         InputError: none that iisft can write would render the prompts of the training.
     """
-    tokens = chat_template.token_names(folder)
-    tokens["eos_token"] = end_token(template, tokens.get("eos_token"))
+    tokens = tokens_of(folder, template)
     measure = _Measure(template, options, tokens)
-    own = chat_template.text_of(folder) if own is None else own
+    own = chat_template.text_of(folder)
     best = (own, "own") if own and not with_tools else (_NO_TOOLS, "refused")
     for text, how in _from_own(own, template, options):
         plain, tools = measure.agrees(text)
@@ -68,14 +64,21 @@ def chat(
     plain, tools = measure.agrees(made)
     if plain and tools:
         return Chat(made, how, "trained")
-    if plain and measure.agrees(text := _branched(best[0], made))[0]:
-        return Chat(text, how, best[1])
+    for tools_by, tools_are in (best, (_NO_TOOLS, "refused")):  # the model's own may be broken
+        if plain and measure.agrees(text := _branched(tools_by, made))[0]:
+            return Chat(text, how, tools_are)
     raise InputError(
         "export-prompt",
         f"no chat template can be written that renders the prompts of template {template.name}",
         where="model.template",
         fix="serve the adapter with iisft serve",
     )
+
+
+def tokens_of(folder: Path, template: Template) -> dict[str, str]:
+    """Names of the special tokens, as the training left them."""
+    tokens = chat_template.token_names(folder)
+    return tokens | {"eos_token": end_token(template, tokens.get("eos_token"))}
 
 
 def conversations_of(template: Template) -> dict[str, as_trained.Conversation]:
