@@ -30,14 +30,21 @@ _SHOWN_ROWS = 5
 _HTML_FIX = "--model DIR, or a --preset whose model is there"
 
 
+_File = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="A data file, or a staged dataset's name. Several: leaks between them too.",
+    ),
+]
+_Page = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the token account as an HTML page."),
+]
+
+
 def check(
-    file: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...",
-            help="A data file, or a staged dataset's name. Several: leaks between them too.",
-        ),
-    ],
+    file: _File,
     formats: FormatOption = None,
     columns: ColumnsOption = None,
     ignore: IgnoreOption = None,
@@ -47,10 +54,7 @@ def check(
     overrides: SetOption = None,
     overlong: OverlongOption = None,
     exact: ExactOption = False,
-    page: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write the token account as an HTML page."),
-    ] = None,
+    page: _Page = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row: what is wrong, where, and what repeats.

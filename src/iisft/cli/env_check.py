@@ -15,33 +15,41 @@ if TYPE_CHECKING:
     from iisft.machine.facts.machine import Machine
 
 
+_Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Also check what this preset needs.",
+        autocompletion=complete_presets,
+    ),
+]
+_Deep = Annotated[
+    bool, typer.Option("--deep", help="Compute on every GPU and exchange data between them.")
+]
+_Collect = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere."),
+]
+_MachineFrom = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead."),
+]
+_FixPlan = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
+]
+_Explain = Annotated[
+    str | None, typer.Option(metavar="ID", help="Explain a rule and name its source.")
+]
+
+
 def env_check(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            "-p",
-            help="Also check what this preset needs.",
-            autocompletion=complete_presets,
-        ),
-    ] = None,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Compute on every GPU and exchange data between them.")
-    ] = False,
-    collect: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere."),
-    ] = None,
-    machine_from: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead."),
-    ] = None,
-    fix_plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
-    ] = None,
-    explain: Annotated[
-        str | None, typer.Option(metavar="ID", help="Explain a rule and name its source.")
-    ] = None,
+    preset: _Preset = None,
+    deep: _Deep = False,
+    collect: _Collect = None,
+    machine_from: _MachineFrom = None,
+    fix_plan: _FixPlan = None,
+    explain: _Explain = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine: GPUs, driver, links, packages.
