@@ -208,7 +208,7 @@ def _go(template: Template, options: Options, tokens: Mapping[str, str]) -> str:
         user = user.replace("{{ .Content }}", head + "{{ .Content }}")
     if template.reasons:
         opening, closing = template.thought_words
-        discarding = options.mask_history and not options.preserve_thinking
+        discarding = options.discards_thoughts
         if not options.enable_thinking:
             user += template.empty_thought
         elif not discarding:

@@ -76,7 +76,7 @@ class _Thoughts:
         words = " and ".join(
             f"{jinja_text(word.strip())} not in TEXT" for word in template.thought_words
         )
-        discarding = options.mask_history and not options.preserve_thinking
+        discarding = options.discards_thoughts
         removed = (
             f"{{% if {opening} in content and {closing} in content %}}{{% set content = "
             f"content.split({opening})[0] + content.split({closing})[-1] %}}"
