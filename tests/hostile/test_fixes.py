@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from helpers import CLI, write_rows
+from iisft.llamafactory.refused import REFUSED
 
 BAD = Path(__file__).parents[1] / "data" / "bad"
 OPTION = re.compile(r"--[a-z][a-z-]+")
@@ -278,3 +280,89 @@ def test_a_fix_of_rows_fixes(name: str, iisft: CLI, place: Path) -> None:
             else:
                 after = said(iisft, done(kind, what, file))
             assert message not in after, (what, after)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "typo": {"train": {"epoch": 3}},
+    "typo in a section": {"lora": {"rnk": 8}},
+    "section elsewhere": {"rank": 8},
+    "choice": {"precision": "fp31"},
+    "choice in a section": {"data": {"overlong": "dropp"}},
+    "variable": {"env": {"1X": "a"}},
+    "argument": {"llamafactory": {"logging_step": 1}},
+    "pairs": {"llamafactory": {"packing": True}, "train": {"cutoff_len": 1021}},
+    "mask": {"llamafactory": {"mask_history": True, "train_on_prompt": True}},
+    "pissa": {"llamafactory": {"pissa_init": True}},
+    "switch": {"llamafactory": {"pissa_iter": 8}},
+    "held out": {"llamafactory": {"val_size": 0.1}, "data": {"eval": "x"}},
+    "every argument that is refused": {"llamafactory": {name: 1 for name in REFUSED}},
+}
+
+
+def changed(preset: dict[str, Any], message: str, fix: str) -> dict[str, Any]:
+    """The preset after somebody did what a fix says."""
+    new = json.loads(json.dumps(preset))
+    key = re.search(r"(?:key |llamafactory\.|argument |')([\w.]+)", message)
+    setting = re.match(r"(?:--set )?'?([\w.]+)(?:=|: ?)([^',;(]*)", fix)
+    renamed = re.fullmatch(r"([\w.]+):?", fix)
+    if renamed or fix.startswith(
+        ("drop", "put", "set ", "use ", "iisft ", "read", "correct", "--n")
+    ):
+        assert key, (message, fix)
+        value = dropped(new, key[1].rstrip(".:"))
+        if renamed:
+            put(new, renamed[1] if "argument" not in message else f"llamafactory.{fix}", value)
+    else:
+        assert setting, (message, fix)
+        put(new, setting[1], yaml.safe_load(setting[2]))
+    return new
+
+
+def dropped(preset: dict[str, Any], key: str) -> Any:
+    for section in (preset, *(one for one in preset.values() if isinstance(one, dict))):
+        if key.rpartition(".")[2] in section:
+            return section.pop(key.rpartition(".")[2])
+    return preset.pop("env", None)  # a variable without a name
+
+
+def put(preset: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    (preset.setdefault(section, {}) if section else preset)[name] = value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_fix_of_a_preset_fixes(name: str, iisft: CLI, place: Path) -> None:
+    def findings(preset: dict[str, Any]) -> dict[str, str]:
+        (place / "p.yaml").write_text(yaml.safe_dump({"extends": "mi50", **preset}))
+        [checked] = json.loads(iisft("preset", "validate", "p.yaml", "--json").out)
+        return {
+            one["message"]: one["fix"] for one in checked["findings"] if one["severity"] == "error"
+        }
+
+    first = findings(PRESETS[name])
+    assert first
+    together = PRESETS[name]
+    for message, fix in first.items():
+        together = changed(together, message, fix)
+        if len(first) < 9:
+            assert message not in findings(changed(PRESETS[name], message, fix)), (message, fix)
+    assert not first.keys() & findings(together).keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "typed"),
+    [
+        ("train.epoch=3", "--set train.epochs=3"),
+        ("train.learning_rat=1e-4", "--set train.learning_rate=1e-4"),
+        ("precision=fp31", "--set precision=fp32"),
+        ("lora.target=q_projj", "--set 'lora.target=[q_proj]'"),
+    ],
+)
+def test_what_was_wrong_on_the_command_line_is_put_right_there(
+    given: str, typed: str, iisft: CLI, model: Path
+) -> None:
+    argv = ("train", "-p", "mi50", "--model", str(model), "--dry-run", "--gpus", "1")
+    wrong = iisft(*argv, "--set", given).err
+    assert f"  fix:   {typed}\n" in wrong
+    said = wrong.partition(f"  fix:   {typed}\n")[0].split("\nerror: ")[-1].split("\n")[0]
+    assert said not in iisft(*argv, *shlex.split(typed)).err

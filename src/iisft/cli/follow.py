@@ -3,6 +3,7 @@
 Leaving never disturbs the run.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,9 @@ def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, fl
 
 def _number(value: object) -> float | None:
     """A figure of a record, which anybody may have written."""
-    return value if isinstance(value, int | float) else None
+    with contextlib.suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else None
+    return None
 
 
 def _new_bar() -> "tuple[Progress, TaskID]":
