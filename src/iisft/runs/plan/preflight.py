@@ -6,7 +6,7 @@ Each check adds its findings.
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.extra import check_extra
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.llamafactory.torch_sets import install
-from iisft.machine.doctor import engine, inspect
+from iisft.machine.doctor import engine
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view.build import ViewPlan, plan_view
@@ -40,13 +40,11 @@ def doctor_findings(
     machine: Machine,
     checkpoint: Checkpoint | None,
     fits: str | None,
-    say: Callable[[str], None],
 ) -> tuple[Interpreter, list[Finding]]:
     """The interpreter that trains, and what the rules say against this run on this machine.
 
     `fits` is the plan's verdict for these GPUs; None when it has none. Mere notes are env-check's.
     """
-    machine, wrong = inspect.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
     case = engine.Case(
         loaded.preset,
@@ -62,7 +60,7 @@ def doctor_findings(
     interpreter = machine.interpreter or Interpreter(
         llamafactory_interpreter.training_interpreter(), "", {}, None
     )
-    return interpreter, [*wrong, *found]
+    return interpreter, found
 
 
 def extra_argument_findings(
