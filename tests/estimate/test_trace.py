@@ -21,6 +21,10 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
+SCALED = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "original_max_position_embeddings": 16384, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
 FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
@@ -38,6 +42,7 @@ FAMILIES = {
     "glm": ("GlmForCausalLM", {"head_dim": 64, "attention_bias": True}),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 64, "attention_bias": True}),
     "phi3": ("Phi3ForCausalLM", {}),
+    "ministral3": ("Ministral3ForCausalLM", {"head_dim": 64, "rope_parameters": SCALED}),
 }
 STEPS = (
     {"arithmetic": "float32", "attention": "eager", "checkpointing": True},

@@ -33,6 +33,7 @@ class Architecture:
     scaled_embedding: bool = False
     attention_softcap: bool = False
     logit_softcap: bool = False
+    scaled_query: bool = False  # by position, as Llama 4 does
     rotary_share: float = 1.0
     masks: int = 1
 
@@ -83,6 +84,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen2": {},
     "qwen3": {"qk_norm": True},
+    "ministral3": {"scaled_query": True},
     "gemma": {"norm_before_cast": True, "scaled_embedding": True},
     "gemma2": {
         "norm_before_cast": True,
@@ -103,6 +105,17 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "glm4": {"sandwich_norms": True},
     "chatglm": {},
     "phi3": {},
+}
+# Layers of other kinds, that this account has no words for.
+_BEYOND = ("qwen3_5_text", "qwen3_5_moe_text", "gemma4_text", "gemma3n_text")
+# What published configs leave out, because it is the class's default (configuration_gemma3.py).
+_UNSAID = {
+    "gemma3_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    }
 }
 _LARGEST_SIZE = 2**24
 _MOST_LAYERS = 2000
@@ -125,15 +138,16 @@ def known_family(config: Mapping[str, Any]) -> bool:
 def read_architecture(
     config: Mapping[str, Any], target: str | list[str] = "all"
 ) -> Architecture | None:
-    """A model's architecture; None when config.json lacks a size, or for a mixture of experts.
+    """A model's architecture; None when config.json lacks a size, or for layers of other kinds.
 
     Args:
         config: config.json's content.
         target: lora.target of a preset.
     """
-    if has_experts(config):
-        return None
     kind = str(config.get("model_type", ""))
+    if has_experts(config) or kind in _BEYOND:
+        return None
+    config = {**_UNSAID.get(kind, {}), **config}
     hidden = _size(config, "hidden_size")
     layers = _size(config, "num_hidden_layers", "num_layers")
     heads = _size(config, "num_attention_heads")

@@ -108,6 +108,8 @@ class Layer:
             query = norm(tape, query, model, self.shape.weights, model.head_dim)
             key = norm(tape, key, model, self.shape.weights, model.head_dim)
         query, key = rotate(tape, query, model, stream), rotate(tape, key, model, stream)
+        if model.scaled_query:
+            query = ops.scale(tape, query, stream)
         out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
         out = project["o_proj"](out)
         return out, scores

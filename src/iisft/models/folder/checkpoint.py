@@ -12,6 +12,7 @@ from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
 from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
+from iisft.models.folder.text_part import text_config, text_tensors, with_head
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,7 +30,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 class Checkpoint:
     """A complete model folder.
 
-    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute.
+    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute. Of a
+    model with a vision tower it is the text model alone, under the names that it has there;
+    `published` is config.json as it stands.
     """
 
     folder: Path
@@ -40,6 +43,12 @@ class Checkpoint:
     dtypes: dict[str, int]
     weight_files: tuple[str, ...]
     code_files: tuple[str, ...]
+    published: dict[str, Any]
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the folder holds more than this text model."""
+        return self.published is not self.config
 
     @property
     def parameters(self) -> int:
@@ -55,19 +64,24 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     survey = _Survey(folder)
     if survey.findings:
         raise InputError.of(survey.findings[0])
+    config, tensors = survey.config, survey.tensors
+    if (text := text_config(config)) is not None:
+        tensors = text_tensors(tensors)
+        config = with_head(text, tensors)
     counts: Counter[str] = Counter()
-    for name, tensor in survey.tensors.items():
+    for name, tensor in tensors.items():
         if not is_computed_buffer(name):
             counts[tensor.dtype] += tensor.parameters
     return Checkpoint(
         folder=folder.absolute(),
-        config=survey.config,
-        architecture=survey.config["architectures"][0],
-        model_type=survey.config["model_type"],
-        tensors=survey.tensors,
+        config=config,
+        architecture=config["architectures"][0],
+        model_type=config["model_type"],
+        tensors=tensors,
         dtypes=dict(counts.most_common()),
         weight_files=survey.weight_files,
         code_files=code_files(folder),
+        published=survey.config,
     )
 
 
