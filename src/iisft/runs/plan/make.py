@@ -19,7 +19,8 @@ from iisft.llamafactory.environment import Placement, env_findings
 from iisft.llamafactory.extra import reference_findings
 from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor.engine import training_gpus
-from iisft.machine.facts.gpus import Gpu, visible_gpus
+from iisft.machine.doctor.inspect import visible_gpus
+from iisft.machine.facts.gpus import Gpu
 from iisft.models.view.build import with_step
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
@@ -40,7 +41,7 @@ def make_plan(
     preflight: Preflight | None = None,
     *,
     gpus: Sequence[Gpu] | None = None,
-    device: Device | None = None,
+    device: Device | float | None = None,
 ) -> Plan:
     """Resolve a request and forecast it; what is wrong with model, data, machine or packages
     becomes findings.
@@ -54,6 +55,7 @@ def make_plan(
     """
     if preflight is not None:
         check_nodes(request)
+        preflight = preflight.asked()  # what torch sees decides about GPUs
         gpus = preflight.machine.visible
     elif gpus is None:
         gpus = visible_gpus()
@@ -118,9 +120,9 @@ def _checked(
     """With everything that speaks against it here, and the rows' tokens."""
     preset, placement, runs = plan.preset, plan.placement, workspace.runs
     interpreter, doctored = checks.doctor_findings(
-        plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits, preflight.say
+        plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits
     )
-    findings = [*notes, *doctored, *env_findings(plan.loaded)]
+    findings = [*notes, *preflight.wrong, *doctored, *env_findings(plan.loaded)]
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
