@@ -42,6 +42,9 @@ def compare(one):
     target.mkdir(parents=True)
     text_part_weights.save(one, merged.to(torch.bfloat16))
     (target / "config.json").write_bytes((Path(one["model"]) / "config.json").read_bytes())
+    ours = merged.state_dict()
+    again = text_part_weights.load({**one, "model": one["target"]}, torch.bfloat16)
+    theirs = again.state_dict()
     exported, found = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
     after = logits(exported)
     old, new = (load_file(Path(f) / "model.safetensors") for f in (one["model"], target))
@@ -49,7 +52,9 @@ def compare(one):
     return answer | {
         "exported": [len(found[key]) for key in ("missing_keys", "unexpected_keys")],
         "class": type(exported).__name__,
-        "as merged": torch.equal(after, logits(merged)),
+        "as merged": ours.keys() == theirs.keys()
+        and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        and torch.equal(after, logits(again)),
         "moved": not torch.equal(after, before),
         "names": sorted(old) == sorted(new),
         "changed": sorted({name.split(".layers.")[0] for name in changed}),

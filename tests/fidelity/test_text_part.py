@@ -10,7 +10,6 @@ import pytest
 from harness import HERE, WAYS, Batch, make_view, run_python
 
 from iisft.models.folder.checkpoint import inspect_checkpoint
-from iisft.models.folder.text_part import NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +21,7 @@ FAMILIES = {
     "qwen3_5-vision": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
 }
 RESUMED = "{} resumed"
+SHARED = "gemma4-shared"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,13 @@ def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             if way == "exact":
                 more["resume_from_checkpoint"] = str(batch.folder / name / "checkpoint-3")
                 batch.add(RESUMED.format(name), view, models / "data", **more)
+        for case, recomputed in ((SHARED, True), (f"{SHARED} kept", False)):
+            model = models / SHARED / "model"
+            view = make_view(model, batch.folder / "views" / case / "model", *WAYS[way])
+            start = {"adapter_name_or_path": str(models / SHARED / "start")}
+            batch.add(
+                case, view, models / "data", disable_gradient_checkpointing=not recomputed, **start
+            )
         batches[way] = batch.run()
     return batches
 
@@ -49,20 +56,13 @@ def compared(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     request = []
     for name in FAMILIES:
         model = models / name / "model"
-        found = inspect_checkpoint(model)
-        part = {
-            "class": found.architecture,
-            "config": found.config,
-            "names": NAMES,
-            "files": list(found.weight_files),
-        }
         request.append(
             {
                 "name": name,
                 "model": str(model),
                 "view": str(make_view(model, folder / name / "model", "weights", "stored")),
                 "adapter": str(models / name / "start"),
-                "part": part,
+                "part": inspect_checkpoint(model).part,
                 "target": str(folder / name / "merged"),
             }
         )
@@ -109,3 +109,11 @@ def test_trained_over_stored_weights_it_equals_float32_weights(
 def test_resumed_it_equals_the_uninterrupted_run(trained: dict[str, Batch], name: str) -> None:
     exact = trained["exact"]
     assert exact.result(RESUMED.format(name)) == exact.result(name)
+
+
+def test_shared_keys_and_values_get_their_gradients_through_checkpointing(
+    trained: dict[str, Batch],
+) -> None:
+    """Reentrant checkpointing, LLaMA-Factory's, loses those of the layers that share them."""
+    recomputed, kept = (trained["exact"].result(name) for name in (SHARED, f"{SHARED} kept"))
+    assert recomputed == kept == trained["float32"].result(SHARED)

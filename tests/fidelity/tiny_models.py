@@ -103,6 +103,16 @@ RECIPES = {
     "stablelm": ("StableLmConfig", "StableLmForCausalLM", {"use_qkv_bias": True}),
     "ministral3": ("Ministral3Config", "Ministral3ForCausalLM", YARN),
     "gemma4": ("Gemma4TextConfig", "Gemma4ForCausalLM", GEMMA4),
+    "gemma4-shared": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": GEMMA4["layer_types"] * 2,
+            "num_kv_shared_layers": 2,
+        },
+    ),
     "qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", DELTA),
     "qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", EXPERTS),
 }

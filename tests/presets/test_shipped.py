@@ -22,10 +22,17 @@ def load(name: str) -> checking.LoadedPreset:
 def test_the_presets_of_the_readmes_are_shipped() -> None:
     assert NAMES == [
         "ampere",
+        "cuda-16g",
+        "cuda-24g",
         "demo",
         "mi50",
+        "mi50-14b",
+        "mi50-14b-single",
+        "mi50-8b",
+        "mi50-8b-single",
         "mi50-fp16",
         "mi50-recorded",
+        "p100",
         "p40",
         "qlora-24g",
         "t4",

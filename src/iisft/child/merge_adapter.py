@@ -3,7 +3,7 @@
 Runs in the training interpreter (see run_model.py). The specification: {"arguments":
 LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter", "stored": the dtype
 of its weights, "dtype": the one to write, "trusted": whether its own code may run, "target": an
-empty folder}.
+empty folder, "part": of a text model inside a bigger one, see text_part_weights.py, else null}.
 
 Each weight is rounded once: the sum is computed in float32 and stored as `dtype`.
 """
@@ -11,6 +11,7 @@ Each weight is rounded once: the sum is computed in float32 and stored as `dtype
 from pathlib import Path
 from typing import Any
 
+import text_part_weights
 import torch
 from peft import PeftModel
 from run_model import Link, known_arguments
@@ -22,11 +23,17 @@ def merge(spec: dict[str, Any]) -> None:
     # torch adds float32 to a narrower weight in place by summing in float32 and rounding once;
     # changing the dtype afterwards would round again
     loaded = dtype if spec["dtype"] == spec["stored"] else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
-    )
+    if spec["part"]:
+        model = text_part_weights.load(spec, loaded)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
+        )
     model = PeftModel.from_pretrained(model, spec["adapter"]).merge_and_unload(safe_merge=True)
-    model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
+    if spec["part"]:
+        text_part_weights.save(spec, model.to(dtype))
+    else:
+        model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
 
 
 def save_tokenizer(spec: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
 from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
-from iisft.models.folder.text_part import text_config, text_tensors, with_head
+from iisft.models.folder.text_part import NAMES, text_config, text_tensors, with_head
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -44,6 +44,24 @@ class Checkpoint:
     weight_files: tuple[str, ...]
     code_files: tuple[str, ...]
     published: dict[str, Any]
+
+    @property
+    def part(self) -> dict[str, Any] | None:
+        """What child/text_part_weights.py must know of a text model inside a bigger one."""
+        if not self.is_part:
+            return None
+        files = list(self.weight_files)
+        return {
+            "class": self.architecture, "config": self.config, "names": NAMES, "files": files,
+        }  # fmt: skip
+
+    @property
+    def bytes_beside(self) -> int:
+        """Of the weight files, what is not this text model's: a tower's tensors."""
+        if not self.is_part:
+            return 0
+        size = sum((self.folder / name).stat().st_size for name in self.weight_files)
+        return max(0, size - sum(tensor.bytes for tensor in self.tensors.values()))
 
     @property
     def is_part(self) -> bool:
