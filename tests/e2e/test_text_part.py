@@ -3,16 +3,18 @@ written back for transformers.
 """
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PYTHON
 
 pytestmark = pytest.mark.slow
 
+PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
 LOADED = """
 import json, sys
 import torch
@@ -53,7 +55,7 @@ def test_trained_asked_and_written_back(
     exported = iisft("export", "run", "-o", str(target))
     assert exported.code == 0, exported.err[-3000:]
     done = subprocess.run(
-        [str(PYTHON), "-c", LOADED, str(target), str(model)],
+        [PYTHON, "-c", LOADED, str(target), str(model)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == ["Gemma3ForConditionalGeneration", 0, 0, 0, 0, [False]]

@@ -36,17 +36,24 @@ def save(spec: dict[str, Any], model: Any) -> None:
     """Write the folder's files with the tensors of `model` in place of their own."""
     source, target = Path(spec["model"]), Path(spec["target"])
     ours, total, places = model.state_dict(), 0, {}
+    unwritten = set(ours)
     for name in spec["part"]["files"]:
         tensors = {}
         with safe_open(source / name, framework="pt") as file:
             metadata = file.metadata()
             for key in file.keys():  # noqa: SIM118 - not a mapping
-                changed = ours.get(text_name(key, spec["part"]["names"]))
+                name_here = text_name(key, spec["part"]["names"])
+                changed = ours.get(name_here)
+                unwritten.discard(name_here)
                 kept = file.get_tensor(key) if changed is None else changed.contiguous()
                 tensors[key] = kept.clone() if changed is not None else kept
                 total += kept.numel() * kept.element_size()
                 places[key] = name
         save_file(tensors, target / name, metadata=metadata or {"format": "pt"})
+    head = model.get_output_embeddings()
+    tied = head is not None and torch.equal(head.weight, model.get_input_embeddings().weight)
+    if left := unwritten - ({"lm_head.weight"} if tied else set()):
+        raise RuntimeError(f"the base model's files have no place for {', '.join(sorted(left))}")
     if spec["part"]["files"] != ["model.safetensors"]:
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
