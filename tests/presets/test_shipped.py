@@ -30,6 +30,8 @@ def test_the_presets_of_the_readmes_are_shipped() -> None:
         "mi50-14b-single",
         "mi50-8b",
         "mi50-8b-single",
+        "mi50-9b",
+        "mi50-9b-single",
         "mi50-fp16",
         "mi50-recorded",
         "p100",
