@@ -17,7 +17,7 @@ import yaml
 
 from iisft import gpu_table
 from iisft.cli.app import app
-from iisft.cli.help import PREPARE, TRAIN, USE
+from iisft.cli.options import PREPARE, TRAIN, USE
 from iisft.errors import ExitCode
 from iisft.llamafactory.explain import explain, schema
 from iisft.llamafactory.failures import KNOWN

@@ -134,6 +134,14 @@ def test_every_module_has_a_docstring_and_none_is_long() -> None:
         assert len(text.splitlines()) <= 320, path
 
 
+def test_a_script_defines_everything_before_it_runs() -> None:
+    """Imported as a module, what stands after the guard is there: run as a script, it is not."""
+    for path in SOURCE.rglob("*.py"):
+        body = ast.parse(path.read_text("utf-8")).body
+        guards = [node for node in body if ast.unparse(node).startswith("if __name__ == ")]
+        assert guards in ([], body[-1:]), path
+
+
 def test_no_file_imports_itself_by_way_of_others() -> None:
     """Imports inside functions and for type checkers count too: they hide a circle, not end it."""
     modules = {_module(path): ast.parse(path.read_text("utf-8")) for path in SOURCE.rglob("*.py")}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from iisft.inference import headroom
-from iisft.machine.facts import gpus
+from iisft.machine.doctor import inspect
 from iisft.runs.record.folder import RunFolder
 
 CLI = Callable[..., Any]
@@ -134,4 +134,4 @@ def test_free_memory_is_the_smaller_of_the_machine_and_the_control_group(tmp_pat
 def test_no_gpu_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headroom.sensors, "sample", list)
     assert headroom.free_gpu_memory(together=False) is None
-    assert gpus.visible_gpus() == []
+    assert inspect.visible_gpus() == []

@@ -1,11 +1,18 @@
 """The trainer's environment by value, and what of the caller's never reaches it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from iisft import secrets
-from iisft.llamafactory.environment import CLEARED, Placement, compile_environment, inherited
+from iisft.llamafactory.environment import (
+    CLEARED,
+    Placement,
+    compile_environment,
+    gpu_order,
+    inherited,
+)
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets import checking, documents
 from iisft.workspace import Workspace
@@ -80,3 +87,17 @@ def test_secrets_are_hidden_before_anything_is_written() -> None:
         "MYSQL_PWD": "***",
     }
     assert not secrets.is_secret("PATH")
+
+
+def test_nvidia_gpus_are_counted_along_the_bus_unless_the_shell_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    preset = checking.check(documents.read_document("ampere", Workspace.current())).preset
+    told = compile_environment(preset, INTERPRETER, Placement(), Path("/r/modules"))
+    assert told["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert gpu_order({})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    told = compile_environment(preset, INTERPRETER, Placement(), Path("/r/modules"))
+    assert "CUDA_DEVICE_ORDER" not in told
+    assert gpu_order(os.environ)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"

@@ -54,6 +54,7 @@ class Nvidia:
     width: int = 16
     celsius: int = 40
     limit_w: int = 250
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Fake:
         lines = [
             f"{card.name}, {card.capability}, {card.mib}, {self.driver}, 0000{card.bus}, "
             f"{card.width}, 16, "
-            f"{card.celsius}, {card.limit_w}, 250"
+            f"{card.celsius}, {card.limit_w}, 250, {card.uuid}"
             for card in self.nvidia
         ]
         keys = ("exists", "usable", "group")
@@ -311,6 +312,14 @@ def _write(root: Path, path: str, text: str) -> None:
     file.write_text(text)
 
 
+def seen(*devices: tuple[str, str, float], buses: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The step in which torch tells its GPUs: name, architecture, GiB."""
+    told = [{"name": name, "arch": arch, "memory_gib": gib} for name, arch, gib in devices]
+    for device, bus in zip(told, buses, strict=False):
+        device["bus"] = bus
+    return {"devices": {"available": bool(told), "devices": told, "peers": []}}
+
+
 MI50 = Fake(amd=(Amd(),), torch=ROCM63, amdgpu="6.10.5", rocm="6.3.1-48")
 TWO_MI50 = replace(MI50, amd=(Amd(), Amd(bus="0000:83:00.0", numa=0, group="2")))
 # design notes and record of the first user, December 2025
@@ -334,6 +343,58 @@ FIRST_USER = Fake(
 T4 = Fake(nvidia=(Nvidia("Tesla T4", "7.5", 15360),), driver="580.95.05")
 P100 = Fake(nvidia=(Nvidia("Tesla P100-PCIE-16GB", "6.0", 16384),), driver="570.133.20")
 H100 = Nvidia("NVIDIA H100 80GB HBM3", "9.0", 81559)
+# A slice of a partitioned GPU, unlike cards, a processor's graphics, Windows' driver: torch sees
+# other GPUs than the kernel and nvidia-smi tell.
+MIG = Fake(
+    nvidia=(H100,), driver="580.95.05",
+    environment={"CUDA_VISIBLE_DEVICES": "MIG-11111111-2222-3333-4444-555555555555"},
+    steps=seen(("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "sm_90", 9.5)),
+)  # fmt: skip
+P40_AND_3090 = Fake(
+    nvidia=(Nvidia("Tesla P40", "6.1", 24576, uuid="GPU-00000000-0000-0000-0000-0000000000a0"),
+            Nvidia("NVIDIA GeForce RTX 3090", "8.6", 24576, bus="0000:83:00.0", group="2",
+                   uuid="GPU-deadbeef-0000-0000-0000-000000003090")),
+    driver="570.133.20", torch=CU126,
+)  # fmt: skip
+RTX3090_ALONE = seen(("NVIDIA GeForce RTX 3090", "sm_86", 23.69))
+P40_BY_INDEX = replace(
+    P40_AND_3090, environment={"CUDA_VISIBLE_DEVICES": "1"},
+    steps=seen(("Tesla P40", "sm_61", 23.9)),
+)  # fmt: skip
+RTX3090_BY_INDEX = replace(
+    P40_BY_INDEX, environment={"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+    steps=RTX3090_ALONE,
+)  # fmt: skip
+RTX3090_BY_UUID = replace(
+    P40_AND_3090, environment={"CUDA_VISIBLE_DEVICES": "GPU-deadbeef"}, steps=RTX3090_ALONE
+)
+ROCM_1151 = replace(ROCM64, archs=(*ROCM64.archs, "gfx1151"), blas=(*(ROCM64.blas or ()),
+                                                                    "gfx1151"))  # fmt: skip
+APU = Fake(
+    amd=(Amd(version=110501, gib=96, device="0x1586", name="Radeon 8060S"),),
+    torch=ROCM_1151, amdgpu="", rocm="6.4.1-83", cpu="AMD RYZEN AI MAX+ 395",
+    cpu_vendor="AuthenticAMD", sockets=1, memory_gib=31,
+    steps=seen(("Radeon 8060S", "gfx1151", 15.49)),
+)  # fmt: skip
+APU_GTT = replace(
+    APU, amd=(replace(APU.amd[0], gib=1),), memory_gib=123,
+    steps=seen(("Radeon 8060S", "gfx1151", 110.0)),
+)  # fmt: skip
+WSL = Fake(
+    torch=ROCM64, sockets=1, cpu="AMD Ryzen 9 7950X", cpu_vendor="AuthenticAMD", memory_gib=32,
+    environment={"HSA_ENABLE_DXG_DETECTION": "1"},
+    steps=seen(("AMD Radeon RX 7900 XTX", "gfx1100", 23.98)),
+)  # fmt: skip
+GB10 = Fake(
+    nvidia=(Nvidia("NVIDIA GB10", "12.1", 0),), driver="580.95.05",
+    torch=replace(CU130, archs=(*CU130.archs, "compute_120")), sockets=1, memory_gib=119,
+    steps=seen(("NVIDIA GB10", "sm_121", 119.7)),
+)  # fmt: skip
+AMD_AND_NVIDIA = Fake(
+    amd=(Amd(version=120001, gib=32, device="0x7551", name="Radeon AI PRO R9700"),),
+    nvidia=(Nvidia("NVIDIA GeForce RTX 5070 Ti", "12.0", 16303, bus="0000:83:00.0", group="2"),),
+    driver="580.95.05", torch=ROCM64, amdgpu="", rocm="6.4.1-83", sockets=1,
+)  # fmt: skip
 NONE = Fake(sockets=1, cpu="AMD EPYC 7763 64-Core Processor", cpu_vendor="AuthenticAMD")
 
 MACHINES: dict[str, Fake] = {
@@ -365,4 +426,12 @@ MACHINES: dict[str, Fake] = {
         driver="580.95.05",
     ),
     "none": NONE,
+    "mig-slice": MIG,
+    "p40-3090-index-1": P40_BY_INDEX,
+    "p40-3090-uuid": RTX3090_BY_UUID,
+    "apu-96-of-which-15": APU,
+    "apu-gtt": APU_GTT,
+    "wsl-7900xtx": WSL,
+    "gb10": GB10,
+    "amd-and-nvidia": AMD_AND_NVIDIA,
 }  # fmt: skip

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fake_machines import (
+    AMD_AND_NVIDIA,
     CU126,
     CU130,
     FIRST_USER,
     MI50,
     NONE,
+    P40_BY_INDEX,
     P100,
     ROCM63,
     ROCM64,
+    RTX3090_BY_INDEX,
     T4,
     TWO_MI50,
     Amd,
@@ -241,6 +244,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "fp16-on-cpu": (on(NONE, "v100", ranks=1, on_cpu=True), on(NONE, "p40", ranks=1, on_cpu=True)),
     "gpu-memory": (on(T4, "v100"), on(T4, "t4")),
     "gpus-hidden": (on(replace(TWO_MI50, torch=replace(ROCM63, sees=1))), on(TWO_MI50)),
+    "gpus-differ": (on(P40_BY_INDEX), on(RTX3090_BY_INDEX)),
+    "torch-not-cuda": (on(AMD_AND_NVIDIA, "ampere"), on(T4, "ampere")),
     "host-memory": (on(replace(A100, memory_limit_gib=16)), on(A100)),
     "import-died": (
         on(replace(T4, steps={}, died={"step": "torch", "how": "SIGABRT", "said": "terminate "

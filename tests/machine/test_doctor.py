@@ -10,7 +10,7 @@ from fake_machines import FIRST_USER, TWO_MI50, Fake, expected
 from rule_cases import CASES, IOMMU_ON, Scene, amd, deep, failing, packages, shell
 
 from iisft.errors import Finding
-from iisft.machine.doctor import bundle, engine, fix_plan
+from iisft.machine.doctor import bundle, engine, fixes
 from iisft.machine.doctor.engine import Case, all_rules
 from iisft.presets import checking, documents
 from iisft.rules import Rule
@@ -93,13 +93,13 @@ def test_the_iommu_without_groups_is_judged_by_the_command_line(tmp_path: Path) 
 
 def test_the_fix_plan_is_one_script_in_order(tmp_path: Path) -> None:
     case = case_of(Scene(FIRST_USER), tmp_path)
-    script = fix_plan.render(engine.diagnose(case), case.machine)
+    script = fixes.render(engine.diagnose(case), case.machine)
     assert script == expected("first-user-fix-plan.sh")
 
 
 def test_a_healthy_machine_has_nothing_to_fix(tmp_path: Path) -> None:
     case = case_of(Scene(TWO_MI50), tmp_path)
-    assert fix_plan.render(engine.diagnose(case), case.machine).endswith("\n# Nothing to fix.\n")
+    assert fixes.render(engine.diagnose(case), case.machine).endswith("\n# Nothing to fix.\n")
 
 
 def test_emulated_bf16_is_shown_with_what_was_measured(tmp_path: Path) -> None:

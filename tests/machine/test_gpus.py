@@ -1,10 +1,11 @@
 """Whole machines as folders of files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from iisft.machine.facts.gpus import Gpu, amd_gpus, nvidia_gpus, visible_gpus
+from iisft.machine.facts.gpus import Gpu, amd_gpus, masked, nvidia_gpus
 from iisft.machine.facts.nvidia_smi import NvidiaCard, parse_nvidia_smi
 
 
@@ -43,7 +44,7 @@ def test_names_of_architectures(tmp_path: Path, version: int, arch: str) -> None
 
 
 def test_a_machine_without_gpus(tmp_path: Path) -> None:
-    assert visible_gpus(tmp_path) == []
+    assert [*amd_gpus(tmp_path), *nvidia_gpus(tmp_path)] == []
 
 
 @pytest.mark.parametrize(
@@ -56,11 +57,31 @@ def test_a_machine_without_gpus(tmp_path: Path) -> None:
         ("HIP_VISIBLE_DEVICES", "0,7,1", 1),
     ],
 )
-def test_masks(
-    two_mi50: Path, monkeypatch: pytest.MonkeyPatch, name: str, mask: str, count: int
-) -> None:
-    monkeypatch.setenv(name, mask)
-    assert len(visible_gpus(two_mi50)) == count
+def test_masks(two_mi50: Path, name: str, mask: str, count: int) -> None:
+    assert len(masked(amd_gpus(two_mi50), {name: mask})) == count
+
+
+P40 = Gpu("nvidia", "sm_61", 24.0, "Tesla P40", uuid="GPU-aa")
+RTX3090 = Gpu("nvidia", "sm_86", 24.0, "RTX 3090", uuid="GPU-bb")
+
+
+@pytest.mark.parametrize(
+    ("mask", "left"),
+    [
+        ("GPU-bb", [RTX3090]),
+        ("gpu-B,0", [RTX3090, P40]),
+        ("GPU-cc,0", []),
+        ("MIG-11,0", [Gpu("nvidia", "", 0.0), P40]),
+    ],
+)
+def test_a_uuid_names_its_card(mask: str, left: list[Gpu]) -> None:
+    assert masked([P40, RTX3090], {"CUDA_VISIBLE_DEVICES": mask}) == left
+
+
+def test_where_no_uuid_is_known_only_cards_that_are_alike_are(two_mi50: Path) -> None:
+    assert masked(amd_gpus(two_mi50), {"ROCR_VISIBLE_DEVICES": "GPU-1f"}) == [MI50]
+    unlike = [replace(P40, uuid=""), RTX3090]
+    assert masked(unlike, {"CUDA_VISIBLE_DEVICES": "GPU-bb"}) == [Gpu("nvidia", "", 0.0)]
 
 
 def test_nvidia_cards_are_counted_without_nvidia_smi(tmp_path: Path) -> None:
@@ -75,7 +96,7 @@ def test_nvidia_cards_are_counted_without_nvidia_smi(tmp_path: Path) -> None:
 def test_what_nvidia_smi_says() -> None:
     long = (
         "Tesla V100-SXM2-32GB, 7.0, 32768, 570.133.20, 00000000:1A:00.0, 8, 16, 61, 250.00, "
-        "300.00\n"
+        "300.00, GPU-12\n"
     )
     old = "Tesla T4, 7.5, 15360\n"
     assert parse_nvidia_smi(f"{long}{old}Failed to query\nNVIDIA X, [N/A], 1\n") == [
@@ -90,6 +111,7 @@ def test_what_nvidia_smi_says() -> None:
             61.0,
             250.0,
             300.0,
+            "GPU-12",
         ),
         NvidiaCard("Tesla T4", "sm_75", 15.0),
     ]

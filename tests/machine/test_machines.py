@@ -19,7 +19,15 @@ from iisft.machine.facts.machine import Machine
 CLI = Callable[..., Any]
 EXPECTED = Path(__file__).parent / "machines"
 COST_HIM = ["R08", "R13", "R31"]
-HEALTHY = ("two-mi50-healthy", "rdna3", "t4", "eight-h100", "none")
+HEALTHY = ("two-mi50-healthy", "rdna3", "t4", "eight-h100", "none", "apu-gtt", "wsl-7900xtx",
+           "p40-3090-uuid", "gb10", "amd-and-nvidia")  # fmt: skip
+
+OWN = {
+    "gfx1151": "extends: mi50-fp16\nprecision: bf16\n"
+    "hardware: {vendor: amd, arch: gfx1151, gpus: 1, memory_gib: 96.0}\n",
+    "gfx1100": "extends: mi50-fp16\n"
+    "hardware: {vendor: amd, arch: gfx1100, gpus: 1, memory_gib: 24.0}\n",
+}
 
 
 def test_every_machine_has_its_expected_findings() -> None:
@@ -57,12 +65,25 @@ def test_a_healthy_machine_gets_no_alarm(name: str) -> None:
         ("none", "mi50", ["R01", "too-few-gpus"]),
         ("none", "demo", []),
         ("rdna3", "mi50", ["gpu-memory", "too-few-gpus", "other-gpu"]),
+        ("mig-slice", "ampere", ["gpu-memory", "gpus-differ", "other-gpu"]),
+        ("p40-3090-index-1", "ampere", ["R06", "gpus-differ", "other-gpu"]),
+        ("p40-3090-uuid", "ampere", []),
+        ("apu-96-of-which-15", "gfx1151", ["gpu-memory", "gpus-differ"]),
+        ("apu-gtt", "gfx1151", []),
+        ("wsl-7900xtx", "gfx1100", []),
+        ("gb10", "ampere", ["other-gpu"]),
+        ("amd-and-nvidia", "ampere", ["gpu-memory", "torch-not-cuda", "other-gpu"]),
+        ("t4", "mi50", ["R01", "gpu-memory", "too-few-gpus", "other-gpu"]),
     ],
 )  # fmt: skip
 def test_a_preset_adds_what_depends_on_it(
     iisft: CLI, tmp_path: Path, name: str, preset: str, ids: list[str]
 ) -> None:
     root = MACHINES[name].build(tmp_path)
+    if preset in OWN:
+        file = tmp_path / f"{preset}.yaml"
+        file.write_text(OWN[preset])
+        preset = str(file)
     document = json.loads(iisft("env-check", "--from", str(root), "--preset", preset, "--json").out)
     assert [one["id"] for one in document["findings"] if one["severity"] != "info"] == ids
 

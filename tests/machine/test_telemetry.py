@@ -1,12 +1,12 @@
-"""GPUs at work as folders of files, and a stand-in for NVIDIA's library."""
+"""GPUs at work as folders of files, and a stand-in for nvidia-smi."""
 
-import sys
+import os
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from iisft.machine.facts import nvidia_smi, sensors
 from iisft.machine.facts.sensors import GpuSample, sample
 
 MI50_FILES = {
@@ -112,75 +112,71 @@ def test_a_machine_without_gpus_and_one_of_another_vendor(tmp_path: Path) -> Non
     assert sample(tmp_path) == []
 
 
-class FakeNvml:
-    """One GPU; what `broken` names raises, as the driver does for what a GPU can't tell."""
-
-    def __init__(self, *broken: str, reasons: int = 0x1) -> None:
-        self.broken = broken
-        self.answers: dict[str, Any] = {
-            "nvmlInit": None,
-            "nvmlDeviceGetCount": 1,
-            "nvmlDeviceGetHandleByIndex": object(),
-            "nvmlDeviceGetName": b"Tesla V100-SXM2-32GB",
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=99, memory=40),
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=8 * 2**30, total=32 * 2**30),
-            "nvmlDeviceGetTemperature": 64,
-            "nvmlDeviceGetPowerUsage": 290500,
-            "nvmlDeviceGetCurrentClocksThrottleReasons": reasons,
-        }
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*_: object) -> Any:
-            if name in self.broken:
-                raise RuntimeError("NVML: Not Supported")
-            return self.answers[name]
-
-        return call
+V100 = GpuSample("nvidia", "Tesla V100-SXM2-32GB", 99.0, 8.0, 32.0, 64.0, 290.5, False)
+SAID = "Tesla V100-SXM2-32GB, 99, 8192, 32768, 64, 290.50"
 
 
-def nvidia(monkeypatch: pytest.MonkeyPatch, library: object) -> list[GpuSample]:
-    monkeypatch.setitem(sys.modules, "pynvml", library)
+def nvidia(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *cases: str, else_: str = "exit 2"
+) -> list[GpuSample]:
+    """What is sampled where nvidia-smi answers so; a case is a word of the query and commands."""
+    file = folder / "bin/nvidia-smi"
+    file.parent.mkdir()
+    arms = "".join(f"*{word}*) {then};; " for word, then in (one.split(":", 1) for one in cases))
+    file.write_text(f'#!/bin/sh\ncase "$1" in {arms}*) {else_};; esac\n')
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(nvidia_smi, "_FILES", (str(folder),))
     return [gpu for gpu in sample() if gpu.vendor == "nvidia"]
 
 
-V100 = GpuSample("nvidia", "Tesla V100-SXM2-32GB", 99.0, 8.0, 32.0, 64.0, 290.5, False)
-
-
-def test_what_nvidias_library_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nvidia(monkeypatch, FakeNvml()) == [V100]
-
-
 @pytest.mark.parametrize(
-    ("reasons", "throttled"), [(0x0, False), (0x4, False), (0x20, True), (0x48, True)]
-)
-def test_only_heat_counts_as_throttled(
-    monkeypatch: pytest.MonkeyPatch, reasons: int, throttled: bool
+    ("reasons", "throttled"),
+    [("Not Active, Not Active", False), ("Active, Not Active", True), ("[N/A], Active", True),
+     ("[N/A], [N/A]", None)],
+)  # fmt: skip
+def test_what_nvidia_smi_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reasons: str, throttled: bool | None
 ) -> None:
-    assert nvidia(monkeypatch, FakeNvml(reasons=reasons))[0].throttled is throttled
+    found = nvidia(monkeypatch, tmp_path, f"event:echo '{SAID}, {reasons}'")
+    assert found == [replace(V100, throttled=throttled)]
 
 
-def test_what_a_gpu_cant_tell_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = (
-        "nvmlDeviceGetMemoryInfo",
-        "nvmlDeviceGetPowerUsage",
-        "nvmlDeviceGetCurrentClocksThrottleReasons",
+def test_older_drivers_have_other_words_for_heat_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "older").mkdir()
+    old = nvidia(monkeypatch, tmp_path / "old", "event:exit 2", f"throttle:echo '{SAID}, Active,'")
+    assert old == [replace(V100, throttled=True)]
+    older = nvidia(
+        monkeypatch, tmp_path / "older", "event:exit 2", "throttle:exit 2", else_=f"echo '{SAID}'"
     )
-    assert nvidia(monkeypatch, FakeNvml(*broken)) == [
-        GpuSample("nvidia", "Tesla V100-SXM2-32GB", 99.0, None, None, 64.0, None, None)
+    assert older == [replace(V100, throttled=None)]
+
+
+def test_what_a_gpu_cant_tell_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = "NVIDIA GB10, 3, [N/A], [N/A], 41, [Not Supported], nan, "
+    assert nvidia(monkeypatch, tmp_path, f"event:echo '{said}'; echo garbage") == [
+        GpuSample("nvidia", "NVIDIA GB10", 3.0, None, None, 41.0, None, None)
     ]
 
 
-@pytest.mark.parametrize("broken", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
-def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    assert nvidia(monkeypatch, FakeNvml(broken)) == []
+def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert nvidia(monkeypatch, tmp_path) == []
 
 
-def test_nvidias_library_is_asked_about_the_real_machine_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nvidia_smi_is_asked_about_the_real_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    assert nvidia(monkeypatch, tmp_path, f"event:echo '{SAID}, ,'")
     assert sample(tmp_path) == []
 
 
-def test_nvidias_library_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nvidia(monkeypatch, None) == []
+def test_samples_count_only_where_they_are_of_the_gpus_that_are_meant(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvidia(monkeypatch, tmp_path, f"event:echo '{SAID}, ,'")
+    assert len(sensors.samples_of([31.74])) == 1
+    assert sensors.samples_of([9.5]) == []  # a slice of a partitioned card
+    assert sensors.samples_of([31.74, 31.74]) == []

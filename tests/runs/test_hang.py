@@ -13,7 +13,7 @@ from iisft.machine.facts.pci import Card
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.supervise import hang
+from iisft.runs.supervise import watchdogs
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def py_spy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 def test_py_spy_is_asked_for_every_rank(folder: RunFolder, py_spy: Callable[[str], None]) -> None:
     py_spy('echo "$@: all_reduce"')
-    said = hang.collect_stacks(folder)
+    said = watchdogs.collect_stacks(folder)
     (file,) = folder.logs.iterdir()
     assert said == f"stacks are in {file}"
     assert file.read_text() == "dump --pid 41: all_reduce\n\ndump --pid 42: all_reduce\n"
@@ -48,7 +48,7 @@ def test_a_py_spy_that_may_not_look_is_quoted(
     folder: RunFolder, py_spy: Callable[[str], None]
 ) -> None:
     py_spy("echo Permission denied >&2; exit 1")
-    hang.collect_stacks(folder)
+    watchdogs.collect_stacks(folder)
     (file,) = folder.logs.iterdir()
     assert file.read_text() == "Permission denied\n\nPermission denied\n"
 
@@ -56,10 +56,10 @@ def test_a_py_spy_that_may_not_look_is_quoted(
 def test_how_busy_each_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = GpuSample("nvidia", "", None, None, None, None, None, throttled=None)
     busy = GpuSample("amd", "MI50", 100.0, 20.0, 32.0, 60.0, 225.0, throttled=False)
-    monkeypatch.setattr(hang.sensors, "sample", lambda: [busy, unknown])
-    assert hang.gpu_use() == "; GPUs busy 100 %, ?"
-    monkeypatch.setattr(hang.sensors, "sample", lambda: [])
-    assert hang.gpu_use() == ""
+    monkeypatch.setattr(watchdogs.sensors, "sample", lambda: [busy, unknown])
+    assert watchdogs.gpu_use() == "; GPUs busy 100 %, ?"
+    monkeypatch.setattr(watchdogs.sensors, "sample", lambda: [])
+    assert watchdogs.gpu_use() == ""
 
 
 def record(vendor: str, ranks: int) -> RunRecord:
@@ -77,7 +77,7 @@ def two_mi50(iommu: str) -> Machine:
 
 
 def test_a_hang_is_explained_by_the_rules_that_fire_on_this_machine() -> None:
-    told = hang.likely_causes(record("amd", 2), two_mi50("DMA-FQ"))
+    told = watchdogs.likely_causes(record("amd", 2), two_mi50("DMA-FQ"))
     assert told.startswith(
         "R08 the IOMMU translates the GPUs' DMA: several GPUs can hang at their first all-reduce"
     )
@@ -85,7 +85,7 @@ def test_a_hang_is_explained_by_the_rules_that_fire_on_this_machine() -> None:
 
 
 def test_a_hang_that_nothing_here_explains() -> None:
-    told = hang.likely_causes(record("amd", 2), two_mi50("identity"))
+    told = watchdogs.likely_causes(record("amd", 2), two_mi50("identity"))
     assert told.startswith("none of the known causes shows on this machine; look at the stacks")
     assert "iisft env-check --deep" in told
 
@@ -93,6 +93,6 @@ def test_a_hang_that_nothing_here_explains() -> None:
 @pytest.mark.parametrize(("vendor", "ranks"), [("amd", 1), ("cpu", 2)])
 def test_a_hang_without_several_gpus_is_no_matter_of_links(vendor: str, ranks: int) -> None:
     assert (
-        hang.likely_causes(record(vendor, ranks))
+        watchdogs.likely_causes(record(vendor, ranks))
         == "look at the stacks and at the load of the machine"
     )

@@ -46,11 +46,13 @@ def train(
     (binaries / "llamafactory-cli").touch()
     packages = {"llamafactory": "0.9.5", "torch": "2.7.1+rocm6.3", "transformers": "5.5.4"}
     told = json.dumps({"python": "3.11.7", "packages": packages, "launcher": "/lib/launcher.py"})
+    devices = tmp_path / "devices.json"  # a step that says which GPUs torch sees
     lines = " ".join(f"'{line}'" for line in STEPS)
     python = binaries / "python"
     python.write_text(
         "#!/bin/sh\n"
-        f'case "$1" in *trainer_report.py) echo x >> "{tmp_path}/examined"; printf "%s\\n" '
+        f'case "$1" in *trainer_report.py) echo x >> "{tmp_path}/examined"; '
+        f'if [ -e "{devices}" ]; then cat "{devices}"; fi; printf "%s\\n" '
         f"{lines};;\n"
         "*build_model.py) printf '{\"warnings\": []}';;\n"
         f"*) printf '%s' '{told}';; esac\n"
@@ -120,6 +122,17 @@ def test_a_deep_check_of_this_boot_is_remembered(train: CLI) -> None:
     results = [{"check": "all-reduce", "backend": "nccl", "world": 2, "gbps": 5.0, "gpus": True}]
     inspect.remember_deep(examined, {"results": results})
     assert (train(machine)["code"], train(machine)["findings"]) == (0, [])
+
+
+def test_a_card_below_windows_that_only_torch_sees_is_trained_on(
+    train: CLI, tmp_path: Path
+) -> None:
+    card = {"name": "AMD Instinct MI50", "arch": "gfx906", "memory_gib": 31.98}
+    step = {"step": "devices", "available": True, "devices": [card, card]}
+    (tmp_path / "devices.json").write_text(json.dumps(step) + "\n")
+    below_windows = Machine(answers=Answers({"HSA_ENABLE_DXG_DETECTION": "1"}))
+    told = train(below_windows, "--gpus", "2")
+    assert (told["code"], told["findings"]) == (0, [])
 
 
 def test_qwen2_under_another_name_overflows_too(train: CLI, model: Path) -> None:

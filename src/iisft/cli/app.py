@@ -16,8 +16,8 @@ from iisft.cli.download import download
 from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.export import export
-from iisft.cli.help import PREPARE, TRAIN, USE, group
 from iisft.cli.model import model_app, models
+from iisft.cli.options import PREPARE, TRAIN, USE, group
 from iisft.cli.plan import plan
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app

@@ -1,4 +1,6 @@
-"""The only prints: data to stdout, messages to stderr; colour and bars only on a terminal."""
+"""The only prints: data to stdout, messages to stderr, colour and bars only on a terminal; and
+files that a person named, written whole and over nothing unasked.
+"""
 
 import contextlib
 import io
@@ -15,9 +17,17 @@ from iisft.secrets import hide
 if TYPE_CHECKING:
     from rich.console import Console
 
+import errno
+import shlex
+from pathlib import Path
+
+from iisft import files
+from iisft.errors import EnvironmentFault, RunStateError
+
 _MARKS = {"error": "error", "warn": "warning", "info": "note"}
 _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _WIDTH_WITHOUT_TERMINAL = 100
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ReaderGone(Exception):
@@ -190,3 +200,38 @@ def _width(text: str) -> int:
     import unicodedata
 
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def write(path: Path, content: str | bytes, error: type[IisftError], code: str) -> None:
+    """Write a file; a person at a terminal is asked before one is replaced.
+
+    Raises:
+        RunStateError: the file exists.
+        EnvironmentFault: the disk is full.
+        IisftError: of the type `error` with that code: it can't be written.
+    """
+    raw = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    try:
+        try:
+            files.write_named(path, raw)
+        except FileExistsError:
+            if not confirmed(f"{path} exists. Replace it?"):
+                raise exists(path) from None
+            files.write_named(path, raw, replace=True)
+    except OSError as fault:
+        raise unwritable(path, fault, error, code) from fault
+
+
+def exists(path: Path) -> RunStateError:
+    return RunStateError(
+        "file-exists",
+        "the file exists",
+        where=str(path),
+        fix=f"choose another name, or: rm {shlex.quote(str(path))}",
+    )
+
+
+def unwritable(path: Path, fault: OSError, error: type[IisftError], code: str) -> IisftError:
+    """A full disk is the machine's matter, whatever was to be written."""
+    kind = EnvironmentFault if fault.errno in _FULL else error
+    return kind(code, f"can't be written: {fault.strerror}", where=str(path))

@@ -1,10 +1,11 @@
 """iisft data: stage, list, show; check and split have files of their own."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iisft.cli import console, data_tokens, help
+from iisft.cli import console, data_tokens, options
 from iisft.cli.data_check import check
 from iisft.cli.data_show import show
 from iisft.cli.data_split import split
@@ -21,7 +22,10 @@ from iisft.cli.options import (
 )
 from iisft.workspace import Workspace
 
-data_app = help.group("""Check, split and stage datasets.
+if TYPE_CHECKING:
+    from iisft.data.stage.staging import Staging
+
+data_app = options.group("""Check, split and stage datasets.
 
 \b
 Examples:
@@ -31,6 +35,23 @@ Examples:
 data_app.command()(check)
 data_app.command()(show)
 data_app.command()(split)
+
+
+_DropUnfit = Annotated[
+    bool,
+    typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough."),
+]
+_DropBad = Annotated[
+    bool,
+    typer.Option("--drop-bad", help="Leave out rows that are wrong, and list them."),
+]
+_Tokenize = Annotated[
+    bool,
+    typer.Option(
+        "--tokenize",
+        help="Tokenise too, so that the preset's runs start and resume without doing it.",
+    ),
+]
 
 
 @data_app.command()
@@ -46,23 +67,9 @@ def stage(
     overrides: SetOption = None,
     overlong: OverlongOption = None,
     exact: ExactOption = False,
-    drop_unfit: Annotated[
-        bool,
-        typer.Option(
-            "--drop-unfit", help="With fit: leave out rows that can't be shortened enough."
-        ),
-    ] = False,
-    drop_bad: Annotated[
-        bool,
-        typer.Option("--drop-bad", help="Leave out rows that are wrong, and list them."),
-    ] = False,
-    tokenize: Annotated[
-        bool,
-        typer.Option(
-            "--tokenize",
-            help="Tokenise too, so that the preset's runs start and resume without doing it.",
-        ),
-    ] = False,
+    drop_unfit: _DropUnfit = False,
+    drop_bad: _DropBad = False,
+    tokenize: _Tokenize = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row and copy the file to data/NAME for training.
@@ -112,45 +119,48 @@ def stage(
             progress=progress,
         )
     tokens = data_tokens.tokenize(target, name) if tokenize else None
-    dataset = staged.dataset
     console.findings(staged.findings.first_of_each("warn" if drop_bad else None))
     if as_json:
-        console.out_json(
-            {
-                "name": name,
-                "dir": str(dataset.folder),
-                "file": str(dataset.file),
-                "rows": dataset.rows,
-                "sha256": dataset.sha256,
-                "keys": dataset.keys,
-                "format": dataset.record["format"],
-                "unchanged": staged.unchanged,
-                "warnings": dataset.record["warnings"],
-                "left_out": dataset.record["left_out"],
-                "tokens": dataset.record.get("tokens"),
-                "tokenized": str(tokens) if tokens else None,
-                "overlong": dataset.record.get("overlong"),
-            }
-        )
+        console.out_json(_document(name, staged, tokens))
     else:
-        not_read = dataset.record["not_read"]
-        console.say(
-            f"read as {dataset.record['format']}"
-            + (f"; not read: {', '.join(not_read)}" if not_read else "")
-        )
-        done = (
-            "were staged already, nothing is changed"
-            if staged.unchanged
-            else f"in {dataset.folder}"
-        )
-        console.out(f"{name}: {dataset.rows} rows {done}")
-        if left := dataset.record["left_out"]:
-            kinds = ", ".join(f"{count:,} {code}" for code, count in left["counts"].items())
-            console.out(f"  {left['rows']:,} rows left out: {kinds}")
-            console.out(f"  why each: {dataset.folder / left['report']}")
-        data_tokens.print_staged(dataset)
-        if tokens:
-            console.out(f"  tokenised: {tokens}")
+        _print(name, staged, tokens)
+
+
+def _document(name: str, staged: "Staging", tokens: Path | None) -> dict[str, Any]:
+    dataset = staged.dataset
+    return {
+        "name": name,
+        "dir": str(dataset.folder),
+        "file": str(dataset.file),
+        "rows": dataset.rows,
+        "sha256": dataset.sha256,
+        "keys": dataset.keys,
+        "format": dataset.record["format"],
+        "unchanged": staged.unchanged,
+        "warnings": dataset.record["warnings"],
+        "left_out": dataset.record["left_out"],
+        "tokens": dataset.record.get("tokens"),
+        "tokenized": str(tokens) if tokens else None,
+        "overlong": dataset.record.get("overlong"),
+    }
+
+
+def _print(name: str, staged: "Staging", tokens: Path | None) -> None:
+    dataset = staged.dataset
+    not_read = dataset.record["not_read"]
+    console.say(
+        f"read as {dataset.record['format']}"
+        + (f"; not read: {', '.join(not_read)}" if not_read else "")
+    )
+    done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
+    console.out(f"{name}: {dataset.rows} rows {done}")
+    if left := dataset.record["left_out"]:
+        kinds = ", ".join(f"{count:,} {code}" for code, count in left["counts"].items())
+        console.out(f"  {left['rows']:,} rows left out: {kinds}")
+        console.out(f"  why each: {dataset.folder / left['report']}")
+    data_tokens.print_staged(dataset)
+    if tokens:
+        console.out(f"  tokenised: {tokens}")
 
 
 @data_app.command("list")

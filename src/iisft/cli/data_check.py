@@ -30,14 +30,21 @@ _SHOWN_ROWS = 5
 _HTML_FIX = "--model DIR, or a --preset whose model is there"
 
 
+_File = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="A data file, or a staged dataset's name. Several: leaks between them too.",
+    ),
+]
+_Page = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the token account as an HTML page."),
+]
+
+
 def check(
-    file: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...",
-            help="A data file, or a staged dataset's name. Several: leaks between them too.",
-        ),
-    ],
+    file: _File,
     formats: FormatOption = None,
     columns: ColumnsOption = None,
     ignore: IgnoreOption = None,
@@ -47,10 +54,7 @@ def check(
     overrides: SetOption = None,
     overlong: OverlongOption = None,
     exact: ExactOption = False,
-    page: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write the token account as an HTML page."),
-    ] = None,
+    page: _Page = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row: what is wrong, where, and what repeats.
@@ -113,7 +117,7 @@ def _count(
 
 
 def _write_page(page: Path, account: "Account | None", target: "Target", file: Path) -> None:
-    from iisft.cli import output
+    from iisft.cli import console
     from iisft.data.tokens.html_account import render
     from iisft.errors import UsageError
 
@@ -123,7 +127,7 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
             "html-no-account", f"--html needs the tokens counted; {reason}", fix=_HTML_FIX
         )
     verdict = "\n".join(data_tokens.verdict_lines(account, target, file))
-    output.write(page, render(account, str(file), verdict), UsageError, "html-write")
+    console.write(page, render(account, str(file), verdict), UsageError, "html-write")
     console.say(f"{page}: open it in a browser")
 
 

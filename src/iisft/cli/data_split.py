@@ -23,45 +23,50 @@ _SHOWN_STRATA = 12
 _SHOWN_NAME = 60
 
 
+_To = Annotated[Path | None, typer.Option(help="Folder for the files; default: beside the file.")]
+_Parts = Annotated[str, typer.Option(metavar="A:B[:C]", help="Shares of train, val and test.")]
+_By = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIELD",
+        help="The same mix on every side: a key of the row, answer.KEY of a JSON answer, "
+        "FIELD.KEY of a text with "
+        "lines 'KEY: value', or answer-shape.",
+    ),
+]
+_Stable = Annotated[
+    bool,
+    typer.Option("--stable", help="Split by hash: a row keeps its side when rows are added."),
+]
+_Ratio = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VALUE=SHARE",
+        help="Leave rows out until this value of --by has this share of the rows.",
+    ),
+]
+_Rows = Annotated[
+    int | None, typer.Option(metavar="N", help="Draw N rows and leave the others out.")
+]
+_Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIELD",
+        help="With --rows: weight each row by the inverse frequency of its value.",
+    ),
+]
+
+
 def split(
     file: DataFileArgument,
-    to: Annotated[
-        Path | None, typer.Option(help="Folder for the files; default: beside the file.")
-    ] = None,
-    parts: Annotated[
-        str, typer.Option(metavar="A:B[:C]", help="Shares of train, val and test.")
-    ] = "8:1:1",
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIELD",
-            help="The same mix on every side: a key of the row, answer.KEY of a JSON answer, "
-            "FIELD.KEY of a text with "
-            "lines 'KEY: value', or answer-shape.",
-        ),
-    ] = None,
+    to: _To = None,
+    parts: _Parts = "8:1:1",
+    by: _By = None,
     seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 42,
-    stable: Annotated[
-        bool,
-        typer.Option("--stable", help="Split by hash: a row keeps its side when rows are added."),
-    ] = False,
-    ratio: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="VALUE=SHARE",
-            help="Leave rows out until this value of --by has this share of the rows.",
-        ),
-    ] = None,
-    rows: Annotated[
-        int | None, typer.Option(metavar="N", help="Draw N rows and leave the others out.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIELD",
-            help="With --rows: weight each row by the inverse frequency of its value.",
-        ),
-    ] = None,
+    stable: _Stable = False,
+    ratio: _Ratio = None,
+    rows: _Rows = None,
+    weights: _Weights = None,
     formats: FormatOption = None,
     columns: ColumnsOption = None,
     ignore: IgnoreOption = None,

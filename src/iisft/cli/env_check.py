@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iisft.cli import console, output
+from iisft.cli import console
 from iisft.cli.options import JsonOption, complete_presets
 from iisft.errors import ExitCode, Finding, InputError, UsageError
 from iisft.workspace import Workspace
@@ -15,33 +15,41 @@ if TYPE_CHECKING:
     from iisft.machine.facts.machine import Machine
 
 
+_Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Also check what this preset needs.",
+        autocompletion=complete_presets,
+    ),
+]
+_Deep = Annotated[
+    bool, typer.Option("--deep", help="Compute on every GPU and exchange data between them.")
+]
+_Collect = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere."),
+]
+_MachineFrom = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead."),
+]
+_FixPlan = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
+]
+_Explain = Annotated[
+    str | None, typer.Option(metavar="ID", help="Explain a rule and name its source.")
+]
+
+
 def env_check(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            "-p",
-            help="Also check what this preset needs.",
-            autocompletion=complete_presets,
-        ),
-    ] = None,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Compute on every GPU and exchange data between them.")
-    ] = False,
-    collect: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.tar.gz", help="Pack what was read, to be diagnosed elsewhere."),
-    ] = None,
-    machine_from: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE_OR_DIR", help="Diagnose a packed machine instead."),
-    ] = None,
-    fix_plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the fixes as a shell script.")
-    ] = None,
-    explain: Annotated[
-        str | None, typer.Option(metavar="ID", help="Explain a rule and name its source.")
-    ] = None,
+    preset: _Preset = None,
+    deep: _Deep = False,
+    collect: _Collect = None,
+    machine_from: _MachineFrom = None,
+    fix_plan: _FixPlan = None,
+    explain: _Explain = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine: GPUs, driver, links, packages.
@@ -78,7 +86,7 @@ def env_check(
         machine = case.machine
     found = [*engine.diagnose(case), *notes]
     if collect is not None:
-        output.write(collect, bundle.packed(machine, reader), InputError, "file-write")
+        console.write(collect, bundle.packed(machine, reader), InputError, "file-write")
         console.say(
             f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
         )
@@ -131,10 +139,10 @@ def _deep(case: "Case") -> "Case":
 
 
 def _write_fix_plan(file: Path, found: list[Finding], machine: "Machine") -> None:
-    from iisft.machine.doctor import fix_plan
+    from iisft.machine.doctor import fixes
 
-    text = fix_plan.render(found, machine)
-    output.write(file, text, InputError, "file-write")
+    text = fixes.render(found, machine)
+    console.write(file, text, InputError, "file-write")
     console.say(f"{file}: read it, then bash {file}")
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iisft.cli import console, help
+from iisft.cli import console, options
 from iisft.cli.options import JsonOption, QuietOption
 from iisft.errors import ExitCode
 from iisft.workspace import Workspace
@@ -12,7 +12,7 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.models.describe import Description
 
-model_app = help.group("""Inspect one model folder.
+model_app = options.group("""Inspect one model folder.
 
 \b
 Example:

@@ -26,41 +26,61 @@ def complete_devices() -> list[str]:
     return [device.key for device in DEVICES]
 
 
+_Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="A preset's name or file; default: the one for these GPUs.",
+        autocompletion=complete_presets,
+    ),
+]
+_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
+_Data = Annotated[
+    str | None,
+    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+]
+_Gpus = Annotated[int | None, typer.Option(help="GPUs per machine instead of the preset's.")]
+_Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|SIZE",
+        help="Plan for this card, mi50-32g for example, or for one of 24g.",
+        autocompletion=complete_devices,
+    ),
+]
+_Best = Annotated[
+    bool,
+    typer.Option(
+        "--best",
+        help="Search batch, checkpointing, logits, attention and sharding for the fastest run.",
+    ),
+]
+_Trace = Annotated[
+    bool,
+    typer.Option(
+        "--trace", help="Trace the real step without data in the training environment as well."
+    ),
+]
+_Probe = Annotated[
+    bool,
+    typer.Option(
+        "--probe", help="Run a few real steps of the preset here, and measure; nothing is kept."
+    ),
+]
+
+
 def plan(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", "-p", help="A preset's name or file; default: the one for these GPUs.",
-            autocompletion=complete_presets,
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id instead of the "
-                                                   "preset's.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Staged dataset instead of the "
-                                      "preset's.", autocompletion=complete_datasets)
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs per machine instead of the "
-                                                  "preset's.")] = None,
+    preset: _Preset = None,
+    model: _Model = None,
+    data: _Data = None,
+    gpus: _Gpus = None,
     nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Plan for this card, mi50-32g for "
-                                          "example.", autocompletion=complete_devices),
-    ] = None,
+    device: _Device = None,
     overrides: SetOption = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Search batch, checkpointing, logits, attention and "
-                                          "sharding for the fastest run.")
-    ] = False,
-    trace: Annotated[
-        bool, typer.Option("--trace", help="Trace the real step without data in the training "
-                                           "environment as well.")
-    ] = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Run a few real steps of the preset here, and measure; "
-                                           "nothing is kept.")
-    ] = False,
+    best: _Best = False,
+    trace: _Trace = False,
+    probe: _Probe = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Forecast memory, time and disk of a run from config.json alone.
@@ -79,7 +99,7 @@ def plan(
 
     workspace = Workspace.current()
     card = _device(device)
-    name = preset or default_preset(workspace, card)
+    name = preset or default_preset(workspace, None if isinstance(card, float) else card)
     if preset is None:
         console.say(f"no --preset given: planned for {name}")
     request = Request(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
@@ -112,19 +132,24 @@ def _extras(
     return extra
 
 
-def _device(key: str | None) -> "Device | None":
+def _device(key: str | None) -> "Device | float | None":
+    """A card, or only its gigabytes."""
     if key is None:
         return None
     import difflib
 
-    from iisft.gpu_table import DEVICES, find_device
+    from iisft.gpu_table import DEVICES, find_device, memory_of
 
-    found = find_device(key)
+    found = find_device(key) or memory_of(key)
     if found is None:
         keys = [device.key for device in DEVICES]
-        near = difflib.get_close_matches(key.lower(), keys, n=2) or keys
+        near = [name for name in keys if name.startswith(key.lower())]
+        near = near or difflib.get_close_matches(key.lower(), keys, n=2) or keys
         raise UsageError(
-            "device-unknown", f"no device named {key!r}", where="--device", fix=", ".join(near)
+            "device-unknown",
+            f"no device named {key!r}",
+            where="--device",
+            fix=f"{', '.join(near)}; or its memory: 24g",
         )
     return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iisft.cli import console, help
+from iisft.cli import console, options
 from iisft.cli.options import JsonOption, QuietOption, SetOption, complete_presets
 from iisft.errors import ExitCode, IisftError, InputError
 from iisft.secrets import redact_all
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from iisft.llamafactory.explain import Explanation
     from iisft.presets.checking import LoadedPreset
 
-preset_app = help.group("""List, show, check and copy presets: the recipes of runs.
+preset_app = options.group("""List, show, check and copy presets: the recipes of runs.
 
 \b
 Examples:
@@ -151,18 +151,18 @@ def copy(
       iisft preset copy mi50 presets/mine.yaml
     """
     from iisft import files
-    from iisft.cli import output
+    from iisft.cli import console
     from iisft.presets import documents
 
     source = documents.find(name, Workspace.current())
     if file.is_file():
-        raise output.exists(file)
+        raise console.exists(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = files.read_text(source)
     except OSError as error:
-        raise output.unwritable(file, error, InputError, "copy-write") from error
-    output.write(file, text, InputError, "copy-write")
+        raise console.unwritable(file, error, InputError, "copy-write") from error
+    console.write(file, text, InputError, "copy-write")
     console.say(f"{file}: edit it, then iisft preset validate {shlex.quote(str(file))}")
 
 

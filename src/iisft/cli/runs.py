@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from iisft.cli import console, help
+from iisft.cli import console, options
 from iisft.cli.options import JsonOption, QuietOption, complete_runs
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
-runs_app = help.group(
+runs_app = options.group(
     """List the runs, newest first; compare or delete them.
 
 \b

@@ -23,45 +23,45 @@ if TYPE_CHECKING:
     from iisft.runs.record.state import RunStatus
 
 
+_Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
+    ),
+]
+_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
+_Data = Annotated[
+    str | None,
+    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+]
+_Name = Annotated[str | None, typer.Option(help="The run's id; default: preset and time.")]
+_Gpus = Annotated[
+    int | None,
+    typer.Option(
+        help="Ranks on this machine; CPU ranks where there is no GPU. Keeps the global batch."
+    ),
+]
+_Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")]
+_Script = Annotated[
+    Path | None, typer.Option(help="Write a bash script that trains without iisft.")
+]
+
+
 def train(
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="Model folder or hub id instead of the preset's.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Staged dataset instead of the preset's.", autocompletion=complete_datasets
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The run's id; default: preset and time.")
-    ] = None,
+    preset: _Preset,
+    model: _Model = None,
+    data: _Data = None,
+    name: _Name = None,
     overrides: SetOption = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="Ranks on this machine; CPU ranks where there is no GPU. Keeps the global batch."
-        ),
-    ] = None,
+    gpus: _Gpus = None,
     nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
     node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
-    rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")
-    ] = None,
+    rendezvous: _Rendezvous = None,
     detach: DetachOption = False,
     verbose: VerboseOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run; write nothing.")
-    ] = False,
-    script: Annotated[
-        Path | None, typer.Option(help="Write a bash script that trains without iisft.")
-    ] = None,
+    dry_run: _DryRun = False,
+    script: _Script = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,8 +125,7 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         else:
             console.out(folder.id)
         console.say(
-            f"running; follow it with: iisft logs -f {folder.id}   stop it with: iisft stop "
-            f"{folder.id}"
+            f"running; see it with: iisft watch {folder.id}   stop it with: iisft stop {folder.id}"
         )
         return
     console.say(
@@ -135,7 +134,7 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks; Ctrl-C stops it "
         "with a checkpoint"
     )
-    ended = follow(folder, verbose=verbose)
+    ended = follow(folder, verbose=verbose, to_stdout=not as_json)
     if as_json:
         console.out_json(ended.as_full_json())
     else:
@@ -183,11 +182,11 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft.cli import output
+    from iisft.cli import console
     from iisft.runs.plan import script as scripts
 
     text = scripts.render(plan, slurm=slurm)
-    output.write(file, text, UsageError, "script-write")
+    console.write(file, text, UsageError, "script-write")
     if file.is_file():
         file.chmod(0o755)
     console.findings(plan.findings)
@@ -195,7 +194,7 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
-    from iisft.cli.follow import say_end, say_warnings
+    from iisft.cli.follow import next_steps, say_end, say_warnings
 
     folder = plan.folder
     if ended.state != "finished":
@@ -224,8 +223,4 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         console.out(f"  loss plot  {plot}")
     console.out(f"  adapter    {folder.output}")
     console.out(f"  record     {folder.record}")
-    console.out(
-        f"  next       iisft status {folder.id}   iisft preset show --explain "
-        f"{plan.document.name}   "
-        "iisft train --preset mi50 --dry-run"
-    )
+    console.out(f"  next       {next_steps(folder.id)}")

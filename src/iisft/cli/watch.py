@@ -11,6 +11,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.cli.frame import View
+    from iisft.machine.facts.sensors import GpuSample
     from iisft.runs.record.folder import RunFolder
     from iisft.runs.record.state import RunStatus
 
@@ -90,6 +91,7 @@ class _Watched:
         self._folder = folder
         self._status: RunStatus | None = None
         self._looks = 0
+        self._gpus: list[GpuSample] = []
 
     def look(self) -> "View":
         from iisft.cli.frame import View
@@ -103,7 +105,10 @@ class _Watched:
         if self._status is None or changed or stale:
             self._status = status_of(self._folder)
             self._history.update()  # what was written before the state that was just read
-        gpus = sensors.sample() if self._status.live else []
+        if not self._status.live:
+            self._gpus = []
+        elif stale:  # nvidia-smi may take a second
+            self._gpus = sensors.sample()
         return View(
-            self._status, self._history, gpus, last_lines(self._folder.train_log, _LOG_LINES)
+            self._status, self._history, self._gpus, last_lines(self._folder.train_log, _LOG_LINES)
         )

@@ -8,10 +8,9 @@ from typing import Any
 
 from iisft.errors import EnvironmentFault, Finding, InputError
 from iisft.evaluation.classes import NO_LABEL
-from iisft.evaluation.fields import FieldTally
+from iisft.evaluation.fields import FieldTally, SchemaCheck
 from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
-from iisft.evaluation.schema import SchemaCheck
 from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample, measure
 from iisft.evaluation.statistics import class_metrics, rate_interval
 from iisft.evaluation.task import Task, scan

@@ -14,7 +14,7 @@ from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
 from iisft.llamafactory.interpreter import training_interpreter
-from iisft.machine.facts.gpus import visible_gpus
+from iisft.machine.doctor.inspect import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view.build import ViewPlan, build_view, plan_view

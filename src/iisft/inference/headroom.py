@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from iisft.errors import EnvironmentFault
+from iisft.machine.doctor.inspect import visible_gpus
 from iisft.machine.facts import sensors
-from iisft.machine.facts.gpus import visible_gpus
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.quoting import is_count
 
@@ -80,11 +80,10 @@ def free_gpu_memory(*, together: bool) -> int | None:
     """Free bytes on the emptiest GPU, or on all; None if unknown, or unclear which GPUs count."""
     free = [
         int((one.memory_total_gib - one.memory_used_gib) * GIB)
-        for one in sensors.sample()
+        for one in sensors.samples_of([gpu.memory_gib for gpu in visible_gpus()])
         if one.memory_total_gib is not None and one.memory_used_gib is not None
     ]
-    # the sensors number all GPUs, the trainer's variables may hide some
-    if not free or len(free) != len(visible_gpus()):
+    if not free:
         return None
     return sum(free) if together else max(free)
 

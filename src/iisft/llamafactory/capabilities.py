@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
+from iisft.llamafactory.environment import gpu_order
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.workspace import cache_folder
 
@@ -174,7 +175,7 @@ def _remembered(interpreter: Interpreter, also: Sequence[str]) -> Path:
 
 
 def _ask(interpreter: Interpreter) -> Capabilities:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    env = gpu_order(os.environ) | {"HF_HUB_OFFLINE": "1"}
     try:
         done = process.run(
             [str(interpreter.path), str(_SCRIPT), str(_STEP_LIMIT_S)],

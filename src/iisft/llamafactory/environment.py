@@ -49,6 +49,9 @@ _STEERING = re.compile(
     r"|NUMEXPR|DS|BNB)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHONPATH|PYTHONHASHSEED"
 )
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+# CUDA's own default counts the fastest card first, nvidia-smi and the kernel count along the bus:
+# index 1 of CUDA_VISIBLE_DEVICES would be another card than the one that was looked at.
+GPU_ORDER, _BY_BUS = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 # accelerate takes mixed precision, sharding and compilation from them
 CLEARED_PREFIX = "ACCELERATE_"
 # What a preset's env may not say: keys of the preset or iisft decide it. Where torchrun listens is
@@ -107,9 +110,16 @@ def compile_environment(
     if preset.hardware.vendor == "amd":
         # LLaMA-Factory would force expandable_segments, which ROCm does not have
         env["OPTIM_TORCH"] = "0"
+    if preset.hardware.vendor == "nvidia" and GPU_ORDER not in os.environ:
+        env[GPU_ORDER] = _BY_BUS
     if placement.on_cpu:
         env |= NO_GPU
     return env | preset.env
+
+
+def gpu_order(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables for a child that looks at the GPUs: it counts them as the trainer will."""
+    return {GPU_ORDER: _BY_BUS, **env}
 
 
 def env_findings(loaded: LoadedPreset) -> list[Finding]:

@@ -76,6 +76,11 @@ def write(
         ],
     }
     page, rows_shown = _page(document, found)
+    _write(to, page)
+    return Report(to, len(page), rows_shown, list(dict.fromkeys(findings)))
+
+
+def _write(to: Path, page: bytes) -> None:
     try:
         files.write_named(to, page, replace=_is_report(to, page))
     except FileExistsError as error:
@@ -90,7 +95,6 @@ def write(
         raise EnvironmentFault(
             "output-unwritable", message, where=str(to), fix="-o FILE in a writable folder"
         ) from error
-    return Report(to, len(page), rows_shown, list(dict.fromkeys(findings)))
 
 
 def _page(document: dict[str, Any], found: Sequence[Judged]) -> tuple[bytes, int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from iisft.data.read import foreign
+from iisft.data.read import container
 from iisft.data.read.message_keys import (
     MESSAGE_FIELDS,
     OPENAI_ROLES,
@@ -200,10 +200,10 @@ def _detected(
     is_alpaca = name == "alpaca" or (name is None and {"instruction", "output"} <= keys.keys())
     found = None if is_alpaca else message_keys(objects, columns)
     if found is None and name in (None, "alpaca"):
-        foreign.refuse_preferences(objects, keys, columns, where)
-        foreign.refuse_gemini(objects, where)
+        container.refuse_preferences(objects, keys, columns, where)
+        container.refuse_gemini(objects, where)
         if name is None and not columns:
-            foreign.refuse_wrapper(objects, where)
+            container.refuse_wrapper(objects, where)
         return _alpaca(keys, columns, where)
     messages, role, content = found or told_message_keys(name, columns, keys, where)
     named: LayoutName = name or ("sharegpt" if role == "from" else "openai")

@@ -31,7 +31,7 @@ from iisft.data.read.container import (
 from iisft.data.read.jsonarray import json_array
 from iisft.data.read.layouts import Layout
 from iisft.data.read.message_keys import LayoutName
-from iisft.data.read.parquet import parquet_rows
+from iisft.data.read.readers import parquet_rows
 from iisft.data.read.rows import Row, Unreadable
 from iisft.errors import InputError, UsageError
 

@@ -21,8 +21,7 @@ from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.doctor import deep
 from iisft.machine.facts.live import Answers
 from iisft.machine.facts.machine import Machine, probe
-from iisft.machine.facts.places import Disk, Packed, Place
-from iisft.machine.facts.reader import Reader
+from iisft.machine.facts.reader import Disk, Packed, Place, Reader
 from iisft.secrets import hide
 
 _OWN = "iisft"

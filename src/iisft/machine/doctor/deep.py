@@ -14,6 +14,7 @@ from typing import Any
 
 from iisft import process
 from iisft.llamafactory.capabilities import last_moments
+from iisft.llamafactory.environment import gpu_order
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.doctor.engine import SMALLEST_GIB, Case
 
@@ -178,7 +179,7 @@ def _child(
     limit = _START_S + sum(spec["limit_s"] + _LEEWAY_S for spec in specs)
     silence = max(_START_S, *(spec["limit_s"] + _LEEWAY_S for spec in specs))
     try:
-        ended = process.run(argv, timeout_s=limit, silence_s=silence, env=dict(os.environ))
+        ended = process.run(argv, timeout_s=limit, silence_s=silence, env=gpu_order(os.environ))
         stdout, stderr, code = ended.stdout, ended.stderr, ended.returncode
     except process.RanTooLong as late:
         stdout, stderr, code = late.stdout, late.stderr, None

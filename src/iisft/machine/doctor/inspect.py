@@ -16,6 +16,7 @@ from iisft.llamafactory import capabilities, interpreter
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.doctor import deep
 from iisft.machine.doctor.engine import Case, diagnose
+from iisft.machine.facts.gpus import Gpu
 from iisft.machine.facts.live import Answers
 from iisft.machine.facts.machine import Machine, probe
 from iisft.machine.facts.reader import Reader
@@ -82,6 +83,11 @@ def last_known() -> Machine:
     also = _depends_on(machine)
     report = capabilities.ask(found, also) if capabilities.known(found, also) else None
     return replace(machine, interpreter=found, capabilities=report)
+
+
+def visible_gpus() -> list[Gpu]:
+    """GPUs that a process started from here would see, as far as that is known at once."""
+    return last_known().visible
 
 
 def remember_deep(machine: Machine, results: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def facts(machine: Machine) -> dict[str, Any]:
                 "numa_node": card.numa_node if (card := machine.card(gpu)) else None,
                 "iommu": card.iommu if card else "",
             }
-            for gpu in machine.gpus
+            for gpu in machine.everything
         ],
         "os": host.os_name,
         "kernel": host.kernel,
@@ -67,13 +67,14 @@ def _size(size: int) -> str:
 
 
 def _gpus(machine: Machine) -> str:
-    if not machine.gpus:
+    found = machine.everything
+    if not found:
         return "none"
-    kinds = Counter((machine.describe_gpu(gpu), round(gpu.memory_gib)) for gpu in machine.gpus)
+    kinds = Counter((machine.describe_gpu(gpu), round(gpu.memory_gib)) for gpu in found)
     text = ", ".join(
         f"{count} x {name}" + (f" {gib} GiB" if gib else "") for (name, gib), count in kinds.items()
     )
-    hidden = len(machine.gpus) - len(machine.visible)
+    hidden = len(found) - len(machine.visible)
     return f"{text}; {hidden} hidden by *_VISIBLE_DEVICES" if hidden else text
 
 

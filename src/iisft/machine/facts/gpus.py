@@ -3,13 +3,18 @@
 Every probe takes a root path, so that a whole machine can be a folder of files.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi, parse_nvidia_smi
+from iisft.machine.facts.nvidia_smi import (
+    NO_SMI,
+    Smi,
+    ask_nvidia_smi,
+    is_here,
+    parse_nvidia_smi,
+)
 from iisft.machine.facts.reader import Reader
 from iisft.machine.facts.sensors import AMD_VENDOR
 from iisft.quoting import is_count
@@ -26,7 +31,7 @@ class Gpu:
     """One GPU.
 
     `arch` is gfx906 or sm_70, "" when unknown; `memory_gib` is 0 when unknown; `bus` is
-    0000:03:00.0.
+    0000:03:00.0; `uuid` is what *_VISIBLE_DEVICES may name it by.
     """
 
     vendor: str
@@ -35,13 +40,7 @@ class Gpu:
     name: str = ""
     bus: str = ""
     no_atomics: bool = False
-
-
-def visible_gpus(root: Path = Path("/")) -> list[Gpu]:
-    """GPUs that a process started from here would see: the machine's, less what *_VISIBLE_DEVICES
-    hides.
-    """
-    return masked([*amd_gpus(root), *nvidia_gpus(root)], os.environ)
+    uuid: str = ""
 
 
 def masked(gpus: list[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
@@ -76,6 +75,8 @@ def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
                     reader.text(f"{node}/name"),
                     _bus(properties),
                     _no_atomics(reader, node),
+                    # as rocminfo prints it, and ROCR_VISIBLE_DEVICES takes it
+                    f"GPU-{serial:016x}" if (serial := properties.get("unique_id", 0)) else "",
                 )
             )
     return found
@@ -91,12 +92,9 @@ def nvidia_gpus(root: Path | Reader = Path("/"), smi: Smi | None = None) -> list
     reader = root if isinstance(root, Reader) else Reader(root)
     present = reader.names("proc/driver/nvidia/gpus")
     if smi is None:
-        here = reader.live and (
-            present or reader.exists("dev/nvidiactl") or reader.exists("dev/dxg")
-        )
-        smi = ask_nvidia_smi() if here else NO_SMI
+        smi = ask_nvidia_smi() if reader.live and is_here() else NO_SMI
     known = [
-        Gpu("nvidia", card.arch, card.memory_gib, card.name, card.bus)
+        Gpu("nvidia", card.arch, card.memory_gib, card.name, card.bus, uuid=card.uuid)
         for card in parse_nvidia_smi(smi.output)
     ]
     return known or [
@@ -151,8 +149,25 @@ def _masked(gpus: list[Gpu], vendor: str, mask: str) -> list[Gpu]:
             if int(item) >= len(own):
                 break  # CUDA and HIP ignore everything from the first invalid index on
             chosen.append(own[int(item)])
-        elif item == "-1":
+        elif item == "-1" or (named := _named(own, item)) is None:
             break
-        elif own:
-            chosen.append(own[0])  # a UUID names one of them
+        else:
+            chosen.append(named)
     return [gpu for gpu in gpus if gpu.vendor != vendor] + chosen
+
+
+def _named(own: list[Gpu], uuid: str) -> Gpu | None:
+    """The GPU of that UUID, which may be cut short. None where it is certain that none has it.
+
+    A slice of a partitioned GPU has a UUID of its own: its size is not known here, and neither is
+    the card where nothing tells the cards' UUIDs.
+    """
+    if not own:
+        return None
+    alike = len({(gpu.arch, gpu.memory_gib) for gpu in own}) == 1
+    unknown = replace(own[0], uuid="") if alike else Gpu(own[0].vendor, "", 0.0)
+    if uuid.startswith("MIG-"):
+        return replace(unknown, memory_gib=0.0)
+    if not all(gpu.uuid for gpu in own):
+        return unknown
+    return next((gpu for gpu in own if gpu.uuid.lower().startswith(uuid.lower())), None)

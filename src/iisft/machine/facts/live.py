@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft.llamafactory.environment import steering
-from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi
+from iisft.machine.facts.nvidia_smi import NO_SMI, Smi, ask_nvidia_smi, is_here
 from iisft.machine.facts.reader import Reader
 from iisft.secrets import redact
 
@@ -58,16 +58,12 @@ class Answers:
     def of_this_machine(cls, workspace: Path | None = None) -> "Answers":
         """Ask this machine; nvidia-smi has a time limit."""
         own = {name: os.environ[name] for name in _MORE_VARIABLES if name in os.environ}
-        nvidia = any(
-            Path(path).exists()
-            for path in ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg")
-        )
         return cls(
             environment=steering(os.environ) | redact(own),
             devices={path: _access(path) for path in _device_files()},
             spaces=_spaces({"/dev/shm": Path("/dev/shm"), "workspace": workspace or Path.cwd()}),
             programs=tuple(name for name in _PROGRAMS if shutil.which(name)),
-            nvidia_smi=ask_nvidia_smi() if nvidia else NO_SMI,
+            nvidia_smi=ask_nvidia_smi() if is_here() else NO_SMI,
         )
 
     @classmethod

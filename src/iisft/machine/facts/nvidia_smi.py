@@ -1,10 +1,12 @@
-"""What nvidia-smi says, asked in a child with a time limit: under a wedged driver it never answers,
-nor would NVML.
+"""What nvidia-smi says, the one way in which NVIDIA's driver is asked: a child with a time limit,
+for under a wedged driver it never answers, nor would NVML, which would take the caller with it.
 """
 
+import math
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from iisft import process
@@ -12,9 +14,16 @@ from iisft import process
 _TIMEOUT_S = 10.0
 _FIELDS = (
     "name,compute_cap,memory.total,driver_version,pci.bus_id,pcie.link.width.current,pcie.link.width.max,"
-    "temperature.gpu,power.limit,power.default_limit"
+    "temperature.gpu,power.limit,power.default_limit,uuid"
 )
 _OLD_FIELDS = "name,compute_cap,memory.total"  # a driver that refuses one field refuses the query
+# What changes from moment to moment. Drivers from 535 on call the reasons of slow clocks events.
+_NOW_FIELDS = "name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
+_REASONS = tuple(
+    ",".join(f"clocks_{word}_reasons.{kind}_thermal_slowdown" for kind in ("sw", "hw"))
+    for word in ("event", "throttle")
+)
+_FILES = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +54,37 @@ class NvidiaCard:
     temperature_c: float | None = None
     power_limit_w: float | None = None
     power_default_w: float | None = None
+    uuid: str = ""
+
+
+def is_here() -> bool:
+    """Whether this machine may have an NVIDIA GPU with a driver."""
+    return any(Path(path).exists() for path in _FILES)
 
 
 def ask_nvidia_smi() -> Smi:
     """Ask the machine's nvidia-smi; never raises, never longer than its limit."""
+    return _ask(_FIELDS, _OLD_FIELDS)
+
+
+def ask_for_now() -> list[list[str]]:
+    """One line for each GPU: name, load in percent, memory in use and at all in MiB, degrees
+    Celsius, watts, and twice "Active" where heat slows it down. Empty where nobody answers.
+    """
+    smi = _ask(*(f"{_NOW_FIELDS},{reasons}" for reasons in _REASONS), _NOW_FIELDS)
+    if smi.status != "ok":
+        return []
+    lines = [[part.strip() for part in line.split(",")] for line in smi.output.splitlines()]
+    return [[*parts, "", ""][:8] for parts in lines if len(parts) >= 6]
+
+
+def _ask(*queries: str) -> Smi:
+    """The answer to the first query that this driver's nvidia-smi knows."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return NO_SMI
     said = ""
-    for fields in (_FIELDS, _OLD_FIELDS):
+    for fields in queries:
         try:
             done = process.run(
                 [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
@@ -78,19 +109,20 @@ def parse_nvidia_smi(text: str) -> list[NvidiaCard]:
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) >= 3 and re.fullmatch(r"\d+\.\d+", parts[1]):
-            more = [*parts[3:], *[""] * 7]
+            more = [*parts[3:], *[""] * 8]
             found.append(
                 NvidiaCard(
                     parts[0],
                     f"sm_{parts[1].replace('.', '')}",
-                    (_number(parts[2]) or 0.0) / 1024,
+                    (number_of(parts[2]) or 0.0) / 1024,
                     more[0],
                     _bus(more[1]),
                     _whole(more[2]),
                     _whole(more[3]),
-                    _number(more[4]),
-                    _number(more[5]),
-                    _number(more[6]),
+                    number_of(more[4]),
+                    number_of(more[5]),
+                    number_of(more[6]),
+                    more[7],
                 )
             )
     return found
@@ -101,13 +133,15 @@ def _bus(text: str) -> str:
     return text.lower()[-12:] if text else ""
 
 
-def _number(text: str) -> float | None:
+def number_of(text: str) -> float | None:
+    """None for [N/A], and for what is not finite."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def _whole(text: str) -> int | None:
-    number = _number(text)
+    number = number_of(text)
     return None if number is None else int(number)

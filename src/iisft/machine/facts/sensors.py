@@ -4,26 +4,22 @@ unknown is None.
 Files and units of AMD GPUs: docs.kernel.org/gpu/amdgpu/thermal.html (gpu_busy_percent in percent,
 temp*_input and temp*_crit in millidegrees Celsius, power1_average and power1_input in microwatts)
 and driver-misc.html beside it (mem_info_vram_used and mem_info_vram_total in bytes, product_name).
-NVIDIA's: docs.nvidia.com/deploy/nvml-api (utilization in percent, memory in bytes, temperature in
-degrees Celsius, power in milliwatts).
+NVIDIA's: nvidia-smi --help-query-gpu.
 """
 
-import contextlib
-import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from iisft.machine.facts.nvidia_smi import ask_for_now, is_here, number_of
 from iisft.machine.facts.reader import Reader
 
 AMD_VENDOR = 0x1002
 _DRM = "sys/class/drm"
 _ON_THE_DIE = ("junction", "edge")
 _NEAR_CRITICAL_C = 2.0
-_THERMAL_SLOWDOWN = 0x20 | 0x40  # nvmlClocksThrottleReasonSwThermalSlowdown, ...HwThermalSlowdown
-_NVML_TEMPERATURE_GPU = 0
+_SAME_SIZE = 0.9  # torch calls a card of 32 GiB one of 31.98, the driver keeps up to 4 % of some
 
 # A sensor that is switched off or not connected reports 0xffff or a negative number.
 _PERCENT = (0.0, 100.0)
@@ -66,12 +62,27 @@ def sample(root: Path = Path("/")) -> list[GpuSample]:
     """Every GPU of the machine whose files lie under `root`: AMD's in the order of their cards,
     then NVIDIA's.
 
-    NVIDIA GPUs are seen where nvidia-ml-py is installed, and only on the real machine (root "/").
-    Never raises.
+    NVIDIA's are asked only on the real machine (root "/"). Never raises.
     """
     reader = Reader(root)
     amd = [_amd_sample(reader, device) for device in amd_devices(reader)]
-    return [*amd, *(_nvidia() if reader.live else [])]
+    asked = ask_for_now() if reader.live and is_here() else []
+    return [*amd, *map(_nvidia_sample, asked)]
+
+
+def samples_of(sizes_gib: Sequence[float]) -> list[GpuSample]:
+    """The samples, where they are certain to be of the GPUs of these sizes; else none.
+
+    The sensors number all GPUs, variables may hide some from a process; and of a partitioned card
+    and of a processor's graphics they tell another size than a process gets.
+    """
+    found = sample()
+    told = sorted(one.memory_total_gib or 0.0 for one in found)
+    sizes = sorted(sizes_gib)
+    same = len(told) == len(sizes) and all(
+        min(pair) >= max(pair) * _SAME_SIZE for pair in zip(told, sizes, strict=True)
+    )
+    return found if same else []
 
 
 def amd_devices(reader: Reader) -> list[str]:
@@ -143,41 +154,21 @@ def _number(
     return value if plausible[0] <= value <= plausible[1] else None
 
 
-def _nvidia() -> list[GpuSample]:
-    """Through nvidia-ml-py, which wraps the driver's own library.
-
-    Without it, or without a driver, none.
-    """
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        count = nvml.nvmlDeviceGetCount()
-    except Exception:
-        return []
-    handles = [_asked(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)]
-    return [_nvidia_sample(nvml, handle) for handle in handles if handle is not None]
-
-
-def _nvidia_sample(nvml: Any, gpu: Any) -> GpuSample:
-    name = _asked(lambda: nvml.nvmlDeviceGetName(gpu))
-    memory = _asked(lambda: nvml.nvmlDeviceGetMemoryInfo(gpu))
-    reasons = _asked(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
+def _nvidia_sample(told: list[str]) -> GpuSample:
+    name, busy, used, total, celsius, power, *reasons = told
+    judged = [reason == "Active" for reason in reasons if reason in ("Active", "Not Active")]
     return GpuSample(
         vendor="nvidia",
-        name=name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name or ""),
-        busy_percent=_asked(lambda: float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)),
-        memory_used_gib=_asked(lambda: memory.used / 2**30),
-        memory_total_gib=_asked(lambda: memory.total / 2**30),
-        temperature_c=_asked(
-            lambda: float(nvml.nvmlDeviceGetTemperature(gpu, _NVML_TEMPERATURE_GPU))
-        ),
-        power_w=_asked(lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
-        throttled=None if reasons is None else bool(reasons & _THERMAL_SLOWDOWN),
+        name=name,
+        busy_percent=number_of(busy),
+        memory_used_gib=_gib(used),
+        memory_total_gib=_gib(total),
+        temperature_c=number_of(celsius),
+        power_w=number_of(power),
+        throttled=any(judged) if judged else None,
     )
 
 
-def _asked(question: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer, or None where the driver doesn't know it."""
-    with contextlib.suppress(Exception):
-        return question(*arguments)
-    return None
+def _gib(mib: str) -> float | None:
+    size = number_of(mib)
+    return None if size is None else size / 1024

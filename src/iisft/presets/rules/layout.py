@@ -1,4 +1,4 @@
-"""Whether batch, GPUs, sharding and evaluation go together."""
+"""Whether batch, GPUs, sharding, evaluation and the course of the learning rate go together."""
 
 from collections.abc import Iterator
 
@@ -129,4 +129,24 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
             "eval_every_steps needs data.eval",
             case.place("save.eval_every_steps"),
             change_preset("data.eval=NAME", "data.eval: NAME"),
+        )
+
+
+@preset_rule(
+    "constant-warmup",
+    applies="scheduler: constant with a warmup_ratio",
+    source="transformers/optimization.py, get_scheduler: the warm-up is not passed on",
+)
+def constant_ignores_warmup(case: Case) -> Iterator[Finding]:
+    """The constant schedule begins at its peak, whatever warmup_ratio says."""
+    preset = case.preset
+    if preset and preset.train.scheduler == "constant" and preset.train.warmup_ratio:
+        yield seen(
+            f"scheduler constant ignores warmup_ratio {preset.train.warmup_ratio}",
+            case.place("train.warmup_ratio"),
+            change_preset(
+                "train.scheduler=constant_with_warmup",
+                "--set train.scheduler=constant_with_warmup, or train.warmup_ratio=0",
+            ),
+            "warn",
         )

@@ -111,25 +111,16 @@ def _prepare(
     if originals and (before["limit"], before["overlong"]) == (limit.identity, policy):
         return dataset  # fitted for exactly this
     if originals:
-        dataset = replace(
-            dataset,
-            file=staged.folder / originals["file"],
-            rows=originals["rows"],
-            sha256=originals["sha256"],
-            keys=tuple(originals["keys"]),
-        )
+        dataset = _as_they_came(dataset, staged, originals)
         why = _difference(
             {**before["limit"], "policy": before["overlong"]}, {**limit.identity, "policy": policy}
         )
-        findings.append(
-            Finding(
-                "data-refitted",
-                f"{staged.name} was staged for another {why}: its original rows are taken, for "
-                "this run alone",
-                where=str(dataset.file),
-                severity="info",
-            )
+        text = (
+            f"{staged.name} was staged for another {why}: its original rows are taken, for this "
+            "run alone"
         )
+        where = str(dataset.file)
+        findings.append(Finding("data-refitted", text, where=where, severity="info"))
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
     dataset = replace(dataset, longest=survey.longest)
@@ -154,6 +145,18 @@ def _prepare(
             Finding("data-empty", f"no row of {dataset.name} is left", fix="raise train.cutoff_len")
         )
     return replace(dataset, rows=dataset.rows - len(changes.left_out), sha256="", changes=changes)
+
+
+def _as_they_came(
+    dataset: RunDataset, staged: StagedDataset, originals: Mapping[str, Any]
+) -> RunDataset:
+    return replace(
+        dataset,
+        file=staged.folder / originals["file"],
+        rows=originals["rows"],
+        sha256=originals["sha256"],
+        keys=tuple(originals["keys"]),
+    )
 
 
 def _fitted(name: str, survey: Survey, changes: Changes, limit: Limit) -> Finding:

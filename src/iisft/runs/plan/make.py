@@ -19,7 +19,8 @@ from iisft.llamafactory.environment import Placement, env_findings
 from iisft.llamafactory.extra import reference_findings
 from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor.engine import training_gpus
-from iisft.machine.facts.gpus import Gpu, visible_gpus
+from iisft.machine.doctor.inspect import visible_gpus
+from iisft.machine.facts.gpus import Gpu
 from iisft.models.view.build import with_step
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
@@ -40,7 +41,7 @@ def make_plan(
     preflight: Preflight | None = None,
     *,
     gpus: Sequence[Gpu] | None = None,
-    device: Device | None = None,
+    device: Device | float | None = None,
 ) -> Plan:
     """Resolve a request and forecast it; what is wrong with model, data, machine or packages
     becomes findings.
@@ -54,6 +55,7 @@ def make_plan(
     """
     if preflight is not None:
         check_nodes(request)
+        preflight = preflight.asked()  # what torch sees decides about GPUs
         gpus = preflight.machine.visible
     elif gpus is None:
         gpus = visible_gpus()
@@ -115,14 +117,12 @@ def _checked(
     of_model: Sequence[Finding],
     of_data: list[Finding],
 ) -> Plan:
-    """With everything that speaks against it here, and the rows' tokens where they were made while
-    staging.
-    """
+    """With everything that speaks against it here, and the rows' tokens."""
     preset, placement, runs = plan.preset, plan.placement, workspace.runs
     interpreter, doctored = checks.doctor_findings(
-        plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits, preflight.say
+        plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits
     )
-    findings = [*notes, *doctored, *env_findings(plan.loaded)]
+    findings = [*notes, *preflight.wrong, *doctored, *env_findings(plan.loaded)]
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
@@ -148,22 +148,24 @@ def _checked(
     if plan.folder.path.exists() and not placement.node_rank:
         findings.append(checks.taken(plan.folder))
     findings += reference_findings(plan.train_yaml)
-    tokens, train_yaml = None, plan.train_yaml
-    if plan.checkpoint is not None:
-        tokens = token_cache.find(
-            preset, list(plan.datasets), plan.model_folder, interpreter, workspace
-        )
-    if tokens is not None:
-        train_yaml = train_yaml | {tokenized.ARGUMENT: str(plan.folder.tokenized)}
-        text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
-        findings.append(Finding("tokens-cached", text, severity="info"))
+    plan = replace(plan, interpreter=interpreter, built=model)
+    return _with_tokens(replace(plan, findings=tuple(findings)), workspace)
+
+
+def _with_tokens(plan: Plan, workspace: Workspace) -> Plan:
+    """With the rows' tokens where they were made while staging."""
+    if plan.checkpoint is None:
+        return plan
+    datasets = list(plan.datasets)
+    tokens = token_cache.find(plan.preset, datasets, plan.model_folder, plan.interpreter, workspace)
+    if tokens is None:
+        return plan
+    text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
     return replace(
         plan,
-        interpreter=interpreter,
-        built=model,
         tokens=tokens,
-        train_yaml=train_yaml,
-        findings=tuple(findings),
+        train_yaml=plan.train_yaml | {tokenized.ARGUMENT: str(plan.folder.tokenized)},
+        findings=(*plan.findings, Finding("tokens-cached", text, severity="info")),
     )
 
 

@@ -49,12 +49,19 @@ class Preflight:
     and every row with the model's tokenizer.
 
     `progress` is called while rows are counted that were never counted before; `say` is told before
-    the first look at new packages, which takes some seconds.
+    the first look at new packages, which takes some seconds. `wrong` is what keeps the interpreter
+    from being asked.
     """
 
     machine: Machine
     progress: Progress | None = None
     say: Callable[[str], None] = lambda _: None
+    wrong: tuple[Finding, ...] = ()
+
+    def asked(self) -> "Preflight":
+        """With what the training interpreter says."""
+        machine, wrong = inspect.inspected(self.machine, self.say)
+        return replace(self, machine=machine, wrong=tuple(wrong))
 
     @classmethod
     def here(

@@ -6,7 +6,7 @@ Each check adds its findings.
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.extra import check_extra
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.llamafactory.torch_sets import install
-from iisft.machine.doctor import engine, inspect
+from iisft.machine.doctor import engine
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view.build import ViewPlan, plan_view
@@ -39,13 +39,11 @@ def doctor_findings(
     machine: Machine,
     checkpoint: Checkpoint | None,
     fits: str | None,
-    say: Callable[[str], None],
 ) -> tuple[Interpreter, list[Finding]]:
     """The interpreter that trains, and what the rules say against this run on this machine.
 
     `fits` is the plan's verdict for these GPUs; None when it has none. Mere notes are env-check's.
     """
-    machine, wrong = inspect.inspected(machine, say)
     config = checkpoint.config if checkpoint else {}
     case = engine.Case(
         loaded.preset,
@@ -61,7 +59,7 @@ def doctor_findings(
     interpreter = machine.interpreter or Interpreter(
         llamafactory_interpreter.training_interpreter(), "", {}, None
     )
-    return interpreter, [*wrong, *found]
+    return interpreter, found
 
 
 def extra_argument_findings(
@@ -180,11 +178,23 @@ def model_for(preset: Preset, folder: Path) -> CheckedModel:
         )
     except IisftError as error:
         return CheckedModel(findings=(*faults, error.finding))
-    findings = [*faults, *_target_findings(preset, checkpoint)]
-    objection = fitting_template.objection(folder, preset.model.template, preset.llamafactory)
-    if objection is not None and objection.severity == "warn":  # an error is told with the rows
-        findings.append(objection)
+    findings = [*faults, *_target_findings(preset, checkpoint), *_template_findings(preset, folder)]
     return CheckedModel(checkpoint, view, tuple(findings))
+
+
+def _template_findings(preset: Preset, folder: Path) -> Iterator[Finding]:
+    """Another template than the model's own trains on prompts that nobody will write, and may end
+    answers with a token that the model has never seen.
+    """
+    name = preset.model.template
+    objection = fitting_template.objection(folder, name, preset.llamafactory)
+    if objection is None or objection.severity == "error":  # an error is told with the rows
+        return
+    if preset.model.template_confirmed == name:
+        yield replace(objection, fix="", severity="info")
+        return
+    meant = f"or, if {name} is meant: --set model.template_confirmed={name}"
+    yield replace(objection, fix=f"{objection.fix}; {meant}", severity="error")
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from iisft.errors import Finding, IisftError, InputError, UsageError
 from iisft.gpu_table import Device
 from iisft.llamafactory.environment import Placement
-from iisft.machine.facts.gpus import visible_gpus
+from iisft.machine.doctor.inspect import visible_gpus
 from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document

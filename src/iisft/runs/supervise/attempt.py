@@ -12,7 +12,7 @@ from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed, differences
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.supervise import hang, loading
+from iisft.runs.supervise import loading, watchdogs
 from iisft.runs.supervise.ending import Crash, Ending
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
@@ -108,9 +108,9 @@ class Attempt:
         if sentence := self._hang.look(
             self.phase, moved=moved, median_step_s=median, total_steps=total
         ):
-            seen = hang.gpu_use()
-            stacks = hang.collect_stacks(self.folder)
-            fix = hang.likely_causes(self.record)
+            seen = watchdogs.gpu_use()
+            stacks = watchdogs.collect_stacks(self.folder)
+            fix = watchdogs.likely_causes(self.record)
             self._fail(
                 "hang", f"{sentence} at step {self.step}{seen}; {stacks}", fix=fix, passing=True
             )

@@ -12,7 +12,7 @@ from iisft.errors import EnvironmentFault, IisftError, RunStateError
 from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import of_record, steering
-from iisft.machine.facts.gpus import visible_gpus
+from iisft.machine.doctor.inspect import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.view.build import strange_code
 from iisft.presets import yaml12

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from iisft import files, process
+from iisft.child.constants_iisft import LAYERS_KEPT_KEY
 from iisft.errors import Finding, RunStateError
+from iisft.files import read_json_object, sha256_of, write_json_atomically
 from iisft.models.view.build import restore_base_model_name
 from iisft.runs.record import measurements
 from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder, parse_event
+from iisft.runs.record.run_record import RunRecord
+from iisft.runs.record.state import latest_metrics
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
-from iisft.runs.supervise.fewer_layers import keep_fewer
 from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
@@ -130,12 +133,9 @@ class Supervisor:
         elif self._came_again and not ending.fix:
             # nothing is known that would make the next start another one
             ending = replace(ending, passing=False)
-        found = (
-            {}
-            if self.folder.node_rank
-            else measurements.measure(map(parse_event, self.events.lines()))
-        )
-        outcome = self._outcome(ending) | {"measured": found}
+        events = [] if self.folder.node_rank else list(map(parse_event, self.events.lines()))
+        found = measurements.measure(events)
+        outcome = self._outcome(ending, latest_metrics(filter(None, events))) | {"measured": found}
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
@@ -151,9 +151,8 @@ class Supervisor:
             message = f"the adapters still name the view as their base model: {error.strerror}"
             self.events.finding(Finding("base-model-name", message, severity="warn"))
 
-    def _outcome(self, ending: Ending) -> dict[str, Any]:
+    def _outcome(self, ending: Ending, latest: dict[str, Any]) -> dict[str, Any]:
         """All that a list of runs shows, so that it reads one file per ended run."""
-        last = self._attempt.recorder.last if self._attempt else None
         return {
             "state": ending.state,
             "reason": hide(ending.reason),
@@ -164,11 +163,36 @@ class Supervisor:
             "step": ending.step,
             "total_steps": ending.total_steps,
             "checkpoint": self._attempt.kept if self._attempt else None,
-            "loss": last.as_json().get("loss") if last else None,
+            "loss": latest.get("loss"),
+            "eval_loss": latest.get("eval_loss"),
             "preset": self.record.preset_name,
             "started": self.record.created,
             "ranks": self.record.world_size,
         }
+
+
+def keep_fewer(folder: RunFolder, record: RunRecord, events: Events) -> bool:
+    """Change view and record to three quarters of the layers; False where none is kept.
+
+    The bits of the run stay the same: a layer that keeps nothing computes the same twice.
+    """
+    kept = record.proof.layers_kept
+    config = read_json_object(folder.model / "config.json")
+    if not kept or config is None:
+        return False
+    fewer = kept * 3 // 4
+    try:
+        write_json_atomically(folder.model / "config.json", config | {LAYERS_KEPT_KEY: fewer})
+        digest = sha256_of(folder.model / "config.json")
+        folder.update_record(
+            expected=dict(record.expected) | {"layers_kept": fewer},
+            view=dict(record.view) | {"config.json": digest},
+        )
+    except OSError:
+        return False
+    text = f"a GPU ran out of memory with the products of {kept} layers kept: now {fewer} keep them"
+    events.finding(Finding("fewer-layers-kept", text, severity="warn"))
+    return True
 
 
 def main(argv: list[str]) -> None:

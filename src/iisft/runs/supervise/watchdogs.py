@@ -1,5 +1,5 @@
 """What the supervisor watches for: NaN, a hang, a disk that is getting full, a GPU
-that throttles.
+that throttles; and what is worth knowing about a hang.
 """
 
 import math
@@ -7,10 +7,17 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from iisft import files, process
 from iisft.errors import Finding
 from iisft.llamafactory.logs import Metrics
 from iisft.machine.facts import sensors
+from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from iisft.machine.facts.machine import Machine
 
 _NAN_STEPS = 2
 # GradScaler starts at 2**16 and halves at each overflow, whose step it skips; the loss stays finite
@@ -21,6 +28,9 @@ _ROOM = 1.1
 _DISK_EVERY_S = 30.0
 _GPU_EVERY_S = 60.0
 _THERMAL_EVERY_S = 3600.0
+_PY_SPY_TIMEOUT_S = 20.0
+_STACKS_S = 2.0
+_LOOK = "look at the stacks and at the load of the machine"
 
 
 @dataclass
@@ -162,3 +172,61 @@ class ThermalWatch:
 
 def _degrees(temperature_c: float | None) -> str:
     return "" if temperature_c is None else f" {temperature_c:.0f} C"
+
+
+def collect_stacks(folder: RunFolder) -> str:
+    """Write the stacks of every rank to a file (py-spy) or to the trainer's log, and say where they
+    are.
+    """
+    ranks = process.rank_processes(folder.marker)
+    program = shutil.which("py-spy")
+    if program is None:
+        process.ask_for_stacks(ranks)
+        # each thread's stack is written by a signal handler, then the trainer is killed
+        time.sleep(_STACKS_S)
+        return f"stacks are in {folder.train_log}"
+    texts = []
+    for pid in ranks:
+        try:
+            dumped = process.run([program, "dump", "--pid", str(pid)], timeout_s=_PY_SPY_TIMEOUT_S)
+            texts.append(dumped.stdout or dumped.stderr)
+        except (OSError, TimeoutError) as error:
+            texts.append(f"process {pid}: {error}")
+    file = folder.logs / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    try:
+        files.write_text_atomically(file, "\n".join(texts))
+    except OSError as error:
+        return f"stacks can't be written: {error.strerror}"
+    return f"stacks are in {file}"
+
+
+def gpu_use() -> str:
+    """How busy each GPU is: all at 100 % beside a standing run is a collective that waits, 0 % a
+    rank that does.
+    """
+    shares = [
+        "?" if gpu.busy_percent is None else f"{gpu.busy_percent:.0f} %" for gpu in sensors.sample()
+    ]
+    return f"; GPUs busy {', '.join(shares)}" if shares else ""
+
+
+def likely_causes(record: RunRecord, machine: "Machine | None" = None) -> str:
+    """The doctor's rules about hanging collectives that fire on this machine, for a run of several
+    GPUs.
+    """
+    ranks = record.world_size or 1
+    if record.setting("hardware.vendor") == "cpu" or ranks < 2:
+        return _LOOK
+    from iisft.machine.doctor import (
+        engine,  # with pydantic, which the supervisor does without until now
+        inspect,
+    )
+
+    case = engine.Case(ranks=ranks, machine=machine or inspect.last_known())
+    causes = [f"{one.id} {one.message} ({one.fix})" for one in engine.causes_of_hang(case)]
+    if causes:
+        return "; ".join(causes)
+    return (
+        f"none of the known causes shows on this machine; {_LOOK}, try export NCCL_P2P_DISABLE=1, "
+        "and let iisft env-check --deep test the all-reduce"
+    )

@@ -174,7 +174,7 @@ def driver_missing(case: Case) -> Iterator[Finding]:
     virtual machine.
     """
     cards = [card for card in case.machine.cards if card.vendor]
-    if case.machine.gpus or not cards or case.on_cpu:
+    if case.machine.gpus or case.machine.visible or not cards or case.on_cpu:
         return
     first, host = cards[0], case.machine.host
     if first.vendor == "amd" and _kfd_is_missing(case):
@@ -233,24 +233,6 @@ def nvidia_smi(case: Case) -> Iterator[Finding]:
         )
 
 
-@rule(
-    "gpus-hidden", applies="any GPU", source="torch.cuda.is_available in the training interpreter"
-)
-def torch_sees_fewer(case: Case) -> Iterator[Finding]:
-    """The kernel has GPUs, torch was built for them, and sees fewer."""
-    report = case.machine.capabilities
-    if report is None or report.devices is None or not case.gpus:
-        return
-    vendor = "amd" if case.hip else "nvidia" if case.torch.get("cuda") else ""
-    expected = [gpu for gpu in case.gpus if gpu.vendor == vendor]
-    if len(report.devices) < len(expected):
-        yield seen(
-            f"torch sees {len(report.devices)} of {len(expected)} GPUs",
-            "torch.cuda.device_count() in the training interpreter",
-            by_hand("see the other findings (driver, permission, *_VISIBLE_DEVICES); then dmesg"),
-        )
-
-
 @rule("unreadable", applies="any machine", source="errors of the kernel's files")
 def unreadable(case: Case) -> Iterator[Finding]:
     """Files that the doctor needs are there and can't be read, so that it may have missed
@@ -272,7 +254,7 @@ def unreadable(case: Case) -> Iterator[Finding]:
 def no_gpu(case: Case) -> Iterator[Finding]:
     """Without a GPU most of iisft works: only training a real model in a useful time doesn't."""
     wants_cpu = case.preset is None or case.preset.hardware.vendor == "cpu"
-    without = not case.machine.gpus and not case.machine.cards
+    without = not case.machine.visible and not case.machine.cards
     if wants_cpu and (without or (case.preset is None and case.machine.visible and not case.gpus)):
         yield seen(
             "no GPU here. Still possible: check and stage data, download and verify models, plan "

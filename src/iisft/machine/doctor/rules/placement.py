@@ -33,11 +33,11 @@ def too_few(case: Case) -> Iterator[Finding]:
         yield seen(
             f"{wanted} GPUs are needed ({hardware.vendor} {hardware.arch}), {len(gpus)} can be "
             "seen",
-            "/sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
+            "torch, /sys/class/kfd, nvidia-smi, *_VISIBLE_DEVICES",
             Fix(
-                f"--gpus {len(gpus)}"
+                f"iisft train --gpus {len(gpus)}"
                 if gpus
-                else "--gpus 1 tries it on the CPU; or check the driver and permissions",
+                else "check the driver and permissions; iisft train --gpus 1 tries it on the CPU",
                 stage="preset",
             ),
         )
