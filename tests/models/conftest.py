@@ -11,9 +11,11 @@ from models_on_disk import CONFIG, REPO, repository, write_json, write_safetenso
 
 
 @pytest.fixture(autouse=True)
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
+def trainer(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], None]:
     """An interpreter without LLaMA-Factory, until a test gives it what it would make of a model."""
-    file = tmp_path / "python"
+    file = tmp_path_factory.mktemp("trainer") / "python"
 
     def give(facts: dict[str, Any], *packages: str) -> None:
         about = {"python": "3.11.7", "packages": dict.fromkeys(packages, "0.9.5"), "launcher": None}
