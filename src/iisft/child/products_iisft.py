@@ -76,7 +76,8 @@ class Products(TorchFunctionMode):
             self._note(given["attn_mask"])
         elif self.reaches is not None and self.place is not None:
             length, queries = self.place[1], given["query"].shape[-2]
-            self.reaches.append([length if given.get("is_causal") else queries, 0])
+            ahead = [queries, queries - length // 2 - 1]
+            self.reaches.append([length, 0] if given.get("is_causal") else ahead)
 
     def _note(self, scores: Any) -> None:
         """How many keys the last token of a row looks at, and how many later ones the one in its
