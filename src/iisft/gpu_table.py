@@ -7,6 +7,7 @@ low, typical, high. Where nobody has published one, a share of the peak stands i
 plan says that it is estimated.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -161,8 +162,11 @@ DEVICES: tuple[Device, ...] = (
                        "GB", "sm_70", 31.74, 14.0, 112.0, None, 900, 250, 9.0, source=_CATALOG),
     Device("t4", "NVIDIA T4", "sm_75", 14.56, 8.1, 65.0, None, 320, 70, source=_CATALOG),
     Device("rtx2080ti", "NVIDIA RTX 2080 Ti", "sm_75", 10.75, 13.4, 53.8, None, 616, 250),
+    Device("rtx3060", "NVIDIA RTX 3060 12 GB", "sm_86", 11.75, 12.7, 25.5, 25.5, 360, 170),
+    Device("rtx3080", "NVIDIA RTX 3080 10 GB", "sm_86", 9.78, 29.8, 59.5, 59.5, 760, 320),
     Device("rtx3090", "NVIDIA RTX 3090", "sm_86", 23.69, 35.6, 71.0, 71.0, 936, 350, 10.0),
     Device("rtx4090", "NVIDIA RTX 4090", "sm_89", 23.64, 82.6, 165.2, 165.2, 1008, 450, 10.0),
+    Device("rtx5090", "NVIDIA RTX 5090", "sm_120", 31.36, 104.8, 209.5, 209.5, 1792, 575, 10.0),
     Device("a10", "NVIDIA A10", "sm_86", 22.06, 31.2, 125.0, 125.0, 600, 150, 10.0),
     Device("l4", "NVIDIA L4", "sm_89", 22.06, 30.3, 121.0, 121.0, 300, 72, 10.0),
     Device("l40s", "NVIDIA L40S", "sm_89", 44.4, 91.6, 362.0, 362.0, 864, 350, 20.0),
@@ -174,8 +178,30 @@ DEVICES: tuple[Device, ...] = (
 
 
 def find_device(key: str) -> Device | None:
-    """The device that --device names."""
-    return next((device for device in DEVICES if device.key == key.lower()), None)
+    """The device that --device names, as people write it: RTX 5090, Tesla-P40, 3090.
+
+    None where there is none, or more than one (mi50).
+    """
+    wanted = _bare(key)
+    found = [device for device in DEVICES if _bare(device.key) == wanted]
+    if not found and len(wanted) > 1:
+        found = [
+            device
+            for device in DEVICES
+            if _bare(device.key).startswith(wanted) or _bare(device.key).endswith(wanted)
+        ]
+    return found[0] if len(found) == 1 else None
+
+
+def memory_of(key: str) -> float | None:
+    """The gigabytes that --device names instead of a card: 24g."""
+    match = re.fullmatch(r"(\d{1,4}(?:\.\d+)?) ?(?:g|gb|gib)", key.strip().lower())
+    return float(match[1]) if match and float(match[1]) > 0 else None
+
+
+def _bare(name: str) -> str:
+    words = r"nvidia|amd|geforce|tesla|instinct|radeon|[\W_]"
+    return re.sub(words, "", name.lower())
 
 
 def nearest_device(arch: str, memory_gib: float) -> Device | None:

@@ -295,3 +295,46 @@ def test_best_never_changes_what_is_computed(plan: CLI) -> None:
     }
     assert keys <= allowed
     assert "train.gradient_checkpointing=false" in found[0]["change"]
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("MI50-32G", "mi50-32g"),
+        ("RTX 3060", "rtx3060"),
+        ("5090", "rtx5090"),
+        ("geforce-rtx-4090", "rtx4090"),
+        ("Tesla P40", "p40"),
+        ("NVIDIA L4", "l4"),
+        ("p100", "p100-16g"),
+        ("Radeon VII", "radeon-vii"),
+    ],
+)
+def test_a_device_is_named_as_people_write_it(said: str, key: str, plan: CLI) -> None:
+    assert plan("-p", "mi50-fp16", "--device", said)["device"] == key
+
+
+@pytest.mark.parametrize("said", ["24g", "24G", "24gb", "24 GiB"])
+def test_a_size_is_a_card_of_the_presets_kind(said: str, plan: CLI) -> None:
+    found = plan("-p", "mi50", "--device", said)
+    assert (found["device"], found["gpu_gib"], found["step_s"]) == (None, 24.0, None)
+    assert plan("-p", "v100", "--device", said)["gpu_gib"] == 23.52
+
+
+@pytest.mark.parametrize("said", ["", "mi", "0g", "g", "1000000g", "50"])
+def test_what_is_neither_card_nor_size_is_refused(said: str, iisft: CLI) -> None:
+    result = iisft("plan", "-p", "mi50", "--device", said)
+    assert (result.code, "; or its memory: 24g" in result.err) == (2, True)
+
+
+def test_every_alternative_that_fits_is_among_what_would_make_it_fit(iisft: CLI) -> None:
+    more = ("--set", "weights=fp32", "--set", "train.cutoff_len=1024", "--set", "train.logits=all")
+    argv = ("plan", "-p", "mi50", "--device", "mi50-32g", *more)
+    text = iisft(*argv).out
+    assert "fp16 by autocast" in text
+    alternatives, _, ways = text.partition("what would make it fit")
+    fitting = [line for line in alternatives.splitlines() if "s/step  fits  " in line]
+    needs = [" ".join(line.split()[:4]) for line in fitting]
+    assert needs
+    shown = [" ".join(line.split()[:4]) for line in ways.splitlines()]
+    assert set(needs) <= set(shown)

@@ -58,13 +58,14 @@ def test_the_best_checkpoint_is_named_with_its_reason(iisft: CLI, run: RunFolder
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert (found["figure"], found["best"], found["rows"]) == ("balanced_accuracy", "跑 1@20", 40)
-    assert [each["name"] for each in found["compared"]] == ["跑 1@20", "跑 1@final"]
+    assert [each["name"] for each in found["compared"]] == ["跑 1@base", "跑 1@20", "跑 1@final"]
     losses = [
         (each["step"], round(each["train_loss"], 3), each["eval_loss"])
-        for each in found["compared"]
+        for each in found["compared"][1:]
     ]
     assert losses == [(20, 0.268, 0.9), (40, 0.113, 0.5)]
-    [pair] = found["pairs"]
+    of_base, pair = found["pairs"]
+    assert (of_base["other"], of_base["only_other_right"]) == ("跑 1@base", 0)
     assert pair["difference"] == pytest.approx(0.3)
     assert pair["interval"][0] > 0.15
     assert (pair["only_best_right"], pair["rows_only_best_right"], pair["only_other_right"]) == (

@@ -168,6 +168,7 @@ def main() -> None:
             "loss": loss,
             "lr": 1e-05,
             "epoch": step / STEPS,
+            "total_tokens": 100 * step,
         }
         printed = {"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05"}
         say(str(printed | {"epoch": f"{step / STEPS}"}))
@@ -195,6 +196,10 @@ def main() -> None:
         if asked():
             save_checkpoint(output, step)
             break
+    if "FAKE_EVAL_LAST" in os.environ:
+        entry = {"current_steps": step, "total_steps": STEPS, "eval_loss": 0.75, "epoch": 1.0}
+        with (output / "trainer_log.jsonl").open("a") as metrics:
+            metrics.write(json.dumps(entry | {"total_tokens": 100 * step}) + "\n")
     (output / "trainer_state.json").write_text(
         json.dumps({"global_step": step, "max_steps": STEPS})
     )

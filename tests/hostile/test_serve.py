@@ -1,6 +1,7 @@
 """Requests that no client of good will sends, to what stands before the API."""
 
 import asyncio
+import dataclasses
 import importlib
 import json
 import sys
@@ -14,14 +15,16 @@ from helpers import CLI
 
 sys.path.append(str(Path(__file__).parents[2] / "src" / "iisft" / "child"))
 guard = importlib.import_module("guard_iisft")
+chat_request = importlib.import_module("chat_request")
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+KNOWN = chat_request.Known("m", 4096, ("<call>", "</call>"), "<and>")
 Ask = Callable[..., tuple[int, dict[str, Any], list[dict[str, Any]]]]
 
 
 @pytest.fixture
 def ask() -> Ask:
-    """Send one request through a guard; status, answer, and what reached the API."""
+    """Send one request through a guard and the reader; status, answer, and what would be done."""
 
     def send_one(
         body: bytes | Any = b"",
@@ -30,6 +33,7 @@ def ask() -> Ask:
         key: str | None = None,
         hosts: list[str] | None = None,
         chunks: int = 1,
+        taken: list[int] | None = None,
         **headers: str,
     ) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -37,13 +41,12 @@ def ask() -> Ask:
         sent: list[dict[str, Any]] = []
         size = -(-len(content) // chunks) or 1
         parts = [content[i : i + size] for i in range(0, len(content), size)] or [b""]
-        taken = []
+        taken = [] if taken is None else taken
 
-        async def api(scope: Any, receive: Any, send: Any) -> None:
-            message = await receive()
-            reached.append(json.loads(message["body"] or b"{}"))
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"{}"})
+        async def api(scope: Any, body: bytes, receive: Any, send: Any) -> None:
+            if method == "POST":
+                reached.append(dataclasses.asdict(chat_request.read(body, KNOWN)))
+            await guard.answer(send, 200, {})
 
         async def receive() -> dict[str, Any]:
             taken.append(1)
@@ -60,24 +63,30 @@ def ask() -> Ask:
             "path": "/v1/chat/completions",
             "headers": [(n.replace("_", "-").encode(), v.encode()) for n, v in given.items()],
         }
-        asyncio.run(guard.Guard(api, key, hosts, 4096)(scope, receive, send))
+        asyncio.run(guard.Guard(api, key, hosts)(scope, receive, send))
         return sent[0]["status"], json.loads(sent[1]["body"]), reached
 
     return send_one
 
 
 def test_a_request_of_good_will_is_passed_on(ask: Ask) -> None:
-    more = {
-        "temperature": 0,
-        "n": 2,
-        "max_tokens": 16,
-        "stop": ["x"],
-        "presence_penalty": 0,
-        "top_p": None,
-    }
-    assert ask(HELLO | more)[::2] == (
+    assert ask(HELLO)[::2] == (
         200,
-        [HELLO | {"temperature": 0, "n": 2, "max_tokens": 16, "stop": ["x"]}],
+        [
+            {
+                "messages": [{"role": "user", "content": "hello"}],
+                "system": None,
+                "tools": None,
+                "most_tokens": None,
+                "n": 1,
+                "temperature": 0.0,
+                "top_p": 1.0,
+                "seed": None,
+                "stops": (),
+                "stream": False,
+                "count_in_stream": False,
+            }
+        ],
     )
     assert ask(method="GET")[0] == 200
 
@@ -106,6 +115,18 @@ def message(**values: Any) -> dict[str, Any]:
         b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "\\udfff": 1}',
         {},
         {"model": "m"},
+        changed(n=2),
+        changed(n=2, temperature=0),
+        changed(top_p=0.5),
+        changed(stop=""),
+        changed(stop=["x", ""]),
+        changed(seed=2**63),
+        changed(seed=1.5),
+        changed(seed=True),
+        changed(max_tokens=3, max_completion_tokens=4),
+        changed(stream_options={"include_usage": True}),
+        changed(stream=True, stream_options={"include_usage": 1}),
+        changed(stream=True, stream_options={"other": 1}),
         changed(model=None),
         changed(model=3),
         changed(messages=[]),
@@ -123,7 +144,7 @@ def message(**values: Any) -> dict[str, Any]:
         message(role="assistant", content=None),
         *(
             changed(**{name: value})
-            for name in ("n", "max_tokens")
+            for name in ("n", "max_tokens", "max_completion_tokens")
             for value in (0, -1, 100_000, 1.5, "1", True, [1], 10**400)
         ),
         *(
@@ -138,8 +159,11 @@ def message(**values: Any) -> dict[str, Any]:
         changed(stop=[None]),
         changed(tools={}),
         changed(tools=[1]),
-        changed(stream=True, n=2),
         changed(stream=True, tools=[{}]),
+        changed(tools=[{"type": "custom", "custom": {"name": "f"}}]),
+        changed(tools=[{"type": "function", "function": {}}]),
+        changed(tools=[{"type": "function", "function": {"name": "f", "parameters": []}}]),
+        changed(tools=[{"type": "function", "function": {"name": "f", "strict": True}}]),
     ],
 )
 def test_what_can_not_be_answered_is_400_in_openais_form(body: Any, ask: Ask) -> None:
@@ -149,11 +173,31 @@ def test_what_can_not_be_answered_is_400_in_openais_form(body: Any, ask: Ask) ->
     assert isinstance(answer["error"]["message"], str)
 
 
+def test_another_model_is_404(ask: Ask) -> None:
+    status, answer, _ = ask(HELLO | {"model": "gpt-4"})
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
 def test_a_body_that_is_too_large_is_not_read(ask: Ask) -> None:
     assert ask(b"", content_length="157286400")[0] == 413
     assert ask(b"", content_length="9" * 5000)[0] == 413
     assert ask(b"", content_length="-1")[0] == 413
     assert ask(b" " * (5 * 2**20), chunks=50)[0] == 413
+
+
+def test_a_client_that_still_sends_is_heard_out_before_it_is_refused(ask: Ask) -> None:
+    """One that writes while nobody reads is cut off, and never sees why."""
+    taken: list[int] = []
+    ten = b" " * (10 * 2**20)
+    assert ask(ten, chunks=10, taken=taken, content_length=str(len(ten)))[0] == 413
+    assert len(taken) == 10
+    taken.clear()
+    assert ask(ten, chunks=10, taken=taken, key="secret")[0] == 401
+    assert len(taken) == 10
+    taken.clear()
+    waiting = {"content_length": str(len(ten)), "expect": "100-continue"}
+    assert ask(ten, chunks=10, taken=taken, **waiting)[0] == 413
+    assert taken == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 weights.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import yaml
@@ -253,6 +255,54 @@ def served(folder: RunFolder) -> Iterator[dict[str, Any]]:
         server.wait(30)
 
 
+def _with_tools(client: openai.OpenAI, turns: list[Any]) -> None:
+    """A model that was taught no calls answers in words; its prompt holds them all the same."""
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    arguments = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    more: list[Any] = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+        *turns,
+        {"role": "assistant", "content": None, "tool_calls": [arguments]},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+    ]
+    asked: dict[str, Any] = {"model": "demo", "messages": more, "tools": [tool], "max_tokens": 8}
+    whole = client.chat.completions.create(**asked)
+    counted: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    stream = list(client.chat.completions.create(**asked, **counted))
+    assert (
+        "".join(part.choices[0].delta.content or "" for part in stream[:-1])
+        == whole.choices[0].message.content
+    )
+    assert stream[-1].usage == whole.usage
+    without = client.chat.completions.create(**asked, tool_choice="none")
+    assert without.usage and whole.usage
+    assert without.usage.prompt_tokens < whole.usage.prompt_tokens
+
+
+async def _crowd(served: dict[str, Any]) -> None:
+    """Fifty requests beside clients that send or read nothing, too much, or with another key."""
+    base = httpx.URL(served["url"])
+    question_of = {"model": "demo", "messages": [{"role": "user", "content": "你好"}]}
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+    _, silent = await asyncio.open_connection(base.host, base.port)
+    silent.write(head.encode())
+    bodies = [question_of | {"max_tokens": 4, "stream": number % 2 == 1} for number in range(50)]
+    ten = {"content": b" " * (10 * 2**20)}
+    limits = httpx.Limits(max_connections=60)
+    async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False) as client:
+        url, key = f"{base}/chat/completions", {"Authorization": f"Bearer {served['api_key']}"}
+        many = [client.post(url, json=body, headers=key) for body in bodies]
+        large = client.post(url, headers=key, **ten)
+        other = client.post(url, headers={"Authorization": "Bearer other"}, **ten)
+        *answers, too_large, unknown = await asyncio.gather(*many, large, other)
+    silent.close()
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers[::2]}) == 1
+    assert all(answer.text.endswith("data: [DONE]\n\n") for answer in answers[1::2])
+    assert (too_large.status_code, unknown.status_code) == (413, 401)
+    assert unknown.json()["error"]["code"] == "invalid_api_key"
+
+
 def test_the_official_openai_client_is_answered(
     iisft: CLI, folder: RunFolder, served: dict[str, Any]
 ) -> None:
@@ -267,13 +317,37 @@ def test_the_official_openai_client_is_answered(
         "".join(part.choices[0].delta.content or "" for part in stream)
         == whole.choices[0].message.content
     )
-    short = client.chat.completions.create(model="demo", messages=turns, max_tokens=2)
-    assert short.choices[0].finish_reason == "length"
+    for limit in ({"max_tokens": 2}, {"max_completion_tokens": 2}):
+        short = client.chat.completions.create(model="demo", messages=turns, **limit)
+        assert short.choices[0].finish_reason == "length"
+    text = whole.choices[0].message.content or ""
+    cut = client.chat.completions.create(
+        model="demo", messages=turns, stop=text[3:6], presence_penalty=0, user="me"
+    )
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (text[:3], "stop")
+    hot: dict[str, Any] = {"model": "demo", "messages": turns, "temperature": 2, "max_tokens": 16}
+    two = [client.chat.completions.create(**hot, n=2, seed=11).choices for _ in (1, 2)]
+    first, second = ([choice.message.content for choice in one] for one in two)
+    assert (first == second, len(set(first))) == (True, 2)
+    parts = list(client.chat.completions.create(**hot, n=2, seed=11, stream=True))
+    assert first == [
+        "".join(
+            choice.delta.content or ""
+            for part in parts
+            for choice in part.choices
+            if choice.index == number
+        )
+        for number in (0, 1)
+    ]
+    _with_tools(client, turns)
+    for unsupported in ({"logprobs": True}, {"response_format": {"type": "json_object"}}):
+        with pytest.raises(openai.BadRequestError, match="is not supported"):
+            client.chat.completions.create(model="demo", messages=turns, **unsupported)
     long: list[Any] = [{"role": "user", "content": question(1) * 60}]
     with pytest.raises(openai.BadRequestError, match="the context ends at 1024"):
         client.chat.completions.create(model="demo", messages=long)
-    with pytest.raises(openai.APIError):
-        list(client.chat.completions.create(model="demo", messages=long, stream=True))
+    with pytest.raises(openai.BadRequestError, match="the context ends at 1024"):
+        client.chat.completions.create(model="demo", messages=long, stream=True)
     picture: list[Any] = [
         {
             "role": "user",
@@ -284,6 +358,7 @@ def test_the_official_openai_client_is_answered(
         client.chat.completions.create(model="demo", messages=picture)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=served["url"], api_key="another", max_retries=0).models.list()
+    asyncio.run(_crowd(served))
     os.environ["OPENAI_API_KEY"] = served["api_key"]
     try:
         asked = iisft(

@@ -230,5 +230,6 @@ def test_the_list_is_the_newest_first_and_holds_what_ended(
     assert [run["id"] for run in listed] == ["r2", "r1", "r0", "run"]
     assert listed[0] == {
         "id": "r2", "state": "stopped", "reason": "why", "preset": "p", "started": 2002.0,
-        "ended": 1.0, "step": 2, "total_steps": 9, "loss": 0.5, "eta_s": None, "ranks": 2,
+        "ended": 1.0, "step": 2, "total_steps": 9, "loss": 0.5, "eval_loss": None, "eta_s": None,
+        "ranks": 2,
     }  # fmt: skip

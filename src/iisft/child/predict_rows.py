@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run_model import Link, agreed, load, stop_ids, swap_adapter
+from run_model import Link, agreed, is_out_of_memory, load, stop_ids, swap_adapter
 from transformers import GenerationConfig
 
 # reading this much of a prompt takes about as long as one step of an answer
@@ -143,16 +143,6 @@ def answers(engine: Any, batch: list[Row], max_new_tokens: int) -> Iterator[dict
     half = len(fitting) // 2
     yield from answers(engine, fitting[:half], max_new_tokens)
     yield from answers(engine, fitting[half:], max_new_tokens)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    text = str(error)
-    # "can't allocate memory": torch's CPU allocator (c10/core/impl/alloc_cpu.cpp)
-    return (
-        isinstance(error, torch.cuda.OutOfMemoryError)
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
 
 
 def finished(engine: Any, row: Row, ids: list[int]) -> dict[str, Any]:

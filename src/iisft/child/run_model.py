@@ -175,3 +175,13 @@ def base_of(model: Any) -> Any:
 
 def stop_ids(engine: Any) -> list[int]:
     return engine.template.get_stop_token_ids(engine.tokenizer)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    # "can't allocate memory": torch's CPU allocator (c10/core/impl/alloc_cpu.cpp)
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

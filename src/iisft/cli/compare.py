@@ -26,8 +26,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="PREDICTIONS",
-            help="Files of predictions, RUN@CHECKPOINT, or RUN for every checkpoint of it that "
-            "has predicted.",
+            help="Files of predictions, RUN@CHECKPOINT, or RUN for the base model and every "
+            "checkpoint of it that has predicted.",
             autocompletion=complete_runs,
         ),
     ],
@@ -53,7 +53,10 @@ def compare(
     from iisft.evaluation.reading import parse_columns
 
     chosen = options(label, classes, None, error_marker, text_rows)
-    found = [source for name in what for source in locate.find(Workspace.current(), name, data)]
+    workspace = Workspace.current()
+    found = [
+        source for name in what for source in locate.find(workspace, name, data, with_base=True)
+    ]
     comparison = judge(found, chosen, parse_columns(columns))
     if as_json:
         from iisft.evaluation.explain import verdict

@@ -5,12 +5,14 @@ Leaving never disturbs the run.
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
 from iisft.files import LineFollower
-from iisft.quoting import visible
+from iisft.quoting import shell_word, visible
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.record.state import RunStatus
 from iisft.runs.supervise import control
@@ -22,39 +24,71 @@ if TYPE_CHECKING:
 _WIDTH_WITH_LONG_BAR = 120
 
 
-def follow(folder: RunFolder, *, verbose: bool, log_offset: int = 0) -> RunStatus:
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Where a run's files ended before what is to be followed, in bytes."""
+
+    log: int = 0
+    events: int = 0
+
+    @classmethod
+    def here(cls, folder: RunFolder) -> "Since":
+        def size(path: Path) -> int:
+            return path.stat().st_size if path.exists() else 0
+
+        return cls(size(folder.train_log), size(folder.events))
+
+
+def follow(
+    folder: RunFolder, *, verbose: bool, to_stdout: bool, since: Since = Since()
+) -> RunStatus:
     """Show the run until it ends. Ctrl-C asks it to stop with a checkpoint, a second one kills it.
 
     Args:
         folder: the run.
-        verbose: the trainer's lines on a terminal too.
-        log_offset: bytes of the log that were there before.
+        verbose: the trainer's own lines instead of a bar, or of a line for each step.
+        to_stdout: whether what is shown is data, where standard output goes to a file or a pipe.
+        since: what was there before.
     """
-    show: Callable[[], None]
-    bar = None
-    if sys.stderr.isatty() and not verbose:
-        bar = _Bar(folder)
-        show = bar.update
+    shown: _LogLines | _StepLines | _Bar
+    if verbose:
+        shown = _LogLines(folder, since.log)
+    elif to_stdout and not sys.stdout.isatty():
+        shown = _StepLines(folder, since.events, console.out)
+    elif not sys.stderr.isatty():
+        shown = _StepLines(folder, since.events, console.say)
     else:
-        show = _LogLines(folder, log_offset).update
+        shown = _Bar(folder)
     interrupts = 0
     try:
         while True:
             try:
-                return control.wait(folder, show)
+                return control.wait(folder, shown.update)
             except KeyboardInterrupt:
                 interrupts += 1
                 if status := _stop(folder, now=interrupts > 1):
                     return status
     finally:
-        if bar is not None:
-            bar.close()
+        shown.close()
+
+
+def next_steps(run: str) -> str:
+    """What a finished run is for."""
+    name = shell_word(run)
+    return "   ".join(
+        f"iisft {command}"
+        for command in (
+            f"predict {name}", f"evaluate {name}", f"report {name}", f"chat {name}",
+            f"export {name} -o DIR",
+        )
+    )  # fmt: skip
 
 
 def say_end(ended: RunStatus) -> None:
     """How a run ended: the cause and the fix, and the way to go on where there is one."""
     console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
     if ended.state == "finished":
+        console.say(f"  next: {next_steps(ended.folder.id)}")
         return
     if ended.state == "failed" and ended.fix:
         errors = [finding for finding in ended.findings if finding.get("fix") == ended.fix]
@@ -92,15 +126,16 @@ class _LogLines:
             if not line.startswith(SAID_MARK):  # the trainer's own line stands beside it
                 console.say(line)
 
+    def close(self) -> None:
+        pass
 
-class _Bar:
-    """Step, epoch, loss, lr, grad_norm, seconds per step, ETA."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._events = LineFollower(folder.events)
+class _Told:
+    """What a run's events tell somebody who follows it."""
+
+    def __init__(self, folder: RunFolder, offset: int) -> None:
+        self._events = LineFollower(folder.events, offset)
         self._step_s: list[float] = []
-        self._progress, self._task = _new_bar()
-        self._progress.start()
 
     def update(self) -> None:
         for line in self._events.read():
@@ -108,23 +143,62 @@ class _Bar:
             if event is None:
                 continue
             if event["kind"] in ("metrics", "redone"):
-                self._metrics(event)
+                if (seconds := event.get("step_s")) is not None:
+                    self._step_s = [*self._step_s[-20:], float(seconds)]
+                self.metrics(event)
             elif event.get("state") == "restarting":
-                self._say(f"restarting: {event.get('message', '')}")
+                self.say(f"restarting: {event.get('message', '')}")
             elif event["kind"] == "observed":
-                self._progress.update(self._task, description="training")
+                self.proven()
             elif event["kind"] == "finding":
-                self._say(f"{event.get('severity', '')}: {event.get('message', '')}")
+                self.say(f"{event.get('severity', '')}: {event.get('message', '')}")
+
+    def metrics(self, event: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        raise NotImplementedError
+
+    def proven(self) -> None:
+        pass
+
+
+class _StepLines(_Told):
+    """One line for each step or evaluation, where no bar can be drawn."""
+
+    def __init__(self, folder: RunFolder, offset: int, out: Callable[[str], None]) -> None:
+        super().__init__(folder, offset)
+        self._out = out
+
+    def say(self, text: str) -> None:
+        self._out(text)
+
+    def metrics(self, event: dict[str, Any]) -> None:
+        total = event.get("total_steps") or "?"
+        self.say(f"step {event['step']}/{total}  {describe_metrics(event, self._step_s)}")
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar(_Told):
+    """Step, epoch, loss, lr, grad_norm, seconds per step, ETA."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, 0)
+        self._progress, self._task = _new_bar()
+        self._progress.start()
 
     def close(self) -> None:
         self._progress.stop()
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._progress.console.print(visible(text), markup=False)
 
-    def _metrics(self, event: dict[str, Any]) -> None:
-        if (seconds := event.get("step_s")) is not None:
-            self._step_s = [*self._step_s[-20:], float(seconds)]
+    def proven(self) -> None:
+        self._progress.update(self._task, description="training")
+
+    def metrics(self, event: dict[str, Any]) -> None:
         self._progress.update(
             self._task,
             description="training",
@@ -155,6 +229,8 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
         parts.append(f"{event['tokens_per_s']:.0f} tokens/s")
     if "vram_allocated_gib" in event:
         parts.append(f"{event['vram_allocated_gib']:.1f} GiB")
+    if "eval_loss" in event:
+        parts.append(f"eval_loss {float(event['eval_loss']):.4f}")
     return "  ".join(parts)
 
 

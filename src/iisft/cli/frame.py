@@ -129,8 +129,6 @@ def _progress(view: View, terminal: Console, width: int) -> list[Text]:
     room = width - len(start) - len(end)
     done = math.floor(room * share)
     figures = describe_metrics(latest, view.history.step_s if live and total else [])
-    if "eval_loss" in latest:
-        figures += f"  eval_loss {latest['eval_loss']:.4f}"
     bar = _line(start).append("█" * done, "green").append("░" * (room - done), "dim").append(end)
     return [_line(), bar, *_packed(figures.split("  "), width)]
 

@@ -44,8 +44,8 @@ _Gpus = Annotated[int | None, typer.Option(help="GPUs per machine instead of the
 _Device = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME",
-        help="Plan for this card, mi50-32g for example.",
+        metavar="NAME|SIZE",
+        help="Plan for this card, mi50-32g for example, or for one of 24g.",
         autocompletion=complete_devices,
     ),
 ]
@@ -99,7 +99,7 @@ def plan(
 
     workspace = Workspace.current()
     card = _device(device)
-    name = preset or default_preset(workspace, card)
+    name = preset or default_preset(workspace, None if isinstance(card, float) else card)
     if preset is None:
         console.say(f"no --preset given: planned for {name}")
     request = Request(name, tuple(overrides or ()), model, data, gpus=gpus, nodes=nodes)
@@ -132,19 +132,24 @@ def _extras(
     return extra
 
 
-def _device(key: str | None) -> "Device | None":
+def _device(key: str | None) -> "Device | float | None":
+    """A card, or only its gigabytes."""
     if key is None:
         return None
     import difflib
 
-    from iisft.gpu_table import DEVICES, find_device
+    from iisft.gpu_table import DEVICES, find_device, memory_of
 
-    found = find_device(key)
+    found = find_device(key) or memory_of(key)
     if found is None:
         keys = [device.key for device in DEVICES]
-        near = difflib.get_close_matches(key.lower(), keys, n=2) or keys
+        near = [name for name in keys if name.startswith(key.lower())]
+        near = near or difflib.get_close_matches(key.lower(), keys, n=2) or keys
         raise UsageError(
-            "device-unknown", f"no device named {key!r}", where="--device", fix=", ".join(near)
+            "device-unknown",
+            f"no device named {key!r}",
+            where="--device",
+            fix=f"{', '.join(near)}; or its memory: 24g",
         )
     return found
 

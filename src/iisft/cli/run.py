@@ -41,7 +41,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
     for name, value in (found.observed or {}).items():
-        console.out(f"{name.replace('_', ' '):<21}{value}")
+        console.out(f"{name.replace('_', ' '):<21}{_in_words(value)}")
     for checkpoint in facts["checkpoints"]:
         fault = checkpoint.get("fault", "")
         console.out(
@@ -54,6 +54,19 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     console.out(f"folder       {found.folder.path}")
     if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
+
+
+def _in_words(value: object) -> str:
+    """What was observed, without the marks of a program."""
+    if value is None or value == {}:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_in_words, value)) or "-"
+    return str(value)
 
 
 def logs(
@@ -182,7 +195,7 @@ def resume(
       iisft resume RUN
       iisft resume --all-lost
     """
-    from iisft.cli.follow import follow, say_end
+    from iisft.cli.follow import Since, follow, say_end
     from iisft.runs.record.folder import RunFolder
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
@@ -197,7 +210,7 @@ def resume(
         _resume_all_lost(workspace, as_json=as_json)
         return
     folder = RunFolder(find_run(workspace, run).path, node_rank)
-    log_offset = folder.train_log.stat().st_size if folder.train_log.exists() else 0
+    since = Since.here(folder)
     resumed = bring_back(folder, accept_drift=accept_drift, from_start=from_start)
     console.say(_describe(resumed))
     if detach:
@@ -206,7 +219,7 @@ def resume(
         else:
             console.out(folder.id)
         return
-    ended = follow(folder, verbose=verbose, log_offset=log_offset)
+    ended = follow(folder, verbose=verbose, to_stdout=not as_json, since=since)
     if as_json:
         console.out_json(ended.as_full_json())
     say_end(ended)

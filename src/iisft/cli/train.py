@@ -125,8 +125,7 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         else:
             console.out(folder.id)
         console.say(
-            f"running; follow it with: iisft logs -f {folder.id}   stop it with: iisft stop "
-            f"{folder.id}"
+            f"running; see it with: iisft watch {folder.id}   stop it with: iisft stop {folder.id}"
         )
         return
     console.say(
@@ -135,7 +134,7 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         f"{plan.preset.train.accumulation} x {plan.placement.world_size} ranks; Ctrl-C stops it "
         "with a checkpoint"
     )
-    ended = follow(folder, verbose=verbose)
+    ended = follow(folder, verbose=verbose, to_stdout=not as_json)
     if as_json:
         console.out_json(ended.as_full_json())
     else:
@@ -195,10 +194,10 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
+    from iisft.cli.follow import next_steps, say_end
+
     folder = plan.folder
     if ended.state != "finished":
-        from iisft.cli.follow import say_end
-
         say_end(ended)
         return
     losses = [
@@ -223,8 +222,4 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         console.out(f"  loss plot  {plot}")
     console.out(f"  adapter    {folder.output}")
     console.out(f"  record     {folder.record}")
-    console.out(
-        f"  next       iisft status {folder.id}   iisft preset show --explain "
-        f"{plan.document.name}   "
-        "iisft train --preset mi50 --dry-run"
-    )
+    console.out(f"  next       {next_steps(folder.id)}")

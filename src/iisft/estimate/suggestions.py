@@ -53,7 +53,9 @@ class Suggestion:
 
 
 def suggest(preset: Preset, workload: Workload) -> list[Suggestion]:
-    """At most five changes that make the run fit; combined only where one is not enough."""
+    """At most five changes that make the run fit, combined only where one is not enough, and each
+    alternative that is compared with the preset and fits.
+    """
     families = [family for family in _families(preset, workload) if family]
     tried = [
         (result, family)
@@ -68,7 +70,14 @@ def suggest(preset: Preset, workload: Workload) -> list[Suggestion]:
         for group in combinations(helpful, count):
             if joined := _try_together(preset, workload, [result.change for result, _ in group]):
                 found.append(_relaxed(preset, workload, joined, [family for _, family in group]))
-    return sorted(found, key=_cost)[:_MOST]
+    found = sorted(found, key=_cost)[:_MOST]
+    known = [one.change.values for one in found]
+    found += [
+        one
+        for one in contrasts(preset, workload)
+        if one.forecast.fits == "yes" and one.change.values not in known
+    ]
+    return sorted(found, key=_cost)
 
 
 def _try_together(preset: Preset, workload: Workload, changes: list[Change]) -> Suggestion | None:

@@ -56,17 +56,19 @@ def of_run(folder: RunFolder) -> list[Source]:
     return sorted(found, key=lambda source: (source.data or "", _order(source.checkpoint)))
 
 
-def find(workspace: Workspace, name: str | None, data: str | None = None) -> list[Source]:
+def find(
+    workspace: Workspace, name: str | None, data: str | None = None, *, with_base: bool = False
+) -> list[Source]:
     """The predictions that `name` means: a file, a run, or RUN@CHECKPOINT; None = the newest run.
 
     Args:
         workspace: where the runs are.
         name: an existing file wins over a run of the same name.
         data: only predictions of this dataset; without it, of the dataset that was predicted last.
+        with_base: the base model's too, where a run is named.
 
     Returns:
-        One source for a file or a checkpoint; for a run all of its checkpoints, without the base
-            model.
+        One source for a file or a checkpoint; for a run all of its checkpoints.
 
     Raises:
         InputError: the name looks like a file, and there is no such file.
@@ -90,7 +92,7 @@ def find(workspace: Workspace, name: str | None, data: str | None = None) -> lis
         for source in known
         if checkpoint in (None, source.checkpoint) and data in (None, source.data)
     ]
-    if checkpoint is None:
+    if checkpoint is None and not with_base:
         fitting = [source for source in fitting if source.checkpoint != BASE]
     if not fitting:
         raise _no_predictions(folder, checkpoint, data, known)

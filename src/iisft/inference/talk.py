@@ -12,7 +12,7 @@ from iisft.errors import EnvironmentFault, IisftError, RunFailed, UsageError
 from iisft.inference.base_model import Source
 from iisft.inference.selection import Chosen
 from iisft.inference.worker import Worker, require_proof, started
-from iisft.llamafactory import loading
+from iisft.llamafactory import tools
 
 KEY_VARIABLE = "IISFT_API_KEY"
 
@@ -130,10 +130,12 @@ def served(
     with source.opened() as (view, env):
         spec = source.loading(view, chosen, max_new_tokens=max_new_tokens) | {
             "socket": descriptor,
+            "name": name,
             "key": address.key,
             "hosts": _names(address.host),
+            "call_words": tools.CALL_WORDS,
+            "between_results": tools.BETWEEN_RESULTS,
         }
-        env = env | loading.api_environment(name, address.key)
         with started(
             source, "serve_model.py", spec, command="serve", env=env, inherits=[descriptor]
         ) as worker:
@@ -143,7 +145,6 @@ def served(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
     """Whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback

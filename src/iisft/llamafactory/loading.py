@@ -52,11 +52,3 @@ def merged_arguments(arguments: Mapping[str, Any], model: Path) -> dict[str, Any
 def without_trainer_variables(env: Mapping[str, str]) -> dict[str, str]:
     """A run's variables without those that place ranks: one process loads the model."""
     return {name: value for name, value in env.items() if name not in CLEARED}
-
-
-def api_environment(model_name: str, key: str | None) -> dict[str, str]:
-    """What LLaMA-Factory's API reads from its variables: the name it answers to, and the key that
-    it asks for.
-    """
-    # verbose logs every message
-    return {"API_MODEL_NAME": model_name, "API_KEY": key or "", "API_VERBOSE": "0"}

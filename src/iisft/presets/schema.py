@@ -52,6 +52,11 @@ class Model(_Section):
         "with (qwen for "
         "Qwen2.5): another one trains on prompts that never occur at inference."
     )
+    template_confirmed: str | None = Field(
+        default=None,
+        description="The template's name again, where it is meant although the model's own chat "
+        "template writes something else. Without it such a template is refused.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run the Python files that lie in the model folder. Never needed for the "

@@ -45,6 +45,7 @@ def findings(
         yield Finding("library-warning", text[:_LONGEST_WARNING], where="model", severity="warn")
     if "tokens" in facts:
         yield from _ends(facts["tokens"], checkpoint)
+    yield from _generation(facts.get("generation", ""), checkpoint)
     if "rows" in facts:
         yield from _embedding(facts, checkpoint)
         yield from _positions(facts, preset, checkpoint, longest_row)
@@ -166,6 +167,21 @@ def _ends(tokens: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding
             f"ends at {tokens['before']['eos']} (token {', '.join(map(str, ends))})",
             where=str(path),
             severity="info",
+        )
+
+
+def _generation(fault: str, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Sampling settings without do_sample, as Llama 2 was published with: what writes the model
+    again ends at them.
+    """
+    if fault:
+        yield Finding(
+            "generation-config-invalid",
+            f"transformers calls the model's generation_config invalid: {fault}",
+            where=str(checkpoint.folder / "generation_config.json"),
+            fix='write "do_sample": true into it, or take its sampling settings out; training '
+            "does not read it, tools that save the exported model do",
+            severity="warn",
         )
 
 

@@ -33,16 +33,27 @@ from iisft.runs.record import measurements
 # typical, low. Inferred.
 _BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
 _TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
+# of an NVIDIA card's memory what torch can have: 23.6 of 24 GB, 31.4 of 32
+_USABLE = 0.98
 _JSON_BYTES = 6  # around a key and its value
 
 
 def accelerator_for(
-    preset: Preset, gpus: Sequence[Gpu], ranks: int, device: Device | None = None
+    preset: Preset,
+    gpus: Sequence[Gpu],
+    ranks: int,
+    device: Device | float | None = None,
 ) -> Accelerator:
-    """What a preset is planned to run on: the named device, else the GPUs that are here, else the
-    preset's hardware.
+    """What a preset is planned to run on: the named device, or a card like the preset's with so
+    many gigabytes, else the GPUs that are here, else the preset's hardware.
     """
     wanted = preset.hardware
+    if isinstance(device, float):
+        like = nearest_device(wanted.arch, wanted.memory_gib)
+        usable = device * (_USABLE if wanted.vendor == "nvidia" else 1)
+        return Accelerator(
+            like.arch if like else wanted.arch, usable, None, f"--device {device:g}g"
+        )
     if device is not None:
         return Accelerator(device.arch, device.memory_gib, device, f"--device {device.key}")
     if wanted.vendor == "cpu":

@@ -43,7 +43,7 @@ def make_plan(
     preflight: Preflight | None = None,
     *,
     gpus: Sequence[Gpu] | None = None,
-    device: Device | None = None,
+    device: Device | float | None = None,
 ) -> Plan:
     """Resolve a request and forecast it; what is wrong with model, data, machine or packages
     becomes findings.

@@ -178,11 +178,23 @@ def model_for(preset: Preset, folder: Path) -> CheckedModel:
         )
     except IisftError as error:
         return CheckedModel(findings=(*faults, error.finding))
-    findings = [*faults, *_target_findings(preset, checkpoint)]
-    objection = fitting_template.objection(folder, preset.model.template, preset.llamafactory)
-    if objection is not None and objection.severity == "warn":  # an error is told with the rows
-        findings.append(objection)
+    findings = [*faults, *_target_findings(preset, checkpoint), *_template_findings(preset, folder)]
     return CheckedModel(checkpoint, view, tuple(findings))
+
+
+def _template_findings(preset: Preset, folder: Path) -> Iterator[Finding]:
+    """Another template than the model's own trains on prompts that nobody will write, and may end
+    answers with a token that the model has never seen.
+    """
+    name = preset.model.template
+    objection = fitting_template.objection(folder, name, preset.llamafactory)
+    if objection is None or objection.severity == "error":  # an error is told with the rows
+        return
+    if preset.model.template_confirmed == name:
+        yield replace(objection, fix="", severity="info")
+        return
+    meant = f"or, if {name} is meant: --set model.template_confirmed={name}"
+    yield replace(objection, fix=f"{objection.fix}; {meant}", severity="error")
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -75,7 +75,7 @@ class Recorder:
         self._written: _Position = written if adopted else (-1, False)
         self._step_times: deque[float] = deque(maxlen=50)
         self._last_step_at: float | None = None
-        self._tokens: int | None = None
+        self._counted: tuple[int, int] | None = None  # a step, and the tokens up to it
 
     @property
     def median_step_s(self) -> float | None:
@@ -97,16 +97,21 @@ class Recorder:
         )
         for metrics in new:
             self._record(metrics, step_s)
-        if arrived and (steps > 0 or self.last is None):
+        # an evaluation is not a part of the step after it
+        if arrived and (steps > 0 or self.last is None or arrived[-1].loss is None):
             self.last, self._last_step_at = arrived[-1], now
         return new
 
     def _record(self, metrics: Metrics, step_s: float | None) -> None:
-        timed = {"step_s": step_s} if step_s is not None and metrics.loss is not None else {}
+        trained = metrics.loss is not None
+        timed = {"step_s": step_s} if step_s is not None and trained else {}
         self._step_times.extend(timed.values())
-        if step_s and metrics.tokens is not None and self._tokens is not None:
-            timed["tokens_per_s"] = round((metrics.tokens - self._tokens) / step_s, 1)
-        self._tokens = metrics.tokens if metrics.tokens is not None else self._tokens
+        if trained and metrics.tokens is not None:
+            before, tokens = self._counted or (0, 0)
+            if step_s and metrics.step > before and self._counted:
+                per_step = (metrics.tokens - tokens) / (metrics.step - before)
+                timed["tokens_per_s"] = round(per_step / step_s, 1)
+            self._counted = (metrics.step, metrics.tokens)
         kind = "metrics" if _position(metrics) > self._recorded else "redone"
         self._events.append(kind, **metrics.as_json(), **timed)
         self._written = _position(metrics)

@@ -19,6 +19,7 @@ LIVE = ("pending", "running", "stopping")
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
 _LONGEST_START_S = 3600.0  # from the record to the supervisor; a record may name any process
 _RECENT_STEPS = 21
+_LISTED = ("step", "total_steps", "loss", "eval_loss")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class RunStatus:
             "step": self.metrics.get("step", 0),
             "total_steps": self.metrics.get("total_steps"),
             "loss": self.metrics.get("loss"),
+            "eval_loss": self.metrics.get("eval_loss"),
             "eta_s": self.eta_s,
             "ranks": self.ranks,
         }
@@ -140,7 +142,8 @@ def is_live(folder: RunFolder) -> bool:
 def brief_of(folder: RunFolder) -> RunStatus:
     """What a list shows of a run: one file for an ended run, the end of the events for another."""
     outcome = files.read_json_object(f"{folder.path}/{EXIT}")
-    if outcome is not None and "preset" in outcome:
+    # earlier versions kept no loss where an evaluation was the last thing said
+    if outcome is not None and "preset" in outcome and outcome.get("loss") is not None:
         return RunStatus(
             folder=folder,
             state=str(outcome.get("state", "failed")),
@@ -149,7 +152,7 @@ def brief_of(folder: RunFolder) -> RunStatus:
             started=moment(outcome.get("started")),
             ended=moment(outcome.get("ended")),
             ranks=count(outcome.get("ranks")),
-            metrics=_figures({key: outcome.get(key) for key in ("step", "total_steps", "loss")}),
+            metrics=_figures({key: outcome.get(key) for key in _LISTED}),
         )
     record = folder.read_record()
     events = [
@@ -175,7 +178,7 @@ def _brief(
         started=record.created if record else None,
         ended=moment((outcome or {}).get("ended")),
         ranks=record.world_size if record else None,
-        metrics=_latest_metrics(events),
+        metrics=latest_metrics(events),
     )
 
 
@@ -246,13 +249,15 @@ def _state(
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 
 
-def _latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def latest_metrics(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Each figure as it was last said: the evaluation at a run's end says no loss of a step."""
     metrics: dict[str, Any] = {}
     step_times = []
     for event in events:
         if event["kind"] in ("metrics", "redone") and count(event.get("step")) is not None:
-            metrics = {"total_steps": 0} | _figures(event)
-            step_times.append(metrics.get("step_s"))
+            figures = _figures(event)
+            metrics = {"total_steps": 0} | metrics | figures
+            step_times.append(figures.get("step_s"))
     known = sorted(float(seconds) for seconds in step_times[-_RECENT_STEPS:] if seconds is not None)
     if known:
         metrics["median_step_s"] = known[len(known) // 2]

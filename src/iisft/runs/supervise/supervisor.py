@@ -22,6 +22,7 @@ from iisft.runs.record import measurements
 from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.record.run_record import RunRecord
+from iisft.runs.record.state import latest_metrics
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
@@ -135,12 +136,9 @@ class Supervisor:
         elif self._came_again and not ending.fix:
             # nothing is known that would make the next start another one
             ending = replace(ending, passing=False)
-        found = (
-            {}
-            if self.folder.node_rank
-            else measurements.measure(map(parse_event, self.events.lines()))
-        )
-        outcome = self._outcome(ending) | {"measured": found}
+        events = [] if self.folder.node_rank else list(map(parse_event, self.events.lines()))
+        found = measurements.measure(events)
+        outcome = self._outcome(ending, latest_metrics(filter(None, events))) | {"measured": found}
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
@@ -158,9 +156,8 @@ class Supervisor:
             message = f"the adapters still name the view as their base model: {error.strerror}"
             self.events.finding(Finding("base-model-name", message, severity="warn"))
 
-    def _outcome(self, ending: Ending) -> dict[str, Any]:
+    def _outcome(self, ending: Ending, latest: dict[str, Any]) -> dict[str, Any]:
         """All that a list of runs shows, so that it reads one file per ended run."""
-        last = self._attempt.recorder.last if self._attempt else None
         return {
             "state": ending.state,
             "reason": hide(ending.reason),
@@ -171,7 +168,8 @@ class Supervisor:
             "step": ending.step,
             "total_steps": ending.total_steps,
             "checkpoint": self._attempt.kept if self._attempt else None,
-            "loss": last.as_json().get("loss") if last else None,
+            "loss": latest.get("loss"),
+            "eval_loss": latest.get("eval_loss"),
             "preset": self.record.preset_name,
             "started": self.record.created,
             "ranks": self.record.world_size,
