@@ -22,9 +22,7 @@ Examples:
 
 _Preset = Annotated[
     str | None,
-    typer.Option(
-        "--preset", "-p", help="Its notify: too.", autocompletion=options.complete_presets
-    ),
+    typer.Option("--preset", "-p", help="Its places too.", autocompletion=options.complete_presets),
 ]
 
 
