@@ -15,8 +15,8 @@ notify_app = options.group("""Notices to phones and chats when a run ends or nee
 
 \b
 Examples:
-  export IISFT_NOTIFY=ntfys://ntfy.sh/my-topic
   iisft notify test
+  iisft notify test --preset mi50
 """)
 
 
@@ -30,7 +30,7 @@ _Preset = Annotated[
 def test(preset: _Preset = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Send a notice to every place of $IISFT_NOTIFY, and of a preset.
 
-    Exit 4 when one of them is not reached.
+    A place is an address of apprise: export IISFT_NOTIFY=ntfys://ntfy.sh/my-topic. Exit 4 when one of them is not reached.
 
     \b
     Examples:
