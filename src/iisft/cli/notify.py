@@ -30,7 +30,8 @@ _Preset = Annotated[
 def test(preset: _Preset = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Send a notice to every place of $IISFT_NOTIFY, and of a preset.
 
-    A place is an address of apprise: export IISFT_NOTIFY=ntfys://ntfy.sh/my-topic. Exit 4 when one of them is not reached.
+    A place is an address of apprise: export IISFT_NOTIFY=ntfys://ntfy.sh/my-topic. Exit 4
+    when one of them is not reached.
 
     \b
     Examples:

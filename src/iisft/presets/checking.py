@@ -3,6 +3,7 @@ place.
 """
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -78,13 +79,20 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
                 "preset-unknown-key",
                 f"unknown key {key}: {hint}",
                 where=where,
-                fix=near and f"{near}:",
+                fix=near and _as_written(where, near, ""),
             )
         case "missing":
             return Finding("preset-missing-key", f"{key} is missing", where=where, fix=f"add {key}")
         case "literal_error":
             allowed = details["ctx"]["expected"].replace("'", "")
-            return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
+            words = allowed.replace(" or ", ", ").split(", ")
+            meant = difflib.get_close_matches(str(value), words, n=1)
+            return Finding(
+                "preset-value",
+                f"{key} is {value!r}; allowed: {allowed}",
+                where=where,
+                fix=_as_written(where, key, meant[0]) if meant else "",
+            )
     said = details["msg"]
     wanted = (
         said.replace("Input should be ", ", but should be ")
@@ -92,6 +100,16 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
         else f": {said}"
     )
     return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
+
+
+def _as_written(where: str, key: str, value: str) -> str:
+    """A key, and a value where another one is meant, as the person gave them: on the command line,
+    or as a line of a file.
+    """
+    if not where.startswith("--set "):
+        return f"{key}: {value}".strip()
+    given = where.partition("=")[2]
+    return f"--set {shlex.quote(f'{key}={value or given}')}"
 
 
 @cache

@@ -1,7 +1,8 @@
 """What speaks against a run, seen in the model that its trainer would build."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from iisft.errors import Finding
@@ -241,6 +242,9 @@ def _attention(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
         )
 
 
+_ALL = "--set lora.target=all"
+
+
 def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """peft objects only when no target at all is found: one of two trains half an adapter."""
     target = preset.lora.target
@@ -256,8 +260,15 @@ def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
             f"the model as it is built has no module {name} for lora.target; it has "
             + ", ".join(sorted(modules)),
             where="lora.target",
-            fix=near[0] if near else "lora.target: all",
+            fix=corrected_target(names, name, near[0] if near else ""),
         )
+
+
+def corrected_target(names: Iterable[str], wrong: str, meant: str) -> str:
+    """The --set that names another module, or all where none is near."""
+    found = [meant if name.strip() == wrong else name.strip() for name in names]
+    target = f"lora.target=[{', '.join(found)}]"
+    return f"--set {shlex.quote(target)}" if meant else _ALL
 
 
 def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
