@@ -51,10 +51,10 @@ def repeated_rows(record: RunRecord, rows: int | None) -> int:
 
     (accelerate/data_loader.py, BatchSamplerShard with even_batches)
     """
-    world, batch = record.world_size or 1, record.train_yaml.get("per_device_train_batch_size", 1)
+    world, batch = record.world_size or 1, record.setting("train.batch_size")
     if rows is None or world < 2 or type(batch) is not int or batch < 1:
         return 0
-    return 0 if record.train_yaml.get("dataloader_drop_last") else -rows % (world * batch)
+    return 0 if record.setting("llamafactory.dataloader_drop_last") else -rows % (world * batch)
 
 
 def warned(folder: RunFolder, record: RunRecord, said: Sequence[str]) -> Iterator[Finding]:
