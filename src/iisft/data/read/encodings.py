@@ -46,6 +46,10 @@ _MAGIC = (
         "never loaded, it could run code: write it as JSON lines",
     ),
 )
+# StarCalc's filter: commas, double quotes, UTF-8
+_OFFICE = "soffice --headless --convert-to 'csv:Text - txt - csv (StarCalc):44,34,76' {file}"
+_EXCEL = (".xlsx", ".xlsm", ".xls", ".ods")
+_PACKED_OFFICE = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
 _HIGH_RUNS = re.compile(rb"[\x80-\xff]+")
 
 
@@ -53,6 +57,8 @@ def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
     """Name and fixing command when the first bytes are of a format that isn't read here, else
     None.
     """
+    if head.startswith(_PACKED_OFFICE) and (file.suffix.lower() in _EXCEL or b"xl/" in head):
+        return "an Excel file or another spreadsheet", _command(_OFFICE, file)
     for magic, name, command in _MAGIC:
         if head.startswith(magic):
             return name, _command(command, file)
