@@ -105,6 +105,11 @@ def other_end(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
 
 
+def sampling_without_do_sample(folder: Path) -> None:
+    text = json.dumps({"eos_token_id": 258, "temperature": 0.1, "top_p": 0.9})
+    (folder / "generation_config.json").write_text(text)
+
+
 def just_too_short(folder: Path) -> None:
     """Rows for the whole tokenizer and none for what another template adds."""
     change_config(folder, vocab_size=259)
@@ -203,6 +208,7 @@ def ask(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
     add("cap", "gemma2", chosen=preset(attention="sdpa"))
     add("gemma in fp16", "gemma3", chosen=preset(precision="fp16", attention="sdpa"))
     add("other end", "qwen3", other_end)
+    add("invalid generation", "qwen3", sampling_without_do_sample)
     add("short embedding", "qwen2-untied", short_embedding)
     add("other template", "qwen2-untied", just_too_short, preset(model={"template": "llama3"}))
     add("positions", "qwen3", chosen=preset(train={"cutoff_len": 1024}))
@@ -299,6 +305,15 @@ def test_families_that_leave_fp16_are_named(ask: dict[str, list[Finding]]) -> No
 def test_another_end_than_the_model_s_is_noted(ask: dict[str, list[Finding]]) -> None:
     [found] = ask["other end"]
     assert (found.id, found.severity) == ("ends-differ", "info")
+
+
+def test_a_generation_config_that_can_not_be_written_again_is_said(
+    ask: dict[str, list[Finding]],
+) -> None:
+    found = {one.id: one for one in ask["invalid generation"]}["generation-config-invalid"]
+    assert (found.severity, Path(found.where).name) == ("warn", "generation_config.json")
+    assert "`do_sample` is set not to set `True`" in found.message
+    assert "do_sample" in found.fix
 
 
 def test_parting_tied_matrices_is_said(ask: dict[str, list[Finding]]) -> None:

@@ -117,6 +117,29 @@ def test_model_with_a_missing_shard_and_missing_data_are_told_together(
     assert "no staged dataset 'row'; did you mean rows?" in result.err
 
 
+def test_a_template_of_another_family_is_refused_until_it_is_confirmed(
+    train: CLI, model: Path
+) -> None:
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    def told(*more: str) -> tuple[int, list[tuple[str, str]]]:
+        result = train("--dry-run", "--json", "--set", "model.template=llama3", *more)
+        document = json.loads(result.out)
+        found = document.get("error", document)["findings"]
+        return result.code, [(one["severity"], one["fix"] or "") for one in found
+                             if one["id"] == "template-differs"]  # fmt: skip
+
+    code, [(severity, fix)] = told()
+    assert (code, severity) == (3, "error")
+    assert fix.startswith("--set model.template=")
+    assert fix.endswith("if llama3 is meant: --set model.template_confirmed=llama3")
+    assert told("--set", "model.template_confirmed=llama3") == (0, [("info", "")])
+    assert told("--set", "model.template_confirmed=qwen")[0] == 3  # of another template
+
+
 def test_a_bare_machine_gets_the_whole_to_do_list_at_once(
     iisft: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

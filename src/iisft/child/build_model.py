@@ -98,6 +98,7 @@ def answer(request: Facts) -> Facts:
             tokenizer = load_tokenizer(model_args)["tokenizer"]
         with stage("template"):
             facts["tokens"] = fit_template(tokenizer, data_args)
+        facts["generation"] = generation_fault(model_args.model_name_or_path)
         with stage("model"):
             facts |= build(tokenizer, model_args, finetuning_args)
     except Failed as failure:
@@ -184,6 +185,23 @@ def fit_template(tokenizer: Any, data_args: Any) -> Facts:
         "used": {token: vocabulary[token] for token in sorted(filter(None, used))
                  if token in vocabulary},
     }  # fmt: skip
+
+
+def generation_fault(folder: str) -> str:
+    """Why transformers would not write the model's generation_config.json again; "" if it would.
+
+    Loading it only warns, in a line that nobody sees.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(folder).validate(strict=True)
+    except ValueError as error:
+        lines = [line.removeprefix("- ") for line in str(error).splitlines() if line[:2] == "- "]
+        return lines[0] if lines else str(error)
+    except Exception:  # there is none, or it is no JSON
+        return ""
+    return ""
 
 
 def slot_tokens(template: Any, added: set[str]) -> set[str]:

@@ -3,6 +3,7 @@
 Leaving never disturbs the run.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, fl
     """
     parts = []
     for name, text in (("peak_gib", "peak {:.1f} GiB"), ("step_s", "{:.3g} s/step")):
-        predicted, real = (forecast or {}).get(name), (measured or {}).get(name)
+        predicted, real = _number((forecast or {}).get(name)), _number((measured or {}).get(name))
         if predicted is not None and real is not None:
             ratio = f" (x {real / predicted:.2f})" if predicted else ""
             parts.append(
@@ -253,6 +254,13 @@ def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, fl
         elif real is not None:
             parts.append(f"measured {text.format(real)}")
     return "; ".join(parts)
+
+
+def _number(value: object) -> float | None:
+    """A figure of a record, which anybody may have written."""
+    with contextlib.suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else None
+    return None
 
 
 def _new_bar() -> "tuple[Progress, TaskID]":

@@ -3,6 +3,7 @@ place.
 """
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,7 @@ from iisft.presets import rules as preset_rules
 from iisft.presets.case import Case
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
-from iisft.presets.wording import path_of, sentence
+from iisft.presets.wording import allowed, path_of, sentence
 from iisft.presets.yaml12 import KeyPath
 from iisft.rules import Rule
 from iisft.secrets import HIDDEN, is_secret
@@ -85,11 +86,27 @@ def _explain(document: Document, path: KeyPath, errors: list[ErrorDetails]) -> F
                 "preset-unknown-key",
                 f"unknown key {key}: {hint}",
                 where=where,
-                fix=near and f"{near}:",
+                fix=near and _as_written(where, near, ""),
             )
         case "missing":
             return Finding("preset-missing-key", f"{key} is missing", where=where, fix=f"add {key}")
-    return Finding("preset-value", sentence(key, path, value, errors), where=where)
+    meant = difflib.get_close_matches(str(value), allowed(errors), n=1)
+    return Finding(
+        "preset-value",
+        sentence(key, path, value, errors),
+        where=where,
+        fix=_as_written(where, key, meant[0]) if meant else "",
+    )
+
+
+def _as_written(where: str, key: str, value: str) -> str:
+    """A key, and a value where another one is meant, as the person gave them: on the command line,
+    or as a line of a file.
+    """
+    if not where.startswith("--set "):
+        return f"{key}: {value}".strip()
+    given = where.partition("=")[2]
+    return f"--set {shlex.quote(f'{key}={value or given}')}"
 
 
 @cache

@@ -52,6 +52,11 @@ class Model(_Section):
         "with (qwen for "
         "Qwen2.5): another one trains on prompts that never occur at inference."
     )
+    template_confirmed: str | None = Field(
+        default=None,
+        description="The template's name again, where it is meant although the model's own chat "
+        "template writes something else. Without it such a template is refused.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run the Python files that lie in the model folder. Never needed for the "
@@ -263,6 +268,13 @@ class Preset(_Section):
     data: Data
     save: Save = Save()
     watch: Watch = Watch()
+    notify: list[str] = Field(
+        default_factory=list,
+        description="Where to tell that the run finished, failed, restarts or runs out of disk: "
+        "addresses as apprise has them (ntfys://host/topic, mailto://, tgram://, dingtalk://, "
+        "feishu://, wecombot://...), with $NAME for a variable that holds a secret. "
+        "$IISFT_NOTIFY adds more.",
+    )
     env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables of the trainer."
     )

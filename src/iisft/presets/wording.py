@@ -42,6 +42,12 @@ def sentence(key: str, path: KeyPath, value: Any, errors: Sequence[ErrorDetails]
     return f"{key} is {_shown(value)}, but should be {wanted}"
 
 
+def allowed(errors: Sequence[ErrorDetails]) -> list[str]:
+    """The words that a value could have been."""
+    choices = (_allowed(details) for details in errors if details["type"] == "literal_error")
+    return [word for text in choices for word in text.replace(" or ", ", ").split(", ")]
+
+
 def _wanted(path: KeyPath, details: ErrorDetails) -> str:
     kind, context = details["type"], details.get("ctx", {})
     if kind == "literal_error":

@@ -83,7 +83,9 @@ def resolve(
             f"tokens are not counted: {error.message}",
             options,
         )
-    note = _warning(folder, loaded.model.template, loaded.llamafactory)
+    chosen = loaded.model
+    confirmed = chosen.template_confirmed == chosen.template
+    note = "" if confirmed else _warning(folder, chosen.template, loaded.llamafactory)
     return Target(limit, policy, loaded.train.batch_size, note, options, loaded)
 
 

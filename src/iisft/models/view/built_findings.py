@@ -1,7 +1,8 @@
 """What speaks against a run, seen in the model that its trainer would build."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from iisft.errors import Finding
@@ -45,6 +46,7 @@ def findings(
         yield Finding("library-warning", text[:_LONGEST_WARNING], where="model", severity="warn")
     if "tokens" in facts:
         yield from _ends(facts["tokens"], checkpoint)
+    yield from _generation(facts.get("generation", ""), checkpoint)
     if "rows" in facts:
         yield from _embedding(facts, checkpoint)
         yield from _positions(facts, preset, checkpoint, longest_row)
@@ -169,6 +171,21 @@ def _ends(tokens: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding
         )
 
 
+def _generation(fault: str, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Sampling settings without do_sample, as Llama 2 was published with: what writes the model
+    again ends at them.
+    """
+    if fault:
+        yield Finding(
+            "generation-config-invalid",
+            f"transformers calls the model's generation_config invalid: {fault}",
+            where=str(checkpoint.folder / "generation_config.json"),
+            fix='write "do_sample": true into it, or take its sampling settings out; training '
+            "does not read it, tools that save the exported model do",
+            severity="warn",
+        )
+
+
 def _embedding(facts: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding]:
     """A token beyond the embedding ends the trainer in its first forward."""
     rows, tokens = facts["rows"]["embedding"], facts.get("tokens", {})
@@ -225,6 +242,9 @@ def _attention(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
         )
 
 
+_ALL = "--set lora.target=all"
+
+
 def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """peft objects only when no target at all is found: one of two trains half an adapter."""
     target = preset.lora.target
@@ -240,8 +260,15 @@ def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
             f"the model as it is built has no module {name} for lora.target; it has "
             + ", ".join(sorted(modules)),
             where="lora.target",
-            fix=near[0] if near else "lora.target: all",
+            fix=corrected_target(names, name, near[0] if near else ""),
         )
+
+
+def corrected_target(names: Iterable[str], wrong: str, meant: str) -> str:
+    """The --set that names another module, or all where none is near."""
+    found = [meant if name.strip() == wrong else name.strip() for name in names]
+    target = f"lora.target=[{', '.join(found)}]"
+    return f"--set {shlex.quote(target)}" if meant else _ALL
 
 
 def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from iisft.machine.doctor import engine
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view.build import ViewPlan, plan_view
+from iisft.models.view.built_findings import corrected_target
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
 from iisft.runs.plan import datasets
@@ -178,11 +179,23 @@ def model_for(preset: Preset, folder: Path) -> CheckedModel:
         )
     except IisftError as error:
         return CheckedModel(findings=(*faults, error.finding))
-    findings = [*faults, *_target_findings(preset, checkpoint)]
-    objection = fitting_template.objection(folder, preset.model.template, preset.llamafactory)
-    if objection is not None and objection.severity == "warn":  # an error is told with the rows
-        findings.append(objection)
+    findings = [*faults, *_target_findings(preset, checkpoint), *_template_findings(preset, folder)]
     return CheckedModel(checkpoint, view, tuple(findings))
+
+
+def _template_findings(preset: Preset, folder: Path) -> Iterator[Finding]:
+    """Another template than the model's own trains on prompts that nobody will write, and may end
+    answers with a token that the model has never seen.
+    """
+    name = preset.model.template
+    objection = fitting_template.objection(folder, name, preset.llamafactory)
+    if objection is None or objection.severity == "error":  # an error is told with the rows
+        return
+    if preset.model.template_confirmed == name:
+        yield replace(objection, fix="", severity="info")
+        return
+    meant = f"or, if {name} is meant: --set model.template_confirmed={name}"
+    yield replace(objection, fix=f"{objection.fix}; {meant}", severity="error")
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -208,7 +221,7 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
                 "lora-target",
                 text,
                 where="lora.target",
-                fix=near[0] if near else "lora.target: all",
+                fix=corrected_target(names, name, near[0] if near else ""),
             )
 
 
