@@ -68,8 +68,8 @@ def test_all_errors_of_a_preset_come_together_with_file_and_line(
     assert result.code == 3
     for line, text in {
         3: "unknown key lora.rnak: did you mean lora.rank?",
-        4: "lora.alpha is '16', but should be a valid integer",
-        6: "train.epochs is 'three', but should be a valid number",
+        4: "lora.alpha is '16', but should be a whole number",
+        6: "train.epochs is 'three', but should be a number",
         7: "unknown key train.save_steps: ",
         8: "precision is 'fp64'; allowed: fp32, fp16, bf16 or weights",
     }.items():
