@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, LEFT_OUT_KEY, NAMES_KEY
+from .products_iisft import dispatched
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
 from .witness_iisft import LOADED, Witness, loading_report
@@ -224,7 +225,7 @@ def __getattr__(name: str) -> type:
             if arithmetic == FLOAT32:
                 make_exact(self)
                 keep_the_draw()
-            Witness(self, arithmetic)
+            Witness(self, arithmetic, None if TRUSTED is None else dispatched)
             install()
 
         @classmethod
