@@ -242,22 +242,22 @@ def test_a_full_disk(train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Pat
 
 
 @pytest.mark.parametrize(
-    ("target", "rows", "refused"),
+    ("target", "room", "refused"),
     [("all", 8192, True), ("q_proj", 0, True), ("q_proj", 8192, False)],
 )
 def test_the_disk_that_is_needed_is_that_of_the_adapted_layers(
     target: str,
-    rows: int,
+    room: int,
     refused: bool,
     train: CLI,
     monkeypatch: pytest.MonkeyPatch,
     workspace: Path,
 ) -> None:
-    # for q_proj: a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of 8 x 8; beside
-    # them what the trainer writes of the rows
+    # for q_proj: a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of 8 x 8;
+    # beside them what the trainer writes of the rows
     needed = 5 * (20 * 2**20 + 12 * 64 * (8 + 8))
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
-    monkeypatch.setattr(_Usage, "free", needed + rows)
+    monkeypatch.setattr(_Usage, "free", needed + room)
     result = train("--set", f"lora.target={target}", "--dry-run")
     assert ("checkpoints need" in result.err) == refused, result.err
 
