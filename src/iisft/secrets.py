@@ -17,6 +17,7 @@ _SECRET_NAME = re.compile(
     r"""(?:
         TOKEN | _TOKENS | [A-Z]*SECRET\w* | PASS(?:WORD|WD|PHRASE|CODE)?S? | PWD | CREDENTIALS?
         | (?:^|_)(?:CREDS?|PATS?|AUTH|JWT|BEARER|COOKIES?) | AUTHORIZATION | KEYS? | KEYRING
+        | ^IISFT_NOTIFY
     )\d*$""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -27,6 +28,7 @@ _NO_SECRET = re.compile(
     re.IGNORECASE,
 )
 _AFTER_SCHEME = re.compile(r"(?<=://)[^\s\"'<>\\]+")
+_VARIABLE = re.compile(r"(?:\w*:)?\$(?:\w+|\{\w+\})")  # names the secret, and is none
 _PARAMETER = re.compile(r"([?&#;])([\w.-]+)=([^&#;\s\"'<>]+)")
 _BEARER = re.compile(r"(authorization:\s*\w+\s+|\bbearer\s+)(?=\S*\d)\S{8,}", re.IGNORECASE)
 _CHUNK = 2**20
@@ -88,8 +90,10 @@ def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
     """
     found = {
         form
-        for name, value in env.items()
-        if is_secret(name) and _can_be_found(value)
+        for name, whole in env.items()
+        if is_secret(name)
+        for value in (whole, *(whole.split() if "://" in whole else ()))
+        if _can_be_found(value)
         for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
     }
     return tuple(sorted(found, key=len, reverse=True))
@@ -165,7 +169,7 @@ def _without_user(match: re.Match[str]) -> str:
         end = rest.rindex("@")
     else:
         return rest
-    return HIDDEN + rest[end:]
+    return rest if _VARIABLE.fullmatch(rest[:end]) else HIDDEN + rest[end:]
 
 
 def _without_value(match: re.Match[str]) -> str:

@@ -269,6 +269,13 @@ class Preset(_Section):
     data: Data
     save: Save = Save()
     watch: Watch = Watch()
+    notify: list[str] = Field(
+        default_factory=list,
+        description="Where to tell that the run finished, failed, restarts or runs out of disk: "
+        "addresses as apprise has them (ntfys://host/topic, mailto://, tgram://, dingtalk://, "
+        "feishu://, wecombot://...), with $NAME for a variable that holds a secret. "
+        "$IISFT_NOTIFY adds more.",
+    )
     env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables of the trainer."
     )
