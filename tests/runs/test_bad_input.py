@@ -69,8 +69,8 @@ def test_all_errors_of_a_preset_come_together_with_file_and_line(
     assert result.code == 3
     for line, text in {
         3: "unknown key lora.rnak: did you mean lora.rank?",
-        4: "lora.alpha is '16', but should be a valid integer",
-        6: "train.epochs is 'three', but should be a valid number",
+        4: "lora.alpha is '16', but should be a whole number",
+        6: "train.epochs is 'three', but should be a number",
         7: "unknown key train.save_steps: ",
         8: "precision is 'fp64'; allowed: fp32, fp16, bf16 or weights",
     }.items():
@@ -409,3 +409,36 @@ def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
         3,
         sorted([*in_preset, "model-missing", "data-missing"]),
     )
+
+
+def test_validate_says_what_the_trainer_s_own_code_says(
+    iisft: CLI,
+    model: Path,
+    workspace: Path,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = workspace / "mine.yaml"
+    file.write_text(f"extends: mi50\nmodel: {{id: {json.dumps(str(model))}}}\n")
+    refusal = {"stage": "template", "error": "ValueError: Template qwem does not exist."}
+    monkeypatch.setenv("FAKE_BUILT", json.dumps({"warnings": [], **refusal}))
+    first, again = (iisft("preset", "validate", str(file)) for _ in range(2))
+    said = (
+        "error: LLaMA-Factory can't use this template: ValueError: Template qwem does not exist.\n"
+        "  where: model.template\n"
+    )
+    assert (first.code, again.code, again.err) == (3, 3, said)
+    assert first.err.startswith("building the model without its weights (")
+    assert first.err.endswith(said)
+    monkeypatch.delenv("FAKE_BUILT")
+    other = iisft("preset", "validate", str(file), "--json")  # remembered, for nothing changed
+    assert [one["id"] for one in json.loads(other.out)[0]["findings"]] == ["template-refused"]
+
+
+def test_validate_works_without_a_training_interpreter(
+    iisft: CLI, model: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = workspace / "mine.yaml"
+    file.write_text(f"extends: mi50\nmodel: {{id: {json.dumps(str(model))}}}\n")
+    monkeypatch.setenv("IISFT_PYTHON", "/nowhere/python")
+    assert iisft("preset", "validate", str(file)).code == 0

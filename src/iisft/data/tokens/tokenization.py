@@ -16,6 +16,7 @@ from iisft.llamafactory import catalogue, chat_template, templates, turns
 from iisft.llamafactory.templates import EOS, Piece, Special
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
+from iisft.workspace import lfs_pointers, lfs_pull
 
 Pairs = list[tuple[int, int]]
 """Tokens of question and answer, turn by turn."""
@@ -258,7 +259,9 @@ def _read_tokenizer(model: Path) -> Any:
             "tokenizer-broken",
             f"tokenizer.json can't be read: {error}",
             where=str(file),
-            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that "
+            fix=lfs_pull(model)
+            if lfs_pointers(model)
+            else f"iisft download --verify {shlex.quote(str(model))} names the command that "
             "fixes it",
         ) from error
     if _is_rebuilt_llama(model):

@@ -1,6 +1,7 @@
 """What a model folder holds, read from JSON files and safetensors headers: no weight is loaded."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 from iisft import files, json_values
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
+from iisft.workspace import lfs_pointers
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -21,6 +24,14 @@ PURE_DATA_JSON = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json",
 
 # what the families of mixtures call the number of their experts
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+# each tensor by itself: safetensors refuses those that share their bytes, as tied ones do
+_CONVERT = (
+    "import sys, torch, safetensors.torch as s; w = {}; "
+    '[w.update(torch.load(f, "cpu", weights_only=True)) for f in sys.argv[2:]]; '
+    "s.save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in w.items()}, "
+    'sys.argv[1], {"format": "pt"})'
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -141,6 +152,13 @@ def _references(auto_map: Any) -> Iterator[str]:
             yield from _references(child)
 
 
+def _converting(pickles: list[Path]) -> str:
+    """The command that writes pickled weights as safetensors; it runs no code of theirs."""
+    target = pickles[0].with_name(SINGLE_FILE)
+    words = [str(training_interpreter()), "-c", _CONVERT, str(target), *map(str, pickles)]
+    return shlex.join(words)
+
+
 class _Survey:
     """One pass over a folder that goes on after a fault, so that all are reported together."""
 
@@ -153,12 +171,19 @@ class _Survey:
         if not folder.is_dir():
             self.report("model-missing", f"there is no model folder {folder}", folder)
             return
+        pointers = lfs_pointers(folder)
+        if pointers:
+            kind = "is a Git LFS pointer" if len(pointers) == 1 else "are Git LFS pointers"
+            text = f"{', '.join(pointers)} {kind}, not the file itself"
+            self.report("model-lfs-pointer", text, folder)
         self._read_config()
         self._read_weights()
+        of_pointers = {str(folder / name) for name in pointers}
+        self.findings = [one for one in self.findings if one.where not in of_pointers]
 
-    def report(self, code: str, message: str, where: Path) -> None:
+    def report(self, code: str, message: str, where: Path, fix: str = "") -> None:
         self.findings.append(
-            Finding(code, message, where=str(where), fix=repair_command(self.folder))
+            Finding(code, message, where=str(where), fix=fix or repair_command(self.folder))
         )
 
     def _read_config(self) -> None:
@@ -195,6 +220,9 @@ class _Survey:
             self._read_shard(SINGLE_FILE)
         elif index.is_file():
             self._read_shards(index)
+        elif pickles := sorted(path for path in self.folder.glob("*.bin") if path.is_file()):
+            text = f"the weights are pickles ({pickles[0].name}), which could run code"
+            self.report("model-no-safetensors", text, self.folder, _converting(pickles))
         else:
             self.report(
                 "model-no-safetensors",

@@ -5,12 +5,14 @@ Planning writes nothing. `plan`, `env-check --preset` and `train --dry-run` show
 `iisft.runs.plan.create` executes the same object.
 """
 
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from iisft import notices
 from iisft.errors import Finding
 from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
@@ -123,6 +125,7 @@ def _checked(
         plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits
     )
     findings = [*notes, *preflight.wrong, *doctored, *env_findings(plan.loaded)]
+    findings += notices.check(preset.notify, os.environ)
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)

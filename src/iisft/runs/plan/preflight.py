@@ -22,6 +22,7 @@ from iisft.machine.doctor import engine
 from iisft.machine.facts.machine import Machine
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
 from iisft.models.view.build import ViewPlan, plan_view
+from iisft.models.view.built_findings import corrected_target
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
 from iisft.runs.plan import datasets
@@ -209,7 +210,7 @@ def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding
                 "lora-target",
                 text,
                 where="lora.target",
-                fix=near[0] if near else "lora.target: all",
+                fix=corrected_target(names, name, near[0] if near else ""),
             )
 
 
