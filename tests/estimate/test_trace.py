@@ -101,7 +101,7 @@ def predicted(one: dict[str, Any]) -> int:
     layout = Layout(
         one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"])
     )
-    return estimate_memory(model, shape_of(one), layout, 1.0).peak
+    return estimate_memory(model, shape_of(one), layout, 1.0).step_peak
 
 
 def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:

@@ -46,6 +46,7 @@ class Workload:
     exact: bool = False
     trained_share: float | None = None
     most_trained: int | None = None
+    data_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,14 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
         steps=steps,
         total_s=seconds.times(steps) if seconds and steps else None,
         checkpoint_gib=disk.checkpoint_bytes(adapter) / GIB,
-        disk_gib=disk.run_bytes(adapter, preset.save.keep) / GIB,
+        disk_gib=(disk.run_bytes(adapter, preset.save.keep) + _rows_bytes(preset, workload)) / GIB,
     )
+
+
+def _rows_bytes(preset: Preset, workload: Workload) -> int:
+    each = workload.row_tokens.high if workload.row_tokens else 0.0
+    tokens = (workload.rows or 0) * min(each, preset.train.cutoff_len)
+    return disk.rows_bytes(workload.data_bytes, tokens)
 
 
 def _with_logits(preset: Preset, workload: Workload, shape: StepShape) -> StepShape:

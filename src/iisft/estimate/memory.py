@@ -13,7 +13,7 @@ from functools import lru_cache
 from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
-from iisft.estimate.sharding import NF4_BYTES, fsdp, gathers, zero
+from iisft.estimate.sharding import LOADING, NF4_BYTES, fsdp, gathers, zero
 from iisft.estimate.tape import KINDS, Tape
 
 GIB = 2**30
@@ -40,6 +40,11 @@ class Memory:
     @property
     def peak(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def step_peak(self) -> int:
+        """The peak of a step, which is what a trace sees; loading may need more."""
+        return max(size for name, size in self.phases.items() if name != LOADING)
 
     @property
     def needed(self) -> int:
@@ -186,7 +191,7 @@ def _shared(
             kinds = zero(model, shape, layout, segment, kinds)
         phases[segment] = kinds
     if sharding == "fsdp":
-        phases |= gathers(model, shape, layout, phases)
+        phases |= gathers(model, shape, layout, phases, weights)
     return phases
 
 

@@ -60,7 +60,8 @@ class Model(_Section):
     trust_remote_code: bool = Field(
         default=False,
         description="Run the Python files that lie in the model folder. Never needed for the "
-        "shipped presets' models.",
+        "shipped presets' models. The trust_remote_code of train.yaml is true in any case: it is "
+        "about the run's view, whose code is iisft's, and the model's only where it is trusted.",
     )
 
 
