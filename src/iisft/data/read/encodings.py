@@ -64,7 +64,8 @@ def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
     """Name and fixing command when the first bytes are of a format that isn't read here, else
     None.
     """
-    if head.startswith(b"PK") and b"xl/" in head:
+    packed = head.startswith((b"PK", b"\xd0\xcf\x11\xe0"))  # the second: .xls
+    if packed and (file.suffix.lower() in (".xlsx", ".xls") or b"xl/" in head):
         return "an Excel workbook", _command(_EXCEL, file)
     for magic, name, command in _MAGIC:
         if head.startswith(magic):

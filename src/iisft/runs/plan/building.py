@@ -1,4 +1,6 @@
-"""What the trainer would make of a plan before its first step, and what speaks against that."""
+"""What the trainer would make of a plan or a preset before its first step, and what speaks against
+that.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -6,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from iisft.data.stage.staged import has_tools
-from iisft.errors import Finding, InputError
+from iisft.errors import EnvironmentFault, Finding, InputError
 from iisft.llamafactory import chat_files, turns
+from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.catalogue import catalogue
 from iisft.llamafactory.environment import Placement
-from iisft.llamafactory.interpreter import Interpreter
+from iisft.llamafactory.interpreter import Interpreter, inspect, training_interpreter
 from iisft.llamafactory.turns import Options
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.view import built, built_findings
@@ -18,6 +21,9 @@ from iisft.models.view.build import ViewPlan
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
 from iisft.runs.plan.datasets import RunDataset
+from iisft.runs.plan.preflight import model_for
+from iisft.runs.record.folder import RunFolder
+from iisft.workspace import Workspace
 
 # the doctor's findings after which asking the trainer's code would only fail again
 _UNIMPORTABLE = ("import-died", "import-failed", "torchaudio-mismatch")
@@ -90,3 +96,26 @@ def export_findings(
             "family (iisft model show)",
             severity="warn",
         )
+
+
+def of_preset(preset: Preset, workspace: Workspace, say: Callable[[str], None]) -> list[Finding]:
+    """What the trainer's own code says against a preset whose model is here and sound.
+
+    Nothing where no interpreter could train it.
+    """
+    model = model_for(preset, workspace.model_folder(preset.model.id))
+    if model.checkpoint is None:
+        return []
+    try:
+        interpreter = inspect(training_interpreter())
+    except EnvironmentFault:
+        return []
+    folder = RunFolder(workspace.runs / "run")
+    arguments = compile_arguments(
+        preset, model=folder.model, dataset_dir=folder.dataset, output_dir=folder.output,
+        on_cpu=False,
+    )  # fmt: skip
+    placement = Placement(ranks=preset.hardware.gpus)
+    return build(
+        preset, model.checkpoint, model.view, arguments, placement, (), interpreter, (), say
+    )[1]
