@@ -1,11 +1,16 @@
 """Where models, staged data, runs and a user's own presets live."""
 
+import contextlib
 import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from iisft import files
 from iisft.errors import EnvironmentFault
+
+_POINTER = b"version https://git-lfs"
+_LONGEST_POINTER = 1024  # bytes; git-lfs/docs/spec.md
 
 
 def cache_folder() -> Path:
@@ -18,6 +23,28 @@ def how_to_get(model: str, folder: Path) -> str:
     if model.count("/") == 1 and not model.startswith((".", "~", "/")):
         return f"iisft download {shlex.quote(model)}, or --model DIR"
     return f"iisft download OWNER/NAME --to {shlex.quote(str(folder))}, or --model DIR"
+
+
+def lfs_pointers(folder: Path) -> tuple[str, ...]:
+    """The files of a clone that `git lfs` has not fetched: texts that stand for what is missing."""
+    with contextlib.suppress(OSError):
+        return tuple(sorted(path.name for path in folder.iterdir() if _is_pointer(path)))
+    return ()
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        if path.stat().st_size >= _LONGEST_POINTER:
+            return False
+        with files.open_regular(path) as stream:
+            return stream.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
+
+
+def lfs_pull(folder: Path) -> str:
+    """The command that fetches what they stand for."""
+    return f"git -C {shlex.quote(str(folder))} lfs pull"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,20 @@ def test_what_a_person_reads(iisft: CLI, rows: Path, model: Path, tmp_path: Path
     assert "<im_end" not in text  # texts of rows are escaped
 
 
+@pytest.mark.parametrize("cutoff", [700, 4096])
+def test_the_bins_show_the_rows_however_far_the_limit_is(
+    iisft: CLI, model: Path, tmp_path: Path, cutoff: int
+) -> None:
+    """With one bin for all, as up to a limit that no row reaches, there is nothing to see."""
+    short = tmp_path / "short.jsonl"
+    lines = [{"instruction": "x" * (20 + n), "input": "", "output": "yes"} for n in range(60)]
+    short.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    histogram = check(iisft, short, model, cutoff)[1]["histogram"]
+    assert sum(one["rows"] for one in histogram) == 60
+    assert sum(one["rows"] > 0 for one in histogram) >= 10
+    assert max(one["rows"] for one in histogram) <= 10
+
+
 def test_without_a_model_no_tokens_are_counted(iisft: CLI, rows: Path) -> None:
     result = iisft("data", "check", str(rows), "--json")
     assert (result.code, json.loads(result.out)["tokens"]) == (0, None)

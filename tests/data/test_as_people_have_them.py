@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,20 @@ def test_the_index_of_pandas_csv(tmp_path: Path) -> None:
         {"instruction": "q", "input": "", "output": "a"},
         {"instruction": "q2", "input": "x", "output": "b"},
     ]
+
+
+@pytest.mark.parametrize("name", ["rows 行.xlsx", "rows.XLS"])
+def test_a_spreadsheet_is_named_with_the_command_that_converts_it(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    ole = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+    file.write_bytes((ole if name.endswith("XLS") else b"PK\x03\x04") + bytes(600))
+    with pytest.raises(InputError) as error:
+        open_source(file)
+    assert "this is an Excel workbook" in error.value.message
+    assert error.value.fix.startswith("libreoffice --headless --convert-to 'csv:")
+    assert error.value.fix.endswith(shlex.quote(str(file)))
 
 
 COLUMNS = {key: [row.get(key, "") for row in ROWS] for key in ("instruction", "input", "output")}

@@ -81,9 +81,20 @@ def test_the_command_that_converts_leaves_no_row_garbled(iisft: CLI, home: Path)
     fix = (
         iisft("data", "check", str(home / "two.jsonl")).out.partition("fix: ")[2].partition("\n")[0]
     )
-    assert fix.startswith("other rows are UTF-8, convert this one alone: sed -n 1p ")
-    command = fix.partition("alone: ")[2]
-    assert subprocess.run(["sh", "-c", command], check=True, capture_output=True).stdout == LINE
+    subprocess.run(["sh", "-c", fix], check=True)
+    assert (home / "two.utf8.jsonl").read_bytes() == LINE * 2
+
+
+def test_a_table_is_told_where_its_other_encoding_begins(iisft: CLI, home: Path) -> None:
+    """What comes before is read, and the excerpt stays on its line."""
+    (home / "late.csv").write_bytes(
+        b"instruction,output\n" + b"q,a\n" * 3 + "问题,答案\n天气,晴\n".encode("gb18030")
+    )
+    said = iisft("data", "check", str(home / "late.csv")).out
+    assert (
+        f"  {home}/late.csv:5  row 4: no UTF-8 text (byte 0xce): looks like GBK (GB18030): "
+        "问题,答案\n"
+    ) in said
 
 
 def test_places_that_are_no_file(iisft: CLI, home: Path) -> None:

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from scipy import stats as scipy_stats
 from sklearn import metrics as sklearn_metrics
 
 from iisft.evaluation import statistics
@@ -53,6 +54,26 @@ def test_mcnemar_and_sign_flips_know_chance() -> None:
     assert statistics.mcnemar(5, 5) == statistics.mcnemar(0, 0) == 1.0
     assert statistics.sign_flip([0.0, 0.0]) == 1.0
     assert statistics.sign_flip([0.1] * 8) == pytest.approx(2 / 2**8)
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (3, 9), (40, 61), (900, 1000), (60_000, 59_000)])
+def test_mcnemar_is_scipys_exact_test(pair: tuple[int, int]) -> None:
+    expected = scipy_stats.binomtest(pair[0], sum(pair), 0.5).pvalue
+    assert statistics.mcnemar(*pair) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [3, 9, 13, 14, 60, 400])
+def test_sign_flips_are_scipys_permutation_test(rows: int) -> None:
+    rng = random.Random(rows)
+    differences = [rng.choice([-0.5, 0.0, 0.25, 0.5, 1.0]) for _ in range(rows)]
+    expected = scipy_stats.permutation_test(
+        (differences,), lambda x, axis: x.mean(axis=axis), permutation_type="samples",
+        vectorized=True, n_resamples=9_999, batch=500, rng=1,
+    ).pvalue  # fmt: skip
+    exact = 2**rows <= 9_999
+    found = statistics.sign_flip(differences)
+    assert found == pytest.approx(expected, rel=1e-9 if exact else None, abs=0 if exact else 0.02)
+    assert found == statistics.sign_flip(differences)
 
 
 def test_a_difference_on_the_same_rows_is_paired() -> None:

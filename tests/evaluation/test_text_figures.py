@@ -64,7 +64,6 @@ def test_a_sample_is_the_same_rows_for_every_system_and_time() -> None:
     [
         ("rouge_chinese", ["--text-rows", "all"], "pip install rouge-chinese "),
         ("jsonschema", ["--schema", "x.json"], "pip install jsonschema "),
-        ("numpy", [], "pip install numpy "),
     ],
 )
 def test_a_missing_package_is_named_with_its_command(

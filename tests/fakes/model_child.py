@@ -2,7 +2,7 @@
 
 argv[1] is the script's path. FAKE_CHILD: ok | other-precision | die-after:N (batches) | slow (does
 as many batches as the file FAKE_GATE says) | log:FILE (prints FILE to its log and ends with 1) |
-failed-rows | differs | disk-full
+failed-rows | differs | disk-full | resized | untied | gguf-differs | other-prompt
 """
 
 import json
@@ -119,23 +119,48 @@ def chat() -> None:
 
 def merge(spec: dict) -> None:
     target = Path(spec["target"])
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}).encode()
-    (target / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    (target / "tokenizer.json").write_text("{}")
+    if spec["adapter"]:
+        header = json.dumps({"w": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}).encode()
+        (target / "model.safetensors").write_bytes(
+            struct.pack("<Q", len(header)) + header + bytes(8)
+        )
     if MODE == "disk-full":
         sys.stderr.write("OSError: [Errno 28] No space left on device\n")
         os._exit(1)
-    send(kind="merged")
+    if MODE == "resized":
+        (target / "tokenizer.json").write_text('{"resized": true}')
+    send(
+        kind="merged",
+        rows=320 if MODE == "resized" else None,
+        tied=MODE not in ("resized", "untied"),
+        tokenizer={
+            "published": MODE != "resized",
+            "size": 300,
+            "eos": "<|im_end|>",
+            "pad": "<|endoftext|>",
+            "pad_id": 0,
+            "stop_ids": [2],
+            "adds_bos": False,
+            "added": {"2": {"content": "<|im_end|>", "special": True}},
+        },
+    )
 
 
-def compare() -> None:
+def compare(spec: dict) -> None:
     divergence = 0.5 if MODE == "differs" else 0.001
+    if "gguf" in spec["models"][1]:
+        divergence = 0.5 if MODE == "gguf-differs" else 0.01
+        assert Path(spec["models"][1]["gguf"]).read_text().startswith("GGUF")
+    prompts = {"prompts": 14, "equal": 14, "unlike": None}
+    if MODE == "other-prompt":
+        prompts |= {"equal": 13, "unlike": "<|im_start|>user"}
     send(
         kind="compared",
         tokens=100,
         agreement=0.75 if MODE == "differs" else 1.0,
         divergence=divergence,
         effect=1.0,
+        **(prompts if spec["tokenizer"] else {}),
     )
 
 
@@ -155,7 +180,10 @@ def main() -> None:
         case "merge_adapter.py":
             merge(spec)
         case "compare_models.py":
-            compare()
+            compare(spec)
+        case "convert_gguf.py":
+            Path(spec["file"]).write_text(f"GGUF {' '.join(spec['arguments'][-2:])}")
+            send(kind="converted")
     send(kind="end")
 
 

@@ -27,7 +27,11 @@ ARCHITECTURES = {
     "glm4": "Glm4ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "stablelm": "StableLmForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "gemma4": "Gemma4ForCausalLM",
+    "qwen3_5": "Qwen3_5ForCausalLM",
 }
+SOFTMAXES = {"qwen3_5": 1}  # a gated delta layer has none
 RESUMED = "qwen3"
 FRESH = "fresh adapter"
 
@@ -100,6 +104,14 @@ def test_stored_weights_in_float32_arithmetic_equal_float32_weights(
     assert plain["adapter"] != exact["adapter"]
 
 
+# [sliding window, keys that a row's last token sees, later keys that its middle one sees, layers]
+REACHES = {
+    "mistral": [[32, 32, 0, 2]],
+    "gemma2": [[32, 32, 0, 1], [None, 96, 0, 1]],
+    "gemma3": [[32, 32, 0, 2]],
+}
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
     (exact,), (float32,) = ways["exact"].lines[name], ways["float32"].lines[name]
@@ -118,11 +130,14 @@ def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
         "layers_kept": 0,
         "logit_positions": exact["logit_positions"],
     }
-    for name_of_line in ("loaded", "adapted", "softcap", "capped", "first_batch", "left_out"):
+    for name_of_line in (
+        "loaded", "adapted", "softcap", "capped", "first_batch", "left_out", "packed", "reach",
+    ):  # fmt: skip
         common[name_of_line] = exact[name_of_line]
+    assert exact["reach"] == {"tokens": 96, "layers": REACHES.get(name, [[None, 96, 0, 2]])}
     assert exact["loaded"] == {"missing": [0], "unexpected": [0], "mismatched": [0]}
     assert exact["capped"] == (exact["softcap"] is not None) == (name == "gemma2")
-    kernels = {"sdpa": 0, "eager": 2, "eager_blocks": 0}
+    kernels = {"sdpa": 0, "eager": SOFTMAXES.get(name, 2), "eager_blocks": 0}
     assert exact["kernels"] == kernels == float32.pop("kernels")
     assert list(exact.pop("products")) == list(float32.pop("products")) == ["float32"]
     del exact["kernels"]

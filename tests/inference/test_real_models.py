@@ -187,6 +187,7 @@ def test_the_arithmetic_of_training_is_that_of_the_answers(
                 "adapter": str(folder.output),
                 "autocast": None,
                 "one_device": True,
+                "discards_thoughts": False,
                 "data": {"folder": str(data.folder), "name": DATA, "file": str(data.file)},
             }
         )

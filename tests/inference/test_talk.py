@@ -34,6 +34,15 @@ def test_questions_from_a_pipe_are_answered_line_by_line(make_run: MakeRun) -> N
     assert "run needs about 1.0 GiB of memory" in done.stderr
 
 
+def test_help_and_slips_are_no_questions(make_run: MakeRun) -> None:
+    make_run()
+    done = chat("/help\n/claer\n/etc/passwd?\n")
+    assert (done.returncode, done.stdout) == (0, "asked 1 of /etc/passwd?\n")
+    said = "/clear forgets, /help says this, /exit or Ctrl-D ends\n"
+    assert done.stderr.count(said) == 2
+    assert "no command /claer: a line is a question;" in done.stderr
+
+
 def test_the_end_of_the_pipe_ends_the_conversation(make_run: MakeRun) -> None:
     make_run()
     done = chat("hello", "--json")

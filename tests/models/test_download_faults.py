@@ -5,6 +5,8 @@ when it does not.
 import json
 import resource
 import shutil
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from hub_server import Fault, HubServer, Repo, running
 from models_on_disk import OTHER_SHARD, REPO, SHARD, contents, needed, repository
 
-from iisft.models.hub import hubs, metadata, transfer
+from iisft.models.hub import hubs, metadata, network, transfer
 
 CLI = Callable[..., Any]
 
@@ -142,7 +144,53 @@ def test_connection_refused(
         f"error: {metadata.NAMES[source]} (http://127.0.0.1:1) can't be reached: connection "
         "refused\n"
     )
-    assert "export HF_ENDPOINT=https://hf-mirror.com" in result.err
+    other = "--source modelscope" if source == "huggingface" else "--source huggingface"
+    assert f"check the network, or {other}" in result.err
+    assert ("export HF_ENDPOINT=https://hf-mirror.com" in result.err) == (source == "huggingface")
+
+
+def test_a_machine_without_names_says_so_of_both_hubs_and_asks_neither(
+    hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr(
+        hubs, "huggingface_listing", lambda *_: pytest.fail("its client was started")
+    )
+
+    def unknown(name: str, *_: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(network.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(network, "_has_route", lambda: False)
+    result = iisft("download", REPO)
+    assert (result.code, hub.seen) == (5, [])
+    said = "can't be reached: temporary failure in name resolution; this machine has no network"
+    for source in ("huggingface", "modelscope"):
+        assert f"error: {metadata.NAMES[source]} (http://hub.invalid) {said}\n" in result.err
+    assert "fix:   check the network, or --source huggingface\n" in result.err
+
+
+def test_a_resolver_that_never_answers_is_not_waited_for_without_a_network(
+    hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: ended.wait())
+    monkeypatch.setattr(network, "_has_route", lambda: False)
+    monkeypatch.setattr(network, "_OFFLINE_NAME_S", 0.01)
+    result = iisft("download", REPO, "--source", "modelscope")
+    ended.set()
+    assert (result.code, "no answer from a resolver" in result.err) == (5, True)
+
+
+def test_an_endpoint_without_a_scheme_is_written_with_one(
+    hub: HubServer, iisft: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    result = iisft("download", REPO, "--source", "huggingface")
+    assert result.code == 5
+    assert "error: HF_ENDPOINT is not an address: hf-mirror.com\n" in result.err
+    assert "fix:   export HF_ENDPOINT=https://hf-mirror.com\n" in result.err
 
 
 @pytest.mark.parametrize(

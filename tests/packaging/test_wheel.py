@@ -23,6 +23,17 @@ def output_of(argv: list[str], folder: Path, env: Mapping[str, str]) -> str:
     return done.stdout
 
 
+def _answers(folder: Path, every: int) -> Path:
+    """A file of thirty predictions, right in every so-manieth row."""
+    file = folder / f"every {every}.jsonl"
+    lines = (
+        {"reference": f'{{"keep": {row % 3}}}', "prediction": f'{{"keep": {row % every % 3}}}'}
+        for row in range(30)
+    )
+    file.write_text("".join(json.dumps({"prompt": "q"} | line) + "\n" for line in lines))
+    return file
+
+
 @pytest.fixture(scope="module")
 def wheel(
     checkout: Path, machine_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -103,6 +114,11 @@ def test_wheel_works_in_an_empty_environment(
     assert {preset["name"] for preset in presets} == {
         file.stem for file in (checkout / "configs").glob("*.yaml")
     }
+    assert run("evaluate", str(_answers(tmp_path, 2)), "--json")
+    compared = json.loads(
+        run("compare", str(_answers(tmp_path, 2)), str(_answers(tmp_path, 3)), "--json")
+    )
+    assert compared["rows"] == 30
     assert "torch==" not in uv("pip", "freeze", "--python", str(empty_venv))
     assert not list(elsewhere.iterdir()), "listing presets wrote into the workspace"
     # The command that its fix names works here, where no checkout is.

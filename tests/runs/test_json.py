@@ -111,6 +111,7 @@ PRINTED = [
 NOT_COMPARED = {
     "train --detach",
     "resume --detach",
+    "notify test",
     "runs diff",
     "preset show",
     "data show",

@@ -379,6 +379,22 @@ def test_a_narrow_terminal(folder: RunFolder, terminal: Callable[..., Terminal])
     ]
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (100, 40), (200, 50)])
+def test_the_whole_height_is_used(
+    folder: RunFolder, terminal: Callable[..., Terminal], columns: int, rows: int
+) -> None:
+    happened(folder, *(step(n) for n in range(1, 5)))
+    folder.train_log.write_text("".join(f"line {n} of the log\n" for n in range(99)))
+    watching = terminal("watch", columns=columns, rows=rows)
+    watching.until("line 98 of the log")
+    os.write(watching._master, b"xq")
+    code, text = watching.rest()
+    picture = text.partition("\x1b[?1049h")[2].partition("line 98 of the log")[0]
+    assert (code, picture.count("\n")) == (0, rows - 1)
+    message = "left run-1; the run is not touched. Back to it: iisft watch run-1\r\n"
+    assert text.rpartition(_LEAVES_ITS_SCREEN)[2] == message
+
+
 def test_leaving_a_live_view_leaves_the_run_alone(
     iisft: CLI,
     model: Path,

@@ -224,8 +224,10 @@ def _count(asked: dict[str, Any], name: str, most: int) -> int | None:
 
 def _number(asked: dict[str, Any], name: str, least: float, most: float) -> float | None:
     value = asked.get(name)
-    if value is None or (type(value) in (int, float) and least <= value <= most):
-        return value
+    if value is None:
+        return None
+    if type(value) in (int, float) and least <= value <= most:
+        return float(value)  # transformers takes no 1 for 1.0
     raise wrong(f"{name} must be a number from {least:g} to {most:g}", name)
 
 

@@ -1,9 +1,13 @@
-"""Writes a model with its adapter merged, and the tokenizer and template of the training.
+"""Writes a model with its adapter merged, and says what its tokenizer came to be in training.
 
 Runs in the training interpreter (see run_model.py). The specification: {"arguments":
-LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter", "stored": the dtype
-of its weights, "dtype": the one to write, "trusted": whether its own code may run, "target": an
-empty folder}.
+LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter": null to merge
+nothing, "stored": the dtype of its weights, "dtype": the one to write, "trusted": whether its own
+code may run, "target": an empty folder, "texts": on which tokenizers are compared, "part": null, or
+for text_part_weights.py what the text model inside a bigger one is}.
+
+The answer: {"kind": "merged", "rows": of the embedding or null, "tied": whether embedding and head
+are one matrix, "tokenizer": what tokenizer_facts says}.
 
 Each weight is rounded once: the sum is computed in float32 and stored as `dtype`.
 """
@@ -11,45 +15,102 @@ Each weight is rounded once: the sum is computed in float32 and stored as `dtype
 from pathlib import Path
 from typing import Any
 
+import text_part_weights
 import torch
 from peft import PeftModel
 from run_model import Link, known_arguments
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 
-def merge(spec: dict[str, Any]) -> None:
+def merge(spec: dict[str, Any], model_args: Any, tokenizer: Any) -> dict[str, Any]:
     dtype = getattr(torch, spec["dtype"])
     # torch adds float32 to a narrower weight in place by summing in float32 and rounding once;
     # changing the dtype afterwards would round again
     loaded = dtype if spec["dtype"] == spec["stored"] else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
-    )
+    if spec["part"]:
+        model = text_part_weights.load(spec, loaded)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
+        )
+    if model_args.resize_vocab:
+        from llamafactory.model.model_utils.embedding import resize_embedding_layer
+
+        resize_embedding_layer(model, tokenizer)  # the adapter has the rows
     model = PeftModel.from_pretrained(model, spec["adapter"]).merge_and_unload(safe_merge=True)
-    model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
+    # a published one that today's transformers calls invalid can't be saved; export writes it
+    model.generation_config = GenerationConfig()
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = head is None or torch.equal(embedding, head.weight)
+    if not tied:
+        # an adapter that trained both has untied them; save_pretrained() keeps one of tied ones
+        model.config.tie_word_embeddings = False
+    if spec["part"]:
+        text_part_weights.save(spec, model.to(dtype))
+    else:
+        model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
+    return {"rows": embedding.shape[0], "tied": tied}
 
 
-def save_tokenizer(spec: dict[str, Any]) -> None:
-    from llamafactory.data import get_template_and_fix_tokenizer
-    from llamafactory.hparams import get_infer_args
-    from llamafactory.model import load_tokenizer
+def tokenizer_facts(spec: dict[str, Any], tokenizer: Any, template: Any) -> dict[str, Any]:
+    """The tokenizer after LLaMA-Factory's changes to it.
 
-    model_args, data_args, _, _ = get_infer_args(known_arguments(spec))
-    tokenizer = load_tokenizer(model_args)["tokenizer"]
-    template = get_template_and_fix_tokenizer(tokenizer, data_args)
-    tokenizer.padding_side = "left"  # model/loader.py sets "right", for training
-    tokenizer.save_pretrained(spec["target"])
-    (Path(spec["target"]) / "Modelfile").write_text(
-        template.get_ollama_modelfile(tokenizer), encoding="utf-8"
+    `published`: whether the base model's own file, read as it stands, makes the same tokens of the
+    same number of words; where it does not, tokenizer.json and `added` are of the changed one.
+    """
+    published = same_tokens(Path(spec["model"]), tokenizer, spec["texts"])
+    if not published:
+        tokenizer.save_pretrained(spec["target"])
+    stop = [i for i in template.get_stop_token_ids(tokenizer) if i is not None]
+    stop.sort(key=lambda i: i != tokenizer.eos_token_id)
+    bos = tokenizer.bos_token_id
+    ids = tokenizer.encode("x") if bos is not None else []
+    return {
+        "published": published,
+        "size": len(tokenizer),
+        "eos": tokenizer.eos_token,
+        "pad": tokenizer.pad_token,
+        "pad_id": tokenizer.pad_token_id,
+        "stop_ids": stop,
+        "adds_bos": ids[:1] == [bos],
+        "added": {
+            str(number): token.__getstate__()
+            for number, token in tokenizer.added_tokens_decoder.items()
+        },
+    }
+
+
+def same_tokens(folder: Path, tokenizer: Any, texts: list[str]) -> bool:
+    from tokenizers import Tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        return False
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.no_truncation()
+    raw.no_padding()
+    # a token of the template that the file does not have
+    beyond = tokenizer.get_vocab().keys() - raw.get_vocab().keys()
+    listed = (str(token) for token in tokenizer.added_tokens_decoder.values())
+    return not beyond.intersection(listed) and all(
+        raw.encode(text, add_special_tokens=False).ids
+        == tokenizer.encode(text, add_special_tokens=False)
+        for text in texts
     )
 
 
 def main() -> None:
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.hparams import get_infer_args
+    from llamafactory.model import load_tokenizer
+
     link = Link()
     spec = link.receive()
-    merge(spec)
-    link.send(kind="merged")
-    save_tokenizer(spec)
+    model_args, data_args, _, _ = get_infer_args(known_arguments(spec))
+    tokenizer = load_tokenizer(model_args)["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    tokenizer.padding_side = "left"  # model/loader.py sets "right", for training
+    merged = merge(spec, model_args, tokenizer) if spec["adapter"] else {"rows": None, "tied": None}
+    link.send(kind="merged", tokenizer=tokenizer_facts(spec, tokenizer, template), **merged)
     link.send(kind="end")
 
 

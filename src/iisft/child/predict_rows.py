@@ -27,13 +27,17 @@ PROMPT_TOKENS_PER_STEP = 64
 
 @dataclass
 class Row:
-    """One row of the data: prompt and reference, as text and as tokens."""
+    """One row of the data: prompt and reference, as text and as tokens.
+
+    `asked` are the messages of the prompt as a chat template takes them, None for a row with tools.
+    """
 
     number: int
     ids: list[int]
     text: str
     reference: str | None
     reference_ids: list[int]
+    asked: list[dict[str, str]] | None = None
 
     @property
     def reference_tokens(self) -> int:
@@ -63,8 +67,17 @@ def read_rows(engine: Any, data: dict[str, str], count: int) -> list[Row]:
             )
             reference = answer[0]["content"] if example["_response"] else None
             text = tokenizer.decode(ids, skip_special_tokens=False)
-            rows.append(Row(number, ids, text, reference, reference_ids))
+            rows.append(Row(number, ids, text, reference, reference_ids, as_asked(example)))
     return rows
+
+
+def as_asked(example: dict[str, Any]) -> list[dict[str, str]] | None:
+    """A converted row's prompt as messages for a chat template."""
+    turns = [{"role": one["role"], "content": one["content"]} for one in example["_prompt"]]
+    if example["_tools"] or any(one["role"] not in ("user", "assistant") for one in turns):
+        return None
+    system = example["_system"]
+    return [{"role": "system", "content": system}, *turns] if system else turns
 
 
 def in_batches(rows: list[Row], size: int) -> list[list[Row]]:

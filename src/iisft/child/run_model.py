@@ -2,7 +2,8 @@
 
 Runs in the training interpreter. The script's first line of standard input is the specification
 (JSON): {"arguments": LLaMA-Factory's, "adapter": folder or null, "autocast": "float16", "bfloat16"
-or null, "one_device": whether it fits on one GPU}. Standard output carries one JSON object per line
+or null, "one_device": whether it fits on one GPU, "discards_thoughts": whether the training left
+thoughts out of earlier answers}. Standard output carries one JSON object per line
 and nothing else; everything that is printed goes to stderr.
 
 LLaMA-Factory merges an adapter into the weights in their own dtype (model/adapter.py), which rounds
@@ -69,7 +70,28 @@ def load(spec: Spec) -> Any:
 
     # the engine loads by a name that it imported into its own module
     hf_engine.load_model = functools.partial(_load_model, spec, load_model)
-    return chat_model.ChatModel(known_arguments(spec))
+    chat = chat_model.ChatModel(known_arguments(spec))
+    template = chat.engine.template
+    template.encode_oneturn = functools.partial(_as_trained, template, spec["discards_thoughts"])
+    return chat
+
+
+def _as_trained(
+    template: Any,
+    discarding: bool,
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    system: str | None = None,
+    tools: str | None = None,
+) -> tuple[list[int], list[int]]:
+    """Prompt and answer of a conversation as the trainer tokenises it.
+
+    LLaMA-Factory's own encode_oneturn() of templates with thoughts (data/template.py) leaves the
+    thoughts of earlier answers out, which its training has put in.
+    """
+    pairs = template.encode_multiturn(tokenizer, messages, system, tools, discarding)
+    before = [ids for pair in pairs[:-1] for side in pair for ids in side]
+    return before + pairs[-1][0], pairs[-1][1]
 
 
 def known_arguments(spec: Spec) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Lies beside the modelling file in every view.
 """
 
 import hashlib
+import inspect
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -11,119 +12,62 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from .attention_iisft import attended
-from .constants_iisft import EAGER_BLOCKS, PROOF_MARK
+from .constants_iisft import PROOF_MARK
+from .products_iisft import Products, packed_rows, windows
 from .stopping_iisft import say
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 LOADED = "_iisft_loaded"  # of a model that came from files: transformers' report about them
 _NAMES = 3  # of tensors in a proof, whose line is short
-_PRODUCTS = frozenset(
-    {
-        "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm",
-        "mv", "dot", "einsum", "tensordot", "bilinear", "conv1d", "conv2d", "grouped_mm",
-        "_grouped_mm", "frozen_linear", "scaled_dot_product_attention",
-        "multi_head_attention_forward",
-    }
-)  # fmt: skip
+_ROWS = 16  # whose digests stand in a proof
 
 
-class Products(TorchFunctionMode):
-    """Counts every product of a forward by the dtype in which it answers, and what attention is
-    made of, whatever module it stands in.
-
-    It looks at torch's Python functions only: what they do and which kernels they choose stays as
-    it is, to the last bit (a TorchDispatchMode would change that).
+def first_tokens(ids: Any, mask: Any) -> dict[str, Any]:
+    """Shape and digest of the token ids that the model gets first, each as eight bytes; of its
+    first rows length and digest without the padding, where the mask tells that.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: Counter[str] = Counter()
-        self.fused = self.softmaxes = self.caps = self.blocks = 0
-        self.left_out = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(func, "__name__", "").removesuffix(".default")
-        if name == EAGER_BLOCKS:
-            return self._look_inside(func, *args)
-        result = func(*args, **(kwargs or {}))
-        first = result[0] if isinstance(result, tuple) and result else result
-        if isinstance(first, torch.Tensor):
-            if name in _PRODUCTS and first.is_floating_point():
-                self.dtypes[plain(first.dtype)] += 1
-            if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
-                self.fused += 1
-            elif first.dim() >= 4 and name == "softmax":  # a router's has two dimensions
-                self.softmaxes += 1
-            elif first.dim() >= 4 and name in ("tanh", "tanh_"):
-                self.caps += 1
-        return result
-
-    def _look_inside(self, operation: Any, *args: Any) -> Any:
-        """Attention in blocks is one operation: of the first layer, what it is made of is done once
-        more where it can be seen, and whether it leaves out keys that may be.
-        """
-        result = operation(*args)
-        self.blocks += 1
-        if self.blocks == 1:
-            mask, causal = args[3], args[-1]
-            if causal:
-                seen = mask > torch.finfo(mask.dtype).min / 2
-                self.left_out = bool(seen.triu(1).any())
-            softmaxes = self.softmaxes
-            with self:
-                again = attended(*args)
-            self.softmaxes = softmaxes
-            self.blocks = 1 if torch.equal(again, result) else 0
-        return result
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "products": dict(self.dtypes),
-            "kernels": {
-                "sdpa": self.fused,
-                "eager": self.softmaxes,
-                EAGER_BLOCKS: self.blocks,
-            },
-            "capped": self.caps > 0,
-            "left_out": self.left_out,
-        }
-
-
-def packed_rows(positions: Any, mask: Any) -> dict[str, Any] | None:
-    """What is seen of rows that were packed into one: how many there are, whether positions start
-    again with each, and the pairs of tokens whose mask is wrong. None where nobody gave positions.
-
-    A row begins at each position 0; padding, which sees nothing, is left out.
-    """
-    if not isinstance(positions, torch.Tensor) or positions.dim() != 2:
-        return None
-    starts = positions == 0
-    goes_on = starts[:, 1:] | (positions[:, 1:] == positions[:, :-1] + 1)
-    found: dict[str, Any] = {"rows": 0, "restart": bool(goes_on.all() and starts[:, 0].all())}
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
-        return found
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    real = seen.any(dim=(1, 3))
-    number = starts.cumsum(dim=-1)
-    own = (number[:, None, :, None] == number[:, None, None, :]).tril()
-    across = seen & ~own
-    hidden = own & ~seen & real[:, None, :, None]
-    counts = {"rows": starts & real, "across": across, "hidden": hidden}
-    return found | {name: int(pairs.sum()) for name, pairs in counts.items()}
-
-
-def first_tokens(ids: Any) -> dict[str, Any]:
-    """Shape and digest of the token ids that the model gets first, each as eight bytes."""
     if not isinstance(ids, torch.Tensor):
         return {"first_batch": None}
     numbers = ids.detach().to("cpu", torch.int64).contiguous()
-    digest = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:16]
-    return {"first_batch": {"shape": list(ids.shape), "sha256": digest}}
+    about = {"shape": list(ids.shape), "sha256": _digest(numbers), "rows": None}
+    if mask is None:
+        rows = list(numbers)
+    elif isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+        real = mask.detach().to("cpu", torch.int64)
+        # packed rows count up, and padding stands at the end
+        plain_mask = int(real.max()) <= 1 and bool((real.diff(dim=1) <= 0).all())
+        rows = [row[m > 0] for row, m in zip(numbers, real, strict=True)] if plain_mask else []
+    else:
+        rows = []
+    about["rows"] = [[len(row), _digest(row)] for row in rows[:_ROWS]] or None
+    return {"first_batch": about}
+
+
+def _digest(numbers: torch.Tensor) -> str:
+    return hashlib.sha256(numbers.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def longest(rows: list[list[Any]] | None) -> tuple[int, int] | None:
+    """Place and length of the longest row."""
+    if not rows:
+        return None
+    length, place = max((row[0], -place) for place, row in enumerate(rows))
+    return -place, length
+
+
+def reached(config: Any, products: Products) -> dict[str, Any]:
+    """What attention looked at beside what the config says: [window, keys of the longest row's last
+    token, keys after the one in its middle] of each layer, where all of that is known.
+    """
+    configured, reaches = windows(config), products.reaches
+    if configured is None or reaches is None or products.place is None:
+        return {"reach": None}
+    if len(configured) != len(reaches):
+        return {"reach": None}
+    seen = Counter((window, *reach) for window, reach in zip(configured, reaches, strict=True))
+    layers = [[*one, count] for one, count in seen.items()]
+    return {"reach": {"tokens": products.place[1], "layers": layers}}
 
 
 def loading_report(info: Any) -> dict[str, Any]:
@@ -155,11 +99,18 @@ class Witness:
     after `__init__`.
     """
 
-    def __init__(self, model: Any, arithmetic: str) -> None:
-        self.model, self.arithmetic = model, arithmetic
+    def __init__(
+        self,
+        model: Any,
+        arithmetic: str,
+        dispatched: Callable[..., dict[str, Any]] | None = None,
+    ) -> None:
+        """`dispatched` looks at a forward of a class that iisft does not know."""
+        self.model, self.arithmetic, self.dispatched = model, arithmetic, dispatched
         self.seen: dict[str, Any] = {}
         self.inner: list[Any] = []
         self.products: Products | None = None
+        self.kernels: dict[str, Any] = {}
         self.positions: Any = None
         self.mask: Any = None
         backbone = getattr(model, model.base_model_prefix)
@@ -174,16 +125,20 @@ class Witness:
         if not (backbone.training and torch.is_grad_enabled()):
             return
         self.seen = {"attention_dtype": None, "linear_dtype": None}
-        self.seen |= first_tokens(args[0] if args else kwargs.get("input_ids"))
-        self.positions, self.mask = kwargs.get("position_ids"), None
+        names = inspect.signature(backbone.forward).parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.seen |= first_tokens(given.get("input_ids"), given.get("attention_mask"))
+        if self.dispatched is not None:
+            self.kernels = self.dispatched(backbone, args, kwargs)
         attention, linear = first_attention(backbone)
+        self.positions, self.mask = given.get("position_ids"), None
         if attention is not None and self.positions is not None:
             hook = attention.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
             self.inner.append(hook)
         for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
-        self.products = Products()
+        self.products = Products(longest((self.seen["first_batch"] or {}).get("rows")))
         self.products.__enter__()
 
     def _keep_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -210,7 +165,8 @@ class Witness:
         assert products is not None
         about["packed"] = packed_rows(self.positions, self.mask)
         self.positions = self.mask = None
-        say(PROOF_MARK, {**about, **self.seen, **products.as_json()})
+        reach = reached(self.model.config, products)
+        say(PROOF_MARK, {**about, **self.seen, **products.as_json(), **reach, **self.kernels})
 
     @staticmethod
     def _remove(handles: list[Any]) -> None:

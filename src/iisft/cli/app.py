@@ -17,6 +17,7 @@ from iisft.cli.env_check import env_check
 from iisft.cli.evaluate import evaluate
 from iisft.cli.export import export
 from iisft.cli.model import model_app, models
+from iisft.cli.notify import notify_app
 from iisft.cli.options import PREPARE, TRAIN, USE, group
 from iisft.cli.plan import plan
 from iisft.cli.predict import predict
@@ -52,6 +53,7 @@ app.add_typer(preset_app, name="preset", rich_help_panel=PREPARE)
 app.add_typer(model_app, name="model", rich_help_panel=PREPARE)
 app.add_typer(data_app, name="data", rich_help_panel=PREPARE)
 app.add_typer(runs_app, name="runs", rich_help_panel=TRAIN)
+app.add_typer(notify_app, name="notify", rich_help_panel=TRAIN)
 
 
 def _print_version(wanted: bool) -> None:

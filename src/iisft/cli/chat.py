@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from iisft.inference.talk import Conversation
 
 _HELP = (
-    'a line is a question; """ begins and ends one of several lines; /clear forgets, /exit or '
-    "Ctrl-D ends"
+    'a line is a question; """ begins and ends one of several lines; /clear forgets, /help says '
+    "this, /exit or Ctrl-D ends"
 )
 _QUOTES = '"""'
 
@@ -78,6 +78,9 @@ def _answer_all(
     for question in _questions(at_terminal=at_terminal):
         if question == "/clear":
             conversation.turns.clear()
+            continue
+        if question.startswith("/") and question[1:].isalpha():  # no question, a slip
+            console.say(_HELP if question == "/help" else f"no command {question}: {_HELP}")
             continue
         try:
             answer = ""

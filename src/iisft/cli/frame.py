@@ -33,7 +33,8 @@ _SEVERITY_STYLE = {"error": "red", "warn": "yellow", "info": "cyan"}
 _SIDE_BY_SIDE = 80
 _NARROWEST = 40
 _FINDINGS = 5
-_LOG_LINES = (3, 12)
+_FEWEST_LOG_LINES = 3
+_CURVE_LINES = (4, 16)
 _ROOM_WITHOUT_TERMINAL = (6, 8)  # lines of a curve, lines of the log
 _LONGEST_TEXT = 2000
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+.|.)?")
@@ -56,18 +57,20 @@ def frame(view: View, terminal: Console, height: int | None = None) -> Text:
     """
     width = max(_NARROWEST, terminal.width)
     curve_height, log_lines = _ROOM_WITHOUT_TERMINAL
-    if height is not None:
-        curve_height = 4 if height < 32 else 6 if height < 40 else 8
-    lines = [
-        *_header(view.status, terminal),
-        *_progress(view, terminal, width),
-        *_curves(view.history, width, curve_height),
+    above = [*_header(view.status, terminal), *_progress(view, terminal, width)]
+    below = [
         *_milestones(view.history, width),
         *_gpu_table(view.gpus, width),
         *_findings(view.status.findings, terminal),
     ]
+    if height is not None:  # what is left is shared by the curves and the log
+        stacked = 1 if width >= _SIDE_BY_SIDE else 2
+        free = height - len(above) - len(below) - len(_log(["x"])) - 2 * stacked
+        least, most = _CURVE_LINES
+        curve_height = min(max(free // (1 + stacked), least), most)
+    lines = [*above, *_curves(view.history, width, curve_height), *below]
     if height is not None:
-        log_lines = min(max(height - len(lines) - 2, _LOG_LINES[0]), _LOG_LINES[1])
+        log_lines = max(height - len(lines) - 2, _FEWEST_LOG_LINES)
     lines += _log(view.log[-log_lines:])
     for line in lines:
         line.rstrip()

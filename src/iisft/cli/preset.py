@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ PresetArgument = Annotated[
 
 @preset_app.command("list")
 def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the shipped presets and the workspace's own.
+    """List the shipped presets and the workspace's own, by the hardware that they are made for.
 
     \b
     Examples:
@@ -49,14 +49,38 @@ def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
             values = documents.read_document(str(file), workspace).values
         except InputError as error:
             values = {"summary": f"broken: {error.where}: {error.message}"}
-        rows.append({"name": name, "summary": str(values.get("summary", "")), "file": str(file)})
+        rows.append(
+            {
+                "name": name,
+                "summary": str(values.get("summary", "")),
+                "hardware": _hardware(values.get("hardware")),
+                "file": str(file),
+            }
+        )
+    rows.sort(key=lambda row: (row["hardware"], row["name"]))
     if as_json:
         console.out_json(rows)
     elif quiet:
         for row in rows:
             console.out(row["name"])
     else:
-        console.table(((row["name"], row["summary"]) for row in rows), ("PRESET", "WHAT IT IS"))
+        console.table(
+            ((row["hardware"], row["name"], row["summary"]) for row in rows),
+            ("MADE FOR", "PRESET", "WHAT IT IS"),
+        )
+
+
+def _hardware(values: Any) -> str:
+    """amd gfx906 32 GiB x 2: vendor first, so that sorting groups alike ones."""
+    if not isinstance(values, dict):
+        return "-"
+    words = [values.get("vendor"), values.get("arch"), values.get("memory_gib")]
+    vendor, arch, memory = (
+        str(word) if isinstance(word, str | int | float) and word else "" for word in words
+    )
+    name = " ".join(dict.fromkeys(filter(None, (vendor, arch, f"{memory} GiB" if memory else ""))))
+    gpus = values.get("gpus")
+    return f"{name} x {gpus}" if isinstance(gpus, int) and gpus > 1 else name
 
 
 @preset_app.command()
@@ -100,7 +124,8 @@ def validate(
 ) -> None:
     """Check presets: syntax, keys, types, rules, arguments.
 
-    All errors at once, each with its file and line. Exit 3 when a preset is wrong.
+    All errors at once, each with its file and line. Where the model is here, LLaMA-Factory's own
+    code reads the arguments and builds it without weights. Exit 3 when a preset is wrong.
 
     \b
     Examples:
@@ -108,6 +133,7 @@ def validate(
     """
     from iisft.errors import CheckFailed
     from iisft.llamafactory.environment import env_findings
+    from iisft.runs.plan.building import of_preset
     from iisft.runs.plan.preflight import extra_argument_findings
 
     results = []
@@ -115,6 +141,8 @@ def validate(
         try:
             loaded = _load(file, [], judge=False)
             found = [*loaded.warnings, *env_findings(loaded), *extra_argument_findings(loaded)]
+            if all(finding.severity != "error" for finding in found):
+                found += of_preset(loaded.preset, Workspace.current(), console.say)
         except CheckFailed as error:
             found = list(error.findings)
         except IisftError as error:

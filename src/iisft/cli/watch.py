@@ -1,6 +1,11 @@
 """iisft watch: a run in the terminal, live. It only reads: leaving it never disturbs the run."""
 
+import contextlib
+import os
+import select
+import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 1.0
 _LOOKS_PER_STATUS = 5
-_LOG_LINES = 12
+_LOG_LINES = 200  # more than any terminal is high
 
 
 def watch(
@@ -26,7 +31,7 @@ def watch(
 ) -> None:
     """Watch a run live: progress, curves, GPUs, log.
 
-    Ctrl-C leaves the run alone.
+    q or Ctrl-C leaves the run alone.
 
     \b
     Examples:
@@ -40,9 +45,10 @@ def watch(
     if once:
         _print_frame(_Watched(folder).look())
         return
-    try:
+    ended = None
+    with contextlib.suppress(KeyboardInterrupt):
         ended = _follow(folder)
-    except KeyboardInterrupt:
+    if ended is None:
         console.say(
             f"left {folder.id}; the run is not touched. Back to it: iisft watch {folder.id}"
         )
@@ -50,8 +56,11 @@ def watch(
     raise typer.Exit(control.exit_code(ended))
 
 
-def _follow(folder: "RunFolder") -> "RunStatus":
-    """Show the run until it has ended, then its last picture. Without a terminal that one alone."""
+def _follow(folder: "RunFolder") -> "RunStatus | None":
+    """Show the run until it has ended, then its last picture. Without a terminal that one alone.
+
+    None when q was pressed.
+    """
     from rich.live import Live
 
     from iisft.cli.frame import frame
@@ -60,15 +69,43 @@ def _follow(folder: "RunFolder") -> "RunStatus":
     watched = _Watched(folder)
     terminal = console.rich_stdout()
     if terminal.is_terminal and not terminal.is_dumb_terminal:
-        with Live(console=terminal, screen=True, auto_refresh=False) as live:
+        with _single_keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
             while (view := watched.look()).status.live:
                 live.update(frame(view, terminal, terminal.height), refresh=True)
-                time.sleep(_REFRESH_S)
+                if _pressed() == "q":
+                    return None
     else:
         control.wait(folder)
     view = watched.look()
     _print_frame(view)
     return view.status
+
+
+@contextlib.contextmanager
+def _single_keys() -> Iterator[None]:
+    """Keys come without a line end, and are not shown."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _pressed() -> str:
+    """The key that was pressed before the next picture is due, "" for none."""
+    if not sys.stdin.isatty():
+        time.sleep(_REFRESH_S)
+        return ""
+    if not select.select([sys.stdin], [], [], _REFRESH_S)[0]:
+        return ""
+    return os.read(sys.stdin.fileno(), 1).decode("ascii", "replace").lower()
 
 
 def _print_frame(view: "View") -> None:

@@ -34,7 +34,10 @@ class Model:
 
     def __init__(self, tape: Tape, model: Architecture, shape: StepShape, layers: int) -> None:
         self.tape, self.model, self.shape = tape, model, shape
-        self.layers = [Layer(tape, model, shape) for _ in range(layers)]
+        self.layers = [
+            Layer(tape, model, shape, model.delta if (number + 1) % model.unit else None)
+            for number in range(layers)
+        ]
 
     def loss(self) -> Tensor:
         """Forward to the loss. The tensors of the batch live as long as the step."""
@@ -62,9 +65,9 @@ class Model:
 
     def _place(self, number: int) -> str:
         """The segment of the step in which that layer's backward is."""
-        if number == len(self.layers) - 1:
+        if number >= len(self.layers) - self.model.unit:
             return BACKWARD_TOP
-        if number == 0:
+        if number < self.model.unit:
             return BACKWARD_BOTTOM
         kept = self.shape.layers_kept
         ends = {kept: BACKWARD_OTHERS, kept - 1: BACKWARD_KEPT}

@@ -14,6 +14,7 @@ from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
 from iisft.llamafactory.interpreter import training_interpreter
+from iisft.llamafactory.turns import Options
 from iisft.machine.doctor.inspect import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
@@ -78,6 +79,7 @@ class Source:
             "adapter": str(chosen.adapter) if chosen.adapter else None,
             "autocast": self.expected.autocast,
             "one_device": not self.spread,
+            "discards_thoughts": Options.of(self.record.train_yaml).discards_thoughts,
         }
 
     @contextlib.contextmanager
@@ -89,7 +91,14 @@ class Source:
             build_view(self.view, view)
             # transformers caches a local model's code by its folder's name, "model" for every view
             # (dynamic_module_utils.py)
-            yield view, self.env | {"HF_MODULES_CACHE": str(Path(place) / "modules")}
+            yield (
+                view,
+                self.env
+                | {
+                    "HF_MODULES_CACHE": str(Path(place) / "modules"),
+                    "HF_DATASETS_CACHE": str(Path(place) / "rows"),
+                },
+            )
 
 
 def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: bool) -> Source:

@@ -23,7 +23,7 @@ _NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
-_PROCESSOR_FILES = (
+PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -68,7 +68,7 @@ def has_processor(folder: Path) -> bool:
 
     Without one LLaMA-Factory's load_tokenizer() has none to give to a template that wants it.
     """
-    return any((folder / name).is_file() for name in _PROCESSOR_FILES)
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 
 def rendered(folder: Path, conversations: Sequence[Mapping[str, Any]]) -> list[str | None] | None:
@@ -78,14 +78,20 @@ def rendered(folder: Path, conversations: Sequence[Mapping[str, Any]]) -> list[s
     `conversations` are what apply_chat_template() takes: messages, tools, add_generation_prompt.
     Remembered in the cache folder.
     """
-    if not (text := text_of(folder)):
-        return None
+    text = text_of(folder)
+    return rendered_by(text, token_names(folder), conversations) if text else None
+
+
+def rendered_by(
+    text: str, tokens: Mapping[str, str], conversations: Sequence[Mapping[str, Any]]
+) -> list[str | None] | None:
+    """The same for a chat template given as text, and the special tokens that it may name."""
     job = {
         "chat_template": text,
-        "variables": token_names(folder),
+        "variables": dict(tokens),
         "conversations": list(conversations),
     }
-    content = json.dumps(job, sort_keys=True)
+    content = json.dumps(job)  # tools are written in the order of their keys
     file = cache_folder() / "chats" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
     known: Any = files.read_json(file)
     if not _sound(known, len(conversations)):

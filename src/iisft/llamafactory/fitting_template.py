@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from iisft import files
 from iisft.errors import Finding
-from iisft.llamafactory import chat_template, turns
+from iisft.llamafactory import chat_template
+from iisft.llamafactory.as_trained import ANSWER, CONVERSATIONS, QUESTION, SECOND, written
 from iisft.llamafactory.catalogue import Catalogue, catalogue
-from iisft.llamafactory.templates import Piece, Special, Template, end_token
+from iisft.llamafactory.templates import Template
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
 
@@ -21,57 +22,22 @@ from iisft.llamafactory.turns import Options
 _FAMILIES = {
     "qwen2": "qwen",
     "qwen3": "qwen3",
+    "qwen3_5_text": "qwen3_5",
     "llama": "llama3",
     "mistral": "mistral",
+    "ministral3": "ministral3",
     "mixtral": "mistral",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gemma4_text": "gemma4",
     "glm": "glm4",
     "glm4": "glm4",
     "chatglm": "glm4",
     "phi3": "phi",
 }
 
-_S, _Q, _A, _R, _T = "IISFTSYSTEM", "IISFTFIRST", "IISFTANSWER", "IISFTSECOND", "IISFTRESULT"
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "f",
-            "description": "d",
-            "parameters": {"type": "object", "properties": {}},
-        },
-    }
-]
-_CALL = '{"name": "f", "arguments": {}}'
-
-
-def _said(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": text}
-
-
-_CONVERSATIONS: list[dict[str, Any]] = [
-    {"messages": [_said("user", _Q)], "add_generation_prompt": True},
-    {"messages": [_said("system", _S), _said("user", _Q)], "add_generation_prompt": True},
-    {
-        "messages": [_said("user", _Q), _said("assistant", _A), _said("user", _R)],
-        "add_generation_prompt": True,
-    },
-    {"messages": [_said("user", _Q), _said("assistant", _A)], "add_generation_prompt": False},
-    {
-        "messages": [
-            _said("user", _Q),
-            {
-                **_said("assistant", ""),
-                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
-            },
-            _said("tool", _T),
-        ],
-        "tools": _TOOLS,
-        "add_generation_prompt": True,
-    },
-]
+_ASKED = [CONVERSATIONS[name] for name in ("plain", "system", "two turns", "answered", "tools")]
 
 
 class Written(NamedTuple):
@@ -123,7 +89,7 @@ class Fitting:
     @cached_property
     def own(self) -> Written | None:
         """What the model's own chat template writes; None when there is none to render."""
-        texts = chat_template.rendered(self._folder, _CONVERSATIONS)
+        texts = chat_template.rendered(self._folder, _ASKED)
         return _written(texts) if texts else None
 
     @cached_property
@@ -155,8 +121,12 @@ class Fitting:
         }
 
     def _by_family(self) -> Guess:
-        kind = (files.read_json_object(self._folder / "config.json") or {}).get("model_type")
+        config = files.read_json_object(self._folder / "config.json") or {}
+        inner = config.get("text_config")  # of a model with a vision tower
+        kind = (inner if isinstance(inner, dict) else config).get("model_type")
         name = _FAMILIES.get(str(kind))
+        if name and not self._has_processor and self._catalogue.templates[name].needs_processor:
+            name = None
         whose = "whose chat template can't be rendered" if self._chat else "without a chat template"
         if name is None:
             return Guess(None, f"a model of type {kind!r} {whose}")
@@ -240,44 +210,12 @@ class Fitting:
         """What a template writes, without the thoughts that it puts into answers."""
         template = replace(template, family="Template" if template.reasons else template.family)
         texts: list[str | None] = []
-        for conversation in _CONVERSATIONS:
+        for conversation in _ASKED:
             try:
-                texts.append(self._render(template, options, conversation))
+                texts.append(written(template, options, self._names, conversation))
             except Unrenderable:
                 texts.append(None)
         return _written(texts)
-
-    def _render(self, template: Template, options: Options, conversation: Mapping[str, Any]) -> str:
-        roles = {"tool": "observation"}
-        said = [
-            (roles.get(one["role"], one["role"]), one["content"])
-            if "tool_calls" not in one
-            else ("function_call", _CALL)
-            for one in conversation["messages"]
-        ]
-        system = said.pop(0)[1] if said[0][0] == "system" else ""
-        asking = conversation["add_generation_prompt"]
-        tools = ""
-        if "tools" in conversation:
-            tools = turns.tools_as_text(conversation["tools"])
-        pairs = turns.render(
-            template, options, [*said, ("assistant", "")] if asking else said, system, tools
-        )
-        pieces = [piece for pair in pairs[:-1] for side in pair for piece in side]
-        pieces += pairs[-1][0]
-        if not asking:
-            pieces += pairs[-1][1]
-            pieces += [Special("eos")] if template.efficient_eos else []
-        return "".join(self._text(piece, template) for piece in pieces)
-
-    def _text(self, piece: Piece, template: Template) -> str:
-        if not isinstance(piece, Special):
-            return piece
-        if piece.kind == "token":
-            return piece.name
-        if piece.kind == "eos":
-            return end_token(template, self._names.get("eos_token"))
-        return self._names.get("bos_token", "")
 
 
 def guess(folder: Path) -> Guess:
@@ -304,16 +242,16 @@ def _how(differs: tuple[str, ...], alike: list[str]) -> str:
 def _written(texts: list[str | None]) -> Written | None:
     """None when a text of the conversation is not in what was written."""
     alone, with_system, talk, ended, tools = texts
-    if alone is None or _Q not in alone or talk is None:
+    if alone is None or QUESTION not in alone or talk is None:
         return None
-    after, answer, second = (talk.partition(word)[2] for word in (_Q, _A, _R))
-    if _A not in talk or _R not in talk:
+    after, answer, second = (talk.partition(word)[2] for word in (QUESTION, ANSWER, SECOND))
+    if ANSWER not in talk or SECOND not in talk:
         return None
     return Written(
-        alone.partition(_Q)[0],
-        with_system.partition(_Q)[0] if with_system else None,
+        alone.partition(QUESTION)[0],
+        with_system.partition(QUESTION)[0] if with_system else None,
         second,
-        answer.partition(_R)[0] + after.partition(_A)[0].join(("|", "|")),
-        ended.partition(_A)[2] if ended else None,
+        answer.partition(SECOND)[0] + after.partition(ANSWER)[0].join(("|", "|")),
+        ended.partition(ANSWER)[2] if ended else None,
         tools,
     )

@@ -35,6 +35,11 @@ class Options:
     mask_history: bool = False
     tool_format: str | None = None
 
+    @property
+    def discards_thoughts(self) -> bool:
+        """Whether earlier answers lose their thoughts (data/processor/supervised.py)."""
+        return self.mask_history and not self.preserve_thinking
+
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> "Options":
         """From a preset's `llamafactory:` section."""
@@ -166,7 +171,7 @@ def _answer(
     if not template.reasons:
         return text, "", ""
     opening, closing = template.thought_words
-    discarding = options.mask_history and not options.preserve_thinking
+    discarding = options.discards_thoughts
     if options.enable_thinking is False or (discarding and not last):
         text = _without_thought(text, opening, closing)
     if opening.strip() in text or closing.strip() in text or (discarding and not last):

@@ -3,6 +3,7 @@ place.
 """
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from iisft.presets import rules as preset_rules
 from iisft.presets.case import Case
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
+from iisft.presets.wording import allowed, path_of, sentence
 from iisft.presets.yaml12 import KeyPath
 from iisft.rules import Rule
 from iisft.secrets import HIDDEN, is_secret
@@ -48,18 +50,24 @@ def check(
     try:
         preset = Preset.model_validate(document.values)
     except ValidationError as error:
-        raise CheckFailed([_explain(document, details) for details in error.errors()]) from error
+        raise CheckFailed(_explained(document, error.errors())) from error
     findings = judge_preset(Case(preset, ranks or 0, nodes=nodes, document=document))
     if judge and any(finding.severity == "error" for finding in findings):
         raise CheckFailed(findings)
     return LoadedPreset(preset, document, tuple(findings))
 
 
-def _explain(document: Document, details: ErrorDetails) -> Finding:
-    """One pydantic error as a sentence with place, bad value and fix."""
-    path: KeyPath = tuple(
-        part for part in details["loc"] if not str(part).startswith(("str", "list[", "[key]"))
-    )
+def _explained(document: Document, errors: list[ErrorDetails]) -> list[Finding]:
+    """One finding for each value, whatever else it could have been."""
+    grouped: dict[KeyPath, list[ErrorDetails]] = {}
+    for details in errors:
+        grouped.setdefault(path_of(details), []).append(details)
+    return [_explain(document, path, group) for path, group in grouped.items()]
+
+
+def _explain(document: Document, path: KeyPath, errors: list[ErrorDetails]) -> Finding:
+    """A sentence with place, bad value and fix."""
+    details = errors[0]
     key = ".".join(map(str, path))
     where = document.source(path).text
     value = HIDDEN if path and is_secret(str(path[-1])) else details["input"]
@@ -78,20 +86,27 @@ def _explain(document: Document, details: ErrorDetails) -> Finding:
                 "preset-unknown-key",
                 f"unknown key {key}: {hint}",
                 where=where,
-                fix=near and f"{near}:",
+                fix=near and _as_written(where, near, ""),
             )
         case "missing":
             return Finding("preset-missing-key", f"{key} is missing", where=where, fix=f"add {key}")
-        case "literal_error":
-            allowed = details["ctx"]["expected"].replace("'", "")
-            return Finding("preset-value", f"{key} is {value!r}; allowed: {allowed}", where=where)
-    said = details["msg"]
-    wanted = (
-        said.replace("Input should be ", ", but should be ")
-        if said.startswith("Input")
-        else f": {said}"
+    meant = difflib.get_close_matches(str(value), allowed(errors), n=1)
+    return Finding(
+        "preset-value",
+        sentence(key, path, value, errors),
+        where=where,
+        fix=_as_written(where, key, meant[0]) if meant else "",
     )
-    return Finding("preset-value", f"{key} is {value!r}{wanted}", where=where)
+
+
+def _as_written(where: str, key: str, value: str) -> str:
+    """A key, and a value where another one is meant, as the person gave them: on the command line,
+    or as a line of a file.
+    """
+    if not where.startswith("--set "):
+        return f"{key}: {value}".strip()
+    given = where.partition("=")[2]
+    return f"--set {shlex.quote(f'{key}={value or given}')}"
 
 
 @cache

@@ -31,7 +31,7 @@ class Hardware(_Section):
     )
     arch: str = Field(
         description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is "
-        "compared), cpu."
+        "compared), sm_80+ for that and every newer NVIDIA card, cpu.",
     )
     gpus: Annotated[int, Field(ge=0, le=4096)] = Field(
         description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU "
@@ -60,7 +60,8 @@ class Model(_Section):
     trust_remote_code: bool = Field(
         default=False,
         description="Run the Python files that lie in the model folder. Never needed for the "
-        "shipped presets' models.",
+        "shipped presets' models. The trust_remote_code of train.yaml is true in any case: it is "
+        "about the run's view, whose code is iisft's, and the model's only where it is trusted.",
     )
 
 
@@ -277,6 +278,13 @@ class Preset(_Section):
     data: Data
     save: Save = Save()
     watch: Watch = Watch()
+    notify: list[str] = Field(
+        default_factory=list,
+        description="Where to tell that the run finished, failed, restarts or runs out of disk: "
+        "addresses as apprise has them (ntfys://host/topic, mailto://, tgram://, dingtalk://, "
+        "feishu://, wecombot://...), with $NAME for a variable that holds a secret. "
+        "$IISFT_NOTIFY adds more.",
+    )
     env: dict[VariableName, str] = Field(
         default_factory=dict, description="Environment variables of the trainer."
     )

@@ -2,6 +2,7 @@
 fills no memory.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from iisft.errors import ExitCode, Finding, Severity
 
+THE_FILE = "<the file>"
+"""Stands in a fix for the file, which a check of one row doesn't know."""
 KEPT = 5_000
 """Findings of one id that are kept with their row; more are only counted."""
 _SHOWN = 5
@@ -37,7 +40,8 @@ class RowFinding(Finding):
 
     def at(self, file: Path, row: int, line: int) -> "RowFinding":
         where = f"{file}:{line}" if line else str(file)
-        return replace(self, file=file, row=row, line=line, where=where)
+        fix = self.fix.replace(THE_FILE, shlex.quote(str(file)))
+        return replace(self, file=file, row=row, line=line, where=where, fix=fix)
 
     def as_row_json(self) -> dict[str, Any]:
         return {

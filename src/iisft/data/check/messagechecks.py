@@ -11,11 +11,12 @@ the same rows.
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from iisft.data.check.findings import RowFinding, excerpt, flaw
+from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw
 from iisft.data.check.rowchecks import (
     Checked,
     Checker,
@@ -36,9 +37,13 @@ _SIDES = (("user", "observation"), ("assistant", "function_call"))
 # Keys of an OpenAI message that are either read or mean nothing for training.
 _KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id"}
 _LONG_NUMBER = re.compile(rb"[0-9]{19}").search
-_CHOSEN_FIX = (
-    "jq -c '.{} += [.chosen] | del(.chosen, .rejected)' FILE > rows.jsonl takes the chosen answers"
-)
+_CHOSEN = ".[{0}] += [.chosen] | del(.chosen, .rejected)"
+_PARSED = ".[{0}] |= fromjson"
+
+
+def _rewritten(program: str, key: str) -> str:
+    """The command that writes every row again."""
+    return f"jq -c {shlex.quote(program.format(json.dumps(key)))} {THE_FILE} > rows.jsonl"
 
 
 def message_checker(layout: Layout) -> Checker:
@@ -74,7 +79,7 @@ def message_checker(layout: Layout) -> Checker:
         if any(one.id == "preference-data" for one in unread):
             problems = [one for one in problems if one.id != "answer-missing"]  # it is in `chosen`
             if isinstance(value.get("chosen"), dict):
-                problems[0] = replace(problems[0], fix=_CHOSEN_FIX.format(messages_key))
+                problems[0] = replace(problems[0], fix=_rewritten(_CHOSEN, messages_key))
         if any(problem.severity == "error" for problem in problems):
             return None, problems
         return conversation.staged(), problems
@@ -154,7 +159,7 @@ class _Conversation:
             text = f"a list is expected, not {type_name(messages)}"
             fix = ""
             if isinstance(messages, str) and messages.lstrip().startswith("["):
-                fix = f"jq -c '.{columns['messages']} |= fromjson' FILE > rows.jsonl"
+                fix = _rewritten(_PARSED, columns["messages"])
             yield flaw(columns["messages"], "field-type", text, fix=fix)
             return
         if system := value.get(columns["system"]):

@@ -8,12 +8,13 @@ only for others.
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from iisft.data.check.findings import RowFinding, excerpt, flaw
+from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw
 from iisft.data.check.unread import Watch
 from iisft.data.read.layouts import ALPACA_FIELDS, Layout
 from iisft.data.read.rows import Row, Unreadable
@@ -108,7 +109,8 @@ def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFindi
             yield from text_problems(keys[field], text)
     if _are_answers(value.get(keys["output"])):
         text = "a list of answers is preference data (DPO); supervised training reads one answer"
-        fix = f"jq -c '.{keys['output']} |= .[0]' FILE > rows.jsonl takes the first ones"
+        first = shlex.quote(f".[{json.dumps(keys['output'])}] |= .[0]")
+        fix = f"jq -c {first} {THE_FILE} > rows.jsonl"
         yield flaw(keys["output"], "preference-data", text, excerpt(value[keys["output"]]), fix=fix)
     yield from answer_problems(keys["output"], value.get(keys["output"]))
     instruction, text = value.get(keys["instruction"]), value.get(keys["input"])

@@ -5,6 +5,7 @@ One that says something else than "train on this as usual" is an error. --ignore
 """
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class _Kind(NamedTuple):
     fix: str
 
 
-_LAST_ONLY = f"{LAST_ANSWER_ONLY} in the preset trains on a row's last answer alone; "
+_LAST_ONLY = f", with {LAST_ANSWER_ONLY} in the preset on a row's last answer alone"
 _THOUGHT = "...".join(word.strip() for word in THOUGHT_WORDS)
 _KINDS = tuple(
     _Kind(id, re.compile(keys, re.IGNORECASE), speaks, message, fix)
@@ -120,6 +121,12 @@ _ON_MESSAGES = {"loss-flag", "media-unread", "thought-unread"}
 _CACHED = 1000
 
 
+def _fix(kind: _Kind, key: str, keys: str) -> str:
+    before, after = ("", kind.fix) if kind.fix.startswith(",") else (kind.fix, "")
+    ignored = f"--ignore {shlex.quote(keys)} trains as if it were not there"
+    return before.format(key=shlex.quote(key)) + ignored + after
+
+
 class Watch:
     """Finds those keys in rows that have `read` keys, or in their messages.
 
@@ -170,5 +177,5 @@ class Watch:
                 id,
                 kind.message,
                 excerpt(value[key]),
-                fix=f"{kind.fix.format(key=key)}--ignore {keys} trains as if it were not there",
+                fix=_fix(kind, key, keys),
             )

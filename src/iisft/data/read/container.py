@@ -128,9 +128,15 @@ def refuse_preferences(
     rejected = next((key for key in keys if key.startswith("rejected")), None)
     if "chosen" not in keys or rejected is None or columns.get("output", "output") in keys:
         return
-    fix = ""
-    if {"instruction", "input"} & keys.keys() and isinstance(objects[0].get("chosen"), str):
-        fix = f"--columns answer=chosen --ignore {rejected} trains on the chosen answers alone"
+    fix, chosen = "", objects[0].get("chosen")
+    prompts = ("instruction", "input", "prompt", "question")
+    prompt = next((key for key in prompts if key in keys), "")
+    if prompt and isinstance(chosen, str):
+        told = "" if prompt in ("instruction", "input") else f"instruction={prompt},"
+        fix = f"--columns {told}answer=chosen --ignore {quote(rejected)} trains on the chosen ones"
+    elif isinstance(chosen, list):
+        rows = "{messages: (((.prompt | arrays) // []) + .chosen)}"
+        fix = f"jq -c {quote(rows)} {quote(where)} > rows.jsonl"
     raise InputError(
         "preference-data",
         "preference data (DPO): each row has a chosen and a rejected answer, and supervised "
@@ -168,9 +174,5 @@ def refuse_one_object(text: bytes, file: Path) -> None:
     """
     first, newline, _ = text.partition(b"\n")
     if newline and first.strip() == b"{":
-        name = quote(str(file))
-        fix = (
-            f"jq -c . {name} > rows.jsonl; where the rows are a list in it: jq -c '.KEY[]' "
-            f"{name} > rows.jsonl"
-        )
+        fix = f"jq -c . {quote(str(file))} > rows.jsonl"
         raise InputError("data-kind", _OVER_LINES, where=str(file), fix=fix)

@@ -4,31 +4,37 @@ converts it.
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
+_GUNZIP = "gunzip -c {file} > {plain}"
+_PARQUET = (
+    "{{python}} -c 'import sys, pyarrow, pyarrow.parquet as p; "
+    "p.write_table(pyarrow.ipc.open_{}(sys.argv[1]).read_all(), sys.argv[2])' {{file}} rows.parquet"
+)
 # First bytes -> name and the command that makes text of it. {file} is the quoted path.
 _MAGIC = (
     (b"\xff\xfe\x00\x00", "UTF-32 text", "iconv -f UTF-32 -t UTF-8 {file} > {utf8}"),
     (b"\x00\x00\xfe\xff", "UTF-32 text", "iconv -f UTF-32 -t UTF-8 {file} > {utf8}"),
     (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {file} > {utf8}"),
     (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {file} > {utf8}"),
+    (b"PK\x03\x04", "a zip archive", "unzip {file}"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "zstd -dc {file} > {plain}"),
+    (b"\x1f\x8b", "gzipped twice", _GUNZIP),
     (
-        b"PK\x03\x04",
-        "a zip archive (or an Excel or Word file)",
-        "unzip it; save a spreadsheet as CSV (UTF-8)",
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the file itself",
+        "git -C {folder} lfs pull",
     ),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "zstd -d {file}"),
-    (b"\x1f\x8b", "gzipped twice", "gunzip -k {file}"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
     (b"<", "an HTML or XML page (a download that failed?)", ""),
-    (b"BZh", "bzip2-compressed", "bunzip2 -k {file}"),
-    (b"\xfd7zXZ\x00", "xz-compressed", "unxz -k {file}"),
+    (b"BZh", "bzip2-compressed", "bunzip2 -c {file} > {plain}"),
+    (b"\xfd7zXZ\x00", "xz-compressed", "unxz -c {file} > {plain}"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x {file}"),
-    (b"ARROW1", "an Arrow file", "write it as Parquet: pyarrow.parquet.write_table"),
+    (b"ARROW1", "an Arrow file", _PARQUET.format("file")),
     (
         b"\xff\xff\xff\xff",
         "an Arrow stream (a saved Hugging Face dataset)",
-        'dataset.to_json("rows.jsonl")',
+        _PARQUET.format("stream"),
     ),
     (b"%PDF", "a PDF", ""),
     (b"\x89PNG", "a picture", ""),
@@ -46,6 +52,11 @@ _MAGIC = (
         "never loaded, it could run code: write it as JSON lines",
     ),
 )
+# 44,34,76: commas, double quotes, UTF-8 (LibreOffice's filter options for CSV)
+_EXCEL = (
+    "libreoffice --headless --convert-to 'csv:Text - txt - csv (StarCalc):44,34,76' --outdir "
+    "{folder} {file}"
+)
 _HIGH_RUNS = re.compile(rb"[\x80-\xff]+")
 
 
@@ -53,6 +64,9 @@ def foreign_format(head: bytes, file: Path) -> tuple[str, str] | None:
     """Name and fixing command when the first bytes are of a format that isn't read here, else
     None.
     """
+    packed = head.startswith((b"PK", b"\xd0\xcf\x11\xe0"))  # the second: .xls
+    if packed and (file.suffix.lower() in (".xlsx", ".xls") or b"xl/" in head):
+        return "an Excel workbook", _command(_EXCEL, file)
     for magic, name, command in _MAGIC:
         if head.startswith(magic):
             return name, _command(command, file)
@@ -84,12 +98,20 @@ def conversion(encoding: str, file: Path) -> str:
     return _command(f"iconv -f {encoding or 'ENCODING'} -t UTF-8 {{file}} > {{utf8}}", file)
 
 
-def conversion_of_line(broken: bytes, file: Path, line: int) -> str:
-    """What to do where other lines are UTF-8 and converting the whole file would garble them."""
+def unpacking(file: Path) -> str:
+    """The command that unpacks gzipped data."""
+    return _command(_GUNZIP, file)
+
+
+def conversion_of_lines(broken: bytes, file: Path) -> str:
+    """What to do where other lines are UTF-8 and converting the whole file would garble them: grep
+    tells the ones from the others, and those that were converted come last.
+    """
     convert = (
-        f"sed -n {line}p {shlex.quote(str(file))} | iconv -f {guess(broken) or 'ENCODING'} -t UTF-8"
+        "(export LC_ALL=C.UTF-8; grep -ax '.*' {file}; grep -axv '.*' {file} | iconv -f "
+        f"{guess(broken) or 'ENCODING'} -t UTF-8) > {{utf8}}"
     )
-    return f"other rows are UTF-8, convert this one alone: {convert}"
+    return _command(convert, file)
 
 
 def has_utf8_lines(file: Path) -> bool:
@@ -127,4 +149,12 @@ def _decodes(content: bytes, encoding: str) -> bool:
 
 def _command(template: str, file: Path) -> str:
     utf8 = file.with_name(f"{file.stem}.utf8{file.suffix}")
-    return template.format(file=shlex.quote(str(file)), utf8=shlex.quote(str(utf8)))
+    packed = file.suffix in (".gz", ".zst", ".bz2", ".xz")
+    plain = file.with_suffix("") if packed else file.with_name(f"{file.stem}.plain{file.suffix}")
+    return template.format(
+        file=shlex.quote(str(file)),
+        utf8=shlex.quote(str(utf8)),
+        plain=shlex.quote(str(plain)),
+        folder=shlex.quote(str(file.parent)),
+        python=shlex.quote(sys.executable),
+    )

@@ -3,6 +3,7 @@ by the user.
 """
 
 import difflib
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ _TOLD_ROLES = ("user", "assistant", "system", "tool", "function_call")
 # Columns that often hold the prompt or the answer, for a suggestion only: which one is meant is the
 # user's to say.
 _LIKELY = {
-    "instruction": ("prompt", "question", "query", "text"),
+    "instruction": ("prompt", "question", "query", "text", "问题", "提问", "指令", "提示", "输入"),
     "output": (
         "answer",
         "response",
@@ -46,6 +47,11 @@ _LIKELY = {
         "label",
         "chosen",
         "reply",
+        "回答",
+        "答案",
+        "答复",
+        "回复",
+        "输出",
     ),
 }
 
@@ -178,7 +184,7 @@ def _require_read(
                 f"--columns {field}={key}: none of the first {len(objects):,} rows has {key!r}; "
                 f"keys are {', '.join(keys[:12])}",
                 where=where,
-                fix=f"--columns {field}={near[0] if near else 'KEY'}",
+                fix=f"--columns {shlex.quote(f'{field}={near[0]}' if near else f'{field}=KEY')}",
             )
 
 
@@ -231,6 +237,8 @@ def _alpaca(keys: Counter[str], columns: Mapping[str, str], where: str) -> Layou
         missing.remove("instruction")  # the whole prompt stands in `input`
     if keys and missing:
         guesses = [_guess(field, keys) for field in missing]
+        if len(keys) == len(missing) == 2 and not all(guesses):
+            guesses = list(keys)  # a question and its answer, in the order of everybody
         if len(missing) == 2 or guesses[0]:  # else each row is told what it lacks
             raise _unknown(keys, [(field, full[field]) for field in missing], guesses, where)
     return Layout("alpaca", full, {}, tuple(key for key in keys if key not in full.values()))
@@ -241,9 +249,11 @@ def _unknown(
 ) -> InputError:
     """`missing`: fields and the keys in which they were looked for."""
     names = {"instruction": "instruction", "output": "answer"}
-    spelled = ",".join(
-        f"{names[field]}={guess or 'KEY'}"
-        for (field, _), guess in zip(missing, guesses, strict=True)
+    spelled = shlex.quote(
+        ",".join(
+            f"{names[field]}={guess or 'KEY'}"
+            for (field, _), guess in zip(missing, guesses, strict=True)
+        )
     )
     what = " and ".join(
         f"no {names[field]} ({key})" if key != names[field] else f"no {key}"

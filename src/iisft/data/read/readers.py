@@ -48,7 +48,7 @@ def json_lines(stream: IO[bytes], file: Path) -> Iterator[Row]:
                 if value.code == "row-encoding":
                     mixed = encodings.has_utf8_lines(file) if mixed is None else mixed
                     if mixed:
-                        value = value._replace(fix=encodings.conversion_of_line(text, file, line))
+                        value = value._replace(fix=encodings.conversion_of_lines(text, file))
         number += 1
         yield Row(number, line, value, text)
 
@@ -91,9 +91,9 @@ def _why_no_json(text: bytes, error: orjson.JSONDecodeError, file: Path) -> Unre
     if reason == "unexpected end of data":
         reason = "the line is cut short"
     if text.rstrip().endswith(b","):
-        fix = "JSON lines have no commas between rows"
+        fix = f"sed 's/,[[:space:]]*$//' {quote(str(file))} > rows.jsonl"
     elif text.strip() in (b"{", b"["):
-        fix = f"one row per line: jq -c . {quote(str(file))} > rows.jsonl"
+        fix = f"jq -c . {quote(str(file))} > rows.jsonl"
     return Unreadable(
         "row-json",
         f"no valid JSON: {reason} at column {error.pos + 1}",
@@ -109,10 +109,11 @@ def no_utf8(content: bytes, fault: UnicodeDecodeError, file: Path) -> Unreadable
         f"no UTF-8 text (byte 0x{content[fault.start]:02x}): looks like "
         f"{encodings.shown_name(encoding)}"
     )
-    excerpt = content[max(0, fault.start - 10) : fault.start + EXCERPT].decode(
-        encoding or "latin-1", "replace"
-    )
-    return Unreadable("row-encoding", text, excerpt, encodings.conversion(encoding, file))
+    before = content[max(0, fault.start - 10) : fault.start].rpartition(b"\n")[2]
+    after = content[fault.start : fault.start + EXCERPT].partition(b"\n")[0]
+    excerpt = (before + after).decode(encoding or "latin-1", "replace")
+    command = encodings.conversion(encoding, file)
+    return Unreadable("row-encoding", text, excerpt.rstrip("\r"), command)
 
 
 def around(text: str, position: int) -> str:
@@ -132,6 +133,7 @@ def csv_rows(stream: IO[bytes], file: Path, delimiter: str) -> Iterator[Row]:
         except StopIteration:
             return
         except UnicodeDecodeError as fault:
+            line = reader.line_num + 1
             yield Row(number + 1, line, no_utf8(fault.object, fault, file)._replace(last=True))
             return
         except csv.Error as error:
@@ -162,9 +164,17 @@ def _text_lines(stream: IO[bytes]) -> Iterable[str]:
     rest = ""
     while True:
         chunk = stream.read(CHUNK)
-        *lines, rest = (rest + decoder.decode(chunk, final=not chunk)).split("\n")
+        fault = None
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:  # the lines before it are sound
+            fault = error
+            text = error.object[: error.start].decode("utf-8-sig")
+        *lines, rest = (rest + text).split("\n")
         for line in lines:
             yield line + "\n"
+        if fault is not None:
+            raise fault
         if not chunk or len(rest) > ROW_LIMIT:
             if rest:
                 yield rest

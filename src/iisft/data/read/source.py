@@ -18,7 +18,7 @@ from shlex import quote
 from typing import IO, Any, cast
 
 from iisft import files
-from iisft.data.read import layouts, readers
+from iisft.data.read import encodings, layouts, readers
 from iisft.data.read.container import (
     CONTAINER_NAMES,
     Container,
@@ -94,7 +94,7 @@ def open_source(
     if container == "csv":
         delimiter = delimiter_of(head) or ","
     elif container == "parquet" and compressed:
-        raise unreadable(file, "a gzipped Parquet file", fix=f"gunzip -k {quote(str(file))}")
+        raise unreadable(file, "a gzipped Parquet file", fix=encodings.unpacking(file))
     untyped = Source(file, container, compressed, delimiter, Layout("alpaca", {}, {}), identity)
     layout = layouts.detect(_sample(untyped), layout_name, told, str(file), told_roles)
     return replace(untyped, layout=replace(layout, ignored=ignored))

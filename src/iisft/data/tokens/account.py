@@ -15,6 +15,7 @@ from iisft.llamafactory import truncation
 SAMPLE_ROWS = 20_000
 _PERCENTILES = (50, 90, 95, 99)
 _WORST_ROWS = 20
+_NEAR = 3
 _BINS = 12
 
 
@@ -172,7 +173,10 @@ class Account:
         )
         if not ordered:
             return []
-        upper = _rank(ordered, 99) if part == "answer" else max(_rank(ordered, 99), self.room)
+        upper = _rank(ordered, 99)
+        # the limit is shown where rows reach it and it is not far from the others
+        if part != "answer" and self.room <= min(ordered[-1], _NEAR * upper):
+            upper = max(upper, self.room)
         width = _nice((upper - ordered[0]) / _BINS)
         start = ordered[0] // width * width
         bins = [0] * (_BINS + 2)

@@ -16,6 +16,7 @@ from iisft.llamafactory import catalogue, chat_template, templates, turns
 from iisft.llamafactory.templates import EOS, Piece, Special
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
+from iisft.workspace import lfs_pointers, lfs_pull
 
 Pairs = list[tuple[int, int]]
 """Tokens of question and answer, turn by turn."""
@@ -119,7 +120,7 @@ class Tokenization:
     def ids(self, conversation: Conversation) -> list[tuple[list[int], list[int]]]:
         """Token ids of each question and answer, nothing cut."""
         return [
-            (self._ids_of(question), self._ids_of(answer))
+            (self.ids_of(question), self.ids_of(answer))
             for question, answer in self._render(conversation)
         ]
 
@@ -188,7 +189,8 @@ class Tokenization:
                 total += self._special(piece) is not None
         return total
 
-    def _ids_of(self, pieces: list[Piece]) -> list[int]:
+    def ids_of(self, pieces: list[Piece]) -> list[int]:
+        """Token ids of the pieces of one question or answer."""
         ids: list[int] = []
         for piece in pieces:
             if isinstance(piece, str):
@@ -258,7 +260,9 @@ def _read_tokenizer(model: Path) -> Any:
             "tokenizer-broken",
             f"tokenizer.json can't be read: {error}",
             where=str(file),
-            fix=f"iisft download --verify {shlex.quote(str(model))} names the command that "
+            fix=lfs_pull(model)
+            if lfs_pointers(model)
+            else f"iisft download --verify {shlex.quote(str(model))} names the command that "
             "fixes it",
         ) from error
     if _is_rebuilt_llama(model):

@@ -1,6 +1,7 @@
 """What a model folder holds, read from JSON files and safetensors headers: no weight is loaded."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from typing import Any
 from iisft import files, json_values
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
+from iisft.models.folder.text_part import NAMES, text_config, text_tensors, with_head
+from iisft.workspace import lfs_pointers
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -22,6 +26,14 @@ PURE_DATA_JSON = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json",
 # what the families of mixtures call the number of their experts
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
+# each tensor by itself: safetensors refuses those that share their bytes, as tied ones do
+_CONVERT = (
+    "import sys, torch, safetensors.torch as s; w = {}; "
+    '[w.update(torch.load(f, "cpu", weights_only=True)) for f in sys.argv[2:]]; '
+    "s.save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in w.items()}, "
+    'sys.argv[1], {"format": "pt"})'
+)
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -29,7 +41,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 class Checkpoint:
     """A complete model folder.
 
-    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute.
+    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute. Of a
+    model with a vision tower it is the text model alone, under the names that it has there;
+    `published` is config.json as it stands.
     """
 
     folder: Path
@@ -40,6 +54,30 @@ class Checkpoint:
     dtypes: dict[str, int]
     weight_files: tuple[str, ...]
     code_files: tuple[str, ...]
+    published: dict[str, Any]
+
+    @property
+    def part(self) -> dict[str, Any] | None:
+        """What child/text_part_weights.py must know of a text model inside a bigger one."""
+        if not self.is_part:
+            return None
+        files = list(self.weight_files)
+        return {
+            "class": self.architecture, "config": self.config, "names": NAMES, "files": files,
+        }  # fmt: skip
+
+    @property
+    def bytes_beside(self) -> int:
+        """Of the weight files, what is not this text model's: a tower's tensors."""
+        if not self.is_part:
+            return 0
+        size = sum((self.folder / name).stat().st_size for name in self.weight_files)
+        return max(0, size - sum(tensor.bytes for tensor in self.tensors.values()))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the folder holds more than this text model."""
+        return self.published is not self.config
 
     @property
     def parameters(self) -> int:
@@ -55,19 +93,24 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     survey = _Survey(folder)
     if survey.findings:
         raise InputError.of(survey.findings[0])
+    config, tensors = survey.config, survey.tensors
+    if (text := text_config(config)) is not None:
+        tensors = text_tensors(tensors)
+        config = with_head(text, tensors)
     counts: Counter[str] = Counter()
-    for name, tensor in survey.tensors.items():
+    for name, tensor in tensors.items():
         if not is_computed_buffer(name):
             counts[tensor.dtype] += tensor.parameters
     return Checkpoint(
         folder=folder.absolute(),
-        config=survey.config,
-        architecture=survey.config["architectures"][0],
-        model_type=survey.config["model_type"],
-        tensors=survey.tensors,
+        config=config,
+        architecture=config["architectures"][0],
+        model_type=config["model_type"],
+        tensors=tensors,
         dtypes=dict(counts.most_common()),
         weight_files=survey.weight_files,
         code_files=code_files(folder),
+        published=survey.config,
     )
 
 
@@ -141,6 +184,13 @@ def _references(auto_map: Any) -> Iterator[str]:
             yield from _references(child)
 
 
+def _converting(pickles: list[Path]) -> str:
+    """The command that writes pickled weights as safetensors; it runs no code of theirs."""
+    target = pickles[0].with_name(SINGLE_FILE)
+    words = [str(training_interpreter()), "-c", _CONVERT, str(target), *map(str, pickles)]
+    return shlex.join(words)
+
+
 class _Survey:
     """One pass over a folder that goes on after a fault, so that all are reported together."""
 
@@ -153,12 +203,19 @@ class _Survey:
         if not folder.is_dir():
             self.report("model-missing", f"there is no model folder {folder}", folder)
             return
+        pointers = lfs_pointers(folder)
+        if pointers:
+            kind = "is a Git LFS pointer" if len(pointers) == 1 else "are Git LFS pointers"
+            text = f"{', '.join(pointers)} {kind}, not the file itself"
+            self.report("model-lfs-pointer", text, folder)
         self._read_config()
         self._read_weights()
+        of_pointers = {str(folder / name) for name in pointers}
+        self.findings = [one for one in self.findings if one.where not in of_pointers]
 
-    def report(self, code: str, message: str, where: Path) -> None:
+    def report(self, code: str, message: str, where: Path, fix: str = "") -> None:
         self.findings.append(
-            Finding(code, message, where=str(where), fix=repair_command(self.folder))
+            Finding(code, message, where=str(where), fix=fix or repair_command(self.folder))
         )
 
     def _read_config(self) -> None:
@@ -195,6 +252,9 @@ class _Survey:
             self._read_shard(SINGLE_FILE)
         elif index.is_file():
             self._read_shards(index)
+        elif pickles := sorted(path for path in self.folder.glob("*.bin") if path.is_file()):
+            text = f"the weights are pickles ({pickles[0].name}), which could run code"
+            self.report("model-no-safetensors", text, self.folder, _converting(pickles))
         else:
             self.report(
                 "model-no-safetensors",

@@ -9,6 +9,7 @@ from typing import Any
 
 from iisft.errors import Finding, Severity
 from iisft.files import read_json_object, write_json_atomically
+from iisft.workspace import lfs_pointers, lfs_pull
 
 OWN_FOLDER = ".iisft"  # inside a model folder: manifest, parts, lock
 _PAPERS = ("readme", "license", "licence", "notice", "use_policy")
@@ -167,7 +168,11 @@ def repo_by_place(folder: Path) -> str | None:
 
 
 def repair_command(folder: Path) -> str:
-    """The command that completes a folder: the commit that it holds, from the hub it came from."""
+    """The command that completes a folder: the commit that it holds, from the hub it came from; of
+    a clone, what git has not fetched.
+    """
+    if lfs_pointers(folder):
+        return lfs_pull(folder)
     manifest = read(folder)
     if manifest is None:
         repo = shlex.quote(repo_by_place(folder) or "OWNER/NAME")

@@ -19,7 +19,7 @@ from iisft.models.hub.metadata import (
     modelscope_listing,
     place_of,
 )
-from iisft.models.hub.network import PASSING, agree_on_certificates
+from iisft.models.hub.network import PASSING, agree_on_certificates, require_name
 
 DEADLINE_S = 30.0  # for one hub's whole listing
 _PAUSES_S = (1.0, 3.0)  # between attempts
@@ -105,6 +105,8 @@ class Hubs:
 
     def _ask(self, source: str, repo: str, revision: str | None) -> None:
         try:
+            endpoint = endpoint_of(source)
+            require_name(endpoint, place_of(source, endpoint))
             answer: Listing | TransferError = (
                 _patiently(huggingface_listing, repo, revision)
                 if source == HUGGINGFACE

@@ -1,13 +1,20 @@
 """How iisft talks to hubs: timeouts, certificates, and messages for what goes wrong."""
 
 import os
+import queue
 import re
+import socket
+import threading
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from iisft.errors import TransferError
 
 CONNECT_S = 10.0
 READ_S = 30.0  # between two bytes: requests has no limit for a whole transfer
+NAME_S = 10.0  # for a resolver that answers slowly
+_OFFLINE_NAME_S = 1.0  # where there is no route to one
 
 # Codes of TransferErrors that waiting, or another hub, may fix.
 PASSING = frozenset({"hub-unreachable", "hub-timeout", "hub-error", "hub-busy"})
@@ -54,6 +61,62 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def require_name(endpoint: str, place: str) -> None:
+    """Fail at once where the address has no scheme, or its name no address.
+
+    The clients would say the first in their own words, and try for the second ten seconds long.
+
+    Raises:
+        TransferError: so it is.
+    """
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise TransferError(
+            "hub-endpoint",
+            f"HF_ENDPOINT is not an address: {shown(endpoint)}",
+            where="HF_ENDPOINT",
+            fix=f"export HF_ENDPOINT=https://{endpoint.rpartition('://')[2].rpartition('@')[2]}",
+        )
+    if parts.scheme in getproxies() and not proxy_bypass(parts.hostname):
+        return  # the proxy knows the name
+    answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+    name, port = parts.hostname, parts.port or parts.scheme
+
+    def resolve() -> None:
+        try:
+            socket.getaddrinfo(name, port)
+        except (OSError, UnicodeError) as error:
+            answers.put(error if isinstance(error, OSError) else OSError(str(error)))
+        else:
+            answers.put(None)
+
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        error = answers.get(timeout=NAME_S if _has_route() else _OFFLINE_NAME_S)
+    except queue.Empty:
+        error = OSError("no answer from a resolver")
+    if error is not None:
+        offline = "" if _has_route() else "; this machine has no network"
+        raise TransferError(
+            "hub-unknown-name",
+            f"{place} can't be reached: {_short(str(error))}{offline}",
+            where=place,
+            fix=_try_elsewhere(place, ""),
+        ) from error
+
+
+def _has_route() -> bool:
+    """Whether this machine has a way out; also where that can't be seen."""
+    try:
+        four = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
+        six = Path("/proc/net/ipv6_route").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return True
+    return any(line.split()[1:2] == ["00000000"] for line in four) or any(
+        line.startswith("0" * 32 + " 00 ") and not line.endswith(" lo") for line in six
+    )
+
+
 def connection_error(error: BaseException, place: str) -> TransferError:
     """What a failed connection means, judged by the names of the exception and its causes."""
     names, texts = _chain(error)
@@ -75,13 +138,16 @@ def connection_error(error: BaseException, place: str) -> TransferError:
         )
     if "Timeout" in names:
         return TransferError(
-            "hub-timeout", f"no answer from {place} in time", where=place, fix=_try_elsewhere(proxy)
+            "hub-timeout",
+            f"no answer from {place} in time",
+            where=place,
+            fix=_try_elsewhere(place, proxy),
         )
     return TransferError(
         "hub-unreachable",
         f"{place} can't be reached: {_short(texts)}",
         where=place,
-        fix=_try_elsewhere(proxy),
+        fix=_try_elsewhere(place, proxy),
     )
 
 
@@ -152,9 +218,11 @@ def _proxy_hint() -> str:
     return ""
 
 
-def _try_elsewhere(proxy: str) -> str:
+def _try_elsewhere(place: str, proxy: str) -> str:
     via = f"; the connection goes through {proxy}" if proxy else ""
+    if place.startswith("ModelScope"):
+        return f"check the network, or --source huggingface{via}"
     return (
-        "check the network; try the other --source, or a mirror: export "
+        "check the network, or --source modelscope, or a mirror: export "
         f"HF_ENDPOINT=https://hf-mirror.com{via}"
     )

@@ -26,6 +26,7 @@ from iisft.models.hub.hubs import Hubs
 from iisft.models.hub.listing import Listing, RemoteFile, select
 from iisft.models.hub.network import PASSING
 from iisft.models.hub.parallel import Show, Stop, Tally, each
+from iisft.workspace import lfs_pointers, lfs_pull
 
 _BUFFER = 1024 * 1024
 _UNREACHABLE = PASSING | {"hub-offline"}
@@ -76,6 +77,13 @@ def _no_manifest(folder: Path) -> TransferError:
         return TransferError(
             "no-folder", f"there is no folder {folder}", where=str(folder), fix="iisft models"
         )
+    if pointers := lfs_pointers(folder):
+        return TransferError(
+            "model-lfs-pointer",
+            f"{pointers[0]} is a Git LFS pointer, not the file itself",
+            where=str(folder),
+            fix=lfs_pull(folder),
+        )
     fix = f"iisft download --adopt {shlex.quote(str(folder))} records its digests"
     return TransferError("no-manifest", f"{folder} has no manifest", where=str(folder), fix=fix)
 
@@ -101,6 +109,8 @@ def adopt(
         raise TransferError(
             "nothing-to-adopt", "it holds no model files", where=str(folder), fix="iisft models"
         )
+    if lfs_pointers(folder):
+        raise _no_manifest(folder)
     name = repo or _recorded_repo(folder) or repo_by_place(folder)
     if name is None and sources:
         raise UsageError(

@@ -1,12 +1,13 @@
 """What speaks against a run, seen in the model that its trainer would build."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from iisft.errors import Finding
 from iisft.files import read_json_object
-from iisft.llamafactory.library_warnings import telling
+from iisft.llamafactory.library_warnings import LIBRARY_WARNING, telling
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.manifest import repair_command
 from iisft.models.view.built import Built
@@ -42,7 +43,7 @@ def findings(
     yield from _weights(facts, checkpoint)
     yield from _numbers(preset, checkpoint)
     for text in telling(facts["warnings"]):
-        yield Finding("library-warning", text[:_LONGEST_WARNING], where="model", severity="warn")
+        yield Finding(LIBRARY_WARNING, text[:_LONGEST_WARNING], where="model", severity="warn")
     if "tokens" in facts:
         yield from _ends(facts["tokens"], checkpoint)
     yield from _generation(facts.get("generation", ""), checkpoint)
@@ -241,6 +242,9 @@ def _attention(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
         )
 
 
+_ALL = "--set lora.target=all"
+
+
 def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """peft objects only when no target at all is found: one of two trains half an adapter."""
     target = preset.lora.target
@@ -256,15 +260,22 @@ def _targets(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
             f"the model as it is built has no module {name} for lora.target; it has "
             + ", ".join(sorted(modules)),
             where="lora.target",
-            fix=near[0] if near else "lora.target: all",
+            fix=corrected_target(names, name, near[0] if near else ""),
         )
+
+
+def corrected_target(names: Iterable[str], wrong: str, meant: str) -> str:
+    """The --set that names another module, or all where none is near."""
+    found = [meant if name.strip() == wrong else name.strip() for name in names]
+    target = f"lora.target=[{', '.join(found)}]"
+    return f"--set {shlex.quote(target)}" if meant else _ALL
 
 
 def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """Experts that transformers keeps as one tensor get no adapter, and nothing says so."""
     base, owners = facts["base"], facts["modules"]
     parameters = facts["adapted"]["parameters"]
-    share = sum(parameters.values()) / max(base, 1)
+    share = Built(facts).adapted_share or 0.0
     left_out = {
         name: count / max(base, 1)
         for name, count in owners.items()

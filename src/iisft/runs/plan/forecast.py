@@ -95,8 +95,8 @@ def forecast_run(
     model = read_architecture(facts.config, preset.lora.target)
     if model is None:
         text = (
-            "config.json lacks a size that the plan needs, or the model has experts: memory "
-            "and time are not known"
+            "config.json lacks a size that the plan needs, or the model has experts or layers that "
+            "it can't count (Gemma 4): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings
@@ -113,6 +113,7 @@ def forecast_run(
         rows=datasets[0].rows if datasets else None,
         row_tokens=known_rows.row_tokens(datasets[0]) if datasets else None,
         exact=architectures[0] in EXACT_ARCHITECTURES,
+        data_bytes=sum(_size(dataset.file) for dataset in datasets),
     )
     if datasets:
         share, most = known_rows.trained(datasets[0])
@@ -249,6 +250,13 @@ def fit_findings(preset: Preset, result: Forecast, *, only_warn: bool) -> Iterat
 def largest_parts(result: Forecast) -> list[tuple[str, int]]:
     """The three biggest parts of the peak."""
     return sorted(result.memory.parts.items(), key=lambda part: -part[1])[:3]
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _used_by_others_gib(gpus: Sequence[Gpu]) -> float:

@@ -5,12 +5,14 @@ Planning writes nothing. `plan`, `env-check --preset` and `train --dry-run` show
 `iisft.runs.plan.create` executes the same object.
 """
 
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from iisft import notices
 from iisft.errors import Finding
 from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
@@ -24,7 +26,7 @@ from iisft.machine.facts.gpus import Gpu
 from iisft.models.view.build import with_step
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
-from iisft.runs.plan import building, token_cache
+from iisft.runs.plan import building, places, token_cache
 from iisft.runs.plan import forecast as forecasts
 from iisft.runs.plan import preflight as checks
 from iisft.runs.plan.plan import Plan, Preflight, _rows_are_known
@@ -123,6 +125,7 @@ def _checked(
         plan.loaded, placement, preflight.machine, plan.checkpoint, plan.fits
     )
     findings = [*notes, *preflight.wrong, *doctored, *env_findings(plan.loaded)]
+    findings += notices.check(preset.notify, os.environ)
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
@@ -144,7 +147,7 @@ def _checked(
     if plan.forecast is not None:
         findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
     findings += of_data
-    findings += checks.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
+    findings += places.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
     if plan.folder.path.exists() and not placement.node_rank:
         findings.append(checks.taken(plan.folder))
     findings += reference_findings(plan.train_yaml)
@@ -159,7 +162,10 @@ def _with_tokens(plan: Plan, workspace: Workspace) -> Plan:
     datasets = list(plan.datasets)
     tokens = token_cache.find(plan.preset, datasets, plan.model_folder, plan.interpreter, workspace)
     if tokens is None:
-        return plan
+        slow = checks.tokenising_findings(
+            plan.preset, plan.train_yaml, plan.placement.world_size, datasets
+        )
+        return replace(plan, findings=(*plan.findings, *slow))
     text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
     return replace(
         plan,

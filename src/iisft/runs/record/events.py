@@ -4,8 +4,10 @@ started.
 
 import contextlib
 import statistics
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from iisft import files
@@ -25,6 +27,8 @@ class Events:
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.events
         self._waiting: deque[str] = deque()
+        self._writing = threading.Lock()  # notices are sent in threads, and what fails is on record
+        self.listener: Callable[[Finding], None] | None = None
 
     def lines(self) -> list[str]:
         """All of them so far."""
@@ -41,10 +45,12 @@ class Events:
     def finding(self, finding: Finding) -> None:
         """Put a finding on record."""
         self.append("finding", **finding.as_json())
+        if self.listener is not None:
+            self.listener(finding)
 
     def flush(self) -> None:
         """Write what waits, as far as there is room."""
-        with contextlib.suppress(OSError):
+        with self._writing, contextlib.suppress(OSError):
             while self._waiting:
                 files.append_line(self._file, self._waiting[0])
                 self._waiting.popleft()

@@ -12,10 +12,11 @@ from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed, differences
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.supervise import watchdogs
+from iisft.runs.supervise import loading, watchdogs
 from iisft.runs.supervise.ending import Crash, Ending
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+from iisft.secrets import Mask
 
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
@@ -45,6 +46,7 @@ class Attempt:
         self.log = TrainerLog.follow(
             folder.train_log, folder.trainer_log, start.begin, start.proof_word
         )
+        self._mask = Mask(folder.train_log)
         self.recorder = Recorder(events, adopted=start.adopted)
         self.proven = False
         self.fault: Ending | None = None
@@ -65,6 +67,10 @@ class Attempt:
         return self.recorder.last.step if self.recorder.last else self.start.from_step
 
     @property
+    def _repeated_rows(self) -> int:
+        return loading.repeated_rows(self.record, self.log.summary.get("rows"))
+
+    @property
     def _world_size(self) -> int:
         return self.expected.world_size
 
@@ -75,6 +81,7 @@ class Attempt:
         self._look(at_end=True)
         # ranks that outlived torchrun would keep their GPU
         left = process.kill_run(self.folder.marker)
+        self._mask.apply()
         if left:
             self.events.finding(Finding("unkillable", f"processes {left} can't be killed"))
         return self._ending(self.start.trainer.returncode())
@@ -83,10 +90,12 @@ class Attempt:
         """One round: take in the log, prove, watch, answer a stop request."""
         self.events.flush()
         arrived = self.recorder.take(self.log.read(at_end=at_end))
+        self._mask.apply()
         saving = not self.folder.node_rank and self._note_checkpoints()
         for metrics in arrived:
             if (sentence := self._nan.see(metrics)) and self.fault is None:
                 self._fail("nan", sentence, fix=f"{self._kept_text()} is kept; {_NAN_FIX}")
+        self._note_warnings(at_end=at_end)
         if not self.proven and self.fault is None:
             self._prove(at_end=at_end)
         if self.fault is not None:
@@ -123,7 +132,6 @@ class Attempt:
             self.proven = True
             return
         first_node = self.folder.node_rank == 0
-        observed = Observed(self.log.proofs, self.log.summary)
         reported = len(self.log.proofs) >= self.record.ranks and (
             not first_node or len(self.log.summary) == 4
         )
@@ -134,13 +142,16 @@ class Attempt:
         )
         found = differences(
             self.expected,
-            observed,
+            Observed(self.log.proofs, self.log.summary),
             self.record.ranks,
             is_first_node=first_node,
             complete=complete,
         )
         if not complete and not found:
             return
+        strange, tokens = loading.first_tokens(self.folder, self.record, self.log.proofs)
+        found += strange
+        observed = Observed(self.log.proofs, self.log.summary, tokens, self._repeated_rows)
         if first_node:
             try:
                 self.folder.update_record(observed=observed.as_json())
@@ -152,6 +163,13 @@ class Attempt:
             self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
         else:
             self.proven = True
+
+    def _note_warnings(self, *, at_end: bool) -> None:
+        """What the libraries said until the first step, once it was made."""
+        if self.log.warnings and (at_end or not self.log.listening):
+            said, self.log.warnings = self.log.warnings, []
+            for finding in loading.warned(self.folder, self.record, said):
+                self.events.finding(finding)
 
     def _ended_well(self) -> bool:
         """Ended by itself and without an error; of an adopted trainer, its last file tells."""
@@ -226,9 +244,10 @@ class Attempt:
         if self.fault is not None:
             return self.fault
         if self._did_all(returncode, step, total):
-            return Ending(
-                "finished", f"all {total} steps" if total else "node done", step, total, returncode
-            )
+            twice = self._repeated_rows
+            said = f"all {total} steps" if total else "node done"
+            said += f"; {twice} of {self.log.summary['rows']} rows came twice" if twice else ""
+            return Ending("finished", said, step, total, returncode)
         if self.stop_deadline is not None and not self._failed_meanwhile():
             asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
             state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"

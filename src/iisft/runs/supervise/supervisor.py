@@ -7,6 +7,7 @@ log itself: the supervisor's death does not end it, and the next supervisor adop
 """
 
 import contextlib
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -26,6 +27,7 @@ from iisft.runs.record.state import latest_metrics
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
+from iisft.runs.supervise.telling import Teller
 from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
@@ -44,6 +46,7 @@ class Supervisor:
         self.folder = folder
         self.record = record
         self.events = Events(folder)
+        self.teller = Teller(folder, record, self.events)
         self.restarts = 0
         self._crashes: set[tuple[int, str]] = set()
         self._furthest = -1
@@ -110,6 +113,7 @@ class Supervisor:
         self.events.append(
             "state", state="restarting", message=f"{ending.reason}; again in {pause:.0f} s"
         )
+        self.teller.restarting(ending, pause)
         deadline = time.monotonic() + pause
         while time.monotonic() < deadline:
             if self._told_to_end or self.folder.stop_request.exists():
@@ -141,6 +145,10 @@ class Supervisor:
         files.write_json_atomically(self.folder.exit, outcome)
         if ending.state == "finished" and not self.folder.node_rank:
             measurements.keep(self.folder, self.record, found)
+        if ending.state == "finished":
+            shutil.rmtree(self.folder.datasets_cache, ignore_errors=True)
+        self.teller.ended(ending, outcome)
+        self.teller.wait()
 
     def _restore_names(self) -> None:
         try:
