@@ -82,6 +82,20 @@ def test_the_figures_of_a_run_whose_last_word_was_an_evaluation(
     assert "  0.5000  " in iisft("runs").out
 
 
+def test_the_energy_of_a_run_and_its_cost(
+    iisft: CLI, train: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train().code == 0
+    assert "energy" not in iisft("status", "run").out
+    with folder.events.open("a") as events:
+        events.writelines(['{"kind": "power", "joules": 1800000.0, "seconds": 60.0}\n'] * 3)
+    assert "\nenergy       1.5 kWh by the GPUs\n" in iisft("status", "run").out
+    monkeypatch.setenv("IISFT_KWH_PRICE", "0.3")
+    assert "1.5 kWh by the GPUs, 0.45 at IISFT_KWH_PRICE\n" in iisft("status", "run").out
+    status = json.loads(iisft("status", "run", "--json").out)
+    assert status["measured"]["energy_kwh"] == 1.5
+
+
 def test_a_detached_run_names_the_way_to_see_it(train: CLI, iisft: CLI) -> None:
     result = train("--detach")
     assert "running; see it with: iisft watch run   stop it with: iisft stop run" in result.err

@@ -40,6 +40,8 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         )
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
+    if line := _energy(found.measured or {}):
+        console.out(f"energy       {line}")
     for name, value in (found.observed or {}).items():
         console.out(f"{name.replace('_', ' '):<21}{_in_words(value)}")
     for checkpoint in facts["checkpoints"]:
@@ -54,6 +56,18 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     console.out(f"folder       {found.folder.path}")
     if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
+
+
+def _energy(measured: dict[str, float]) -> str:
+    """The energy of the GPUs, and its cost where a price is known."""
+    from iisft.runs.record.measurements import PRICE_VARIABLE, cost
+
+    kwh = measured.get("energy_kwh")
+    if kwh is None:
+        return ""
+    price = cost(kwh)
+    paid = f", {price:.2f} at {PRICE_VARIABLE}" if price is not None else ""
+    return f"{kwh:.3g} kWh by the GPUs{paid}"
 
 
 def _in_words(value: object) -> str:
