@@ -150,6 +150,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     }
     assert imports["iisft.child.modeling_iisft"] == {
         "iisft.child.constants_iisft",
+        "iisft.child.products_iisft",
         "iisft.child.step_iisft",
         "iisft.child.stopping_iisft",
         "iisft.child.witness_iisft",

@@ -63,6 +63,7 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     observed = [json.loads(folder.record.read_text())["observed"] for folder in (part, whole)]
     # a resume begins with another row
-    batches = [(one.pop("first_batch"), one.pop("logit_positions")) for one in observed]
+    of_row = ("first_batch", "logit_positions", "reach")
+    batches = [[one.pop(name) for name in of_row] for one in observed]
     assert observed[0] == observed[1] and all(map(all, batches))
     assert observed[0]["layers_kept"] == 2  # all: mi50 says gradient_checkpointing: fit

@@ -6,6 +6,8 @@ nan | hang | ignore-stop | early-end |
 orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step FAKE_LOG_AT, 2
 unless said, and ends with 1) | forward:FILE (the same in the first forward, FAKE_REPORTED ranks,
 0 unless said, have reported, and FAKE_WAIT_FOR exists)
+
+FAKE_SAYS is printed before the training; FAKE_FIRST_ROWS (digests) and FAKE_REACH are in the proof.
 """
 
 import json
@@ -96,6 +98,7 @@ def main() -> None:
         say("Traceback (most recent call last):")
         say("ValueError: Cannot find valid samples, check `data/README.md` for the data format.")
         sys.exit(1)
+    say(os.environ.get("FAKE_SAYS", ""))
     record = json.loads(Path("run.json").read_text())
     expected = record["expected"]
     rows = expected["rows"] - (1 if MODE == "dropped-row" else 0)
@@ -146,7 +149,12 @@ def main() -> None:
                 },
                 "softcap": 50.0 if MODE == "no-cap" else None,
                 "capped": False,
-                "first_batch": {"shape": [1, 8], "sha256": "0123456789abcdef"},
+                "first_batch": {
+                    "shape": [1, 8],
+                    "sha256": "0123456789abcdef",
+                    "rows": json.loads(os.environ.get("FAKE_FIRST_ROWS", "null")),
+                },
+                "reach": json.loads(os.environ.get("FAKE_REACH", "null")),
             }
             say(f"iisft-observed {os.environ['IISFT_PROOF']} {json.dumps(proof)}")
     if IN_FORWARD:

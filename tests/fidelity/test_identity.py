@@ -100,6 +100,14 @@ def test_stored_weights_in_float32_arithmetic_equal_float32_weights(
     assert plain["adapter"] != exact["adapter"]
 
 
+# [sliding window, keys that a row's last token sees, later keys that its middle one sees, layers]
+REACHES = {
+    "mistral": [[32, 32, 0, 2]],
+    "gemma2": [[32, 32, 0, 1], [None, 96, 0, 1]],
+    "gemma3": [[32, 32, 0, 2]],
+}
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
     (exact,), (float32,) = ways["exact"].lines[name], ways["float32"].lines[name]
@@ -118,8 +126,9 @@ def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
         "layers_kept": 0,
         "logit_positions": exact["logit_positions"],
     }
-    for name_of_line in ("loaded", "adapted", "softcap", "capped", "first_batch"):
+    for name_of_line in ("loaded", "adapted", "softcap", "capped", "first_batch", "reach"):
         common[name_of_line] = exact[name_of_line]
+    assert exact["reach"] == {"tokens": 96, "layers": REACHES.get(name, [[None, 96, 0, 2]])}
     assert exact["loaded"] == {"missing": [0], "unexpected": [0], "mismatched": [0]}
     assert exact["capped"] == (exact["softcap"] is not None) == (name == "gemma2")
     assert exact["kernels"] == {"sdpa": 0, "eager": 2} == float32.pop("kernels")

@@ -54,6 +54,8 @@ def test_two_ranks_are_identical_and_both_prove_it(models: Path, tmp_path: Path,
         ]
         assert {e["arithmetic"] for e in lines} == {arithmetic}
         # each rank has rows of its own
-        first, second = ({**line, "first_batch": None, "logit_positions": None} for line in lines)
+        first, second = (
+            {**line, "first_batch": None, "logit_positions": None, "reach": None} for line in lines
+        )
         assert {**first, "rank": 1, "local_rank": 1} == second
         assert lines[0]["first_batch"] != lines[1]["first_batch"]

@@ -9,6 +9,7 @@ from harness import Batch, make_view
 
 from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.models.view.build import build_view, plan_view
+from iisft.runs.record.proof import Expected, Observed, differences
 
 pytestmark = pytest.mark.slow
 
@@ -39,30 +40,105 @@ def poisoned_copy(models: Path, folder: Path, witness: Path) -> Path:
     return folder
 
 
-def trusted_copy(models: Path, folder: Path) -> Path:
-    """A toy model whose architecture transformers does not know, with its two Python files."""
+# Parts of a toy model that do something else than its config says.
+OWN_ATTENTION = """
+from torch.nn import functional
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, apply_rotary_pos_emb
+
+class OwnAttention(Qwen3Attention):
+    def forward(self, hidden_states, position_embeddings, attention_mask, **kwargs):
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        heads = [norm(project(hidden_states).view(shape)).transpose(1, 2) for project, norm in (
+            (self.q_proj, self.q_norm), (self.k_proj, self.k_norm), (self.v_proj, lambda x: x))]
+        query, key = apply_rotary_pos_emb(*heads[:2], *position_embeddings)
+        answer = functional.scaled_dot_product_attention(
+            query, key, heads[2], is_causal=CAUSAL, enable_gqa=True)
+        return self.o_proj(answer.transpose(1, 2).flatten(2)), None
+
+Own = OwnAttention
+PART = "self_attn"
+"""
+NARROW_MLP = """
+import torch
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
+
+class Own(Qwen3MLP):
+    def forward(self, x):
+        for layer in (self.gate_proj, self.down_proj):
+            narrow = x.bfloat16() @ layer.weight.bfloat16().T
+            x = narrow.float()
+        return x
+
+PART = "mlp"
+"""
+HIDDEN_MLP = """
+import torch
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
+
+class Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        with torch._C.DisableTorchFunction():
+            return torch.mm(x.flatten(0, 1).bfloat16(), weight.bfloat16().T).float().view(
+                *x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ ctx.saved_tensors[0], None
+
+class Own(Qwen3MLP):
+    def forward(self, x):
+        return Hidden.apply(Hidden.apply(x, self.gate_proj.weight), self.down_proj.weight)
+
+PART = "mlp"
+"""
+
+
+OWN_PARTS = {
+    "own attention": OWN_ATTENTION.replace("CAUSAL", "True"),
+    "attention that looks ahead": OWN_ATTENTION.replace("CAUSAL", "False"),
+    "narrow mlp": NARROW_MLP,
+    "hidden mlp": HIDDEN_MLP,
+}
+
+
+def trusted_copy(models: Path, folder: Path, part: str = "") -> Path:
+    """A toy model whose architecture transformers does not know, with its two Python files; `part`
+    is the source of a class Own for what it calls PART.
+    """
     folder.mkdir(parents=True)
+    module = f"toy{len(list(folder.parent.glob('source *')))}"  # one process loads all of them
     for path in (models / "qwen3" / "model").iterdir():
         if path.name != "config.json":
             (folder / path.name).symlink_to(path)
     config = json.loads((models / "qwen3" / "model" / "config.json").read_text(encoding="utf-8"))
     config |= {
         "architectures": ["ToyForCausalLM"],
-        "model_type": "toy_of_iisft",
+        "model_type": f"{module}_of_iisft",
         "auto_map": {
-            "AutoConfig": "toy_config.ToyConfig",
-            "AutoModelForCausalLM": "toy.ToyForCausalLM",
+            "AutoConfig": f"{module}_config.ToyConfig",
+            "AutoModelForCausalLM": f"{module}.ToyForCausalLM",
         },
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "toy_config.py").write_text(
+    (folder / f"{module}_config.py").write_text(
         "from transformers import Qwen3Config\n\nclass ToyConfig(Qwen3Config):\n    model_type = "
-        "'toy_of_iisft'\n"
+        f"'{module}_of_iisft'\n"
     )
-    (folder / "toy.py").write_text(
-        "from transformers import Qwen3ForCausalLM\nfrom .toy_config import ToyConfig\n\n"
-        "class ToyForCausalLM(Qwen3ForCausalLM):\n    config_class = ToyConfig\n"
+    (folder / f"{module}.py").write_text(
+        "from transformers import Qwen3ForCausalLM\n"
+        f"from .{module}_config import ToyConfig\n\n"
+        "class ToyForCausalLM(Qwen3ForCausalLM):\n    config_class = ToyConfig\n" + part
     )
+    if part:
+        with (folder / f"{module}.py").open("a") as file:
+            file.write(
+                "\ndef build(self, config):\n    Qwen3ForCausalLM.__init__(self, config)\n"
+                "    for layer in self.model.layers:\n"
+                "        getattr(layer, PART).__class__ = Own\n"
+                "ToyForCausalLM.__init__ = build\n"
+            )
     return folder
 
 
@@ -111,6 +187,9 @@ def runs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     add("poisoned", planned_view(poisoned, batch.folder / "v9" / "model", "fp32", "stored", False))
     toy = trusted_copy(models, batch.folder / "source toy")
     add("trusted", planned_view(toy, batch.folder / "v10" / "model", "fp32", "fp32", True))
+    for name, part in OWN_PARTS.items():
+        toy = trusted_copy(models, batch.folder / f"source {name}", part)
+        add(name, planned_view(toy, batch.folder / f"view {name}" / "model", "fp32", "fp32", True))
     add("float32", view("v11", "fp32", "fp32"))
     add(
         "trainable head",
@@ -184,6 +263,29 @@ def test_poisoned_json_files_run_nothing_through_the_view(runs: Batch) -> None:
 def test_trusted_code_runs_under_our_witness(runs: Batch) -> None:
     assert only_line(runs, "trusted")["class"] == "ToyForCausalLM"
     assert runs.result("trusted") == runs.result("float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("trusted", []),
+        ("own attention", ["2 layers computed sdpa attention, not eager"]),
+        (
+            "attention that looks ahead",
+            [
+                "2 layers computed sdpa attention, not eager",
+                "2 attention layers look at later tokens",
+            ],
+        ),
+        ("narrow mlp", ["products of the first forward in bfloat16 (4), not float32"]),
+        ("hidden mlp", ["products of the first forward in bfloat16 (4), not float32"]),
+    ],
+)
+def test_what_trusted_code_does_otherwise_is_said(runs: Batch, name: str, said: list[str]) -> None:
+    line = only_line(runs, name)
+    expected = Expected("float32", "float32", None, "eager", "native", 1, 4, 32)
+    found = differences(expected, Observed({0: line}, {}), 1, is_first_node=False)
+    assert found == [f"rank 0: {sentence}" for sentence in said]
 
 
 def test_a_trainable_head_learns(runs: Batch) -> None:

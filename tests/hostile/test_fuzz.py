@@ -383,7 +383,9 @@ def test_predictions(seed: int, attack: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_model_folders(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
+def test_model_folders(
+    seed: int, attack: Any, model: Path, fake_trainer: Any, tmp_path: Path
+) -> None:
     draw = random.Random(seed)
     name = draw.choice(
         (

@@ -115,6 +115,7 @@ def test_the_record_brings_no_code_into_the_environment(
     "name",
     [
         "modeling_iisft.py",
+        "products_iisft.py",
         "step_iisft.py",
         "stopping_iisft.py",
         "witness_iisft.py",

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,27 @@ from typing import Any
 import pytest
 from hub_server import HubServer, Repo, running
 from models_on_disk import CONFIG, REPO, repository, write_json, write_safetensors
+
+
+@pytest.fixture(autouse=True)
+def trainer(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], None]:
+    """An interpreter without LLaMA-Factory, until a test gives it what it would make of a model."""
+    file = tmp_path_factory.mktemp("trainer") / "python"
+
+    def give(facts: dict[str, Any], *packages: str) -> None:
+        about = {"python": "3.11.7", "packages": dict.fromkeys(packages, "0.9.5"), "launcher": None}
+        file.write_text(
+            f"#!{sys.executable}\nimport sys\n"
+            f"print({json.dumps(json.dumps(facts))} if 'build_model' in sys.argv[1]\n"
+            f"      else {json.dumps(json.dumps(about))})\n"
+        )
+        file.chmod(0o755)
+
+    give({})
+    monkeypatch.setenv("IISFT_PYTHON", str(file))
+    return lambda facts: give(facts, "llamafactory", "torch")
 
 
 @pytest.fixture

@@ -329,3 +329,32 @@ def test_training_names_the_download_of_a_model_that_is_missing(iisft: CLI) -> N
     result = iisft("train", "--preset", "mi50", "--dry-run")
     assert "error: the model Qwen/Qwen2.5-7B-Instruct is not there\n" in result.err
     assert "  fix:   iisft download Qwen/Qwen2.5-7B-Instruct, or --model DIR\n" in result.err
+
+
+BUILT: dict[str, Any] = {
+    "warnings": [["peft", "a library says something"], ["transformers", "LOAD REPORT: none"]],
+    "loaded": {"missing": [1, ["lm_head.weight"]], "unexpected": [0, []], "mismatched": [0, []]},
+    "base": 40,
+    "modules": {"mlp.up_proj": 30, "self_attn.q_proj": 10},
+    "adapted": {
+        "modules": {"q_proj": 2, "up_proj": 2},
+        "parameters": {"mlp.up_proj": 28, "self_attn.q_proj": 10},
+    },
+    "trained_whole": [],
+}
+
+
+def test_model_show_has_what_the_trainer_would_make_of_it(
+    model_folder: Path, iisft: CLI, trainer: Callable[[dict[str, Any]], None]
+) -> None:
+    trainer(BUILT)
+    first, again = (iisft("model", "show", str(model_folder)) for _ in range(2))
+    assert first.err.startswith("building the model without its weights (some seconds; ")
+    assert again.err == first.err.split("\n", 1)[1]
+    assert "a library says something" in again.err and "LOAD REPORT" not in again.err
+    assert "1 in no file, so that they would be random (lm_head.weight)" in again.err
+    assert (first.code, first.out) == (again.code, again.out) == (3, again.out)
+    line = "  adapters      q_proj 2, up_proj 2: 95% of the parameters (lora.target: all)\n"
+    assert line in again.out
+    document = json.loads(iisft("model", "show", str(model_folder), "--json").out)
+    assert (document["adapters"], document["adapted_share"]) == ({"q_proj": 2, "up_proj": 2}, 0.95)

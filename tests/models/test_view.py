@@ -50,6 +50,7 @@ def test_the_whole_plan_of_exact_float32(model_folder: Path) -> None:
         "config.json",
         "constants_iisft.py",
         "modeling_iisft.py",
+        "products_iisft.py",
         "step_iisft.py",
         "stopping_iisft.py",
         "witness_iisft.py",

@@ -377,3 +377,36 @@ def test_what_rules_llamafactory_model_and_data_object_to_is_told_together(
         3,
         sorted([*in_preset, "model-missing", "data-missing"]),
     )
+
+
+def test_validate_says_what_the_trainer_s_own_code_says(
+    iisft: CLI,
+    model: Path,
+    workspace: Path,
+    fake_trainer: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = workspace / "mine.yaml"
+    file.write_text(f"extends: mi50\nmodel: {{id: {json.dumps(str(model))}}}\n")
+    refusal = {"stage": "template", "error": "ValueError: Template qwem does not exist."}
+    monkeypatch.setenv("FAKE_BUILT", json.dumps({"warnings": [], **refusal}))
+    first, again = (iisft("preset", "validate", str(file)) for _ in range(2))
+    said = (
+        "error: LLaMA-Factory can't use this template: ValueError: Template qwem does not exist.\n"
+        "  where: model.template\n"
+    )
+    assert (first.code, again.code, again.err) == (3, 3, said)
+    assert first.err.startswith("building the model without its weights (")
+    assert first.err.endswith(said)
+    monkeypatch.delenv("FAKE_BUILT")
+    other = iisft("preset", "validate", str(file), "--json")  # remembered, for nothing changed
+    assert [one["id"] for one in json.loads(other.out)[0]["findings"]] == ["template-refused"]
+
+
+def test_validate_works_without_a_training_interpreter(
+    iisft: CLI, model: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = workspace / "mine.yaml"
+    file.write_text(f"extends: mi50\nmodel: {{id: {json.dumps(str(model))}}}\n")
+    monkeypatch.setenv("IISFT_PYTHON", "/nowhere/python")
+    assert iisft("preset", "validate", str(file)).code == 0

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32
+from .products_iisft import dispatched
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
 from .witness_iisft import LOADED, Witness, loading_report
@@ -179,7 +180,7 @@ def __getattr__(name: str) -> type:
             if arithmetic == FLOAT32:
                 make_exact(self)
                 keep_the_draw()
-            Witness(self, arithmetic)
+            Witness(self, arithmetic, None if TRUSTED is None else dispatched)
             install()
 
         @classmethod

@@ -4,6 +4,7 @@ Lies beside the modelling file in every view.
 """
 
 import hashlib
+import inspect
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -11,68 +12,58 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from .constants_iisft import PROOF_MARK
+from .products_iisft import Products, windows
 from .stopping_iisft import say
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 LOADED = "_iisft_loaded"  # of a model that came from files: transformers' report about them
 _NAMES = 3  # of tensors in a proof, whose line is short
-_PRODUCTS = frozenset(
-    {
-        "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm",
-        "mv", "dot", "einsum", "tensordot", "bilinear", "conv1d", "conv2d", "grouped_mm",
-        "_grouped_mm", "scaled_dot_product_attention", "multi_head_attention_forward",
-    }
-)  # fmt: skip
+_ROWS = 16  # whose digests stand in a proof
 
 
-class Products(TorchFunctionMode):
-    """Counts every product of a forward by the dtype in which it answers, and what attention is
-    made of, whatever module it stands in.
-
-    It looks at torch's Python functions only: what they do and which kernels they choose stays as
-    it is, to the last bit (a TorchDispatchMode would change that).
+def first_tokens(ids: Any, mask: Any) -> dict[str, Any]:
+    """Shape and digest of the token ids that the model gets first, each as eight bytes; of its
+    first rows length and digest without the padding, where the mask tells that.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: Counter[str] = Counter()
-        self.fused = self.softmaxes = self.caps = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        first = result[0] if isinstance(result, tuple) and result else result
-        if isinstance(first, torch.Tensor):
-            if name in _PRODUCTS and first.is_floating_point():
-                self.dtypes[plain(first.dtype)] += 1
-            if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
-                self.fused += 1
-            elif first.dim() >= 4 and name == "softmax":  # a router's has two dimensions
-                self.softmaxes += 1
-            elif first.dim() >= 4 and name == "tanh":
-                self.caps += 1
-        return result
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "products": dict(self.dtypes),
-            "kernels": {"sdpa": self.fused, "eager": self.softmaxes},
-            "capped": self.caps > 0,
-        }
-
-
-def first_tokens(ids: Any) -> dict[str, Any]:
-    """Shape and digest of the token ids that the model gets first, each as eight bytes."""
     if not isinstance(ids, torch.Tensor):
         return {"first_batch": None}
     numbers = ids.detach().to("cpu", torch.int64).contiguous()
-    digest = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:16]
-    return {"first_batch": {"shape": list(ids.shape), "sha256": digest}}
+    about = {"shape": list(ids.shape), "sha256": _digest(numbers), "rows": None}
+    real = None if mask is None else mask.detach().cpu()
+    if real is None or (real.shape == ids.shape and int(real.max()) <= 1):  # packed rows count up
+        rows = (
+            numbers if real is None else [row[m > 0] for row, m in zip(numbers, real, strict=True)]
+        )
+        about["rows"] = [[len(row), _digest(row)] for row in rows[:_ROWS]]
+    return {"first_batch": about}
+
+
+def _digest(numbers: torch.Tensor) -> str:
+    return hashlib.sha256(numbers.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def longest(rows: list[list[Any]] | None) -> tuple[int, int] | None:
+    """Place and length of the longest row."""
+    if not rows:
+        return None
+    length, place = max((row[0], -place) for place, row in enumerate(rows))
+    return -place, length
+
+
+def reached(config: Any, products: Products) -> dict[str, Any]:
+    """What attention looked at beside what the config says: [window, keys of the longest row's last
+    token, keys after the one in its middle] of each layer, where all of that is known.
+    """
+    configured, reaches = windows(config), products.reaches
+    if configured is None or reaches is None or products.place is None:
+        return {"reach": None}
+    if len(configured) != len(reaches):
+        return {"reach": None}
+    seen = Counter((window, *reach) for window, reach in zip(configured, reaches, strict=True))
+    layers = [[*one, count] for one, count in seen.items()]
+    return {"reach": {"tokens": products.place[1], "layers": layers}}
 
 
 def loading_report(info: Any) -> dict[str, Any]:
@@ -104,11 +95,18 @@ class Witness:
     after `__init__`.
     """
 
-    def __init__(self, model: Any, arithmetic: str) -> None:
-        self.model, self.arithmetic = model, arithmetic
+    def __init__(
+        self,
+        model: Any,
+        arithmetic: str,
+        dispatched: Callable[..., dict[str, Any]] | None = None,
+    ) -> None:
+        """`dispatched` looks at a forward of a class that iisft does not know."""
+        self.model, self.arithmetic, self.dispatched = model, arithmetic, dispatched
         self.seen: dict[str, Any] = {}
         self.inner: list[Any] = []
         self.products: Products | None = None
+        self.kernels: dict[str, Any] = {}
         backbone = getattr(model, model.base_model_prefix)
         self.outer = [
             backbone.register_forward_pre_hook(self._start, with_kwargs=True),
@@ -121,12 +119,16 @@ class Witness:
         if not (backbone.training and torch.is_grad_enabled()):
             return
         self.seen = {"attention_dtype": None, "linear_dtype": None}
-        self.seen |= first_tokens(args[0] if args else kwargs.get("input_ids"))
+        given = inspect.signature(backbone.forward).bind_partial(*args, **kwargs).arguments
+        given |= given.get("kwargs", {})
+        self.seen |= first_tokens(given.get("input_ids"), given.get("attention_mask"))
+        if self.dispatched is not None:
+            self.kernels = self.dispatched(backbone, args, kwargs)
         attention, linear = first_attention(backbone)
         for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
-        self.products = Products()
+        self.products = Products(longest((self.seen["first_batch"] or {}).get("rows")))
         self.products.__enter__()
 
     def _note(self, key: str) -> Hook:
@@ -148,7 +150,8 @@ class Witness:
         self._remove(self.outer)
         about = describe(self.model, self.arithmetic, output[0].device)
         assert products is not None
-        say(PROOF_MARK, {**about, **self.seen, **products.as_json()})
+        reach = reached(self.model.config, products)
+        say(PROOF_MARK, {**about, **self.seen, **products.as_json(), **reach, **self.kernels})
 
     @staticmethod
     def _remove(handles: list[Any]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
 from iisft.files import LineFollower
+from iisft.llamafactory.library_warnings import LIBRARY_WARNING
 from iisft.quoting import shell_word, visible
 from iisft.runs.record.folder import RunFolder, parse_event
 from iisft.runs.record.state import RunStatus
@@ -86,7 +87,10 @@ def next_steps(run: str) -> str:
 
 
 def say_end(ended: RunStatus) -> None:
-    """How a run ended: the cause and the fix, and the way to go on where there is one."""
+    """How a run ended: what the libraries warned of, the cause and the fix, and the way to go on
+    where there is one.
+    """
+    say_warnings(ended)
     console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
     if ended.state == "finished":
         console.say(f"  next: {next_steps(ended.folder.id)}")
@@ -100,6 +104,13 @@ def say_end(ended: RunStatus) -> None:
     console.say(f"  log: {ended.folder.train_log}")
     if ended.can_go_on:
         console.say(f"  go on with: iisft resume {ended.folder.id}")
+
+
+def say_warnings(ended: RunStatus) -> None:
+    """What the libraries said while the trainer loaded."""
+    for finding in ended.findings:
+        if finding.get("id") == LIBRARY_WARNING:
+            console.say(f"warning: {finding.get('message', '')}")
 
 
 def _stop(folder: RunFolder, *, now: bool) -> RunStatus | None:

@@ -74,7 +74,8 @@ def show(
 ) -> None:
     """Show parameters, dtypes, template and faults of a model folder.
 
-    It reads JSON files and safetensors headers; no weight is loaded and no code runs.
+    It reads JSON files and safetensors headers. With a training interpreter, LLaMA-Factory builds
+    the model without weights; no code of the model runs.
 
     \b
     Examples:
@@ -83,7 +84,7 @@ def show(
     """
     from iisft.models import describe
 
-    described = describe.describe(Workspace.current().model_folder(model))
+    described = describe.describe_built(Workspace.current().model_folder(model), console.say)
     console.findings(described.findings)
     if as_json:
         console.out_json(described.as_json())
@@ -116,6 +117,9 @@ def _print(one: "Description") -> None:
         "from": _origin(one),
         "licence": one.licence or "-",
     }
+    if one.adapters and one.adapted_share is not None:
+        parts = ", ".join(f"{name} {count}" for name, count in one.adapters.items())
+        lines["adapters"] = f"{parts}: {one.adapted_share:.0%} of the parameters (lora.target: all)"
     console.out(one.repo or one.folder.name)
     for name, text in lines.items():
         console.out(f"  {name:<13} {text}")

@@ -100,7 +100,8 @@ def validate(
 ) -> None:
     """Check presets: syntax, keys, types, rules, arguments.
 
-    All errors at once, each with its file and line. Exit 3 when a preset is wrong.
+    All errors at once, each with its file and line. Where the model is here, LLaMA-Factory's own
+    code reads the arguments and builds it without weights. Exit 3 when a preset is wrong.
 
     \b
     Examples:
@@ -108,6 +109,7 @@ def validate(
     """
     from iisft.errors import CheckFailed
     from iisft.llamafactory.environment import env_findings
+    from iisft.runs.plan.building import of_preset
     from iisft.runs.plan.preflight import extra_argument_findings
 
     results = []
@@ -115,6 +117,8 @@ def validate(
         try:
             loaded = _load(file, [], judge=False)
             found = [*loaded.warnings, *env_findings(loaded), *extra_argument_findings(loaded)]
+            if all(finding.severity != "error" for finding in found):
+                found += of_preset(loaded.preset, Workspace.current(), console.say)
         except CheckFailed as error:
             found = list(error.findings)
         except IisftError as error:

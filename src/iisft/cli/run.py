@@ -272,7 +272,8 @@ def _describe(resumed: "Resumed") -> str:
     if resumed.attached:
         return f"{name}: the trainer still runs; a new supervisor took over at step {resumed.step}"
     if resumed.step:
-        return f"{name}: goes on from checkpoint-{resumed.step}"
+        note = f"\n  note: {resumed.note}" if resumed.note else ""
+        return f"{name}: goes on from checkpoint-{resumed.step}{note}"
     return f"{name}: no complete checkpoint, so it starts over"
 
 

@@ -194,12 +194,13 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
-    from iisft.cli.follow import next_steps, say_end
+    from iisft.cli.follow import next_steps, say_end, say_warnings
 
     folder = plan.folder
     if ended.state != "finished":
         say_end(ended)
         return
+    say_warnings(ended)
     losses = [
         float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e
     ]

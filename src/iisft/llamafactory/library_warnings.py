@@ -7,6 +7,8 @@ Every other one is told to whoever starts the run. Checked with LLaMA-Factory 0.
 import re
 from collections.abc import Iterable, Iterator
 
+LIBRARY_WARNING = "library-warning"  # the findings' id
+
 HARMLESS: tuple[tuple[str, str], ...] = (
     (r"Version checking has been disabled", "iisft compares the versions itself"),
     (r"We recommend enable mixed precision training", "the preset says the precision"),
@@ -24,8 +26,25 @@ HARMLESS: tuple[tuple[str, str], ...] = (
     (r"Gemma-2 should use soft-capping attention", "told as a finding of its own"),
     (r"New (special )?tokens have been added, changed `resize_vocab`", "the preset adds them"),
     (r"Vocab has been resized, add", "the preset adds the tokens"),
+    (r"^(Future|Deprecation|PendingDeprecation)Warning: ", "of later versions than those that run"),
+    (r"pkg_resources is deprecated as an API", "of a package's import, which goes well"),
     (r"Remember to add embedding layers to `additional_target`", "LLaMA-Factory adds them itself"),
 )
+
+
+# As transformers and LLaMA-Factory log, and as Python's warnings module prints.
+_LINES = (
+    re.compile(r"^\[(?:WARNING|ERROR|CRITICAL)\|[^\]]{1,200}\] (?:\S+ \S+ |\S+:\d+ )>> (.+)$"),
+    re.compile(r"^/[^:]{1,1000}\.py:\d+: (\w*Warning: .+)$"),
+)
+
+
+def said_in(line: str) -> str | None:
+    """The warning in a line of a trainer's log."""
+    for pattern in _LINES:
+        if match := pattern.match(line):
+            return match[1]
+    return None
 
 
 def telling(said: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from iisft import files, json_values
 from iisft.child.constants_iisft import PROOF_MARK, SAID_MARK
+from iisft.llamafactory.library_warnings import said_in
 
 SUMMARY = {
     "rows": re.compile(r"Num examples = ([\d,]{1,20})$"),
@@ -22,6 +23,7 @@ SUMMARY = {
     "trainable_parameters": re.compile(r"Number of trainable parameters = ([\d,]{1,20})$"),
 }
 _MOST_AWAITED = 2  # a line of the log that was torn keeps no curve waiting
+_MOST_WARNINGS = 1000
 _MOST_STEPS = 2**53
 TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
@@ -78,6 +80,7 @@ class TrainerLog:
 
     trainer_log.jsonl has the step and the full-precision loss. Of the log only lines with the run's
     own word count: everything else may be the text of a data row, which the trainer prints.
+    `warnings` is what looks like one of the libraries', until the first step.
     """
 
     log: files.LineFollower
@@ -88,6 +91,8 @@ class TrainerLog:
     training_started: bool = False
     evaluating: bool = False
     grew: bool = False
+    listening: bool = True
+    warnings: list[str] = field(default_factory=list)
     _norms: dict[int, float | None] = field(default_factory=dict)
     _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
 
@@ -118,8 +123,11 @@ class TrainerLog:
         return list(self._pair(at_end))
 
     def _take_line(self, line: str) -> None:
+        if self.listening and (warning := said_in(line)) and len(self.warnings) < _MOST_WARNINGS:
+            self.warnings.append(warning)
         if (said := self._said(line, SAID_MARK)) is not None:
             if (step := _count(said.get("step"))) is not None:
+                self.listening = False
                 self._norms[step] = _number(said.get("grad_norm"))
             self._take_message(str(said.get("log", "")))
         proof = self._said(line, PROOF_MARK)

@@ -1,14 +1,18 @@
-"""A model folder as `models` and `model show` describe it, from small files and headers alone."""
+"""A model folder as `models` and `model show` describe it, from small files and headers; `model
+show` also asks the trainer's code to build it without weights.
+"""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iisft.errors import Finding, InputError
+from iisft.errors import Finding, IisftError, InputError
 from iisft.files import read_json_object
 from iisft.llamafactory import chat_template
+from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.fitting_template import guess
+from iisft.llamafactory.interpreter import inspect, training_interpreter
 from iisft.models.folder import manifest as manifests
 from iisft.models.folder.checkpoint import (
     Checkpoint,
@@ -17,7 +21,9 @@ from iisft.models.folder.checkpoint import (
     inspect_checkpoint,
 )
 from iisft.models.folder.manifest import ManifestFile
+from iisft.models.view import built, built_findings
 from iisft.models.view.build import plan_view
+from iisft.presets.schema import Preset
 
 # precision and weights as presets name them
 _PRECISIONS = {
@@ -58,6 +64,8 @@ class Description:
     template_note: str = ""
     chat_template: bool = False
     precisions: dict[str, str] = field(default_factory=dict)
+    adapters: dict[str, int] | None = None
+    adapted_share: float | None = None
     code_files: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -84,7 +92,7 @@ class Description:
                 "source", "endpoint", "repo", "revision", "commit", "licence", "architecture",
                 "model_type", "parameters", "dtypes", "layers", "heads", "kv_heads", "hidden_size",
                 "vocabulary", "context", "tied_embeddings", "template", "template_note",
-                "chat_template", "precisions", "state", "size",
+                "chat_template", "precisions", "adapters", "adapted_share", "state", "size",
             )
         }  # fmt: skip
         return {
@@ -94,6 +102,61 @@ class Description:
             "files": [file.as_json() for file in self.files],
             "findings": [finding.as_json() for finding in self.findings],
         }
+
+
+def describe_built(folder: Path, say: Callable[[str], None]) -> Description:
+    """The same with what LLaMA-Factory makes of it, where it is sound and an interpreter trains.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    described = describe(folder)
+    if described.faulty:
+        return described
+    try:
+        checkpoint = inspect_checkpoint(folder)
+        view = plan_view(checkpoint, precision="weights", weights="stored", trust_remote_code=False)
+        interpreter = inspect(training_interpreter())
+    except IisftError:
+        return described
+    if {"llamafactory", "torch"} - interpreter.packages.keys():
+        return described
+    preset = _plain_preset(described)
+    arguments = compile_arguments(
+        preset, model=folder, dataset_dir=folder, output_dir=folder, on_cpu=False
+    )
+    answer = built.ask(
+        view, checkpoint, arguments, interpreter, on_cpu=False, distributed=False, say=say
+    )
+    if isinstance(answer, str):
+        return described
+    told = [
+        finding
+        for finding in built_findings.findings(answer, preset, checkpoint)
+        if finding.severity != "info"
+    ]
+    return replace(
+        described,
+        adapters=answer.adapted,
+        adapted_share=answer.adapted_share,
+        findings=(*described.findings, *told),
+    )
+
+
+def _plain_preset(described: Description) -> Preset:
+    """An adapter on all linear layers, and nothing that a model could object to."""
+    return Preset.model_validate(
+        {
+            "summary": "model show",
+            "hardware": {"vendor": "nvidia", "arch": "sm_80", "gpus": 1, "memory_gib": 80},
+            "model": {"id": str(described.folder), "template": described.template or "empty"},
+            "precision": "weights",
+            "weights": "stored",
+            "attention": "eager",
+            "train": {"cutoff_len": 16, "learning_rate": 1e-5, "accumulation": 1},
+            "data": {"name": "rows"},
+        }
+    )
 
 
 def describe(folder: Path) -> Description:

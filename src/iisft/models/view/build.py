@@ -34,7 +34,13 @@ from iisft.models.view.support import (
 
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
-COMPANIONS = ("constants_iisft.py", "step_iisft.py", "stopping_iisft.py", "witness_iisft.py")
+COMPANIONS = (
+    "constants_iisft.py",
+    "products_iisft.py",
+    "step_iisft.py",
+    "stopping_iisft.py",
+    "witness_iisft.py",
+)
 
 _NO_CODE = "TRUSTED: Any = None"  # the line of the modelling file that trusted code replaces
 _TRUSTED_LINE = re.compile(r"^from \.\w+ import \w+ as TRUSTED$", re.MULTILINE)

@@ -54,6 +54,14 @@ class Built:
         found = self.facts.get("adapted")
         return dict(found["modules"]) if isinstance(found, dict) else None
 
+    @property
+    def adapted_share(self) -> float | None:
+        """Of the base model's parameters, the share in modules with an adapter."""
+        found = self.facts.get("adapted")
+        if not isinstance(found, dict):
+            return None
+        return float(sum(found["parameters"].values()) / max(self.facts["base"], 1))
+
 
 def ask(
     view: ViewPlan,

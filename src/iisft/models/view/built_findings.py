@@ -7,7 +7,7 @@ from typing import Any
 
 from iisft.errors import Finding
 from iisft.files import read_json_object
-from iisft.llamafactory.library_warnings import telling
+from iisft.llamafactory.library_warnings import LIBRARY_WARNING, telling
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.folder.manifest import repair_command
 from iisft.models.view.built import Built
@@ -43,7 +43,7 @@ def findings(
     yield from _weights(facts, checkpoint)
     yield from _numbers(preset, checkpoint)
     for text in telling(facts["warnings"]):
-        yield Finding("library-warning", text[:_LONGEST_WARNING], where="model", severity="warn")
+        yield Finding(LIBRARY_WARNING, text[:_LONGEST_WARNING], where="model", severity="warn")
     if "tokens" in facts:
         yield from _ends(facts["tokens"], checkpoint)
     yield from _generation(facts.get("generation", ""), checkpoint)
@@ -275,7 +275,7 @@ def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """Experts that transformers keeps as one tensor get no adapter, and nothing says so."""
     base, owners = facts["base"], facts["modules"]
     parameters = facts["adapted"]["parameters"]
-    share = sum(parameters.values()) / max(base, 1)
+    share = Built(facts).adapted_share or 0.0
     left_out = {
         name: count / max(base, 1)
         for name, count in owners.items()

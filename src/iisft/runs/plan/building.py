@@ -1,17 +1,23 @@
-"""What the trainer would make of a plan before its first step, and what speaks against that."""
+"""What the trainer would make of a plan or a preset before its first step, and what speaks against
+that.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from iisft.errors import Finding
+from iisft.errors import EnvironmentFault, Finding
+from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.environment import Placement
-from iisft.llamafactory.interpreter import Interpreter
+from iisft.llamafactory.interpreter import Interpreter, inspect, training_interpreter
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.view import built, built_findings
 from iisft.models.view.build import ViewPlan
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
 from iisft.runs.plan.datasets import RunDataset
+from iisft.runs.plan.preflight import model_for
+from iisft.runs.record.folder import RunFolder
+from iisft.workspace import Workspace
 
 # the doctor's findings after which asking the trainer's code would only fail again
 _UNIMPORTABLE = ("import-died", "import-failed", "torchaudio-mismatch")
@@ -53,3 +59,26 @@ def build(
     longest = [dataset.longest for dataset in datasets]
     known = None if not longest or None in longest else max(filter(None, longest))
     return answer, list(built_findings.findings(answer, preset, checkpoint, known))
+
+
+def of_preset(preset: Preset, workspace: Workspace, say: Callable[[str], None]) -> list[Finding]:
+    """What the trainer's own code says against a preset whose model is here and sound.
+
+    Nothing where no interpreter could train it.
+    """
+    model = model_for(preset, workspace.model_folder(preset.model.id))
+    if model.checkpoint is None:
+        return []
+    try:
+        interpreter = inspect(training_interpreter())
+    except EnvironmentFault:
+        return []
+    folder = RunFolder(workspace.runs / "run")
+    arguments = compile_arguments(
+        preset, model=folder.model, dataset_dir=folder.dataset, output_dir=folder.output,
+        on_cpu=False,
+    )  # fmt: skip
+    placement = Placement(ranks=preset.hardware.gpus)
+    return build(
+        preset, model.checkpoint, model.view, arguments, placement, (), interpreter, (), say
+    )[1]

@@ -47,10 +47,16 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Reports of the ranks of this node, and the trainer's own summary (only rank 0 prints one)."""
+    """Reports of the ranks of this node, and the trainer's own summary (only rank 0 prints one).
+
+    `tokens`: how the first batch compares with the token account; `repeated`: rows that each epoch
+    trains twice.
+    """
 
     proofs: Mapping[int, Mapping[str, Any]]
     summary: Mapping[str, int]
+    tokens: str = ""
+    repeated: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The `observed` object of run.json; null where nothing was reported."""
@@ -62,6 +68,8 @@ class Observed:
             "world_size": first.get("world_size"),
             "global_batch": self.summary.get("global_batch"),
             "rows": self.summary.get("rows"),
+            "rows_repeated": self.repeated,
+            "tokens": self.tokens or None,
             "trainable_parameters": self.summary.get("trainable_parameters")
             or first.get("trainable_parameters"),
             "autocast": first.get("autocast"),
@@ -70,11 +78,16 @@ class Observed:
             "loaded": first.get("loaded"),
             "adapted": first.get("adapted"),
             "products": first.get("products"),
-            "first_batch": first.get("first_batch"),
+            "first_batch": _without_rows(first.get("first_batch")),
+            "reach": first.get("reach"),
             "device": first.get("device"),
             "layers_kept": first.get("layers_kept"),
             "logit_positions": first.get("logit_positions"),
         }
+
+
+def _without_rows(batch: Any) -> Any:
+    return {k: v for k, v in batch.items() if k != "rows"} if isinstance(batch, dict) else batch
 
 
 def weights_dtype(proof: Mapping[str, Any]) -> str | None:
@@ -168,6 +181,21 @@ def _product_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterat
             yield f"{kernels[name]} layers computed {name} attention, not {expected.attention}"
     if proof.get("softcap") and expected.attention in kernels and not proof.get("capped"):
         yield f"the model's attention cap of {proof['softcap']} was left out"
+    yield from _reach_differences(proof.get("reach") or {})
+
+
+def _reach_differences(reach: Mapping[str, Any]) -> Iterator[str]:
+    """Attention that looks further back than the config's sliding window, less far, or ahead."""
+    tokens = reach.get("tokens", 0)
+    for window, seen, later, layers in reach.get("layers", []):
+        wanted = min(tokens, window or tokens)
+        if seen != wanted:
+            yield (
+                f"{layers} attention layers look back at {seen} of a row's {tokens} tokens, not at "
+                f"{wanted} (sliding_window {window})"
+            )
+        if later:
+            yield f"{layers} attention layers look at later tokens"
 
 
 def _modules(counts: Any) -> str:

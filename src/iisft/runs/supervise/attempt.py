@@ -12,7 +12,7 @@ from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed, differences
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.supervise import watchdogs
+from iisft.runs.supervise import loading, watchdogs
 from iisft.runs.supervise.ending import Crash, Ending
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import (
@@ -72,6 +72,10 @@ class Attempt:
         return self.recorder.last.step if self.recorder.last else self.start.from_step
 
     @property
+    def _repeated_rows(self) -> int:
+        return loading.repeated_rows(self.record, self.log.summary.get("rows"))
+
+    @property
     def _world_size(self) -> int:
         return self.expected.world_size
 
@@ -94,6 +98,7 @@ class Attempt:
         for metrics in arrived:
             if (sentence := self._nan.see(metrics)) and self.fault is None:
                 self._fail("nan", sentence, fix=f"{self._kept_text()} is kept; {_NAN_FIX}")
+        self._note_warnings(at_end=at_end)
         if not self.proven and self.fault is None:
             self._prove(at_end=at_end)
         if self.fault is not None:
@@ -132,7 +137,6 @@ class Attempt:
             self.proven = True
             return
         first_node = self.folder.node_rank == 0
-        observed = Observed(self.log.proofs, self.log.summary)
         reported = len(self.log.proofs) >= self.record.ranks and (
             not first_node or len(self.log.summary) == 4
         )
@@ -143,13 +147,16 @@ class Attempt:
         )
         found = differences(
             self.expected,
-            observed,
+            Observed(self.log.proofs, self.log.summary),
             self.record.ranks,
             is_first_node=first_node,
             complete=complete,
         )
         if not complete and not found:
             return
+        strange, tokens = loading.first_tokens(self.folder, self.record, self.log.proofs)
+        found += strange
+        observed = Observed(self.log.proofs, self.log.summary, tokens, self._repeated_rows)
         if first_node:
             try:
                 self.folder.update_record(observed=observed.as_json())
@@ -161,6 +168,13 @@ class Attempt:
             self._fail("not-as-preset", "this run is not what its preset says: " + "; ".join(found))
         else:
             self.proven = True
+
+    def _note_warnings(self, *, at_end: bool) -> None:
+        """What the libraries said until the first step, once it was made."""
+        if self.log.warnings and (at_end or not self.log.listening):
+            said, self.log.warnings = self.log.warnings, []
+            for finding in loading.warned(self.folder, self.record, said):
+                self.events.finding(finding)
 
     def _ended_well(self) -> bool:
         """Ended by itself and without an error; of an adopted trainer, its last file tells."""
@@ -235,9 +249,10 @@ class Attempt:
         if self.fault is not None:
             return self.fault
         if self._did_all(returncode, step, total):
-            return Ending(
-                "finished", f"all {total} steps" if total else "node done", step, total, returncode
-            )
+            twice = self._repeated_rows
+            said = f"all {total} steps" if total else "node done"
+            said += f"; {twice} of {self.log.summary['rows']} rows came twice" if twice else ""
+            return Ending("finished", said, step, total, returncode)
         if self.stop_deadline is not None and not self._failed_meanwhile():
             asked = "told to end, as at a shutdown," if self.told_to_end else "stopped on request"
             state: Literal["lost", "stopped"] = "lost" if self.told_to_end else "stopped"

@@ -23,11 +23,14 @@ _DYING_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """What a resume did. `step` is the checkpoint that it goes on from, 0 for the beginning."""
+    """What a resume did. `step` is the checkpoint that it goes on from, 0 for the beginning;
+    `note`: why what follows need not be what an unbroken run would have done, to the last bit.
+    """
 
     folder: RunFolder
     attached: bool
     step: int
+    note: str = ""
 
 
 def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = False) -> Resumed:
@@ -66,8 +69,26 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         for name in (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
         start_supervisor(folder, env)
-    chosen = folder.read_processes()
-    return Resumed(folder, attached=False, step=int(chosen.get("from_step", 0)))
+    step = int(folder.read_processes().get("from_step", 0))
+    note = _not_to_the_bit(record) if step else ""
+    if note:
+        folder.append_event("finding", **Finding("resume-inexact", note, severity="info").as_json())
+    return Resumed(folder, attached=False, step=step, note=note)
+
+
+def _not_to_the_bit(record: RunRecord) -> str:
+    """On a CPU, and with rows in random order, a resumed run is the unbroken one bit for bit."""
+    reasons = []
+    if record.gpus and not record.train_yaml.get("full_determinism"):
+        reasons.append(
+            "a GPU may add in another order (llamafactory.full_determinism: true forbids that)"
+        )
+    order = record.train_yaml.get("train_sampling_strategy", "random")
+    if order != "random":
+        reasons.append(f"rows are ordered by {order}, and the order is made again")
+    if not reasons:
+        return ""
+    return f"what follows need not be an unbroken run's to the last bit: {'; '.join(reasons)}"
 
 
 def _require_ended(status: RunStatus) -> None:
