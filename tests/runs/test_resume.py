@@ -212,7 +212,8 @@ def test_everything_killed_then_resumed_is_one_curve(
     lose(folder)
     resumed = iisft("resume", "run")
     assert (resumed.code, "run: goes on from checkpoint-2" in resumed.err) == (0, True)
-    assert resumed.err.count("***** Running training *****") == 1  # not the log of the life before
+    told = [line.split()[1] for line in resumed.out.splitlines() if line.startswith("step ")]
+    assert told == ["3/4", "4/4"]  # not the steps of the life before
     assert (steps(folder), steps(folder, "redone")) == ([1, 2, 3, 4], [3])
     assert "resume_from_checkpoint" in folder.resume_yaml.read_text()
 
@@ -487,6 +488,21 @@ def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
         "                  run  other",
         "preset.lora.rank  64   8",
     ]
+
+
+def test_diff_takes_no_resume_for_a_difference(iisft: CLI, train: CLI, workspace: Path) -> None:
+    """The first batch that a resumed trainer saw is of a later step."""
+    assert train().code == 0
+    assert train("--name", "other").code == 0
+    for name, digest in (("run", "a"), ("other", "b")):
+        folder = RunFolder(workspace / "runs" / name)
+        record = json.loads(folder.record.read_text())
+        record["observed"]["first_batch"] = {"shape": [1, 8], "sha256": digest}
+        folder.record.write_text(json.dumps(record))
+    found = json.loads(iisft("runs", "diff", "run", "other", "--json").out)
+    assert found == {"observed.first_batch.sha256": ["a", "b"]}
+    folder.append_event("state", state="running", from_step=2)
+    assert json.loads(iisft("runs", "diff", "run", "other", "--json").out) == {}
 
 
 EXCERPTS = Path(__file__).parents[1] / "llamafactory" / "failures"

@@ -15,6 +15,7 @@ from iisft.inference.export_plan import ADAPTER_ONLY, GGUF, MERGED, PROBE_ROWS, 
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.inference.worker import started
 from iisft.llamafactory import as_trained, chat_files
+from iisft.llamafactory.chat_template import PROCESSOR_FILES
 from iisft.llamafactory.environment import NO_GPU
 from iisft.models import exported
 from iisft.models.exported import TokenizerFacts
@@ -33,6 +34,7 @@ def merge(export: Export, made: Path, view: Path, env: dict[str, str]) -> Tokeni
         "trusted": source.record.setting("model.trust_remote_code"),
         "target": str(made),
         "texts": [*texts, *_sample(source)],
+        "part": source.checkpoint.part,
     }
     spec |= {"adapter": None} if alone else {}
     with started(source, "merge_adapter.py", spec, command="export", env=env | NO_GPU) as worker:
@@ -95,7 +97,8 @@ def _as_published(
     files.write_json_atomically(
         made / "generation_config.json", exported.generation_config(original.folder, facts)
     )
-    for name in original.code_files:
+    others = PROCESSOR_FILES if original.is_part else ()
+    for name in (*others, *original.code_files):
         if (original.folder / name).is_file():
             shutil.copyfile(original.folder / name, made / name)
 

@@ -96,12 +96,13 @@ class Export:
 
     @property
     def disk_bytes(self) -> int:
-        parameters = self.source.checkpoint.parameters
+        parameters, beside = self.source.checkpoint.parameters, self.source.checkpoint.bytes_beside
         if self.format == ADAPTER_ONLY:
             assert self.chosen.adapter is not None
             return (self.chosen.adapter / ADAPTER).stat().st_size + _TOKENIZER_BYTES
         quantised = gguf.BYTES[self.quant] if self.format == GGUF else 0.0
-        return int(parameters * (headroom.BYTES[self.dtype] + quantised)) + _TOKENIZER_BYTES
+        weights = int(parameters * (headroom.BYTES[self.dtype] + quantised))
+        return weights + beside + _TOKENIZER_BYTES
 
     @functools.cached_property
     def tokens(self) -> dict[str, str]:
