@@ -25,7 +25,12 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
       iisft status
       iisft status RUN --json
     """
-    from iisft.cli.follow import describe_forecast, describe_metrics
+    from iisft.cli.follow import (
+        describe_energy,
+        describe_forecast,
+        describe_metrics,
+        in_words,
+    )
     from iisft.runs.record.state import find_run, status_of
 
     found = status_of(find_run(Workspace.current(), run))
@@ -43,10 +48,10 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         )
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
-    if line := _energy(found.measured or {}):
+    if line := describe_energy(found.measured or {}):
         console.out(f"energy       {line}")
     for name, value in (found.observed or {}).items():
-        console.out(f"{name.replace('_', ' '):<21}{_in_words(value)}")
+        console.out(f"{name.replace('_', ' '):<21}{in_words(value)}")
     for checkpoint in facts["checkpoints"]:
         fault = checkpoint.get("fault", "")
         console.out(
@@ -59,31 +64,6 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     console.out(f"folder       {found.folder.path}")
     if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
-
-
-def _energy(measured: dict[str, float]) -> str:
-    """The energy of the GPUs, and its cost where a price is known."""
-    from iisft.runs.record.measurements import PRICE_VARIABLE, cost
-
-    kwh = measured.get("energy_kwh")
-    if kwh is None:
-        return ""
-    price = cost(kwh)
-    paid = f", {price:.2f} at {PRICE_VARIABLE}" if price is not None else ""
-    return f"{kwh:.3g} kWh by the GPUs{paid}"
-
-
-def _in_words(value: object) -> str:
-    """What was observed, without the marks of a program."""
-    if value is None or value == {}:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(map(_in_words, value)) or "-"
-    return str(value)
 
 
 def logs(
