@@ -27,6 +27,12 @@ SAID = """\
 [INFO|configuration_utils.py:766] 2026-11-24 00:42:11,313 >> loading configuration file config.json
 [WARNING|modeling_utils.py:706] 2026-11-24 00:42:12,242 >> Some weights were newly initialized: ['a.b']
 [WARNING|modeling_utils.py:706] 2026-11-24 00:42:12,242 >> Some weights were newly initialized: ['a.b']
+[WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
+that differ. Updated tokens: {'bos_token_id': None, 'pad_token_id': 256}.
+[WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
+that differ. Updated tokens: {'eos_token_id': 258}.
+[WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
+that differ. Updated tokens: {'eos_token_id': 7}.
 training example:
 [WARNING|row.py:1] 2026-11-24 00:42:12,242 >> text of a row
 """  # noqa: E501
@@ -34,6 +40,7 @@ HEARD = [
     "UserWarning: Model has tied weights.",
     "FlashAttention-2 is not installed.",
     "Some weights were newly initialized: ['a.b']",
+    "The tokenizer has new PAD/BOS/EOS tokens that differ. Updated tokens: {'eos_token_id': 7}.",
 ]
 
 
@@ -50,12 +57,13 @@ def digest(model: Path, row: dict[str, str]) -> list[Any]:
 
 
 def test_warnings_until_the_first_step_are_findings(
-    iisft: CLI, train: CLI, rows: Path, folder: RunFolder, fake_trainer: Fake
+    iisft: CLI, train: CLI, model: Path, rows: Path, folder: RunFolder, fake_trainer: Fake
 ) -> None:
     first = json.loads(rows.read_text().splitlines()[0])
     first["input"] = "[WARNING|row.py:1] 2026-11-24 00:42:12,242 >> text of a row"
     rows.write_text(json.dumps(first) + "\n" + "\n".join(rows.read_text().splitlines()[1:]))
     assert iisft("data", "stage", str(rows), "--name", "quoting").code == 0
+    (model / "generation_config.json").write_text('{"eos_token_id": [256, 258]}')
     fake_trainer("ok", SAYS=SAID)
     ended = train("--data", "quoting")
     assert ended.code == 0, ended.err
@@ -70,12 +78,13 @@ def test_warnings_until_the_first_step_are_findings(
 
 
 def test_a_warning_is_told_once_in_a_run_s_life(
-    train: CLI, folder: RunFolder, fake_trainer: Fake
+    train: CLI, model: Path, folder: RunFolder, fake_trainer: Fake
 ) -> None:
+    (model / "generation_config.json").write_text('{"eos_token_id": [256, 258]}')
     fake_trainer("crash-once-at-2", SAYS=SAID)
     assert train().code == 0
     findings = [event["message"] for event in folder.read_events() if event["kind"] == "finding"]
-    assert [findings.count(message) for message in HEARD] == [1, 1, 1]
+    assert [findings.count(message) for message in HEARD] == [1, 1, 1, 1]
 
 
 def test_the_first_batch_has_the_account_s_tokens(
