@@ -13,7 +13,7 @@ from typing import Any
 from iisft.data.read.conversation import from_alpaca
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.supervise import loading
+from iisft.runs.supervise import loading, resume
 
 CLI = Callable[..., Any]
 Fake = Callable[..., None]
@@ -143,3 +143,30 @@ def test_rows_that_come_twice_are_said(iisft: CLI, train: CLI, folder: RunFolder
     ended = json.loads(folder.exit.read_text())
     assert ended["reason"] == "all 4 steps; 1 of 8 rows came twice"
     assert "rows repeated        1\n" in iisft("status", "run").out
+
+
+def test_a_resume_says_what_it_can_t_promise(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Fake
+) -> None:
+    fake_trainer("crash-at-3")
+    assert train("--set", "watch.restarts=0").code == 1
+    record = folder.whole_record()
+    assert resume.not_to_the_bit(record) == "", "on a CPU all bits are the same"
+    on_gpu = replace(record, gpus=("gfx906",))
+    assert resume.not_to_the_bit(on_gpu) == (
+        "what follows need not be an unbroken run's to the last bit: a GPU may add in another "
+        "order (llamafactory.full_determinism: true forbids that)"
+    )
+    determined = {**record.train_yaml, "full_determinism": True}
+    assert resume.not_to_the_bit(replace(on_gpu, train_yaml=determined)) == ""
+    by_length = {**record.train_yaml, "train_sampling_strategy": "group_by_length"}
+    written = json.loads(folder.record.read_text())
+    folder.record.write_text(json.dumps(written | {"train_yaml": by_length}))
+    fake_trainer("ok")
+    resumed = iisft("resume", "run", "--accept-drift")
+    note = (
+        "what follows need not be an unbroken run's to the last bit: rows are ordered by "
+        "group_by_length, and the order is made again"
+    )
+    assert resumed.code == 0 and f"  note: {note}\n" in resumed.err
+    assert note in [event.get("message") for event in folder.read_events()]
