@@ -3,11 +3,13 @@
 Known by the name under which they are given, and then by their value wherever it turns up.
 """
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
@@ -29,6 +31,7 @@ _AFTER_SCHEME = re.compile(r"(?<=://)[^\s\"'<>\\]+")
 _VARIABLE = re.compile(r"(?:\w*:)?\$(?:\w+|\{\w+\})")  # names the secret, and is none
 _PARAMETER = re.compile(r"([?&#;])([\w.-]+)=([^&#;\s\"'<>]+)")
 _BEARER = re.compile(r"(authorization:\s*\w+\s+|\bbearer\s+)(?=\S*\d)\S{8,}", re.IGNORECASE)
+_CHUNK = 2**20
 _SHORTEST = 6  # characters of a value that is looked for elsewhere: "1" and "true" stand anywhere
 
 
@@ -94,6 +97,55 @@ def secret_values(env: Mapping[str, str]) -> tuple[str, ...]:
         for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
     }
     return tuple(sorted(found, key=len, reverse=True))
+
+
+class Mask:
+    """Blanks this process's secrets in a file that another one goes on writing. In place: every
+    byte stays where it is, and who writes need not know.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        values = (*_own_values(tuple(os.environ.items())), *_passwords(os.environ.values()))
+        self._values = [os.fsencode(value) for value in values]
+        self._overlap = max(map(len, self._values), default=0) - 1
+        self._seen = 0
+
+    def apply(self) -> None:
+        """Blank what was written since the last time."""
+        if not self._values:
+            return
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, flags)
+            try:
+                self._blank(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _blank(self, descriptor: int) -> None:
+        start = max(0, self._seen - self._overlap)
+        while chunk := os.pread(descriptor, _CHUNK, start):
+            for value in self._values:
+                at = chunk.find(value)
+                while at >= 0:
+                    os.pwrite(descriptor, b"*" * len(value), start + at)
+                    at = chunk.find(value, at + len(value))
+            self._seen = start + len(chunk)
+            if len(chunk) < _CHUNK:
+                return
+            start = self._seen - self._overlap
+
+
+def _passwords(values: Iterable[str]) -> set[str]:
+    """Those in URLs, such as a proxy's."""
+    found = set()
+    for value in values:
+        for rest in _AFTER_SCHEME.findall(value):
+            user = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[0]
+            if len(password := user.partition(":")[2]) >= _SHORTEST:
+                found.add(password)
+    return found
 
 
 @lru_cache(maxsize=4)

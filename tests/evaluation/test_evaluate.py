@@ -196,6 +196,31 @@ def test_a_schema_is_counted_with_its_worst_faults(
     assert (result.code, json.loads(result.out)["error"]["code"]) == (3, "schema-broken")
 
 
+@pytest.mark.parametrize(
+    "slow",
+    [
+        {"properties": {"id": {"pattern": "^(a+)+$"}}},
+        {
+            "$defs": {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 9} for n in range(9)}
+            | {"9": True},
+            "$ref": "#/$defs/0",
+        },
+    ],
+    ids=["a pattern that goes back and forth", "references that multiply"],
+)
+def test_a_schema_that_takes_for_ever_is_ended_and_named(
+    slow: dict[str, Any], iisft: CLI, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.evaluation.fields._LONGEST_CHECK_S", 0.1)
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(slow))
+    rows = [{"prediction": json.dumps({"id": "a" * 60 + "b"})}]
+    result = iisft("evaluate", str(write(rows)), "--schema", str(schema), "--json")
+    error = json.loads(result.out)["error"]
+    assert (result.code, error["code"]) == (3, "schema-broken")
+    assert error["message"].startswith("checking one answer takes longer than 0.1 s: ")
+
+
 def test_the_base_model_is_one_more_baseline(iisft: CLI, write: Write) -> None:
     rows = [
         {"reference": "yes" if i % 2 else "no", "prediction": "yes" if i % 2 else "no"}

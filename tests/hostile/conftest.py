@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 TESTS = Path(__file__).parents[1]
-sys.path.append(str(TESTS / "machine"))
+sys.path += [str(TESTS / folder) for folder in ("machine", "models", "inference")]
 
 
 def _conftest(folder: str) -> ModuleType:
@@ -21,3 +21,6 @@ def _conftest(folder: str) -> ModuleType:
 
 _RUNS = _conftest("runs")
 model, rows, fake_trainer = _RUNS.model, _RUNS.rows, _RUNS.fake_trainer
+hub = _conftest("models").hub
+_INFERENCE = _conftest("inference")
+make_run, staged = _INFERENCE.make_run, _INFERENCE.staged

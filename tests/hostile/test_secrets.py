@@ -186,11 +186,41 @@ def test_no_file_of_a_run_holds_a_secret(
         assert WORD not in result.out + result.err, command
     assert WORD not in shown.out + shown.err
     written = [*(workspace / "runs" / "run").rglob("*"), script, *tmp_path.glob("*.sh")]
-    # the trainer writes its own log itself
     leaks = [path.name for path in written if path.is_file() and WORD.encode() in path.read_bytes()]
-    assert leaks == ["train.log"]
+    assert leaks == []
+    log = workspace / "runs" / "run" / "logs" / "train.log"
+    assert f"used {'*' * len(WORD)}\n" in log.read_text()
     with tarfile.open(tmp_path / "m.tar.gz") as archive:
         for one in archive.getmembers():
             if (content := archive.extractfile(one)) is not None:
                 assert WORD.encode() not in content.read()
     assert os.environ["HF_TOKEN"] == WORD
+
+
+def test_what_another_process_goes_on_writing_is_blanked_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it comes in two parts, or across the pieces in which a long file is read."""
+    monkeypatch.setenv("HF_TOKEN", WORD)
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:p@ss-word@proxy:1/")
+    file = tmp_path / "train.log"
+    mask = secrets.Mask(file)
+    mask.apply()
+    with file.open("ab", buffering=0) as writer:
+        writer.write(b"x" * (2**20 - 4) + WORD.encode() + b"\nthe " + WORD[:5].encode())
+        mask.apply()
+        writer.write(WORD[5:].encode() + b" and p@ss-word\n")
+        mask.apply()
+        writer.write(b"end\n")
+    hidden = "*" * len(WORD)
+    assert file.read_text() == f"{'x' * (2**20 - 4)}{hidden}\nthe {hidden} and *********\nend\n"
+
+
+def test_only_a_plain_file_is_blanked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", WORD)
+    (tmp_path / "other").write_text(WORD)
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "none"):
+        secrets.Mask(tmp_path / name).apply()
+    assert (tmp_path / "other").read_text() == WORD

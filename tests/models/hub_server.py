@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -84,6 +84,7 @@ class HubServer:
     def __init__(self, bytes_per_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
+        self.lie: Callable[[Any], Any] | None = None  # what a true answer of the API becomes
         self.seen: list[Seen] = []
         self.token: str | None = None  # what a gated repository wants
         self.bytes_per_s = bytes_per_s  # per connection
@@ -400,7 +401,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        body = b"" if self.command == "HEAD" else json.dumps(value).encode()
+        if self.server.hub.lie is not None and status == 200:
+            value = self.server.hub.lie(value)
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        body = b"" if self.command == "HEAD" else content
         self._plain(status, {"Content-Type": "application/json", **(headers or {})}, body)
 
     def _plain(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:

@@ -489,6 +489,21 @@ def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:
     ]
 
 
+def test_diff_takes_no_resume_for_a_difference(iisft: CLI, train: CLI, workspace: Path) -> None:
+    """The first batch that a resumed trainer saw is of a later step."""
+    assert train().code == 0
+    assert train("--name", "other").code == 0
+    for name, digest in (("run", "a"), ("other", "b")):
+        folder = RunFolder(workspace / "runs" / name)
+        record = json.loads(folder.record.read_text())
+        record["observed"]["first_batch"] = {"shape": [1, 8], "sha256": digest}
+        folder.record.write_text(json.dumps(record))
+    found = json.loads(iisft("runs", "diff", "run", "other", "--json").out)
+    assert found == {"observed.first_batch.sha256": ["a", "b"]}
+    folder.append_event("state", state="running", from_step=2)
+    assert json.loads(iisft("runs", "diff", "run", "other", "--json").out) == {}
+
+
 EXCERPTS = Path(__file__).parents[1] / "llamafactory" / "failures"
 
 

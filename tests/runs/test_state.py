@@ -233,3 +233,16 @@ def test_the_list_is_the_newest_first_and_holds_what_ended(
         "ended": 1.0, "step": 2, "total_steps": 9, "loss": 0.5, "eval_loss": None, "eta_s": None,
         "ranks": 2,
     }  # fmt: skip
+
+
+def test_a_list_of_no_runs_names_the_workspace(
+    iisft: CLI, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = iisft("runs")
+    assert (listed.code, listed.err) == (0, f"no runs in the workspace {workspace}\n")
+    monkeypatch.delenv("IISFT_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert iisft("runs").err == (
+        f"no runs in the workspace {tmp_path}; export IISFT_HOME=DIR names another\n"
+    )
+    assert iisft("runs", "--quiet").err == ""

@@ -1,5 +1,6 @@
 """iisft runs: list, remove, compare."""
 
+import os
 import time
 from typing import Annotated
 
@@ -31,7 +32,11 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
     from iisft.cli.console import duration
     from iisft.runs.record.state import all_runs
 
-    found = all_runs(Workspace.current())
+    workspace = Workspace.current()
+    found = all_runs(workspace)
+    if not found and not quiet:
+        named = "" if os.environ.get("IISFT_HOME") else "; export IISFT_HOME=DIR names another"
+        console.say(f"no runs in the workspace {workspace.root}{named}")
     if as_json:
         console.out_json([run.as_json() for run in found])
     elif quiet:
@@ -105,8 +110,7 @@ def diff(
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import drift
 
-    records = [find_run(Workspace.current(), name).whole_record() for name in (one, other)]
-    found = drift.compare(*records)
+    found = drift.compare(*(find_run(Workspace.current(), name) for name in (one, other)))
     if as_json:
         console.out_json({key: list(values) for key, values in found.items()})
     elif not found:

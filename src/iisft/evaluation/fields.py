@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from iisft import files, json_values
+from iisft import files, json_values, process
 from iisft.errors import InputError
 from iisft.evaluation import optional
 from iisft.evaluation.outcome import NO_JSON
@@ -23,6 +23,7 @@ _ID_LENGTH = 6  # shorter values occur in prompts by accident
 # of the rows whose reference value is in the prompt, and of the values that are there once
 _ID_SHARE = 0.9
 _LARGEST = 8 * 2**20
+_LONGEST_CHECK_S = 5.0
 _EXPLAINED = 500  # finding the best match is slow: later faults are only counted
 
 
@@ -203,7 +204,13 @@ class SchemaCheck:
     def add(self, value: Any) -> bool:
         """Count one parsed answer; returns whether it fits."""
         try:
-            return self._add(value)
+            with process.time_limit(_LONGEST_CHECK_S):
+                return self._add(value)
+        except TimeoutError:
+            message = (
+                f"checking one answer takes longer than {_LONGEST_CHECK_S:g} s: a pattern that "
+                "goes back and forth, as (a+)+ does, or parts that refer to each other"
+            )
         except RecursionError:
             message = "the schema refers to itself without end"
         except self._unresolvable as error:

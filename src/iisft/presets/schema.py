@@ -31,7 +31,7 @@ class Hardware(_Section):
     )
     arch: str = Field(
         description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is "
-        "compared), cpu."
+        "compared), sm_80+ for that and every newer NVIDIA card, cpu.",
     )
     gpus: Annotated[int, Field(ge=0, le=4096)] = Field(
         description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU "
@@ -60,7 +60,8 @@ class Model(_Section):
     trust_remote_code: bool = Field(
         default=False,
         description="Run the Python files that lie in the model folder. Never needed for the "
-        "shipped presets' models.",
+        "shipped presets' models. The trust_remote_code of train.yaml is true in any case: it is "
+        "about the run's view, whose code is iisft's, and the model's only where it is trusted.",
     )
 
 

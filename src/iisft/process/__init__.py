@@ -5,8 +5,9 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,30 @@ RUN_MARKER = "IISFT_RUN"
 # A supervisor carries this one instead, so that it is not killed with its trainer.
 SUPERVISOR_MARKER = "IISFT_SUPERVISES"
 _DYING_S = 2.0
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupts what takes longer, also inside of a regular expression, which looks for signals
+    now and then. Without effect beside the main thread.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+
+    def over(*_: object) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True, slots=True)

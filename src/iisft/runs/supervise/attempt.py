@@ -16,6 +16,7 @@ from iisft.runs.supervise import loading, watchdogs
 from iisft.runs.supervise.ending import Crash, Ending
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+from iisft.secrets import Mask
 
 _POLL_S = 1.0
 _MIN_STOP_GRACE_S = 180.0
@@ -45,6 +46,7 @@ class Attempt:
         self.log = TrainerLog.follow(
             folder.train_log, folder.trainer_log, start.begin, start.proof_word
         )
+        self._mask = Mask(folder.train_log)
         self.recorder = Recorder(events, adopted=start.adopted)
         self.proven = False
         self.fault: Ending | None = None
@@ -79,6 +81,7 @@ class Attempt:
         self._look(at_end=True)
         # ranks that outlived torchrun would keep their GPU
         left = process.kill_run(self.folder.marker)
+        self._mask.apply()
         if left:
             self.events.finding(Finding("unkillable", f"processes {left} can't be killed"))
         return self._ending(self.start.trainer.returncode())
@@ -87,6 +90,7 @@ class Attempt:
         """One round: take in the log, prove, watch, answer a stop request."""
         self.events.flush()
         arrived = self.recorder.take(self.log.read(at_end=at_end))
+        self._mask.apply()
         saving = not self.folder.node_rank and self._note_checkpoints()
         for metrics in arrived:
             if (sentence := self._nan.see(metrics)) and self.fault is None:

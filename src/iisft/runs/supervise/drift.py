@@ -21,6 +21,7 @@ from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
 _COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
 
+_FIRST_BATCH = "observed.first_batch"
 _OF_ONE_ROW = "observed.logit_positions"  # the first that a trainer saw
 
 
@@ -53,20 +54,31 @@ def differences(folder: RunFolder, record: RunRecord) -> list[str]:
     ]
 
 
-def compare(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
+def compare(one: RunFolder, other: RunFolder) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> the two values, for everything that two run.json say differently about how they
     trained.
+
+    Raises:
+        RunStateError: a run.json can't be read.
     """
     first, second = (
-        dict(_flat({key: value for key, value in record.as_json().items() if key in _COMPARED}))
-        for record in (one, other)
+        dict(_flat({k: v for k, v in run.whole_record().as_json().items() if k in _COMPARED}))
+        for run in (one, other)
     )
+    # after a resume it is the batch of that step, and no difference between the runs
+    left_out = (_OF_ONE_ROW, *([_FIRST_BATCH] if _was_resumed(one) or _was_resumed(other) else []))
     keys = [*first, *(key for key in second if key not in first)]
     return {
         key: (first.get(key), second.get(key))
         for key in keys
-        if first.get(key) != second.get(key) and key != _OF_ONE_ROW
+        if first.get(key) != second.get(key) and not key.startswith(left_out)
     }
+
+
+def _was_resumed(run: RunFolder) -> bool:
+    return any(
+        event.get("state") == "running" and event.get("from_step") for event in run.read_events()
+    )
 
 
 def view_digests(view: Path, names: Iterable[str]) -> dict[str, str]:
