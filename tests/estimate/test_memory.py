@@ -118,7 +118,7 @@ def test_the_verdict_has_a_margin(qwen_7b: Architecture, gib: float, fits: str) 
 def test_four_bit_weights_take_about_a_quarter_of_bf16(qwen_7b: Architecture) -> None:
     shape = StepShape("bfloat16", "nf4", "bfloat16", "flash", 1, 1024, True, 64, 0.05)
     memory = estimate_memory(qwen_7b, shape, Layout(1, "none", "adamw_torch", 1, True), 24.0)
-    matrices = 28 * qwen_7b.layer_parameters
+    matrices = qwen_7b.matrices
     rest = 2 * (qwen_7b.parameters - matrices)
     assert memory.parts["weights"] - rest == pytest.approx(matrices * 0.516, rel=0.001)
 

@@ -83,11 +83,13 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
     shape = step.shape_of(preset, model, workload.stored_dtype, workload.accelerator.arch)
     layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
     gib = workload.accelerator.memory_gib
+    # layers of several kinds are not counted with kept products
+    keeps = preset.train.gradient_checkpointing == "fit" and model.delta is None
     shape, memory = fitted(
         _with_logits(preset, workload, shape),
         lambda one: _corrected(estimate_memory(model, one, layout, gib), workload.measured),
         gib,
-        layers=model.layers if preset.train.gradient_checkpointing == "fit" else 0,
+        layers=model.layers if keeps else 0,
     )
     seconds = _step_seconds(shape, layout, workload)
     steps = _steps(preset, workload)

@@ -23,7 +23,7 @@ def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, i
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     lora_item = 2 if layout.mixed else 4
     root = model.embedding_parameters * (1 if model.tied else 2) * item
-    layer = (model.layer_parameters + model.bias_parameters) * (
+    layer = (model.matrices // model.layers + model.bias_parameters) * (
         NF4_BYTES if shape.way == "nf4" else item
     )
     return root, int(layer) + model.adapter_parameters(shape.rank) // model.layers * lora_item

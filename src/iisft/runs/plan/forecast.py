@@ -94,8 +94,8 @@ def forecast_run(
     model = read_architecture(facts.config, preset.lora.target)
     if model is None:
         text = (
-            "config.json lacks a size that the plan needs, or the model has experts: memory "
-            "and time are not known"
+            "config.json lacks a size that the plan needs, or the model has experts or layers that "
+            "it can't count (Gemma 4): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings
