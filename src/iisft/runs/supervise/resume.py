@@ -71,13 +71,13 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
             name.unlink(missing_ok=True)
         start_supervisor(folder, env)
     step = int(folder.read_processes().get("from_step", 0))
-    note = _not_to_the_bit(record) if step else ""
+    note = not_to_the_bit(record) if step else ""
     if note:
         folder.append_event("finding", **Finding("resume-inexact", note, severity="info").as_json())
     return Resumed(folder, attached=False, step=step, note=note)
 
 
-def _not_to_the_bit(record: RunRecord) -> str:
+def not_to_the_bit(record: RunRecord) -> str:
     """On a CPU, and with rows in random order, a resumed run is the unbroken one bit for bit."""
     reasons = []
     if record.gpus and not record.train_yaml.get("full_determinism"):
