@@ -382,6 +382,37 @@ def test_predictions(seed: int, attack: Any, tmp_path: Path) -> None:
     attack("compare", str(one), str(two), note=rows)
 
 
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 8, "head_dim": 4,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
+    "intermediate_size": 16, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "x"},
+    "partial_rotary_factor": 0.5, "attn_logit_softcapping": 30.0, "final_logit_softcapping": None,
+    "attention_bias": False, "num_experts": 0, "torch_dtype": "bfloat16", "text_config": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CONFIG)
+def test_configs_of_any_value(key: str, model: Path) -> None:
+    """What plans and lists read of config.json, for each value that nobody writes there."""
+    from iisft.models import describe
+    from iisft.models.folder.known import model_facts
+    from iisft.presets.checking import Preset
+    from iisft.runs.plan import forecast
+
+    preset = Preset.model_validate(PRESET)
+    card = forecast.Accelerator("gfx906", 32.0, None, "")
+    odd = (None, True, [], {}, [[None]], [{}], -1, 2**64, 1e308, float("nan"), "", ["gemma2"])
+    for number, value in enumerate(odd):
+        text = json.dumps(CONFIG | {key: value})
+        (model / "config.json").write_text(text, errors="surrogatepass")
+        facts, _ = model_facts("x", model)
+        assert facts is not None
+        list(forecast._assumed(preset, facts))
+        forecast.forecast_run(preset, model, card, 1, [], model)
+        if number % 4 == 0:
+            describe.describe(model)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_model_folders(
     seed: int, attack: Any, model: Path, fake_trainer: Any, tmp_path: Path

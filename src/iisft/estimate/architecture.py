@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iisft.json_values import text_of
 from iisft.models.folder.checkpoint import has_experts
 
 Projection = tuple[str, int, int, bool]  # name, inputs, outputs, whether it has an adapter
@@ -119,7 +120,7 @@ _CHATGLM_NAMES = {
 
 def known_family(config: Mapping[str, Any]) -> bool:
     """Whether this model type has its own entry; otherwise it is counted as a Llama."""
-    return config.get("model_type") in _FAMILIES
+    return text_of(config, "model_type") in _FAMILIES
 
 
 def read_architecture(
@@ -133,7 +134,7 @@ def read_architecture(
     """
     if has_experts(config):
         return None
-    kind = str(config.get("model_type", ""))
+    kind = text_of(config, "model_type")
     hidden = _size(config, "hidden_size")
     layers = _size(config, "num_hidden_layers", "num_layers")
     heads = _size(config, "num_attention_heads")
