@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from iisft.quoting import is_count
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -165,6 +167,7 @@ DEVICES: tuple[Device, ...] = (
     Device("rtx3060", "NVIDIA RTX 3060 12 GB", "sm_86", 11.75, 12.7, 25.5, 25.5, 360, 170),
     Device("rtx3080", "NVIDIA RTX 3080 10 GB", "sm_86", 9.78, 29.8, 59.5, 59.5, 760, 320),
     Device("rtx3090", "NVIDIA RTX 3090", "sm_86", 23.69, 35.6, 71.0, 71.0, 936, 350, 10.0),
+    Device("rtx4080", "NVIDIA RTX 4080", "sm_89", 15.6, 48.7, 97.5, 97.5, 717, 320),
     Device("rtx4090", "NVIDIA RTX 4090", "sm_89", 23.64, 82.6, 165.2, 165.2, 1008, 450, 10.0),
     Device("rtx5090", "NVIDIA RTX 5090", "sm_120", 31.36, 104.8, 209.5, 209.5, 1792, 575, 10.0),
     Device("a10", "NVIDIA A10", "sm_86", 22.06, 31.2, 125.0, 125.0, 600, 150, 10.0),
@@ -204,9 +207,22 @@ def _bare(name: str) -> str:
     return re.sub(words, "", name.lower())
 
 
-def nearest_device(arch: str, memory_gib: float) -> Device | None:
-    """The known device of that architecture (gfx906, or a prefix as sm_8) with the
-    nearest memory.
+MEMORY_TOLERANCE = 0.95  # of what a preset says: a "32 GB" MI50 has 31.98 GiB
+
+
+def is_of(arch: str, wanted: str) -> bool:
+    """Whether an architecture is one that a preset names: gfx906, a prefix as sm_8, or a compute
+    capability and everything newer: sm_80+.
     """
-    same = [device for device in DEVICES if arch and device.arch.startswith(arch)]
+    if not wanted.endswith("+"):
+        return bool(wanted) and arch.startswith(wanted)
+    family, _, least = wanted[:-1].partition("_")
+    here, _, capability = arch.partition("_")
+    numbers = is_count(capability) and is_count(least)
+    return numbers and here == family and int(capability) >= int(least)
+
+
+def nearest_device(arch: str, memory_gib: float) -> Device | None:
+    """The known device of an architecture that a preset names, with the nearest memory."""
+    same = [device for device in DEVICES if is_of(device.arch, arch)]
     return min(same, key=lambda device: abs(device.memory_gib - memory_gib), default=None)

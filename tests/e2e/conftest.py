@@ -31,10 +31,10 @@ if "LOCAL_RANK" in os.environ:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """qwen2-tied/model and data/ with its rows."""
-    folder = tmp_path_factory.mktemp("tiny") / "小 models"
+    """qwen2-tied/model, gemma3-vision/model, and data/ with their rows."""
+    folder, names = tmp_path_factory.mktemp("tiny") / "小 models", ("qwen2-tied", "gemma3-vision")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run([str(PYTHON), str(TINY_MODELS), str(folder), "qwen2-tied"], check=True, env=env)
+    subprocess.run([str(PYTHON), str(TINY_MODELS), str(folder), *names], check=True, env=env)
     return folder
 
 

@@ -35,7 +35,7 @@ def peak_gib(model: Architecture, *, ranks: int = 2, sharding: str = "none", **s
         "length": 1024, "checkpointing": True, "rank": 64, "dropout": 0.05,
     } | shape  # fmt: skip
     layout = Layout(ranks, sharding, "adamw_torch", 1, given["autocast"] is not None)
-    return estimate_memory(model, StepShape(**given), layout, 31.98).peak / GIB
+    return estimate_memory(model, StepShape(**given), layout, 31.98).step_peak / GIB
 
 
 def test_the_published_sizes_are_counted_right(qwen_7b: Architecture) -> None:
@@ -118,7 +118,7 @@ def test_the_verdict_has_a_margin(qwen_7b: Architecture, gib: float, fits: str) 
 def test_four_bit_weights_take_about_a_quarter_of_bf16(qwen_7b: Architecture) -> None:
     shape = StepShape("bfloat16", "nf4", "bfloat16", "flash", 1, 1024, True, 64, 0.05)
     memory = estimate_memory(qwen_7b, shape, Layout(1, "none", "adamw_torch", 1, True), 24.0)
-    matrices = 28 * qwen_7b.layer_parameters
+    matrices = qwen_7b.matrices
     rest = 2 * (qwen_7b.parameters - matrices)
     assert memory.parts["weights"] - rest == pytest.approx(matrices * 0.516, rel=0.001)
 
@@ -130,6 +130,16 @@ def test_more_ranks_share_the_weights(qwen_7b: Architecture, sharding: str) -> N
     ]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] - peaks[1] > 6
+
+
+def test_every_rank_loads_the_whole_model_before_fsdp_makes_shards(qwen_7b: Architecture) -> None:
+    shape = StepShape("bfloat16", "native", "bfloat16", "flash", 1, 1024, True, 64, 0.05)
+    memory = estimate_memory(qwen_7b, shape, Layout(4, "fsdp", "adamw_torch", 1, True), 24.0)
+    stored, shards = 2 * qwen_7b.parameters, qwen_7b.parameters  # float32 over four ranks
+    assert (memory.phase, memory.parts["weights"], memory.parts["shards"]) == (
+        "loading", stored, shards,
+    )  # fmt: skip
+    assert memory.phases["loading"] == memory.peak > memory.step_peak
 
 
 def test_chatglms_own_names_are_understood() -> None:

@@ -110,8 +110,8 @@ def test_float32_weights_under_ddp_do_not_fit_and_the_cheapest_remedy_changes_no
     )
     assert (found["fits"], found["peak_gib"]) == ("no", pytest.approx(32.9, rel=0.02))
     changes = [one["change"] for one in found["suggestions"]]
-    sharded = "--set sharding=fsdp --set train.gradient_checkpointing=true"  # fit is refused there
-    assert (changes[0], sharded in changes) == ("--set weights=stored", True)
+    assert changes[0] == "--set weights=stored"
+    assert not any("sharding=fsdp" in one for one in changes)  # each rank loads all of it
     assert [one["fits"] for one in found["suggestions"]] == ["yes"] * len(changes)
     again = plan(
         "-p",

@@ -21,6 +21,18 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "src" / "iisft" / "child" / "trace_step.py"
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
+SCALED = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "original_max_position_embeddings": 16384, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+DELTA = {
+    "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+        "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+    },
+}  # fmt: skip
 FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
@@ -38,6 +50,11 @@ FAMILIES = {
     "glm": ("GlmForCausalLM", {"head_dim": 64, "attention_bias": True}),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 64, "attention_bias": True}),
     "phi3": ("Phi3ForCausalLM", {}),
+    "qwen3_5_text": (
+        "Qwen3_5ForCausalLM",
+        {"head_dim": 64, "layer_types": ["linear_attention"] * 3 + ["full_attention"], **DELTA},
+    ),
+    "ministral3": ("Ministral3ForCausalLM", {"head_dim": 64, "rope_parameters": SCALED}),
 }
 STEPS = (
     {"arithmetic": "float32", "attention": "eager", "checkpointing": True},
@@ -84,7 +101,7 @@ def predicted(one: dict[str, Any]) -> int:
     layout = Layout(
         one.get("ranks", 1), one.get("sharding", "none"), one["optimizer"], 1, bool(one["autocast"])
     )
-    return estimate_memory(model, shape_of(one), layout, 1.0).peak
+    return estimate_memory(model, shape_of(one), layout, 1.0).step_peak
 
 
 def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:

@@ -77,6 +77,9 @@ def main() -> None:
     config = yaml.safe_load(Path(sys.argv[2]).read_text())
     output = Path(config["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
+    cache = Path(os.environ["HF_DATASETS_CACHE"])
+    cache.mkdir(exist_ok=True)
+    (cache / "rows.arrow").touch()
     stop = {"asked": False}
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
     signal.signal(

@@ -39,6 +39,54 @@ EXPERTS = {
     "decoder_sparse_step": 1,
 }
 
+DELTA = {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    },
+}
+YARN = {
+    "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1000000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    },
+}
+GEMMA4 = {
+    "hidden_size": 96,
+    "head_dim": 24,
+    "global_head_dim": 32,
+    "sliding_window": 32,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 320,
+    "final_logit_softcapping": 30.0,
+}
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
 # name -> (configuration class, model class, keys)
 RECIPES = {
     "qwen2-tied": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
@@ -53,8 +101,41 @@ RECIPES = {
     "glm4": ("Glm4Config", "Glm4ForCausalLM", {"head_dim": 16}),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {}),
     "stablelm": ("StableLmConfig", "StableLmForCausalLM", {"use_qkv_bias": True}),
+    "ministral3": ("Ministral3Config", "Ministral3ForCausalLM", YARN),
+    "gemma4": ("Gemma4TextConfig", "Gemma4ForCausalLM", GEMMA4),
+    "gemma4-shared": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": GEMMA4["layer_types"] * 2,
+            "num_kv_shared_layers": 2,
+        },
+    ),
+    "qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", DELTA),
     "qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", EXPERTS),
 }
+
+# the same families as published: name -> (family, text part's name, its tower, more keys)
+WITH_TOWERS = {
+    "gemma3-vision": ("Gemma3", "gemma3", TOWER, {"mm_tokens_per_image": 1}),
+    "ministral3-vision": ("Mistral3", "ministral3", {"model_type": "pixtral", **TOWER}, {}),
+    "gemma4-vision": (
+        "Gemma4",
+        "gemma4",
+        {**{k: v for k, v in TOWER.items() if k != "image_size"}, "head_dim": 8,
+         "num_key_value_heads": 2},
+        {},
+    ),
+    "qwen3_5-vision": (
+        "Qwen3_5",
+        "qwen3_5",
+        {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+         "out_hidden_size": 64, "num_position_embeddings": 16},
+        {},
+    ),
+}  # fmt: skip
 
 
 def make_tokenizer():
@@ -71,9 +152,17 @@ def make_tokenizer():
 
 
 def make_model(name, folder):
-    config_class, model_class, keys = RECIPES[name]
     torch.manual_seed(7)
-    config = getattr(transformers, config_class)(**COMMON | keys)
+    if name in WITH_TOWERS:
+        family, part, tower, more = WITH_TOWERS[name]
+        text = getattr(transformers, RECIPES[part][0])(**COMMON | RECIPES[part][2])
+        config_class, model_class = f"{family}Config", f"{family}ForConditionalGeneration"
+        keys = {"text_config": text.to_dict(), "vision_config": tower, **more}
+        keys["tie_word_embeddings"] = text.tie_word_embeddings
+    else:
+        config_class, model_class, keys = RECIPES[name]
+        keys = COMMON | keys
+    config = getattr(transformers, config_class)(**keys)
     model = getattr(transformers, model_class)(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -86,8 +175,10 @@ def make_model(name, folder):
     make_tokenizer().save_pretrained(folder / "model")
 
 
-def make_adapter(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+def make_adapter(name, folder):
+    recipe = RECIPES[WITH_TOWERS[name][1] if name in WITH_TOWERS else name]
+    config = transformers.AutoConfig.from_pretrained(folder / "model").get_text_config()
+    model = getattr(transformers, recipe[1])(config)
     config = peft.LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -120,8 +211,8 @@ def main(root, names):
     for name in names:
         make_model(name, root / name)
         if name != "qwen3-moe":
-            make_adapter(root / name)
+            make_adapter(name, root / name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(RECIPES))
+    main(Path(sys.argv[1]), sys.argv[2:] or [*RECIPES, *WITH_TOWERS])

@@ -18,13 +18,14 @@ from iisft.presets import checking, documents
 from iisft.workspace import Workspace
 
 INTERPRETER = Interpreter(Path("/env/bin/python"), "3.11.7", {}, None)
+CACHES = {"HF_MODULES_CACHE": "/r/modules", "HF_DATASETS_CACHE": "/r/rows-cache"}
 COMMON = {
     "PATH": "/env/bin:/usr/bin",
     "PYTHONUNBUFFERED": "1",
     "LLAMAFACTORY_VERBOSITY": "INFO",
     "RECORD_VRAM": "1",
     "HF_HUB_OFFLINE": "1",
-    "HF_MODULES_CACHE": "/r/modules",
+    **CACHES,
     "MAX_RESTARTS": "0",
     "OPTIM_TORCH": "0",
     "TORCH_BLAS_PREFER_HIPBLASLT": "0",
@@ -34,7 +35,7 @@ COMMON = {
 def environment(placement: Placement, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("PATH", "/usr/bin")
     preset = checking.check(documents.read_document("mi50", Workspace.current())).preset
-    return compile_environment(preset, INTERPRETER, placement, Path("/r/modules"))
+    return compile_environment(preset, INTERPRETER, placement, CACHES)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,10 @@ def test_nvidia_gpus_are_counted_along_the_bus_unless_the_shell_says_otherwise(
 ) -> None:
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     preset = checking.check(documents.read_document("ampere", Workspace.current())).preset
-    told = compile_environment(preset, INTERPRETER, Placement(), Path("/r/modules"))
+    told = compile_environment(preset, INTERPRETER, Placement(), CACHES)
     assert told["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert gpu_order({})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    told = compile_environment(preset, INTERPRETER, Placement(), Path("/r/modules"))
+    told = compile_environment(preset, INTERPRETER, Placement(), CACHES)
     assert "CUDA_DEVICE_ORDER" not in told
     assert gpu_order(os.environ)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"

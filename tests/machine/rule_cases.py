@@ -85,6 +85,7 @@ MIXED = replace(MI50, amd=(*MI50.amd, replace(RDNA2.amd[0], bus="0000:83:00.0", 
 P40 = Fake(nvidia=(Nvidia("Tesla P40", "6.1", 23040),), torch=CU126, driver="570.133.20")
 V100 = replace(P40, nvidia=(Nvidia("Tesla V100-PCIE-16GB", "7.0", 16384),))
 A100 = Fake(nvidia=(Nvidia("NVIDIA A100 80GB PCIe", "8.0", 81920),), driver="580.95.05")
+QWEN35 = {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"]}
 RTX4090 = Nvidia("NVIDIA GeForce RTX 4090", "8.9", 24564)
 TWO_RTX = Fake(
     nvidia=(RTX4090, replace(RTX4090, bus="0000:83:00.0", group="2")),
@@ -264,6 +265,14 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "eval-without-data": (
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
+    ),
+    "delta-rule-packing": (
+        on(A100, "ampere", "llamafactory.neat_packing=true", model=QWEN35),
+        on(A100, "ampere", "llamafactory.neat_packing=true", model={"model_type": "qwen3"}),
+    ),
+    "delta-rule-slow": (
+        on(A100, "ampere", model=QWEN35),
+        on(packages(A100, **{"flash-linear-attention": "0.4.1"}), "ampere", model=QWEN35),
     ),
     "flash2-fp32": (preset("attention=flash2", "precision=fp32"), preset("attention=flash2")),
     "constant-warmup": (

@@ -1,5 +1,6 @@
 """Every bad input: one clear error, its exit code, no traceback, no run folder left behind."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -205,6 +206,35 @@ def test_an_output_that_can_not_be_written(train: CLI, workspace: Path) -> None:
     (workspace / "runs").unlink()
 
 
+def test_a_file_system_without_links_is_named(
+    train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    real = os.symlink
+
+    def refused(source: str, target: str, *more: Any, **options: Any) -> None:
+        if str(target).startswith(str(workspace)):
+            raise PermissionError(errno.EPERM, "Operation not permitted")  # as exFAT says it
+        real(source, target, *more, **options)
+
+    monkeypatch.setattr(os, "symlink", refused)
+    result = train()
+    assert result.code == 4
+    assert "no symbolic links, which a run needs" in result.err
+    assert "IISFT_HOME to a folder on a Linux file system" in result.err
+
+
+def test_tokenising_beyond_the_ranks_patience_is_foreseen(
+    train: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.runs.plan.preflight._TOKENISED_PER_S", 0.1)
+    alone = train("--dry-run", "--json")
+    assert "tokenising-too-long" not in alone.out
+    two = json.loads(train("--gpus", "2", "--dry-run", "--json").out)
+    [found] = [one for one in two["findings"] if one["id"] == "tokenising-too-long"]
+    assert (found["severity"], found["where"]) == ("warn", "llamafactory.ddp_timeout")
+    assert "--tokenize does it once" in found["fix"] and "llamafactory.ddp_timeout=" in found["fix"]
+
+
 def test_a_full_disk(train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Usage())
     result = train()
@@ -212,20 +242,22 @@ def test_a_full_disk(train: CLI, monkeypatch: pytest.MonkeyPatch, workspace: Pat
 
 
 @pytest.mark.parametrize(
-    ("target", "short", "refused"), [("all", 0, True), ("q_proj", 1, True), ("q_proj", 0, False)]
+    ("target", "room", "refused"),
+    [("all", 8192, True), ("q_proj", 0, True), ("q_proj", 8192, False)],
 )
 def test_the_disk_that_is_needed_is_that_of_the_adapted_layers(
     target: str,
-    short: int,
+    room: int,
     refused: bool,
     train: CLI,
     monkeypatch: pytest.MonkeyPatch,
     workspace: Path,
 ) -> None:
-    # for q_proj: a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of 8 x 8
+    # for q_proj: a tokenizer beside each of 3 + 2 checkpoints, and as many adapters of 8 x 8;
+    # beside them what the trainer writes of the rows
     needed = 5 * (20 * 2**20 + 12 * 64 * (8 + 8))
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
-    monkeypatch.setattr(_Usage, "free", needed - short)
+    monkeypatch.setattr(_Usage, "free", needed + room)
     result = train("--set", f"lora.target={target}", "--dry-run")
     assert ("checkpoints need" in result.err) == refused, result.err
 

@@ -52,6 +52,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
             "checkpoint": 4,
         },
     )
+    assert folder.train_yaml.exists() and not folder.datasets_cache.exists()
     observed = json.loads(folder.record.read_text())["observed"]
     assert observed == {
         "weights_dtype": "bfloat16",

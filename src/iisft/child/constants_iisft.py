@@ -9,6 +9,10 @@ PROOF_VARIABLE = "IISFT_PROOF"
 STOP_VARIABLE = "IISFT_STOP_FILE"
 ARITHMETIC_KEY = "iisft_arithmetic"
 FLOAT32, NATIVE = ARITHMETICS = ("float32", "native")
+# of a text model that is published with a tower: how its tensors' names in the files become those
+# of the class, and what the files hold besides, as regular expressions
+NAMES_KEY = "iisft_names"
+LEFT_OUT_KEY = "iisft_left_out"
 LAYERS_KEPT_KEY = "iisft_layers_kept"
 LOGITS_KEY = "iisft_logits"
 LOGITS_CHUNK_KEY = "iisft_logits_chunk"

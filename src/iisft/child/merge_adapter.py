@@ -3,7 +3,8 @@
 Runs in the training interpreter (see run_model.py). The specification: {"arguments":
 LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter": null to merge
 nothing, "stored": the dtype of its weights, "dtype": the one to write, "trusted": whether its own
-code may run, "target": an empty folder, "texts": on which tokenizers are compared}.
+code may run, "target": an empty folder, "texts": on which tokenizers are compared, "part": null, or
+for text_part_weights.py what the text model inside a bigger one is}.
 
 The answer: {"kind": "merged", "rows": of the embedding or null, "tied": whether embedding and head
 are one matrix, "tokenizer": what tokenizer_facts says}.
@@ -14,6 +15,7 @@ Each weight is rounded once: the sum is computed in float32 and stored as `dtype
 from pathlib import Path
 from typing import Any
 
+import text_part_weights
 import torch
 from peft import PeftModel
 from run_model import Link, known_arguments
@@ -25,9 +27,12 @@ def merge(spec: dict[str, Any], model_args: Any, tokenizer: Any) -> dict[str, An
     # torch adds float32 to a narrower weight in place by summing in float32 and rounding once;
     # changing the dtype afterwards would round again
     loaded = dtype if spec["dtype"] == spec["stored"] else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
-    )
+    if spec["part"]:
+        model = text_part_weights.load(spec, loaded)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec["model"], dtype=loaded, trust_remote_code=spec["trusted"], local_files_only=True
+        )
     if model_args.resize_vocab:
         from llamafactory.model.model_utils.embedding import resize_embedding_layer
 
@@ -40,7 +45,10 @@ def merge(spec: dict[str, Any], model_args: Any, tokenizer: Any) -> dict[str, An
     if not tied:
         # an adapter that trained both has untied them; save_pretrained() keeps one of tied ones
         model.config.tie_word_embeddings = False
-    model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
+    if spec["part"]:
+        text_part_weights.save(spec, model.to(dtype))
+    else:
+        model.to(dtype).save_pretrained(spec["target"], max_shard_size="5GB")
     return {"rows": embedding.shape[0], "tied": tied}
 
 

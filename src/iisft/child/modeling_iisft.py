@@ -15,6 +15,8 @@ In both cases each rank writes one line about its first training forward to stdo
 {json}`, with the value of IISFT_PROOF before the JSON where that variable is set.
 """
 
+import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32
+from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, LEFT_OUT_KEY, NAMES_KEY
 from .products_iisft import dispatched
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
@@ -90,7 +92,17 @@ class ExactLayerNorm(nn.LayerNorm):
         )
 
 
-EXACT = {nn.Linear: ExactLinear, nn.Embedding: ExactEmbedding, nn.LayerNorm: ExactLayerNorm}
+class ExactConv1d(nn.Conv1d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, _float32(self.weight), _float32(self.bias))
+
+
+EXACT = {
+    nn.Linear: ExactLinear,
+    nn.Embedding: ExactEmbedding,
+    nn.LayerNorm: ExactLayerNorm,
+    nn.Conv1d: ExactConv1d,
+}
 
 
 def make_exact(model: nn.Module) -> None:
@@ -111,6 +123,35 @@ def make_exact(model: nn.Module) -> None:
                 f"float32 arithmetic over stored weights does not know {type(module).__name__}; "
                 "set weights: fp32 in the preset"
             )
+
+
+def use_torch_delta_rule(model: nn.Module) -> None:
+    """Let gated delta layers compute with transformers' own torch functions.
+
+    The kernels that take their place where they are installed refuse float32
+    (flash-linear-attention) or multiply by the convolution's stored weight (causal-conv1d).
+    """
+    for module in model.modules():
+        if hasattr(module, "chunk_gated_delta_rule"):
+            own: Any = sys.modules[type(module).__module__]
+            module.causal_conv1d_fn = None
+            module.causal_conv1d_update = partial(
+                _update_in_float32, own.torch_causal_conv1d_update
+            )
+            module.chunk_gated_delta_rule = own.torch_chunk_gated_delta_rule
+            module.recurrent_gated_delta_rule = own.torch_recurrent_gated_delta_rule
+
+
+def _leave_out(model: Any, names: list[str]) -> None:
+    """Let transformers' loading report pass over what the files hold besides this model."""
+    known = model._keys_to_ignore_on_load_unexpected or []
+    model._keys_to_ignore_on_load_unexpected = [*known, *names]
+
+
+def _update_in_float32(
+    update: Any, x: torch.Tensor, state: torch.Tensor, weight: torch.Tensor, bias: Any, *more: Any
+) -> Any:
+    return update(x, state, _float32(weight), _float32(bias), *more)
 
 
 def _is_scaled_embedding(module: nn.Module) -> bool:
@@ -177,6 +218,10 @@ def __getattr__(name: str) -> type:
                     f"config.json: model_type {config.model_type} does not belong to {name}"
                 )
             super().__init__(config, *inputs, **kwargs)
+            if left_out := getattr(config, LEFT_OUT_KEY, None):
+                _leave_out(self, left_out)
+            if arithmetic == FLOAT32 or getattr(config, "dtype", None) == torch.float32:
+                use_torch_delta_rule(self)
             if arithmetic == FLOAT32:
                 make_exact(self)
                 keep_the_draw()
@@ -186,6 +231,8 @@ def __getattr__(name: str) -> type:
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:
             asked = kwargs.pop("output_loading_info", False)
+            if names := getattr(kwargs.get("config"), NAMES_KEY, None):
+                kwargs["key_mapping"] = names
             model, info = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
             setattr(model, LOADED, loading_report(info))
             return (model, info) if asked else model

@@ -67,8 +67,10 @@ def keep_products(model: nn.Module, layers_kept: int) -> int:
     """Give the first `layers_kept` checkpointed layers of a model selective checkpointing.
 
     The others keep recomputing everything, by torch's non-reentrant checkpointing as well, so that
-    all layers are of one kind. LLaMA-Factory's wrapper has set their function before
-    (model_utils/checkpointing.py); it is for reentrant checkpointing, which takes no context_fn.
+    all layers are of one kind. With 0 that is all: layers that take keys and values of earlier ones
+    (Gemma 4 E2B, E4B) need it, because through reentrant checkpointing no gradient goes back to
+    those. LLaMA-Factory's wrapper has set their function before (model_utils/checkpointing.py); it
+    is for reentrant checkpointing, which takes no context_fn.
 
     Returns: how many layers keep their products.
     """
@@ -155,7 +157,8 @@ def step_class(base: Any) -> Any:
         ) -> None:
             super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
             kept = getattr(self.config, LAYERS_KEPT_KEY, 0)
-            self.iisft_layers_kept = keep_products(self, kept) if enable and kept else 0
+            again = enable and (kept or getattr(self.config, "num_kv_shared_layers", 0))
+            self.iisft_layers_kept = keep_products(self, kept) if again else 0
 
         # the trainer reads from the signature which columns and losses a model takes
         @wraps(base.forward)

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ PresetArgument = Annotated[
 
 @preset_app.command("list")
 def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the shipped presets and the workspace's own.
+    """List the shipped presets and the workspace's own, by the hardware that they are made for.
 
     \b
     Examples:
@@ -49,14 +49,38 @@ def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> Non
             values = documents.read_document(str(file), workspace).values
         except InputError as error:
             values = {"summary": f"broken: {error.where}: {error.message}"}
-        rows.append({"name": name, "summary": str(values.get("summary", "")), "file": str(file)})
+        rows.append(
+            {
+                "name": name,
+                "summary": str(values.get("summary", "")),
+                "hardware": _hardware(values.get("hardware")),
+                "file": str(file),
+            }
+        )
+    rows.sort(key=lambda row: (row["hardware"], row["name"]))
     if as_json:
         console.out_json(rows)
     elif quiet:
         for row in rows:
             console.out(row["name"])
     else:
-        console.table(((row["name"], row["summary"]) for row in rows), ("PRESET", "WHAT IT IS"))
+        console.table(
+            ((row["hardware"], row["name"], row["summary"]) for row in rows),
+            ("MADE FOR", "PRESET", "WHAT IT IS"),
+        )
+
+
+def _hardware(values: Any) -> str:
+    """amd gfx906 32 GiB x 2: vendor first, so that sorting groups alike ones."""
+    if not isinstance(values, dict):
+        return "-"
+    words = [values.get("vendor"), values.get("arch"), values.get("memory_gib")]
+    vendor, arch, memory = (
+        str(word) if isinstance(word, str | int | float) and word else "" for word in words
+    )
+    name = " ".join(dict.fromkeys(filter(None, (vendor, arch, f"{memory} GiB" if memory else ""))))
+    gpus = values.get("gpus")
+    return f"{name} x {gpus}" if isinstance(gpus, int) and gpus > 1 else name
 
 
 @preset_app.command()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _Preset = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
     ),
@@ -49,7 +49,7 @@ _Script = Annotated[
 
 
 def train(
-    preset: _Preset,
+    preset: _Preset = None,
     model: _Model = None,
     data: _Data = None,
     name: _Name = None,
@@ -84,6 +84,8 @@ def train(
     if slurm and script is None:
         raise UsageError("slurm-script", "--slurm goes with --script FILE")
     workspace = Workspace.current()
+    if preset is None:
+        raise _no_preset(workspace)
     if not dry_run:
         _prepare_demo(preset, workspace)
     request = Request(
@@ -102,6 +104,18 @@ def train(
         return
     console.findings(plan.findings)
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
+
+
+def _no_preset(workspace: Workspace) -> UsageError:
+    """Which presets were made for the GPUs that are here."""
+    from iisft.runs.plan.request import presets_for_here
+
+    fitting = presets_for_here(workspace)
+    text = "train needs --preset NAME"
+    if fitting:
+        text += f"; made for the GPUs of this machine: {', '.join(fitting)}"
+    fix = f"iisft train --preset {shell_word(fitting[0])}" if fitting else "iisft preset list"
+    return UsageError("preset-missing", text, fix=fix)
 
 
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:

@@ -1,13 +1,19 @@
 """The sizes and features of a decoder-only model, from its config.json alone."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from iisft.estimate.delta_sizes import (
+    Delta,
+    Projection,
+    delta_projections,
+    delta_sizes,
+    size_of,
+    unit_of,
+)
 from iisft.json_values import text_of
 from iisft.models.folder.checkpoint import has_experts
-
-Projection = tuple[str, int, int, bool]  # name, inputs, outputs, whether it has an adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +40,17 @@ class Architecture:
     scaled_embedding: bool = False
     attention_softcap: bool = False
     logit_softcap: bool = False
+    scaled_query: bool = False  # by position, as Llama 4 does
     rotary_share: float = 1.0
     masks: int = 1
+    gated_query: bool = False
+    delta: Delta | None = None
+    unit: int = 1  # layers after which their kinds repeat: the last attends, the others are delta
+
+    @property
+    def attending(self) -> int:
+        """How many layers attend."""
+        return self.layers // self.unit
 
     @property
     def groups(self) -> int:
@@ -54,27 +69,42 @@ class Architecture:
         return self.vocabulary * self.hidden
 
     @property
-    def layer_parameters(self) -> int:
-        """Matrices of one layer."""
-        return sum(inputs * outputs for _, inputs, outputs, _ in self.projections)
+    def matrices(self) -> int:
+        """Parameters of all layers' linear layers."""
+        return sum(count * i * o for count, (_, i, o, _) in self._counted())
+
+    def _counted(self) -> Iterator[tuple[int, Projection]]:
+        """Each linear layer of each kind of layer, and how many layers of that kind there are."""
+        yield from ((self.attending, one) for one in self.projections)
+        if self.delta is not None:
+            yield from ((self.layers - self.attending, one) for one in self.delta.projections)
 
     @property
     def small_parameters(self) -> int:
         """Norms and biases of all layers and the last norm."""
-        norms = (4 if self.sandwich_norms else 2) * self.hidden + (
-            2 * self.head_dim if self.qk_norm else 0
+        norms = (4 if self.sandwich_norms else 2) * self.hidden
+        attending = self.bias_parameters + (2 * self.head_dim if self.qk_norm else 0)
+        others = self.delta.small_parameters if self.delta else 0
+        return (
+            self.layers * norms
+            + self.attending * attending
+            + (self.layers - self.attending) * others
+            + self.hidden
         )
-        return self.layers * (norms + self.bias_parameters) + self.hidden
 
     @property
     def parameters(self) -> int:
         """Base parameters, tied ones once."""
         embeddings = self.embedding_parameters * (1 if self.tied else 2)
-        return embeddings + self.layers * self.layer_parameters + self.small_parameters
+        return embeddings + self.matrices + self.small_parameters
 
     def adapter_parameters(self, rank: int) -> int:
         """Rank x (in + out) for each adapted layer (Hu et al. 2021)."""
-        return self.layers * sum(rank * (i + o) for _, i, o, adapted in self.projections if adapted)
+        return sum(n * rank * (i + o) for n, i, o in self.adapted())
+
+    def adapted(self) -> list[tuple[int, int, int]]:
+        """How many, inputs and outputs of each kind of linear layer that has an adapter."""
+        return [(n, i, o) for n, (_, i, o, adapted) in self._counted() if adapted]
 
 
 # model_type -> features that cost memory. Another family is counted as a Llama, and the plan
@@ -84,6 +114,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen2": {},
     "qwen3": {"qk_norm": True},
+    "ministral3": {"scaled_query": True},
     "gemma": {"norm_before_cast": True, "scaled_embedding": True},
     "gemma2": {
         "norm_before_cast": True,
@@ -104,8 +135,20 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "glm4": {"sandwich_norms": True},
     "chatglm": {},
     "phi3": {},
+    "qwen3_5_text": {"norm_before_cast": True, "qk_norm": True, "gated_query": True},
 }
-_LARGEST_SIZE = 2**24
+# Layers of other kinds, that this account has no words for.
+_BEYOND = ("gemma4_text", "gemma3n_text")
+# What published configs leave out, because it is the class's default (configuration_gemma3.py).
+_UNSAID = {
+    "gemma3_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    }
+}
+_DELTA = "qwen3_5_text"
 _MOST_LAYERS = 2000
 _FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
 _FUSED_ATTENTION = ("chatglm", "phi3")
@@ -126,42 +169,48 @@ def known_family(config: Mapping[str, Any]) -> bool:
 def read_architecture(
     config: Mapping[str, Any], target: str | list[str] = "all"
 ) -> Architecture | None:
-    """A model's architecture; None when config.json lacks a size, or for a mixture of experts.
+    """A model's architecture; None when config.json lacks a size, or for layers of other kinds.
 
     Args:
         config: config.json's content.
         target: lora.target of a preset.
     """
-    if has_experts(config):
-        return None
     kind = text_of(config, "model_type")
-    hidden = _size(config, "hidden_size")
-    layers = _size(config, "num_hidden_layers", "num_layers")
-    heads = _size(config, "num_attention_heads")
-    vocabulary = _size(config, "vocab_size", "padded_vocab_size")
-    intermediate = _size(config, "intermediate_size", "ffn_hidden_size")
+    if has_experts(config) or kind in _BEYOND:
+        return None
+    config = {**_UNSAID.get(kind, {}), **config}
+    hidden = size_of(config, "hidden_size")
+    layers = size_of(config, "num_hidden_layers", "num_layers")
+    heads = size_of(config, "num_attention_heads")
+    vocabulary = size_of(config, "vocab_size", "padded_vocab_size")
+    intermediate = size_of(config, "intermediate_size", "ffn_hidden_size")
     if None in (hidden, layers, heads, vocabulary, intermediate):
         return None
     assert hidden and layers and heads and vocabulary and intermediate
-    kv_heads = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
-    head_dim = _size(config, "head_dim", "kv_channels") or hidden // heads
-    if heads % kv_heads or layers > _MOST_LAYERS:
+    kv_heads = size_of(config, "num_key_value_heads", "multi_query_group_num") or heads
+    head_dim = size_of(config, "head_dim", "kv_channels") or hidden // heads
+    unit = unit_of(config.get("layer_types")) if kind == _DELTA else 1
+    if heads % kv_heads or layers > _MOST_LAYERS or not unit or layers % unit:
         return None
     given = target.split(",") if isinstance(target, str) else target
     wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
-    projections = tuple(
-        (name, inputs, outputs, target == "all" or name in wanted)
-        for name, inputs, outputs in _projections(
-            kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim
-        )
+
+    def adapted(layer: list[tuple[str, int, int]]) -> tuple[Projection, ...]:
+        return tuple((name, i, o, target == "all" or name in wanted) for name, i, o in layer)
+
+    projections = adapted(
+        _projections(kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
     )
+    delta = delta_sizes(config) if kind == _DELTA else None
+    if delta is not None:
+        delta = replace(delta, projections=adapted(delta_projections(delta, hidden, intermediate)))
     tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
     return Architecture(
         name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
         kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
         projections=projections,
         bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
-        rotary_share=_rotary_share(config, kind), **_features(config, kind),
+        rotary_share=_rotary_share(config, kind), delta=delta, unit=unit, **_features(config, kind),
     )  # fmt: skip
 
 
@@ -192,7 +241,12 @@ def _rotary_share(config: Mapping[str, Any], kind: str) -> float:
 def _projections(
     kind: str, hidden: int, intermediate: int, query: int, key: int
 ) -> list[tuple[str, int, int]]:
-    attention = [("q_proj", hidden, query), ("k_proj", hidden, key), ("v_proj", hidden, key)]
+    gated = 2 if kind == _DELTA else 1  # the query's projection makes the gate too
+    attention = [
+        ("q_proj", hidden, gated * query),
+        ("k_proj", hidden, key),
+        ("v_proj", hidden, key),
+    ]
     if kind in _FUSED_ATTENTION:
         attention = [("qkv_proj", hidden, query + 2 * key)]
     mlp = [("gate_proj", hidden, intermediate), ("up_proj", hidden, intermediate)]
@@ -204,11 +258,3 @@ def _projections(
 def _biases(config: Mapping[str, Any], kind: str, query: int, key: int) -> int:
     on_qkv = kind == "qwen2" or config.get("attention_bias") or config.get("add_qkv_bias")
     return query + 2 * key if on_qkv else 0
-
-
-def _size(config: Mapping[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if type(value) is int and 0 < value <= _LARGEST_SIZE:
-            return value
-    return None

@@ -12,6 +12,8 @@ from functools import partial
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.blocks import attend, norm, rotate, split
+from iisft.estimate.delta import mix
+from iisft.estimate.delta_sizes import Delta
 from iisft.estimate.ops import Weight
 from iisft.estimate.shape import StepShape
 from iisft.estimate.tape import ADAPTER, CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
@@ -65,13 +67,15 @@ class Projection:
 class Layer:
     """One decoder layer."""
 
-    def __init__(self, tape: Tape, model: Architecture, shape: StepShape) -> None:
-        self.tape, self.model, self.shape = tape, model, shape
+    def __init__(
+        self, tape: Tape, model: Architecture, shape: StepShape, delta: Delta | None = None
+    ) -> None:
+        self.tape, self.model, self.shape, self.delta = tape, model, shape, delta
         self.projections = {
             name: Projection(
                 tape, Weight(inputs, outputs, shape.weights, shape.way), shape, adapted=adapted
             )
-            for name, inputs, outputs, adapted in model.projections
+            for name, inputs, outputs, adapted in (delta or model).projections
         }
 
     def __call__(self, hidden: Tensor, mask_dtype: str | None) -> Tensor:
@@ -91,6 +95,9 @@ class Layer:
 
     def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
         tape, model, project = self.tape, self.model, self.projections
+        if self.delta is not None:
+            return mix(tape, project, hidden, model, self.shape), None
+        gate = None
         stream = hidden.dtype  # the angles have it too
         if "qkv_proj" in project:
             whole = project["qkv_proj"](hidden)
@@ -104,13 +111,19 @@ class Layer:
                 project["k_proj"](hidden),
                 project["v_proj"](hidden),
             )
+        if model.gated_query:
+            query, gate = split(tape, query, (model.query_size, model.query_size))
+            gate = ops.contiguous(tape, gate)
         if model.qk_norm:
             query = norm(tape, query, model, self.shape.weights, model.head_dim)
             key = norm(tape, key, model, self.shape.weights, model.head_dim)
         query, key = rotate(tape, query, model, stream), rotate(tape, key, model, stream)
+        if model.scaled_query:
+            query = ops.scale(tape, query, stream)
         out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
-        out = project["o_proj"](out)
-        return out, scores
+        if gate is not None:
+            out = ops.multiply(tape, out, ops.unary(tape, gate, saves_result=True))
+        return project["o_proj"](out), scores
 
     def mlp(self, x: Tensor) -> Tensor:
         tape, project = self.tape, self.projections
@@ -118,11 +131,8 @@ class Layer:
             both = project["gate_up_proj"](x)
             gate, up = split(tape, both, (self.model.intermediate, self.model.intermediate))
             return project["down_proj"](ops.multiply(tape, up, ops.unary(tape, gate)))
-        if "gate_proj" in project:
-            return project["down_proj"](
-                ops.multiply(tape, ops.unary(tape, project["gate_proj"](x)), project["up_proj"](x))
-            )
-        return project["down_proj"](ops.unary(tape, project["up_proj"](x)))
+        gate = ops.unary(tape, project["gate_proj"](x))
+        return project["down_proj"](ops.multiply(tape, gate, project["up_proj"](x)))
 
 
 class Model:
@@ -130,7 +140,10 @@ class Model:
 
     def __init__(self, tape: Tape, model: Architecture, shape: StepShape, layers: int) -> None:
         self.tape, self.model, self.shape = tape, model, shape
-        self.layers = [Layer(tape, model, shape) for _ in range(layers)]
+        self.layers = [
+            Layer(tape, model, shape, model.delta if (number + 1) % model.unit else None)
+            for number in range(layers)
+        ]
 
     def loss(self) -> Tensor:
         """Forward to the loss. The tensors of the batch live as long as the step."""
@@ -158,9 +171,9 @@ class Model:
 
     def _place(self, number: int) -> str:
         """The segment of the step in which that layer's backward is."""
-        if number == len(self.layers) - 1:
+        if number >= len(self.layers) - self.model.unit:
             return BACKWARD_TOP
-        if number == 0:
+        if number < self.model.unit:
             return BACKWARD_BOTTOM
         return BACKWARD_KEPT if number == self.shape.layers_kept - 1 else BACKWARD_MIDDLE
 

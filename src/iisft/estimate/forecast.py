@@ -46,6 +46,7 @@ class Workload:
     exact: bool = False
     trained_share: float | None = None
     most_trained: int | None = None
+    data_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,13 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
     shape = step.shape_of(preset, model, workload.stored_dtype, workload.accelerator.arch)
     layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
     gib = workload.accelerator.memory_gib
+    # layers of several kinds are not counted with kept products
+    keeps = preset.train.gradient_checkpointing == "fit" and model.delta is None
     shape, memory = fitted(
         _with_logits(preset, workload, shape),
         lambda one: _corrected(estimate_memory(model, one, layout, gib), workload.measured),
         gib,
-        layers=model.layers if preset.train.gradient_checkpointing == "fit" else 0,
+        layers=model.layers if keeps else 0,
     )
     seconds = _step_seconds(shape, layout, workload)
     steps = _steps(preset, workload)
@@ -101,8 +104,14 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
         steps=steps,
         total_s=seconds.times(steps) if seconds and steps else None,
         checkpoint_gib=disk.checkpoint_bytes(adapter) / GIB,
-        disk_gib=disk.run_bytes(adapter, preset.save.keep) / GIB,
+        disk_gib=(disk.run_bytes(adapter, preset.save.keep) + _rows_bytes(preset, workload)) / GIB,
     )
+
+
+def _rows_bytes(preset: Preset, workload: Workload) -> int:
+    each = workload.row_tokens.high if workload.row_tokens else 0.0
+    tokens = (workload.rows or 0) * min(each, preset.train.cutoff_len)
+    return disk.rows_bytes(workload.data_bytes, tokens)
 
 
 def _with_logits(preset: Preset, workload: Workload, shape: StepShape) -> StepShape:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
-from iisft.estimate.sharding import NF4_BYTES, fsdp, gathers, zero
+from iisft.estimate.sharding import LOADING, NF4_BYTES, fsdp, gathers, zero
 from iisft.estimate.tape import KINDS, Tape
 
 GIB = 2**30
@@ -40,6 +40,11 @@ class Memory:
     @property
     def peak(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def step_peak(self) -> int:
+        """The peak of a step, which is what a trace sees; loading may need more."""
+        return max(size for name, size in self.phases.items() if name != LOADING)
 
     @property
     def needed(self) -> int:
@@ -82,8 +87,8 @@ def weight_bytes(model: Architecture, shape: StepShape) -> int:
     item = 4 if shape.weights == "float32" else 2
     if shape.way != "nf4":
         return model.parameters * item
-    matrices = model.layers * model.layer_parameters
-    return int(matrices * NF4_BYTES) + (model.parameters - matrices) * item
+    others = model.parameters - model.matrices
+    return int(model.matrices * NF4_BYTES) + others * item
 
 
 def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> int:
@@ -91,8 +96,7 @@ def optimizer_bytes(model: Architecture, shape: StepShape, optimizer: str) -> in
     if optimizer == "sgd":
         return 0
     if optimizer == "adafactor":
-        rows = sum(i + o + 2 * shape.rank for _, i, o, adapted in model.projections if adapted)
-        return 4 * model.layers * rows
+        return 4 * sum(n * (i + o + 2 * shape.rank) for n, i, o in model.adapted())
     return 8 * model.adapter_parameters(shape.rank)
 
 
@@ -105,11 +109,7 @@ def _optimizer_work(model: Architecture, shape: StepShape, optimizer: str) -> in
     if optimizer == "adamw_torch":
         return 4 * model.adapter_parameters(shape.rank)
     if optimizer == "adafactor":
-        return (
-            12
-            * shape.rank
-            * max((max(i, o) for _, i, o, adapted in model.projections if adapted), default=0)
-        )
+        return 12 * shape.rank * max((max(i, o) for _, i, o in model.adapted()), default=0)
     return 0
 
 
@@ -130,7 +130,7 @@ def _segments(model: Architecture, shape: StepShape) -> Mapping[str, Mapping[str
 
     Layers that keep their products and layers that don't grow a segment by bytes of their own.
     """
-    low, high = _COUNTED_LAYERS
+    low, high = (count * model.unit for count in _COUNTED_LAYERS)
     kept = min(shape.layers_kept, model.layers)
     others = model.layers - kept
     shape = replace(shape, layers_kept=0)  # `kept` says it: one count serves every number
@@ -138,7 +138,7 @@ def _segments(model: Architecture, shape: StepShape) -> Mapping[str, Mapping[str
     found = _count(model, shape, few_kept, few_others)
     for more, one in (
         (kept - few_kept, (few_kept + 1, few_others)),
-        (others - few_others, (few_kept, few_others + 1)),
+        ((others - few_others) // model.unit, (few_kept, few_others + model.unit)),
     ):
         if more:
             with_one = _count(model, shape, *one)
@@ -191,7 +191,7 @@ def _shared(
             kinds = zero(model, shape, layout, segment, kinds)
         phases[segment] = kinds
     if sharding == "fsdp":
-        phases |= gathers(model, shape, layout, phases)
+        phases |= gathers(model, shape, layout, phases, weights)
     return phases
 
 

@@ -7,6 +7,7 @@ from iisft.estimate import decoder
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
 
+LOADING = "loading"  # the phase before the first step
 # bitsandbytes nf4 with double quantization (QLoRA, Dettmers et al. 2023): half a byte, a scale of
 # one byte per block of 64, and a float32 per 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -22,7 +23,7 @@ def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, i
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     lora_item = 2 if layout.mixed else 4
     root = model.embedding_parameters * (1 if model.tied else 2) * item
-    layer = (model.layer_parameters + model.bias_parameters) * (
+    layer = (model.matrices // model.layers + model.bias_parameters) * (
         NF4_BYTES if shape.way == "nf4" else item
     )
     return root, int(layer) + model.adapter_parameters(shape.rank) // model.layers * lora_item
@@ -51,9 +52,14 @@ def fsdp(
 
 
 def gathers(
-    model: Architecture, shape: StepShape, layout: Layout, phases: dict[str, dict[str, int]]
+    model: Architecture,
+    shape: StepShape,
+    layout: Layout,
+    phases: dict[str, dict[str, int]],
+    whole_weights: int,
 ) -> dict[str, dict[str, int]]:
-    """The moments at which a group is in memory twice: gathered into a buffer and copied out of it.
+    """Loading, and the moments at which a group is in memory twice: gathered into a buffer and
+    copied out of it.
 
     The root and the first layer as forward begins; the root again as backward begins, beside the
     checkpoints and the loss's log-softmax; each next layer while the one before is computed.
@@ -67,7 +73,12 @@ def gathers(
     }
     gradients = {"gradients": phases[decoder.OPTIMIZER]["gradients"]}
     log_probabilities = 4 * shape.logit_rows * model.vocabulary
+    # LLaMA-Factory's patcher asks transformers' is_fsdp_enabled(), which looks for variables that
+    # the trainer sets only later: every rank loads the whole model onto its card, and accelerate's
+    # fsdp2_prepare_model holds it until the shards are made.
+    whole = {"weights": whole_weights, "shards": forward["weights"], "adapter": forward["adapter"]}
     return {
+        LOADING: whole,
         "first gather": shards
         | {"gathered": 2 * (root + layer), "layer": shape.rows * model.hidden * 4},
         "second gather": shards | kept | {"gathered": 2 * root, "logits": log_probabilities},

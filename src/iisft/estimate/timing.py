@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
-from iisft.gpu_table import Device
+from iisft.gpu_table import Device, architecture
 from iisft.models.view.support import DTYPES
 
 _CAST_BYTES = {"exact": 6.0, "nf4": 2.5}  # read a stored weight, write the copy
 _REACHED_BANDWIDTH = 0.7  # of the memory's peak; inferred
+_SLOW_DELTA = 1.22 / 0.70  # seconds of a step without and with the kernels (transformers#48718)
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 
@@ -36,15 +37,16 @@ def micro_batch_flops(model: Architecture, shape: StepShape, length: float | Non
     length = shape.length if length is None else length
     rows = shape.batch * length
     adapter = model.adapter_parameters(shape.rank)
-    layers = model.layers * model.layer_parameters
+    layers = model.matrices
     again = 2 * _recomputed_share(model, shape)
     head = (6 if shape.chunk else 4) * shape.logit_share * model.embedding_parameters
     # of an adapter's two products the second is repeated everywhere: it is over the rank alone
     products = rows * ((4 + again) * layers + head + (6 + again) * adapter)
     if shape.layers_kept:
-        outputs = sum(outputs for _, _, outputs, adapted in model.projections if adapted)
-        products += rows * 2 * shape.rank * outputs * min(shape.layers_kept, model.layers)
-    square = 4 * model.query_size * length * length * shape.batch * model.layers
+        share = min(shape.layers_kept, model.layers) / model.layers
+        outputs = sum(n * o for n, _, o in model.adapted())
+        products += rows * 2 * shape.rank * outputs * share
+    square = 4 * model.query_size * length * length * shape.batch * model.attending
     fused = shape.attention in ("flash", "efficient")
     return products + square * ((2 if shape.checkpointing else 1) + (2.5 if fused else 2))
 
@@ -85,6 +87,8 @@ def step_seconds(
         extra = layout.accumulation * _cast_seconds(model, shape, device) + _link_seconds(
             model, shape, layout, device
         )
+        if model.delta is not None and _without_kernels(shape, device):
+            rate = (rate[0] / _SLOW_DELTA, rate[1] / _SLOW_DELTA, rate[2] / _SLOW_DELTA)
     low, typical, high = (
         layout.accumulation * micro_batch_flops(model, shape, tokens) / (1e12 * tflops) + extra
         for tokens, tflops in (
@@ -96,10 +100,16 @@ def step_seconds(
     return Span(low, typical, high)
 
 
+def _without_kernels(shape: StepShape, device: Device) -> bool:
+    """Whether gated delta layers take transformers' torch functions (presets/rules/family.py)."""
+    known = architecture(device.arch)
+    return computed_precision(shape) == "fp32" or (known is not None and not known.triton)
+
+
 def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> float:
     each = _CAST_BYTES.get(shape.way, 0.0)
     passes = 2 + _recomputed_share(model, shape)
-    weights = passes * model.layers * model.layer_parameters + 2 * model.embedding_parameters
+    weights = passes * model.matrices + 2 * model.embedding_parameters
     return each * weights / (device.bandwidth * 1e9 * _REACHED_BANDWIDTH)
 
 

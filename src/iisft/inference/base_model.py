@@ -91,7 +91,14 @@ class Source:
             build_view(self.view, view)
             # transformers caches a local model's code by its folder's name, "model" for every view
             # (dynamic_module_utils.py)
-            yield view, self.env | {"HF_MODULES_CACHE": str(Path(place) / "modules")}
+            yield (
+                view,
+                self.env
+                | {
+                    "HF_MODULES_CACHE": str(Path(place) / "modules"),
+                    "HF_DATASETS_CACHE": str(Path(place) / "rows"),
+                },
+            )
 
 
 def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: bool) -> Source:

@@ -23,7 +23,7 @@ _NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
-_PROCESSOR_FILES = (
+PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -68,7 +68,7 @@ def has_processor(folder: Path) -> bool:
 
     Without one LLaMA-Factory's load_tokenizer() has none to give to a template that wants it.
     """
-    return any((folder / name).is_file() for name in _PROCESSOR_FILES)
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 
 def rendered(folder: Path, conversations: Sequence[Mapping[str, Any]]) -> list[str | None] | None:

@@ -88,16 +88,19 @@ class Placement:
 
 
 def compile_environment(
-    preset: Preset, interpreter: Interpreter, placement: Placement, modules_cache: Path
+    preset: Preset, interpreter: Interpreter, placement: Placement, caches: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that iisft sets for the trainer, the preset's own ones last."""
+    """The variables that iisft sets for the trainer, the preset's own ones last.
+
+    `caches` name where its libraries write on the way.
+    """
     env = {
         "PATH": f"{interpreter.path.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "LLAMAFACTORY_VERBOSITY": "INFO",  # the trainer's summary is part of the proof
         "RECORD_VRAM": "1",  # peak memory of the GPU in each logged step
         "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(modules_cache),
+        **caches,
         "NPROC_PER_NODE": str(placement.ranks),
         # torchrun's own restart would change the world size and with it the global batch
         "MAX_RESTARTS": "0",

@@ -22,12 +22,15 @@ from iisft.llamafactory.turns import Options
 _FAMILIES = {
     "qwen2": "qwen",
     "qwen3": "qwen3",
+    "qwen3_5_text": "qwen3_5",
     "llama": "llama3",
     "mistral": "mistral",
+    "ministral3": "ministral3",
     "mixtral": "mistral",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gemma4_text": "gemma4",
     "glm": "glm4",
     "glm4": "glm4",
     "chatglm": "glm4",
@@ -118,8 +121,12 @@ class Fitting:
         }
 
     def _by_family(self) -> Guess:
-        kind = (files.read_json_object(self._folder / "config.json") or {}).get("model_type")
+        config = files.read_json_object(self._folder / "config.json") or {}
+        inner = config.get("text_config")  # of a model with a vision tower
+        kind = (inner if isinstance(inner, dict) else config).get("model_type")
         name = _FAMILIES.get(str(kind))
+        if name and not self._has_processor and self._catalogue.templates[name].needs_processor:
+            name = None
         whose = "whose chat template can't be rendered" if self._chat else "without a chat template"
         if name is None:
             return Guess(None, f"a model of type {kind!r} {whose}")

@@ -45,7 +45,10 @@ def config(
         changed["vocab_size"] = rows
     if tied is False and original.config.get("tie_word_embeddings", True):
         changed["tie_word_embeddings"] = False
-    return original.config | changed
+    whole = original.published | changed
+    if original.is_part:
+        whole["text_config"] = whole["text_config"] | changed
+    return whole
 
 
 def generation_config(folder: Path, facts: TokenizerFacts) -> dict[str, Any]:

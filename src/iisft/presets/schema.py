@@ -31,7 +31,7 @@ class Hardware(_Section):
     )
     arch: str = Field(
         description="gfx906 for MI50/MI60, sm_70 for V100 (any name that begins with it is "
-        "compared), cpu."
+        "compared), sm_80+ for that and every newer NVIDIA card, cpu.",
     )
     gpus: Annotated[int, Field(ge=0, le=4096)] = Field(
         description="Ranks on one machine, one GPU each (DDP). 0 only with vendor cpu: one CPU "

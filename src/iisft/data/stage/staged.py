@@ -1,5 +1,6 @@
 """A staged dataset as it lies under data/NAME: its record and its rows."""
 
+import contextlib
 import difflib
 import itertools
 from dataclasses import dataclass, field
@@ -99,3 +100,12 @@ def row_of(staged: StagedDataset, number: int) -> dict[str, Any]:
     with files.open_regular(staged.file) as stream:
         row: dict[str, Any] = orjson.loads(next(itertools.islice(stream, number - 1, None)))
     return row
+
+
+def has_tools(file: Path) -> bool:
+    """Whether a staged row has tools, which are written as the text of a JSON list."""
+    with contextlib.suppress(OSError), files.open_regular(file) as stream:
+        return any(
+            b'"tools":"[' in line and b'"tools":"[]"' not in line for line in files.lines_of(stream)
+        )
+    return False

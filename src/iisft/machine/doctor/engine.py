@@ -12,6 +12,7 @@ from typing import Any
 
 from iisft import rules
 from iisft.errors import Finding
+from iisft.gpu_table import is_of
 from iisft.machine.facts.gpus import Gpu
 from iisft.machine.facts.machine import Machine
 from iisft.presets import case as preset_case
@@ -82,7 +83,7 @@ class Case(preset_case.Case):
         then most memory.
         """
         wanted = self.preset.hardware.arch if self.preset else ""
-        if wanted and (named := next((arch for arch in self.archs if arch.startswith(wanted)), "")):
+        if wanted and (named := next((arch for arch in self.archs if is_of(arch, wanted)), "")):
             return named
         sums = {
             arch: [gpu.memory_gib for gpu in self.gpus if gpu.arch == arch] for arch in self.archs

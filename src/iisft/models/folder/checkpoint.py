@@ -15,6 +15,7 @@ from iisft.json_values import text_of
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
+from iisft.models.folder.text_part import NAMES, text_config, text_tensors, with_head
 from iisft.workspace import lfs_pointers
 
 SINGLE_FILE = "model.safetensors"
@@ -41,7 +42,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 class Checkpoint:
     """A complete model folder.
 
-    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute.
+    `dtypes` counts parameters, `code_files` are the files that its auto_maps would execute. Of a
+    model with a vision tower it is the text model alone, under the names that it has there;
+    `published` is config.json as it stands.
     """
 
     folder: Path
@@ -52,6 +55,30 @@ class Checkpoint:
     dtypes: dict[str, int]
     weight_files: tuple[str, ...]
     code_files: tuple[str, ...]
+    published: dict[str, Any]
+
+    @property
+    def part(self) -> dict[str, Any] | None:
+        """What child/text_part_weights.py must know of a text model inside a bigger one."""
+        if not self.is_part:
+            return None
+        files = list(self.weight_files)
+        return {
+            "class": self.architecture, "config": self.config, "names": NAMES, "files": files,
+        }  # fmt: skip
+
+    @property
+    def bytes_beside(self) -> int:
+        """Of the weight files, what is not this text model's: a tower's tensors."""
+        if not self.is_part:
+            return 0
+        size = sum((self.folder / name).stat().st_size for name in self.weight_files)
+        return max(0, size - sum(tensor.bytes for tensor in self.tensors.values()))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the folder holds more than this text model."""
+        return self.published is not self.config
 
     @property
     def parameters(self) -> int:
@@ -67,19 +94,24 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     survey = _Survey(folder)
     if survey.findings:
         raise InputError.of(survey.findings[0])
+    config, tensors = survey.config, survey.tensors
+    if (text := text_config(config)) is not None:
+        tensors = text_tensors(tensors)
+        config = with_head(text, tensors)
     counts: Counter[str] = Counter()
-    for name, tensor in survey.tensors.items():
+    for name, tensor in tensors.items():
         if not is_computed_buffer(name):
             counts[tensor.dtype] += tensor.parameters
     return Checkpoint(
         folder=folder.absolute(),
-        config=survey.config,
-        architecture=survey.config["architectures"][0],
-        model_type=survey.config["model_type"],
-        tensors=survey.tensors,
+        config=config,
+        architecture=config["architectures"][0],
+        model_type=config["model_type"],
+        tensors=tensors,
         dtypes=dict(counts.most_common()),
         weight_files=survey.weight_files,
         code_files=code_files(folder),
+        published=survey.config,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from iisft.errors import Finding, IisftError
 from iisft.files import read_json_object
 from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.folder.text_part import text_config
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _USUAL_DTYPE = "bfloat16"
@@ -32,8 +33,8 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
         config = _known_configs().get(model_id)
         if config is not None:
             return ModelFacts(
-                config,
-                str(config["torch_dtype"]),
+                text_config(config) or config,
+                str(config.get("dtype") or config["torch_dtype"]),
                 "facts shipped with iisft; the model is not here",
             ), []
         text = f"the model {model_id} is not there, and iisft ships no facts about it"
@@ -61,7 +62,7 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
             f"{_USUAL_DTYPE} is assumed"
         )
         notes.append(Finding("model-dtype-unknown", text, where=str(path), severity="warn"))
-    return ModelFacts(found, dtype or _USUAL_DTYPE, str(path)), notes
+    return ModelFacts(text_config(found) or found, dtype or _USUAL_DTYPE, str(path)), notes
 
 
 def _stored_dtype(folder: Path, config: dict[str, Any]) -> str | None:
@@ -70,6 +71,7 @@ def _stored_dtype(folder: Path, config: dict[str, Any]) -> str | None:
     if next(folder.glob("*.safetensors"), None) is not None:
         with contextlib.suppress(IisftError):  # half a download: config.json still tells
             candidates += list(inspect_checkpoint(folder).dtypes)[:1]
+    config = text_config(config) or config
     candidates += [config.get("dtype"), config.get("torch_dtype")]
     return next((str(dtype) for dtype in candidates if dtype in _DTYPES), None)
 

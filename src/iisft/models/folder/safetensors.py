@@ -31,6 +31,9 @@ DTYPES: dict[str, tuple[str, int]] = {
 }
 
 
+_BITS = dict(DTYPES.values())
+
+
 class Tensor(NamedTuple):
     """One tensor as a safetensors header describes it; `dtype` is torch's name."""
 
@@ -41,6 +44,10 @@ class Tensor(NamedTuple):
     @property
     def parameters(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.parameters * _BITS[self.dtype] // 8
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

@@ -18,10 +18,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from iisft.child.constants_iisft import ARITHMETIC_KEY
+from iisft.child.constants_iisft import ARITHMETIC_KEY, LEFT_OUT_KEY, NAMES_KEY
 from iisft.errors import InputError
 from iisft.files import read_json_object, read_text, write_json_atomically, write_text_atomically
 from iisft.models.folder.checkpoint import PURE_DATA_JSON, Checkpoint, auto_maps, json_files
+from iisft.models.folder.text_part import LEFT_OUT, NAMES
 from iisft.models.view.support import (
     AUTO_CLASS,
     DTYPES,
@@ -108,6 +109,8 @@ def plan_view(
         "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
         ARITHMETIC_KEY: arithmetic,
     }
+    if checkpoint.is_part:
+        config |= {NAMES_KEY: NAMES, LEFT_OUT_KEY: list(LEFT_OUT)}
     texts = {
         "config.json": _json_text(config),
         CODE_FILE: _code(own_class),

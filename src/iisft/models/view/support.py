@@ -10,6 +10,7 @@ from iisft.models.folder.checkpoint import (
     is_computed_buffer,
 )
 from iisft.models.folder.manifest import repair_command
+from iisft.models.folder.text_part import CLASSES
 
 AUTO_CLASS = "AutoModelForCausalLM"
 
@@ -21,12 +22,15 @@ EXACT_ARCHITECTURES = frozenset(
     {
         "Gemma2ForCausalLM",
         "Gemma3ForCausalLM",
+        "Gemma4ForCausalLM",
         "Glm4ForCausalLM",
         "LlamaForCausalLM",
+        "Ministral3ForCausalLM",
         "MistralForCausalLM",
         "Phi3ForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "Qwen3_5ForCausalLM",
         "StableLmForCausalLM",
     }
 )
@@ -44,7 +48,8 @@ def refuse_unprovable(checkpoint: Checkpoint) -> None:
             f"{checkpoint.architecture} is not a plain text model; iisft can't prove the precision "
             "of others",
             where=_config_place(checkpoint),
-            fix="choose a text-only model (its architecture ends in ForCausalLM)",
+            fix="choose a text-only model (its architecture ends in ForCausalLM), or one whose "
+            f"text part is known ({', '.join(sorted({whole for whole, _ in CLASSES}))})",
         )
     if "quantization_config" in config:
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import __version__, files, process
-from iisft.errors import EnvironmentFault, RunStateError
+from iisft.errors import RunStateError
 from iisft.llamafactory.environment import inherited, steering
 from iisft.models.folder import identity
 from iisft.models.view.build import build_view
@@ -18,6 +18,7 @@ from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import render_yaml
 from iisft.runs.plan import datasets, forecast, script, token_cache
 from iisft.runs.plan.datasets import RunDataset
+from iisft.runs.plan.places import unwritable
 from iisft.runs.plan.plan import Plan
 from iisft.runs.plan.preflight import taken_error
 from iisft.runs.record.folder import RunFolder
@@ -42,7 +43,7 @@ def create(plan: Plan) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
-        raise _unwritable(final.parent, error) from error
+        raise unwritable(final.parent, error) from error
     try:
         _write(plan, RunFolder(temporary))
         temporary.chmod(0o755)
@@ -50,7 +51,7 @@ def create(plan: Plan) -> None:
     except OSError as error:
         if final.exists():
             raise taken_error(plan.folder) from error
-        raise _unwritable(final.parent, error) from error
+        raise unwritable(final.parent, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -196,12 +197,3 @@ def _git_commit() -> str | None:
     except (OSError, TimeoutError):
         return None
     return result.stdout.strip() or None
-
-
-def _unwritable(place: Path, error: OSError) -> EnvironmentFault:
-    return EnvironmentFault(
-        "output-unwritable",
-        f"the run folder can't be written: {error.strerror}",
-        where=str(place),
-        fix="free some space, or export IISFT_HOME=/a/writable/folder",
-    )

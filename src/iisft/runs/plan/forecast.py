@@ -95,8 +95,8 @@ def forecast_run(
     model = read_architecture(facts.config, preset.lora.target)
     if model is None:
         text = (
-            "config.json lacks a size that the plan needs, or the model has experts: memory "
-            "and time are not known"
+            "config.json lacks a size that the plan needs, or the model has experts or layers that "
+            "it can't count (Gemma 4): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings
@@ -112,6 +112,7 @@ def forecast_run(
         rows=datasets[0].rows if datasets else None,
         row_tokens=_row_tokens(datasets[0]) if datasets else None,
         exact=text_of(facts.config, "architectures") in EXACT_ARCHITECTURES,
+        data_bytes=sum(_size(dataset.file) for dataset in datasets),
     )
     if datasets:
         share, most = _trained(datasets[0])
@@ -250,15 +251,21 @@ def _row_tokens(dataset: RunDataset) -> Span | None:
     if isinstance(counted, int | float) and counted > 0:
         each = counted / max(dataset.rows, 1)
         return Span(each, each, each)
-    try:
-        size = dataset.file.stat().st_size
-    except OSError:
+    size = _size(dataset.file)
+    if not size:
         return None
     text = max(
         1.0, size / max(dataset.rows, 1) - sum(len(key) + _JSON_BYTES for key in dataset.keys)
     )
     low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
     return Span(low, typical, high)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _trained(dataset: RunDataset) -> tuple[float | None, int | None]:

@@ -26,7 +26,7 @@ from iisft.machine.facts.gpus import Gpu
 from iisft.models.view.build import with_step
 from iisft.models.view.built import Built
 from iisft.presets.schema import Preset
-from iisft.runs.plan import building, token_cache
+from iisft.runs.plan import building, places, token_cache
 from iisft.runs.plan import forecast as forecasts
 from iisft.runs.plan import preflight as checks
 from iisft.runs.plan.plan import Plan, Preflight, _rows_are_known
@@ -147,7 +147,7 @@ def _checked(
     if plan.forecast is not None:
         findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
     findings += of_data
-    findings += checks.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
+    findings += places.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
     if plan.folder.path.exists() and not placement.node_rank:
         findings.append(checks.taken(plan.folder))
     findings += reference_findings(plan.train_yaml)
@@ -162,7 +162,10 @@ def _with_tokens(plan: Plan, workspace: Workspace) -> Plan:
     datasets = list(plan.datasets)
     tokens = token_cache.find(plan.preset, datasets, plan.model_folder, plan.interpreter, workspace)
     if tokens is None:
-        return plan
+        slow = checks.tokenising_findings(
+            plan.preset, plan.train_yaml, plan.placement.world_size, datasets
+        )
+        return replace(plan, findings=(*plan.findings, *slow))
     text = f"the rows are taken as LLaMA-Factory tokenised them while staging ({tokens})"
     return replace(
         plan,

@@ -119,7 +119,7 @@ class Plan:
     @property
     def env(self) -> dict[str, str]:
         return compile_environment(
-            self.preset, self.interpreter, self.placement, self.folder.modules_cache
+            self.preset, self.interpreter, self.placement, self.folder.caches
         )
 
     @property

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from iisft.errors import Finding, IisftError, InputError, UsageError
-from iisft.gpu_table import Device
+from iisft.gpu_table import MEMORY_TOLERANCE, Device, is_of
 from iisft.llamafactory.environment import Placement
 from iisft.machine.doctor.inspect import visible_gpus
 from iisft.presets import checking, documents
@@ -56,17 +56,41 @@ def resolve(
 
 def default_preset(workspace: Workspace, device: Device | None) -> str:
     """The first preset for the GPUs that are meant or here; mi50 without any."""
+    if device is None:
+        return next(iter(presets_for_here(workspace)), _FALLBACK)
+    fitting = _presets_for(workspace, device.arch, device.memory_gib, None)
+    return next(iter(fitting or _presets_for(workspace, device.arch, None, None)), _FALLBACK)
+
+
+def presets_for_here(workspace: Workspace) -> list[str]:
+    """The presets made for the GPUs of this machine, those for the most memory first."""
     gpus = visible_gpus()
-    arch = device.arch if device else gpus[0].arch if gpus else "cpu"
-    for name in sorted(documents.available(workspace)):
+    if not gpus:
+        return _presets_for(workspace, "cpu", None, None)
+    alike = [gpu.memory_gib for gpu in gpus if gpu.arch == gpus[0].arch]
+    return _presets_for(workspace, gpus[0].arch, min(alike) or None, len(alike))
+
+
+def _presets_for(
+    workspace: Workspace, arch: str, memory_gib: float | None, gpus: int | None
+) -> list[str]:
+    """`memory_gib` of each of so many `gpus`; None of either asks for less."""
+    found = []
+    for name in documents.available(workspace):
         try:
             hardware = documents.read_document(name, workspace).values.get("hardware")
         except IisftError:  # somebody's broken preset is not the one that is looked for
             continue
-        wanted = hardware.get("arch") if isinstance(hardware, dict) else None
-        if isinstance(wanted, str) and wanted and arch.startswith(wanted):
-            return name
-    return _FALLBACK
+        wanted = hardware if isinstance(hardware, dict) else {}
+        memory, count = wanted.get("memory_gib"), wanted.get("gpus")
+        memory = float(memory) if isinstance(memory, int | float) else 0.0
+        if (
+            is_of(arch, str(wanted.get("arch", "")))
+            and (memory_gib is None or memory * MEMORY_TOLERANCE <= memory_gib)
+            and (gpus is None or not isinstance(count, int) or count <= gpus)
+        ):
+            found.append((-memory, -count if isinstance(count, int) else 0, name))
+    return [name for *_, name in sorted(found)]
 
 
 def _check_request(request: Request) -> None:

@@ -128,7 +128,7 @@ def _compared(plan: Plan, answer: dict[str, Any]) -> dict[str, Any]:
         },
         "parts": {name: round(size / GIB, 4) for name, size in answer["parts"].items()}
         | ({"ddp buckets": round(buckets / GIB, 4)} if buckets else {}),
-        "predicted_over_traced": round(result.memory.peak / peak, 4),
+        "predicted_over_traced": round(result.memory.step_peak / peak, 4),
         "seconds": answer["seconds"],
     }
 

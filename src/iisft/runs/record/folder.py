@@ -136,6 +136,23 @@ class RunFolder:
         return self.path / f"modules{self._node}"
 
     @property
+    def datasets_cache(self) -> Path:
+        """The rows as the trainer's library reads and tokenises them: a resumed run takes them
+        again, a finished one needs them no more.
+        """
+        return self.path / f"rows-cache{self._node}"
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """Variables that keep in the run what the trainer's libraries would write to the home
+        folder, once more for every run.
+        """
+        return {
+            "HF_MODULES_CACHE": str(self.modules_cache),
+            "HF_DATASETS_CACHE": str(self.datasets_cache),
+        }
+
+    @property
     def predictions(self) -> Path:
         """One file of answers for each dataset and checkpoint, and beside it how they were made."""
         return self.path / "predictions"

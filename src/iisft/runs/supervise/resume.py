@@ -205,7 +205,8 @@ def environment_of(folder: RunFolder, record: RunRecord) -> dict[str, str]:
             "secret-missing", text, where=str(folder.record), fix=f"export {missing[0]}=..."
         )
     if folder.node_rank:
-        own |= {"NODE_RANK": str(folder.node_rank), "HF_MODULES_CACHE": str(folder.modules_cache)}
+        own |= {"NODE_RANK": str(folder.node_rank)} | folder.caches
+    own = folder.caches | own  # a run of an earlier iisft has not all of them
     own["PATH"] = f"{python.parent}{os.pathsep}{own.get('PATH', os.environ.get('PATH', ''))}"
     shell, _ = of_record(record.shell, folder.path)
     shell = {name: value for name, value in shell.items() if HIDDEN not in value}

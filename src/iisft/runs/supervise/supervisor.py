@@ -7,6 +7,7 @@ log itself: the supervisor's death does not end it, and the next supervisor adop
 """
 
 import contextlib
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -144,6 +145,8 @@ class Supervisor:
         files.write_json_atomically(self.folder.exit, outcome)
         if ending.state == "finished" and not self.folder.node_rank:
             measurements.keep(self.folder, self.record, found)
+        if ending.state == "finished":
+            shutil.rmtree(self.folder.datasets_cache, ignore_errors=True)
         self.teller.ended(ending, outcome)
         self.teller.wait()
 

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 from iisft.errors import Finding
+from iisft.gpu_table import MEMORY_TOLERANCE, is_of
 from iisft.machine.doctor.engine import Case
 from iisft.machine.doctor.fixes import by_hand
 from iisft.rules import Fix, change_preset, rule, seen
-
-_MEMORY_TOLERANCE = 0.95  # a "32 GB" MI50 has 31.98 GiB
 
 
 def _wanted(case: Case) -> int:
@@ -49,7 +48,7 @@ def other_gpu(case: Case) -> Iterator[Finding]:
     if not _on_gpus(case) or case.preset is None:
         return
     for gpu in case.gpus[: _wanted(case)]:
-        if gpu.arch and not gpu.arch.startswith(case.preset.hardware.arch):
+        if gpu.arch and not is_of(gpu.arch, case.preset.hardware.arch):
             yield seen(
                 f"this GPU is {gpu.name or gpu.vendor} ({gpu.arch}), "
                 f"the preset is made for {case.preset.hardware.arch}",
@@ -68,7 +67,7 @@ def small_memory(case: Case) -> Iterator[Finding]:
         return
     wanted = case.preset.hardware.memory_gib
     for gpu in case.gpus[: _wanted(case)]:
-        if 0 < gpu.memory_gib < wanted * _MEMORY_TOLERANCE:
+        if 0 < gpu.memory_gib < wanted * MEMORY_TOLERANCE:
             yield seen(
                 f"a GPU has {gpu.memory_gib:.1f} GiB, the preset is made for {wanted:g} GiB",
                 "hardware.memory_gib",
