@@ -287,7 +287,7 @@ def test_an_adapter_alone(iisft: CLI, make_run: MakeRun, tmp_path: Path) -> None
     result = iisft("export", "run", "-o", str(target), "--format", "adapter", "--json")
     assert (result.code, json.loads(result.out)["check"]) == (0, None), result.err
     assert left_in(target) == [
-        "Modelfile", "README.md", "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
         "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert json.loads((target / "adapter_config.json").read_text()) == {

@@ -16,6 +16,7 @@ from iisft.machine.facts.host import Host
 from iisft.machine.facts.live import Answers
 from iisft.machine.facts.machine import Machine
 from iisft.machine.facts.pci import Card
+from iisft.runs.plan import building
 
 CLI = Callable[..., Any]
 STEPS = (
@@ -140,3 +141,28 @@ def test_qwen2_under_another_name_overflows_too(train: CLI, model: Path) -> None
     changes = ("--set", "attention=eager", "--set", "model.template=llama3", "--model", other)
     told = train(two_mi50(), *changes, preset="mi50-fp16")
     assert (told["code"], told["findings"]) == (3, [("R07", "error")])
+
+
+@pytest.mark.parametrize(
+    ("tools", "found"),
+    [
+        ("", []),
+        (
+            '[{"name": "f"}]',
+            [
+                "no chat template writes tools as template llama3 trains them: an exported model "
+                "will refuse conversations with tools"
+            ],
+        ),
+    ],
+)
+def test_an_export_that_would_refuse_tools_is_told_before_the_training(
+    tmp_path: Path, tools: str, found: list[str]
+) -> None:
+    model = tmp_path / "模型"
+    model.mkdir()
+    (model / "tokenizer_config.json").write_text('{"eos_token": "<|eot_id|>"}')
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(json.dumps({"messages": [], "tools": tools}, separators=(",", ":")).encode())
+    findings = building.export_findings("llama3", {}, model, [rows])
+    assert [one.message for one in findings] == found

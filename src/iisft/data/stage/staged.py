@@ -1,7 +1,10 @@
 """A staged dataset as it lies under data/NAME: its record and its rows."""
 
+import contextlib
 import difflib
 import itertools
+import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,25 @@ class StagedDataset:
     keys: tuple[str, ...]
     source: str
     record: dict[str, Any] = field(repr=False)
+
+
+def remove(name: str, workspace: Workspace) -> None:
+    """Delete one of staged_names(). Runs keep their rows: they have links of their own.
+
+    Raises:
+        InputError: it can't be deleted.
+    """
+    folder = workspace.data / name
+    try:
+        if folder.is_symlink():  # what it points to is somebody else's
+            folder.unlink()
+            return
+        hidden = folder.with_name(f".removed-{name}-{time.time_ns()}")
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        text = f"{name} can't be deleted: {error.strerror}"
+        raise InputError("data-not-removed", text, where=str(folder)) from error
 
 
 def load(name: str, workspace: Workspace) -> StagedDataset:
@@ -99,3 +121,12 @@ def row_of(staged: StagedDataset, number: int) -> dict[str, Any]:
     with files.open_regular(staged.file) as stream:
         row: dict[str, Any] = orjson.loads(next(itertools.islice(stream, number - 1, None)))
     return row
+
+
+def has_tools(file: Path) -> bool:
+    """Whether a staged row has tools, which are written as the text of a JSON list."""
+    with contextlib.suppress(OSError), files.open_regular(file) as stream:
+        return any(
+            b'"tools":"[' in line and b'"tools":"[]"' not in line for line in files.lines_of(stream)
+        )
+    return False

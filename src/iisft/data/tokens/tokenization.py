@@ -120,7 +120,7 @@ class Tokenization:
     def ids(self, conversation: Conversation) -> list[tuple[list[int], list[int]]]:
         """Token ids of each question and answer, nothing cut."""
         return [
-            (self._ids_of(question), self._ids_of(answer))
+            (self.ids_of(question), self.ids_of(answer))
             for question, answer in self._render(conversation)
         ]
 
@@ -189,7 +189,8 @@ class Tokenization:
                 total += self._special(piece) is not None
         return total
 
-    def _ids_of(self, pieces: list[Piece]) -> list[int]:
+    def ids_of(self, pieces: list[Piece]) -> list[int]:
+        """Token ids of the pieces of one question or answer."""
         ids: list[int] = []
         for piece in pieces:
             if isinstance(piece, str):

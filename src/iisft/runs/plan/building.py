@@ -2,13 +2,19 @@
 that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from iisft.errors import EnvironmentFault, Finding
+from iisft.data.stage.staged import has_tools
+from iisft.errors import EnvironmentFault, Finding, InputError
+from iisft.llamafactory import chat_files, turns
 from iisft.llamafactory.arguments import compile_arguments
+from iisft.llamafactory.catalogue import catalogue
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter, inspect, training_interpreter
+from iisft.llamafactory.turns import Options
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.view import built, built_findings
 from iisft.models.view.build import ViewPlan
@@ -58,7 +64,38 @@ def build(
         return None, [Finding("model-unbuilt", text, str(interpreter.path), severity="warn")]
     longest = [dataset.longest for dataset in datasets]
     known = None if not longest or None in longest else max(filter(None, longest))
-    return answer, list(built_findings.findings(answer, preset, checkpoint, known))
+    rows = [dataset.file for dataset in datasets]
+    foreseen = export_findings(preset.model.template, preset.llamafactory, checkpoint.folder, rows)
+    found = list(built_findings.findings(answer, preset, checkpoint, known))
+    return answer, [*found, *foreseen]
+
+
+def export_findings(
+    name: str, extra: Mapping[str, Any], folder: Path, rows: Sequence[Path]
+) -> Iterator[Finding]:
+    """What `iisft export` would have to leave out, while the template can still be changed.
+
+    `name` and `extra`: a preset's template and its `llamafactory:` section.
+    """
+    options = Options.of(extra)
+    try:
+        template = turns.under(catalogue().template(name), options)
+        with_tools = any(map(has_tools, rows))
+        chat = chat_files.chat(folder, template, options, with_tools=with_tools)
+    except InputError as error:
+        if error.code == "export-prompt":
+            yield replace(error.finding, severity="warn")
+        return  # anything else is told with the rows
+    if with_tools and chat.tools == "refused":
+        yield Finding(
+            "export-tools",
+            f"no chat template writes tools as template {template.name} trains them: an exported "
+            "model will refuse conversations with tools",
+            where="model.template",
+            fix="serve the adapter with iisft serve, or train with the template of the model's "
+            "family (iisft model show)",
+            severity="warn",
+        )
 
 
 def of_preset(preset: Preset, workspace: Workspace, say: Callable[[str], None]) -> list[Finding]:
