@@ -92,6 +92,22 @@ def test_a_model_without_a_chat_template_is_guessed_by_its_family(tmp_path: Path
     assert fitting_template.guess(model(tmp_path / "m", None, "new")).name is None
 
 
+def test_a_model_with_a_tower_takes_its_template_where_the_processor_is_there(
+    tmp_path: Path,
+) -> None:
+    """LLaMA-Factory ends while it tokenises where the template wants a processor and none is."""
+    folder = model(tmp_path / "m", GEMMA, bos_token="<bos>", eos_token="<eos>")
+    assert fitting_template.guess(folder).name == "gemma"
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert fitting_template.guess(folder).name == "gemma3"
+    base = model(tmp_path / "base", None)
+    config = {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}}
+    (base / "config.json").write_text(json.dumps(config))
+    assert fitting_template.guess(base).name is None
+    (base / "preprocessor_config.json").write_text("{}")
+    assert fitting_template.guess(base).name == "qwen3_5"
+
+
 @pytest.mark.parametrize(
     "hostile",
     [

@@ -183,11 +183,11 @@ class _StepLines(_Told):
         self._out = out
 
     def say(self, text: str) -> None:
-        self._out(text)
+        console.say(text)
 
     def metrics(self, event: dict[str, Any]) -> None:
         total = event.get("total_steps") or "?"
-        self.say(f"step {event['step']}/{total}  {describe_metrics(event, self._step_s)}")
+        self._out(f"step {event['step']}/{total}  {describe_metrics(event, self._step_s)}")
 
     def close(self) -> None:
         pass
@@ -272,6 +272,31 @@ def _number(value: object) -> float | None:
     with contextlib.suppress(OverflowError):
         return float(value) if isinstance(value, int | float) else None
     return None
+
+
+def describe_energy(measured: dict[str, float]) -> str:
+    """The energy of the GPUs, and its cost where a price is known."""
+    from iisft.runs.record.measurements import PRICE_VARIABLE, cost
+
+    kwh = measured.get("energy_kwh")
+    if kwh is None:
+        return ""
+    price = cost(kwh)
+    paid = f", {price:.2f} at {PRICE_VARIABLE}" if price is not None else ""
+    return f"{kwh:.3g} kWh by the GPUs{paid}"
+
+
+def in_words(value: object) -> str:
+    """What was observed, without the marks of a program."""
+    if value is None or value == {}:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(in_words, value)) or "-"
+    return str(value)
 
 
 def _new_bar() -> "tuple[Progress, TaskID]":
