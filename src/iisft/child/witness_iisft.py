@@ -31,12 +31,16 @@ def first_tokens(ids: Any, mask: Any) -> dict[str, Any]:
         return {"first_batch": None}
     numbers = ids.detach().to("cpu", torch.int64).contiguous()
     about = {"shape": list(ids.shape), "sha256": _digest(numbers), "rows": None}
-    real = None if mask is None else mask.detach().cpu()
-    if real is None or (real.shape == ids.shape and int(real.max()) <= 1):  # packed rows count up
-        rows = (
-            numbers if real is None else [row[m > 0] for row, m in zip(numbers, real, strict=True)]
-        )
-        about["rows"] = [[len(row), _digest(row)] for row in rows[:_ROWS]]
+    if mask is None:
+        rows = list(numbers)
+    elif isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+        real = mask.detach().to("cpu", torch.int64)
+        # packed rows count up, and padding stands at the end
+        plain_mask = int(real.max()) <= 1 and bool((real.diff(dim=1) <= 0).all())
+        rows = [row[m > 0] for row, m in zip(numbers, real, strict=True)] if plain_mask else []
+    else:
+        rows = []
+    about["rows"] = [[len(row), _digest(row)] for row in rows[:_ROWS]] or None
     return {"first_batch": about}
 
 
@@ -119,8 +123,8 @@ class Witness:
         if not (backbone.training and torch.is_grad_enabled()):
             return
         self.seen = {"attention_dtype": None, "linear_dtype": None}
-        given = inspect.signature(backbone.forward).bind_partial(*args, **kwargs).arguments
-        given |= given.get("kwargs", {})
+        names = inspect.signature(backbone.forward).parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         self.seen |= first_tokens(given.get("input_ids"), given.get("attention_mask"))
         if self.dispatched is not None:
             self.kernels = self.dispatched(backbone, args, kwargs)

@@ -7,6 +7,7 @@ folder.
 
 import contextlib
 import json
+import os
 import platform
 import statistics
 import time
@@ -20,17 +21,21 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
 
 FILE = "measured.jsonl"
+PRICE_VARIABLE = "IISFT_KWH_PRICE"
 _RECENT = 5
 _WARM_UP = 1  # the first step has caches to fill and kernels to choose
 
 
 def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
-    """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`.
+    """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`; the `energy_kwh`
+    that its GPUs took.
 
     What was not logged is left out.
     """
-    steps, speeds, peaks = [], [], []
+    steps, speeds, peaks, joules = [], [], [], 0.0
     for event in events:
+        if event is not None and event["kind"] == "power" and _is_amount(event.get("joules")):
+            joules += event["joules"]
         if event is None or event["kind"] not in ("metrics", "redone"):
             continue
         if isinstance(event.get("step_s"), int | float):
@@ -46,7 +51,22 @@ def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
         found["tokens_per_s"] = round(statistics.median(speeds[_WARM_UP:] or speeds), 2)
     if peaks:
         found["peak_gib"] = round(max(peaks), 3)
+    if joules:
+        found["energy_kwh"] = round(joules / 3.6e6, 5)
     return found
+
+
+def cost(kwh: float) -> float | None:
+    """What the energy cost at $IISFT_KWH_PRICE; None without a price."""
+    try:
+        price = float(os.environ.get(PRICE_VARIABLE, ""))
+    except ValueError:
+        return None
+    return kwh * price if 0 <= price < 1e6 else None
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1e12
 
 
 def keep(folder: RunFolder, record: RunRecord, found: dict[str, float]) -> None:
