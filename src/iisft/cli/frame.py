@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from iisft.cli.curves import SMALLEST, curve
-from iisft.cli.follow import describe_metrics
+from iisft.cli.figures import describe_metrics
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.record.history import History
 from iisft.runs.record.state import RunStatus

@@ -52,6 +52,7 @@ class Description:
     files: tuple[ManifestFile, ...] = ()
     architecture: str = ""
     model_type: str = ""
+    part: str = ""  # the text model's class, of a folder that holds more
     parameters: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
     layers: int = 0
@@ -188,6 +189,7 @@ def describe(folder: Path) -> Description:
         **_origin(folder),
         architecture=text_of(config, "architectures"),
         model_type=model_type,
+        part=checkpoint.architecture if checkpoint and checkpoint.is_part else "",
         parameters=checkpoint.parameters if checkpoint else 0,
         dtypes=checkpoint.dtypes if checkpoint else {},
         layers=_number(inner, "num_hidden_layers", "n_layer"),
