@@ -25,6 +25,11 @@ def logits(model):
     return model.eval()(input_ids=IDS).logits
 
 
+def tensors(folder):
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def compare(one):
     whole = AutoModelForImageTextToText.from_pretrained(one["model"])
     part, report = AutoModelForCausalLM.from_pretrained(
@@ -47,7 +52,7 @@ def compare(one):
     theirs = again.state_dict()
     exported, found = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
     after = logits(exported)
-    old, new = (load_file(Path(f) / "model.safetensors") for f in (one["model"], target))
+    old, new = tensors(Path(one["model"])), tensors(target)
     changed = [name for name in old if not torch.equal(old[name], new[name])]
     return answer | {
         "exported": [len(found[key]) for key in ("missing_keys", "unexpected_keys")],

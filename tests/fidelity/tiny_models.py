@@ -121,6 +121,7 @@ RECIPES = {
 WITH_TOWERS = {
     "gemma3-vision": ("Gemma3", "gemma3", TOWER, {"mm_tokens_per_image": 1}),
     "ministral3-vision": ("Mistral3", "ministral3", {"model_type": "pixtral", **TOWER}, {}),
+    "mistral-vision": ("Mistral3", "mistral", {"model_type": "pixtral", **TOWER}, {}),
     "gemma4-vision": (
         "Gemma4",
         "gemma4",
@@ -171,7 +172,9 @@ def make_model(name, folder):
             elif "embed" not in parameter_name:
                 parameter.mul_(2)
     stored = torch.float16 if name.endswith("fp16") else torch.bfloat16
-    model.to(stored).save_pretrained(folder / "model")
+    # as big models are: in several files, with an index
+    size = "100KB" if name == "qwen3_5-vision" else "5GB"
+    model.to(stored).save_pretrained(folder / "model", max_shard_size=size)
     make_tokenizer().save_pretrained(folder / "model")
 
 

@@ -94,6 +94,7 @@ TWO_RTX = Fake(
 )
 ROCM7 = Torch("2.10.0+rocm7.1", "7.1.52802", None, (*ROCM64.archs, "gfx950"), ROCM64.blas)
 ROCM61 = FIRST_USER.torch
+IMAGE = replace(MI50, container=True, rocm="7.14.0", torch=replace(ROCM7, blas=None))
 BNB = packages(MI50, bitsandbytes="0.48.2")
 IOMMU_ON = amd(TWO_MI50, iommu="DMA-FQ")
 RATES = [
@@ -211,7 +212,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R37": (on(P40, "v100", "llamafactory.torch_compile=true"),
             on(V100, "v100", "llamafactory.torch_compile=true")),
     "R38": (on(RDNA2, "ampere"), on(RDNA3, "ampere")),
-    "R39": (on(replace(RDNA2, torch=ROCM7)), on(RDNA2)),
+    "R39": (
+        on(replace(RDNA2, torch=ROCM7)),
+        on(replace(RDNA2, torch=ROCM7, versions={"pip": "25", "rocm-sdk-core": "7.14.0"})),
+    ),
     "R40": (on(V100, "v100", "llamafactory.quantization_bit=8"),
             on(T4, "t4", "llamafactory.quantization_bit=8")),
     "R41": (on(P40), on(P100)),
@@ -234,7 +238,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         on(replace(MI50, versions={"pip": "25", "amdsmi": "7.0.2"})),
         on(replace(MI50, versions={"pip": "25", "amdsmi": "7.0.2"}, amd_smi=True)),
     ),
-    "R52": (on(replace(MI50, container=True, rocm="7.2.0")), on(replace(MI50, container=True))),
+    "R52": (
+        on(replace(IMAGE, image_blas=("gfx90a", "gfx942"))),
+        on(replace(IMAGE, image_blas=("gfx906", "gfx90a"))),
+    ),
     "bf16-measured": (on(replace(A100, deep=EMULATED)), on(replace(A100, deep=NATIVE))),
     "copy-fails": (
         on(deep(T4, "copy", source="cpu", device="cuda:0", error="what arrived is not what was "

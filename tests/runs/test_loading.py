@@ -13,7 +13,7 @@ from typing import Any
 from iisft.data.read.conversation import from_alpaca
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.supervise import loading
+from iisft.runs.supervise import loading, resume
 
 CLI = Callable[..., Any]
 Fake = Callable[..., None]
@@ -27,6 +27,12 @@ SAID = """\
 [INFO|configuration_utils.py:766] 2026-11-24 00:42:11,313 >> loading configuration file config.json
 [WARNING|modeling_utils.py:706] 2026-11-24 00:42:12,242 >> Some weights were newly initialized: ['a.b']
 [WARNING|modeling_utils.py:706] 2026-11-24 00:42:12,242 >> Some weights were newly initialized: ['a.b']
+[WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
+that differ. Updated tokens: {'bos_token_id': None, 'pad_token_id': 256}.
+[WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
+that differ. Updated tokens: {'eos_token_id': 258}.
+[WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
+that differ. Updated tokens: {'eos_token_id': 7}.
 training example:
 [WARNING|row.py:1] 2026-11-24 00:42:12,242 >> text of a row
 """  # noqa: E501
@@ -34,6 +40,7 @@ HEARD = [
     "UserWarning: Model has tied weights.",
     "FlashAttention-2 is not installed.",
     "Some weights were newly initialized: ['a.b']",
+    "The tokenizer has new PAD/BOS/EOS tokens that differ. Updated tokens: {'eos_token_id': 7}.",
 ]
 
 
@@ -50,12 +57,13 @@ def digest(model: Path, row: dict[str, str]) -> list[Any]:
 
 
 def test_warnings_until_the_first_step_are_findings(
-    iisft: CLI, train: CLI, rows: Path, folder: RunFolder, fake_trainer: Fake
+    iisft: CLI, train: CLI, model: Path, rows: Path, folder: RunFolder, fake_trainer: Fake
 ) -> None:
     first = json.loads(rows.read_text().splitlines()[0])
     first["input"] = "[WARNING|row.py:1] 2026-11-24 00:42:12,242 >> text of a row"
     rows.write_text(json.dumps(first) + "\n" + "\n".join(rows.read_text().splitlines()[1:]))
     assert iisft("data", "stage", str(rows), "--name", "quoting").code == 0
+    (model / "generation_config.json").write_text('{"eos_token_id": [256, 258]}')
     fake_trainer("ok", SAYS=SAID)
     ended = train("--data", "quoting")
     assert ended.code == 0, ended.err
@@ -70,12 +78,13 @@ def test_warnings_until_the_first_step_are_findings(
 
 
 def test_a_warning_is_told_once_in_a_run_s_life(
-    train: CLI, folder: RunFolder, fake_trainer: Fake
+    train: CLI, model: Path, folder: RunFolder, fake_trainer: Fake
 ) -> None:
+    (model / "generation_config.json").write_text('{"eos_token_id": [256, 258]}')
     fake_trainer("crash-once-at-2", SAYS=SAID)
     assert train().code == 0
     findings = [event["message"] for event in folder.read_events() if event["kind"] == "finding"]
-    assert [findings.count(message) for message in HEARD] == [1, 1, 1]
+    assert [findings.count(message) for message in HEARD] == [1, 1, 1, 1]
 
 
 def test_the_first_batch_has_the_account_s_tokens(
@@ -134,3 +143,30 @@ def test_rows_that_come_twice_are_said(iisft: CLI, train: CLI, folder: RunFolder
     ended = json.loads(folder.exit.read_text())
     assert ended["reason"] == "all 4 steps; 1 of 8 rows came twice"
     assert "rows repeated        1\n" in iisft("status", "run").out
+
+
+def test_a_resume_says_what_it_can_t_promise(
+    iisft: CLI, train: CLI, folder: RunFolder, fake_trainer: Fake
+) -> None:
+    fake_trainer("crash-at-3")
+    assert train("--set", "watch.restarts=0").code == 1
+    record = folder.whole_record()
+    assert resume.not_to_the_bit(record) == "", "on a CPU all bits are the same"
+    on_gpu = replace(record, gpus=("gfx906",))
+    assert resume.not_to_the_bit(on_gpu) == (
+        "what follows need not be an unbroken run's to the last bit: a GPU may add in another "
+        "order (llamafactory.full_determinism: true forbids that)"
+    )
+    determined = {**record.train_yaml, "full_determinism": True}
+    assert resume.not_to_the_bit(replace(on_gpu, train_yaml=determined)) == ""
+    by_length = {**record.train_yaml, "train_sampling_strategy": "group_by_length"}
+    written = json.loads(folder.record.read_text())
+    folder.record.write_text(json.dumps(written | {"train_yaml": by_length}))
+    fake_trainer("ok")
+    resumed = iisft("resume", "run", "--accept-drift")
+    note = (
+        "what follows need not be an unbroken run's to the last bit: rows are ordered by "
+        "group_by_length, and the order is made again"
+    )
+    assert resumed.code == 0 and f"  note: {note}\n" in resumed.err
+    assert note in [event.get("message") for event in folder.read_events()]

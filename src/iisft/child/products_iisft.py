@@ -109,7 +109,9 @@ class Products(TorchFunctionMode):
         if self.reaches is None or self.place is None:
             return
         row, length = self.place
-        if not isinstance(scores, torch.Tensor) or scores.dim() != 4 or scores.shape[-2] < length:
+        known = isinstance(scores, torch.Tensor) and scores.dim() == 4
+        known = known and (scores.dtype == torch.bool or scores.is_floating_point())
+        if not known or scores.shape[-2] < length:
             self.reaches = None
             return
         one = scores[min(row, scores.shape[0] - 1), 0]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from iisft.cli.console import duration
-from iisft.cli.follow import describe_spent
+from iisft.cli.figures import describe_spent
 from iisft.estimate.memory import GIB
 from iisft.runs.plan.forecast import largest_parts
 
@@ -157,6 +157,11 @@ def _time(plan: "Plan", result: "Forecast") -> Iterator[str]:
     else:
         span = f"{seconds.low:.3g} to {seconds.high:.3g}"
         yield f"time: {seconds.typical:.3g} s per step ({span}), {_rate_source(result)}"
+        if result.slow_layers:
+            yield (
+                f"  {result.slow_layers} gated delta layers run without their kernels, which need "
+                "Triton and fp16 or bf16 (about 1.7 times the step)"
+            )
     if total is not None:
         end = time.time() + min(total.typical, 1e9)  # no calendar has later days
         ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))

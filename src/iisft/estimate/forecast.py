@@ -76,6 +76,12 @@ class Forecast:
         return self.memory.peak / GIB
 
     @property
+    def slow_layers(self) -> int:
+        """Gated delta layers that are computed without their kernels."""
+        arch = self.workload.accelerator.arch
+        return timing.slow_layers(self.workload.model, self.shape, arch)
+
+    @property
     def phase_text(self) -> str:
         """Where in a step the peak is, for people."""
         return f"worst in {self.memory.phase}"

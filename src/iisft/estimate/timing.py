@@ -98,7 +98,7 @@ def step_seconds(
         extra = layout.accumulation * _cast_seconds(model, shape, device) + _link_seconds(
             model, shape, layout, device
         )
-        if model.delta is not None and _without_kernels(shape, device):
+        if slow_layers(model, shape, device.arch):
             rate = (rate[0] / _SLOW_DELTA, rate[1] / _SLOW_DELTA, rate[2] / _SLOW_DELTA)
     low, typical, high = (
         layout.accumulation * micro_batch_flops(model, shape, tokens) / (1e12 * tflops) + extra
@@ -111,10 +111,11 @@ def step_seconds(
     return Span(low, typical, high)
 
 
-def _without_kernels(shape: StepShape, device: Device) -> bool:
-    """Whether gated delta layers take transformers' torch functions (presets/rules/family.py)."""
-    known = architecture(device.arch)
-    return computed_precision(shape) == "fp32" or (known is not None and not known.triton)
+def slow_layers(model: Architecture, shape: StepShape, arch: str) -> int:
+    """Gated delta layers that take transformers' torch functions (presets/rules/family.py)."""
+    known = architecture(arch)
+    slow = computed_precision(shape) == "fp32" or (known is not None and not known.triton)
+    return model.layers - model.attending if slow else 0
 
 
 def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> float:

@@ -26,6 +26,10 @@ HARMLESS: tuple[tuple[str, str], ...] = (
     (r"Gemma-2 should use soft-capping attention", "told as a finding of its own"),
     (r"New (special )?tokens have been added, changed `resize_vocab`", "the preset adds them"),
     (r"Vocab has been resized, add", "the preset adds the tokens"),
+    (
+        r"new PAD/BOS/EOS tokens(?!.*'eos_token_id')",
+        "padding is masked, and a row begins as the template says",
+    ),
     (r"^(Future|Deprecation|PendingDeprecation)Warning: ", "of later versions than those that run"),
     (r"pkg_resources is deprecated as an API", "of a package's import, which goes well"),
     (r"Remember to add embedding layers to `additional_target`", "LLaMA-Factory adds them itself"),

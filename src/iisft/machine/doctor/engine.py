@@ -131,6 +131,17 @@ class Case(preset_case.Case):
         return [one for one in results if one.get("check") == check]
 
     @property
+    def computes(self) -> bool:
+        """Whether --deep multiplied matrices on these GPUs, all of them well: that decides,
+        whatever a version or a list of architectures says.
+        """
+        done = self.deep_results("matmul")
+        return bool(done) and all(
+            isinstance(one.get("tflops"), int | float) and not (one.get("error") or one.get("died"))
+            for one in done
+        )
+
+    @property
     def measured_bf16(self) -> str:
         found = self.rates().get("cuda:0", {})
         if not {"bfloat16", "float16"} <= set(found):

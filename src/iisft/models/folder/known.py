@@ -84,3 +84,14 @@ def _known_configs() -> dict[str, dict[str, Any]]:
     )
     models: dict[str, dict[str, Any]] = json.loads(text)["models"]
     return models
+
+
+def ends_of(folder: Path) -> list[Any]:
+    """Tokens at which generation with this model ends, by generation_config.json, else by
+    config.json.
+    """
+    for name in ("generation_config.json", "config.json"):
+        known = (read_json_object(folder / name) or {}).get("eos_token_id")
+        if known is not None:
+            return known if isinstance(known, list) else [known]
+    return []

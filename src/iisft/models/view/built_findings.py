@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from iisft.errors import Finding
-from iisft.files import read_json_object
 from iisft.llamafactory.library_warnings import LIBRARY_WARNING, telling
 from iisft.models.folder.checkpoint import Checkpoint
+from iisft.models.folder.known import ends_of
 from iisft.models.folder.manifest import repair_command
 from iisft.models.view.built import Built
 from iisft.models.view.support import DTYPES
@@ -143,10 +143,7 @@ def _ends(tokens: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding
     end in generation_config.
     """
     path = checkpoint.folder / "generation_config.json"
-    known = (read_json_object(path) or {}).get(
-        "eos_token_id", checkpoint.config.get("eos_token_id")
-    )
-    ends = known if isinstance(known, list) else [known]
+    ends = ends_of(checkpoint.folder)
     if tokens["new"]:
         yield Finding(
             "template-new-tokens",
@@ -161,7 +158,7 @@ def _ends(tokens: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding
         for token, number in tokens["used"].items()
         if number in tokens["stop"] and number not in ends
     ]
-    if known is not None and taught:
+    if ends and taught:
         yield Finding(
             "ends-differ",
             f"answers are taught to end with {', '.join(taught)}; the model's generation_config "

@@ -25,6 +25,7 @@ from iisft.estimate.step import needs_all_logits
 from iisft.estimate.suggestions import Suggestion, suggest
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device, nearest_device
+from iisft.json_values import text_of
 from iisft.llamafactory.arguments import UNCOUNTED
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import Gpu
@@ -104,7 +105,6 @@ def forecast_run(
         text = "lora.target names no layer that the plan knows: memory and time are not known"
         findings.append(Finding("plan-no-target", text, where="lora.target", severity="warn"))
         return facts, None, findings
-    architectures = facts.config.get("architectures") or [""]
     workload = Workload(
         model=model,
         stored_dtype=facts.stored_dtype,
@@ -112,7 +112,7 @@ def forecast_run(
         accelerator=accelerator,
         rows=datasets[0].rows if datasets else None,
         row_tokens=known_rows.row_tokens(datasets[0]) if datasets else None,
-        exact=architectures[0] in EXACT_ARCHITECTURES,
+        exact=text_of(facts.config, "architectures") in EXACT_ARCHITECTURES,
         data_bytes=sum(_size(dataset.file) for dataset in datasets),
     )
     if datasets:

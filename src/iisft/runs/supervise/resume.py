@@ -10,6 +10,7 @@ from iisft.errors import EnvironmentFault, Finding, RunStateError
 from iisft.llamafactory.environment import inherited, of_record
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.models.view.build import renew_code
+from iisft.quoting import shell_word
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
@@ -70,13 +71,13 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
             name.unlink(missing_ok=True)
         start_supervisor(folder, env)
     step = int(folder.read_processes().get("from_step", 0))
-    note = _not_to_the_bit(record) if step else ""
+    note = not_to_the_bit(record) if step else ""
     if note:
         folder.append_event("finding", **Finding("resume-inexact", note, severity="info").as_json())
     return Resumed(folder, attached=False, step=step, note=note)
 
 
-def _not_to_the_bit(record: RunRecord) -> str:
+def not_to_the_bit(record: RunRecord) -> str:
     """On a CPU, and with rows in random order, a resumed run is the unbroken one bit for bit."""
     reasons = []
     if record.gpus and not record.train_yaml.get("full_determinism"):
@@ -102,7 +103,13 @@ def _require_ended(status: RunStatus) -> None:
         )
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
-        raise RunStateError("nothing-to-resume", text, where=str(folder.path))
+        fix = f"for a longer run: {longer(folder)}train.epochs=N"
+        raise RunStateError("nothing-to-resume", text, where=str(folder.path), fix=fix)
+
+
+def longer(folder: RunFolder) -> str:
+    """The beginning of the command that trains the same anew with another number of steps."""
+    return f"iisft train --preset {shell_word(str(folder.preset))} --set "
 
 
 def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
