@@ -139,25 +139,25 @@ def test_what_was_rendered_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("template", "extra", "words"),
+    ("template", "extra", "words", "severity"),
     [
-        ("qwen", {}, None),
-        ("chatml", {"default_system": DEFAULT_SYSTEM}, None),
-        ("chatml", {}, "it writes something else in what stands before the first question"),
-        ("llama3", {}, "what stands between turns"),
-        ("qwen3", {}, "it puts an empty thought (<think>) before answers"),
-        ("qwem", {}, None),  # is told elsewhere
+        ("qwen", {}, None, ""),
+        ("chatml", {"default_system": DEFAULT_SYSTEM}, None, ""),
+        ("chatml", {}, "it writes something else in what stands before the first question", "warn"),
+        ("llama3", {}, "what stands between turns", "error"),
+        ("qwen3", {}, "it puts an empty thought (<think>) before answers", "warn"),
+        ("qwem", {}, None, ""),  # is told elsewhere
     ],
 )  # fmt: skip
 def test_a_template_of_another_family_is_objected_to(
-    tmp_path: Path, template: str, extra: dict[str, Any], words: str | None
+    tmp_path: Path, template: str, extra: dict[str, Any], words: str | None, severity: str
 ) -> None:
     folder = model(tmp_path / "m", QWEN_SYSTEM + CHATML)
     found = fitting_template.objection(folder, template, extra)
     if words is None:
         assert found is None
     else:
-        assert found is not None and words in found.message and found.severity == "warn"
+        assert found is not None and words in found.message and found.severity == severity
         assert found.fix.startswith("--set model.template=qwen")
 
 

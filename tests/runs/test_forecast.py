@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from iisft.cli.follow import describe_forecast
+from iisft.cli.figures import describe_forecast
 from iisft.machine.facts.gpus import Gpu
 from iisft.runs.record import measurements
 from iisft.runs.record.folder import RunFolder

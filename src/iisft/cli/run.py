@@ -25,7 +25,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
       iisft status
       iisft status RUN --json
     """
-    from iisft.cli.follow import (
+    from iisft.cli.figures import (
         describe_energy,
         describe_forecast,
         describe_metrics,

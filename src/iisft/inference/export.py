@@ -47,7 +47,7 @@ def run(export: Export) -> Check | None:
                 merged, made = made, place / "gguf"
                 made.mkdir()
                 file = gguf.convert(export.source, export.converter, merged, made, export.quant)
-                check = _check(export, file, None, view, env)
+                check = _check(export, file, None, view, env, merged)
         complete(export, made, check, facts)
         if check is not None:
             _require(export, check)
@@ -121,17 +121,22 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 
 def _check(
-    export: Export, made: Path, made_view: Path | None, view: Path, env: dict[str, str]
+    export: Export,
+    made: Path,
+    made_view: Path | None,
+    view: Path,
+    env: dict[str, str],
+    merged: Path | None = None,
 ) -> Check:
     """Compare adapter and exported model on the same tokens, in the arithmetic of the run.
 
-    A GGUF file has no view: it is computed in float32.
+    A GGUF file, made from the folder `merged`, has no view: it is computed in float32.
     """
     source = export.source
     record = source.record
     data = record.data[0]
     adapted = source.loading(view, export.chosen, max_new_tokens=1)
-    other: dict[str, Any] = {"gguf": str(made)}
+    other: dict[str, Any] = {"gguf": str(made), "merged": str(merged)}
     if made_view is not None:
         plan = plan_view(
             inspect_checkpoint(made),

@@ -103,7 +103,7 @@ def limit_of(preset: Preset, model: Path) -> Limit:
 def _refuse_unfit(model: Path, template: str, extra: Mapping[str, Any]) -> None:
     """A template under which LLaMA-Factory could not tokenise a single row for this model."""
     objection = fitting_template.objection(model, template, extra)
-    if objection is not None and objection.severity == "error":
+    if objection is not None and objection.id == fitting_template.NEEDS_PROCESSOR:
         raise InputError(objection.id, objection.message, where=objection.where, fix=objection.fix)
 
 
