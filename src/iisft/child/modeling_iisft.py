@@ -25,6 +25,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+# transformers copies only the files that this one itself imports (dynamic_module_utils.py)
+from .attention_iisft import choose
+from .clock_iisft import Spent
 from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, LEFT_OUT_KEY, NAMES_KEY
 from .products_iisft import dispatched
 from .step_iisft import frozen_linear, step_class
@@ -217,6 +220,7 @@ def __getattr__(name: str) -> type:
                 raise ValueError(
                     f"config.json: model_type {config.model_type} does not belong to {name}"
                 )
+            choose(config)
             super().__init__(config, *inputs, **kwargs)
             if left_out := getattr(config, LEFT_OUT_KEY, None):
                 _leave_out(self, left_out)
@@ -226,7 +230,7 @@ def __getattr__(name: str) -> type:
                 make_exact(self)
                 keep_the_draw()
             Witness(self, arithmetic, None if TRUSTED is None else dispatched)
-            install()
+            install(Spent)
 
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:
