@@ -62,7 +62,11 @@ STEPS = (
     {"autocast": "float16", "attention": "math", "checkpointing": False, "batch": 2, "length": 256},
 )
 KEPT = {"layers_kept": 2, "logits": "trained", "positions": 200}
+BLOCKS: dict[str, Any] = {"attention": "eager_blocks", "length": 768}
 MORE = (
+    {"arithmetic": "float32", **BLOCKS, **KEPT},
+    {"weights": "float32", **BLOCKS, "length": 200, "batch": 2, "checkpointing": False},
+    {"autocast": "float16", **BLOCKS, "batch": 2, **KEPT, "layers_kept": 4},
     {"arithmetic": "float32", "attention": "eager", **KEPT},
     {"arithmetic": "float32", "attention": "math", **KEPT, "layers_kept": 4, "chunk": 64},
     {"autocast": "bfloat16", "attention": "flash", **KEPT, "positions": 512, "chunk": 128},
@@ -80,6 +84,10 @@ MORE = (
         "length": 16,
     },
 )
+
+
+# Gemma 2 caps its scores and has two masks
+BLOCK_FAMILIES = ("gemma2", "phi3")
 
 
 def case(kind: str, **step: Any) -> dict[str, Any]:
@@ -109,6 +117,7 @@ def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:
     cases = [case(kind, **step) for kind in FAMILIES for step in STEPS] + [
         case("qwen2", **step) for step in MORE
     ]
+    cases += [case(kind, arithmetic="float32", **BLOCKS) for kind in BLOCK_FAMILIES]
     done = subprocess.run(
         [PYTHON, str(SCRIPT)], input=json.dumps(cases), capture_output=True, text=True, check=True
     )

@@ -209,7 +209,9 @@ def make_data(folder):
         for i in range(32)
     ]
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    register = {"rows": {"file_name": "rows.json"}}
+    long = [{**row, "input": "情报 " * (30 + i)} for i, row in enumerate(rows)]
+    (folder / "long.json").write_text(json.dumps(long, ensure_ascii=False), encoding="utf-8")
+    register = {name: {"file_name": f"{name}.json"} for name in ("rows", "long")}
     (folder / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
 
 

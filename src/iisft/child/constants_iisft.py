@@ -19,3 +19,8 @@ LAYERS_KEPT_KEY = "iisft_layers_kept"
 LOGITS_KEY = "iisft_logits"
 LOGITS_CHUNK_KEY = "iisft_logits_chunk"
 ALL, TRAINED = LOGITS = ("all", "trained")
+ATTENTION_KEY = "iisft_attention"
+EAGER_BLOCKS = "eager_blocks"
+QUERY_BLOCK = 256  # queries at a time
+PROFILE_KEY = "iisft_profile"  # whether a step is recorded by torch's profiler, in the output
+PROFILE_FILE = "profile.json"

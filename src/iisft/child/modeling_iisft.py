@@ -26,6 +26,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+# transformers copies only the files that this one itself imports (dynamic_module_utils.py)
+from .attention_iisft import choose
+from .clock_iisft import Spent
 from .constants_iisft import (
     ARITHMETIC_KEY,
     ARITHMETICS,
@@ -230,6 +233,7 @@ def __getattr__(name: str) -> type:
                 raise ValueError(
                     f"config.json: model_type {config.model_type} does not belong to {name}"
                 )
+            choose(config)
             super().__init__(config, *inputs, **kwargs)
             if left_out := getattr(config, LEFT_OUT_KEY, None):
                 _leave_out(self, left_out)
@@ -240,7 +244,7 @@ def __getattr__(name: str) -> type:
                 make_exact(self)
                 keep_the_draw()
             Witness(self, arithmetic, None if TRUSTED is None else dispatched)
-            install()
+            install(Spent)
 
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:

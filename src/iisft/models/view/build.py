@@ -42,6 +42,8 @@ from iisft.models.view.support import (
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
 COMPANIONS = (
+    "attention_iisft.py",
+    "clock_iisft.py",
     "constants_iisft.py",
     "products_iisft.py",
     "step_iisft.py",
