@@ -18,6 +18,7 @@ HARMLESS: tuple[tuple[str, str], ...] = (
         r"Unrecognized keys in `rope_parameters`.*(full|sliding)_attention",
         "Gemma 3 has one set for each kind of layer",
     ),
+    (r"The fast path is not available because one of", "told as a finding of its own"),
     (r"New tokens have been added, make sure", "told with the tokens' names"),
     (r"warmup_ratio is deprecated", "LLaMA-Factory 0.9.5 knows no other"),
     (r"please add `_nothink` suffix", "the template is compared with the model's own"),
