@@ -43,7 +43,7 @@ DERIVED = {
     "adapter_folder", "media_dir", "use_fast_tokenizer", "generation_config", "max_new_tokens",
     "generation_max_length", "lr_scheduler_kwargs", "fsdp_config", "fsdp", "tokenized_path",
     "train_batch_size", "eval_batch_size", "skip_memory_metrics", "dispatch_batches",
-    "can_return_loss", "do_eval", "label_names", "torch_compile_backend",
+    "can_return_loss", "do_eval", "dataloader_pin_memory", "label_names", "torch_compile_backend",
 }  # fmt: skip
 
 

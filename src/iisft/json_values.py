@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 DEEPEST = 100
@@ -46,6 +47,14 @@ def _plain(value: Any, levels: int) -> Any:
             return {key: _plain(inner, levels - 1) for key, inner in value.items()}
         return [_plain(inner, levels - 1) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text_of(document: Mapping[str, Any], key: str) -> str:
+    """The text at a key, the first one of a list of them; "" where something else stands."""
+    value = document.get(key)
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else ""
 
 
 def nests_within(value: Any, levels: int) -> bool:

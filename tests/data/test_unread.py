@@ -4,6 +4,7 @@ are in bad/. --ignore KEY, and what --columns names, are the user's to say.
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,71 @@ def test_the_chosen_answers_alone(iisft: CLI, home: Path) -> None:
     assert staged.code == 0
     (rows,) = (home / "data/x").glob("rows-*.jsonl")
     assert json.loads(rows.read_text()) == {"instruction": "a", "input": "", "output": "hi"}
+
+
+def test_a_placeholder_of_a_picture_is_text_only_if_it_is_said_to_be(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "<image>Q"}, {"role": "assistant", "content": "a"}]
+    for row in ({**ROW, "input": "see <image>"}, {"messages": talk}):
+        file = written(tmp_path / "x.jsonl", row)
+        (found,) = check([open_source(file)]).findings
+        assert (found.id, found.severity, found.fix) == (
+            "media-placeholder",
+            "error",
+            "--ignore '<image>' trains it as the text that it is",
+        )
+        assert check([open_source(file, ignore=["<image>"])]).sound == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "kinds", "fix"),
+    [
+        (
+            [{"type": "text", "text": "do"}, {"type": "tool_use", "name": "f", "input": {}}],
+            "text, tool_use",
+            "write tool_use as tool_calls of the message ",
+        ),
+        ([{"type": "image", "source": {}}], "image", "leave such rows out (data stage --drop-bad)"),
+    ],
+)
+def test_anthropic_s_parts_are_named(
+    tmp_path: Path, parts: list[Any], kinds: str, fix: str
+) -> None:
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]
+    found, *_ = check([open_source(written(tmp_path / "x.jsonl", {"messages": talk}))]).findings
+    assert (found.id, found.message) == (
+        "content-parts",
+        f"parts ({kinds}) where LLaMA-Factory reads a text",
+    )
+    assert found.fix.startswith(fix)
+
+
+def test_parts_of_text_are_joined_by_the_command_that_is_named(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "问"}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]
+    file = written(tmp_path / "x y.jsonl", {"messages": talk})
+    (found,) = check([open_source(file)]).findings
+    subprocess.run(
+        ["bash", "-c", found.fix.replace("FILE", "'x y.jsonl'")], cwd=tmp_path, check=True
+    )
+    row = json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8"))
+    assert row["messages"][0] == {"role": "user", "content": "a 问"}
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ('{"instruction": "q", "output": "a", "output": "b"}', "output"),
+        ('{"instruction": "q", "output" : "", "input": "{\\"x\\": 1}", "output":"b"}', "output"),
+        ('{"instruction": "q", "output": "a", "input": "say \\"output\\": x"}', ""),
+        ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],'
+         ' "id": 1, "id": 2}', "id"),
+        ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],'
+         ' "role": "x"}', ""),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_there_twice(iisft: CLI, tmp_path: Path, line: str, field: str) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(line + "\n", encoding="utf-8")
+    found = [one.field for one in check([open_source(file)]).findings if one.id == "key-twice"]
+    assert found == ([field] if field else [])
+    assert iisft("data", "stage", str(file), "--name", "x").code == (3 if field else 0)

@@ -37,7 +37,7 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
     expected = {
         "weights_dtype": "bfloat16",
         "compute_dtype": "float32",
-        "attention": "eager",
+        "attention": "eager_blocks",
         "world_size": 2,
         "global_batch": 4,
         "rows": 24,
@@ -49,7 +49,14 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
     assert [layer[:1] + layer[2:] for layer in observed["reach"]["layers"]] == [[None, 0, 2]]
     made, positions = observed["logit_positions"]
     assert 0 < made < positions
-    assert "layers kept 2" in " ".join(iisft("status", "run").out.split())
+    shown = " ".join(iisft("status", "run").out.split())
+    assert "layers kept 2" in shown and "time went " in shown
+    spent = json.loads(iisft("status", "run", "--json").out)["measured"]["spent"]
+    assert sum(spent.values()) == pytest.approx(1, abs=1e-3)
+    assert set(spent) == {
+        "forward", "recomputation", "backward", "optimizer", "data", "waiting"
+    }  # fmt: skip
+    assert min(spent.values()) > 0
     run = RunFolder(workspace / "runs" / "run")
     assert [(saved.step, saved.fault) for saved in checkpoints(run.output, 2, thorough=True)] == [
         (2, ""),

@@ -19,7 +19,10 @@ import pytest
 import yaml
 
 from helpers import CLI, write_rows
+from iisft.llamafactory.interpreter import training_interpreter
 from iisft.llamafactory.refused import REFUSED
+from iisft.models.folder.checkpoint import checkpoint_findings
+from iisft.models.folder.safetensors import read_header
 
 BAD = Path(__file__).parents[1] / "data" / "bad"
 OPTION = re.compile(r"--[a-z][a-z-]+")
@@ -366,3 +369,72 @@ def test_what_was_wrong_on_the_command_line_is_put_right_there(
     assert f"  fix:   {typed}\n" in wrong
     said = wrong.partition(f"  fix:   {typed}\n")[0].split("\nerror: ")[-1].split("\n")[0]
     assert said not in iisft(*argv, *shlex.split(typed)).err
+
+
+def pointer(file: Path) -> None:
+    size = file.stat().st_size if file.exists() else 9
+    file.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize {size}\n"
+    )
+
+
+def test_a_clone_without_its_large_files_is_told_how_to_fetch_them(
+    iisft: CLI, model: Path, rows: Path
+) -> None:
+    """Each command that meets a pointer says the same, and none leads to another one."""
+    whole = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    large = [name for name in whole if name in ("model.safetensors", "tokenizer.json")]
+    for name in large:
+        pointer(model / name)
+    where = ("--model", str(model))
+    commands = [
+        ("model", "show", str(model)),
+        ("data", "check", str(rows), *where, "--set", "model.template=qwen"),
+        ("train", "-p", "mi50", *where, "--dry-run", "--gpus", "1"),
+        ("download", "--verify", str(model)),
+        ("download", "--adopt", str(model), "--source", "local"),
+    ]
+    command = f"git -C {shlex.quote(str(model))} lfs pull"
+    for argv in commands:
+        result = iisft(*argv)
+        assert (result.code != 0, f"fix:   {command}\n" in result.err) == (True, True), argv
+        assert "OWNER/NAME" not in result.err and "--adopt" not in result.err, argv
+    assert len(large) == 2 and not (model / ".iisft").exists()
+    for name, content in whole.items():
+        (model / name).write_bytes(content)
+    assert checkpoint_findings(model) == []
+
+
+@pytest.mark.slow
+def test_pickled_weights_are_written_as_safetensors_by_the_command_that_is_said(
+    iisft: CLI, model: Path
+) -> None:
+    """Tied ones too, whose bytes two tensors share; and no code of the pickle is run."""
+    make = (
+        "import sys, torch; w = torch.arange(6.).reshape(2, 3); "
+        "torch.save({'a.weight': w, 'lm_head.weight': w, 't.weight': w.T}, sys.argv[1])"
+    )
+    python = str(training_interpreter())
+    weights = model / "pytorch_model.bin"
+    (model / "model.safetensors").unlink()
+    subprocess.run([python, "-c", make, str(weights)], check=True)
+    said = iisft("model", "show", str(model))
+    assert (said.code, "which could run code" in said.err) == (3, True)
+    fix = said.err.partition("fix:   ")[2].partition("\n")[0]
+    subprocess.run(["bash", "-c", fix], check=True)
+    assert checkpoint_findings(model) == []
+    written = read_header(model / "model.safetensors")
+    assert {name: one.shape for name, one in written.items()} == {
+        "a.weight": (2, 3),
+        "lm_head.weight": (2, 3),
+        "t.weight": (3, 2),
+    }
+    (model / "model.safetensors").unlink()
+    evil = (
+        "import os, sys, pickle; E = type('E', (), {'__reduce__': lambda s: (os.system, ('touch '\
++ sys.argv[2],))}); import torch; torch.save({'a': E()}, sys.argv[1])"
+    )
+    trace = model / "PWNED"
+    subprocess.run([python, "-c", evil, str(weights), shlex.quote(str(trace))], check=True)
+    assert subprocess.run(["bash", "-c", fix], capture_output=True, check=False).returncode
+    assert not trace.exists()

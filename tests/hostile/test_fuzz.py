@@ -3,6 +3,8 @@ makes, drawn from a fixed seed: each command ends by itself with an exit code of
 without a traceback or a raw control character, and touches nothing outside of the workspace.
 """
 
+import csv
+import gzip
 import io
 import json
 import os
@@ -159,6 +161,10 @@ PRESET = {
     "data": {"name": "rows"},
     "env": {"A": "1"},
     "llamafactory": {"logging_steps": 1},
+    "save": {"every_steps": 2, "keep": 1},
+    "watch": {"nan": "stop", "hang_factor": 10.0, "hang_min_s": 300.0, "restarts": 3},
+    "run_on": ["a machine"],
+    "sharding": "none",
 }
 
 
@@ -184,6 +190,8 @@ def test_presets(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     for _ in range(3):
         value = broken(PRESET, draw)
+        for _ in range(draw.choice((0, 0, 1, 2))):
+            value = broken(value, draw)
         try:
             text = yaml.safe_dump(value, allow_unicode=True)
         except RecursionError:
@@ -325,15 +333,37 @@ SHARED = {
 }
 
 
+def contained(
+    rows: list[Any], seed: int, draw: random.Random, folder: Path
+) -> tuple[Path, bytes | str]:
+    """The rows in one of the files that are read, sometimes with some bytes changed."""
+    texts = [json.dumps(row, ensure_ascii=bool(seed % 2)) for row in rows]
+    if seed % 5 == 4:
+        stream = io.StringIO()
+        keys = [key for row in rows if isinstance(row, dict) for key in row] or ["a"]
+        writer = csv.DictWriter(stream, dict.fromkeys(keys), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row for row in rows if isinstance(row, dict))
+        file, text = folder / "r.csv", stream.getvalue()
+    elif seed % 3 == 0:
+        file, text = folder / "r.json", f"[{', '.join(texts)}]"
+    else:
+        file, text = folder / "r.jsonl", "\n".join(texts) + "\n"
+    content = bytearray(text.encode("utf-8", "surrogatepass"))
+    if draw.random() < 0.2:
+        for _ in range(draw.choice((1, 3))):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+    packed = gzip.compress(content) if draw.random() < 0.1 else bytes(content)
+    file.write_bytes(packed[: draw.randrange(1, len(packed))] if draw.random() < 0.1 else packed)
+    return file, text
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rows(seed: int, attack: Any, model: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     rows = [broken(draw.choice((ROW, CHAT, SHARED)), draw) for _ in range(4)]
     rows += [draw.choice((ROW, CHAT, SHARED))]
-    file = tmp_path / ("r.json" if seed % 3 == 0 else "r.jsonl")
-    texts = [json.dumps(row, ensure_ascii=bool(seed % 2)) for row in rows]
-    text = f"[{', '.join(texts)}]" if seed % 3 == 0 else "\n".join(texts) + "\n"
-    file.write_text(text, encoding="utf-8", errors="surrogatepass")
+    file, text = contained(rows, seed, draw, tmp_path)
     count = ("--model", str(model), "--preset", "demo")
     for argv in (
         ("data", "check", str(file)),
@@ -380,6 +410,37 @@ def test_predictions(seed: int, attack: Any, tmp_path: Path) -> None:
         draw.shuffle(rows)
     attack("evaluate", str(one), "--json", note=rows)
     attack("compare", str(one), str(two), note=rows)
+
+
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 8, "head_dim": 4,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
+    "intermediate_size": 16, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "x"},
+    "partial_rotary_factor": 0.5, "attn_logit_softcapping": 30.0, "final_logit_softcapping": None,
+    "attention_bias": False, "num_experts": 0, "torch_dtype": "bfloat16", "text_config": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CONFIG)
+def test_configs_of_any_value(key: str, model: Path) -> None:
+    """What plans and lists read of config.json, for each value that nobody writes there."""
+    from iisft.models import describe
+    from iisft.models.folder.known import model_facts
+    from iisft.presets.checking import Preset
+    from iisft.runs.plan import forecast
+
+    preset = Preset.model_validate(PRESET)
+    card = forecast.Accelerator("gfx906", 32.0, None, "")
+    odd = (None, True, [], {}, [[None]], [{}], -1, 2**64, 1e308, float("nan"), "", ["gemma2"])
+    for number, value in enumerate(odd):
+        text = json.dumps(CONFIG | {key: value})
+        (model / "config.json").write_text(text, errors="surrogatepass")
+        facts, _ = model_facts("x", model)
+        assert facts is not None
+        list(forecast._assumed(preset, facts))
+        forecast.forecast_run(preset, model, card, 1, [], model)
+        if number % 4 == 0:
+            describe.describe(model)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -527,25 +588,30 @@ def write_run(folder: Path) -> None:
     (folder / "predictions" / "rows@final.json").write_text('{"rows": 1, "data": "rows"}')
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_run_folders(seed: int, attack: Any, workspace: Path, tmp_path: Path) -> None:
-    draw = random.Random(seed)
-    folder = workspace / "runs" / "run"
-    write_run(folder)
-    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    name = draw.choice((*names, "run.json", "exit.json", "events.jsonl", "stop.json"))
-    file = folder / name
+def spoil(file: Path, draw: random.Random, tmp_path: Path) -> None:
+    """One file of a run as somebody else might leave it."""
     if file.suffix == ".json" and draw.random() < 0.7:
         value = json.loads(file.read_text()) if file.exists() else {"now": True}
         file.write_text(json.dumps(broken(value, draw)), errors="surrogatepass")
-    elif name == "events.jsonl" and draw.random() < 0.8:
+    elif file.name == "events.jsonl" and draw.random() < 0.8:
         events = [broken(event, draw) for event in EVENTS * 2]
         file.write_text(
             "".join(json.dumps(event) + "\n" for event in events), errors="surrogatepass"
         )
     else:
         special(file, draw.choice(KINDS), tmp_path / "outside" / "precious")
-    if draw.random() < 0.4 and name != "exit.json":
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_run_folders(seed: int, attack: Any, workspace: Path, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    folder = workspace / "runs" / "run"
+    write_run(folder)
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    changed = draw.sample((*names, "run.json", "exit.json", "events.jsonl", "stop.json"), 3)
+    for name in changed[: draw.choice((1, 1, 1, 2, 3))]:
+        spoil(folder / name, draw, tmp_path)
+    if draw.random() < 0.4 and "exit.json" not in changed:
         (folder / "exit.json").unlink()
     page = str(workspace / f"report-{seed}.html")
     for argv in (
@@ -569,13 +635,13 @@ def test_run_folders(seed: int, attack: Any, workspace: Path, tmp_path: Path) ->
     ):
         attack(
             *argv,
-            note=(
-                name,
-                file.is_file()
-                and not file.is_symlink()
-                and file.stat().st_size < 20_000
-                and file.read_bytes(),
-            ),
+            note=[
+                (name, (folder / name).read_bytes())
+                for name in changed
+                if (folder / name).is_file()
+                and not (folder / name).is_symlink()
+                and (folder / name).stat().st_size < 20_000
+            ],
         )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 CLI = Callable[..., Any]
-STEERING = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2066\r\b\x7f\U000e0041"
-SHOWN = "\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202e\\u2066\\x0d\\x08\\x7f\\ue0041"
+STEERING = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2066\r\b\x7f\u2028\U000e0041"
+SHOWN = "\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202e\\u2066\\x0d\\x08\\x7f\\u2028\\ue0041"
 
 
 @pytest.fixture

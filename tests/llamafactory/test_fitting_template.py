@@ -92,6 +92,22 @@ def test_a_model_without_a_chat_template_is_guessed_by_its_family(tmp_path: Path
     assert fitting_template.guess(model(tmp_path / "m", None, "new")).name is None
 
 
+def test_a_model_with_a_tower_takes_its_template_where_the_processor_is_there(
+    tmp_path: Path,
+) -> None:
+    """LLaMA-Factory ends while it tokenises where the template wants a processor and none is."""
+    folder = model(tmp_path / "m", GEMMA, bos_token="<bos>", eos_token="<eos>")
+    assert fitting_template.guess(folder).name == "gemma"
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert fitting_template.guess(folder).name == "gemma3"
+    base = model(tmp_path / "base", None)
+    config = {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}}
+    (base / "config.json").write_text(json.dumps(config))
+    assert fitting_template.guess(base).name is None
+    (base / "preprocessor_config.json").write_text("{}")
+    assert fitting_template.guess(base).name == "qwen3_5"
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -123,25 +139,25 @@ def test_what_was_rendered_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("template", "extra", "words"),
+    ("template", "extra", "words", "severity"),
     [
-        ("qwen", {}, None),
-        ("chatml", {"default_system": DEFAULT_SYSTEM}, None),
-        ("chatml", {}, "it writes something else in what stands before the first question"),
-        ("llama3", {}, "what stands between turns"),
-        ("qwen3", {}, "it puts an empty thought (<think>) before answers"),
-        ("qwem", {}, None),  # is told elsewhere
+        ("qwen", {}, None, ""),
+        ("chatml", {"default_system": DEFAULT_SYSTEM}, None, ""),
+        ("chatml", {}, "it writes something else in what stands before the first question", "warn"),
+        ("llama3", {}, "what stands between turns", "error"),
+        ("qwen3", {}, "it puts an empty thought (<think>) before answers", "warn"),
+        ("qwem", {}, None, ""),  # is told elsewhere
     ],
 )  # fmt: skip
 def test_a_template_of_another_family_is_objected_to(
-    tmp_path: Path, template: str, extra: dict[str, Any], words: str | None
+    tmp_path: Path, template: str, extra: dict[str, Any], words: str | None, severity: str
 ) -> None:
     folder = model(tmp_path / "m", QWEN_SYSTEM + CHATML)
     found = fitting_template.objection(folder, template, extra)
     if words is None:
         assert found is None
     else:
-        assert found is not None and words in found.message and found.severity == "warn"
+        assert found is not None and words in found.message and found.severity == severity
         assert found.fix.startswith("--set model.template=qwen")
 
 

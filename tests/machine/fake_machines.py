@@ -110,6 +110,7 @@ class Fake:
     amdgpu: str | None = None
     rocm: str = ""
     amd_smi: bool = False
+    image_blas: tuple[str, ...] = ()
     driver: str = ""
     smi: str = "ok"
     smi_said: str = ""
@@ -250,6 +251,8 @@ def _host(fake: Fake, root: Path) -> None:
             _write(root, "sys/module/amdgpu/version", fake.amdgpu)
     if fake.rocm:
         _write(root, "opt/rocm/.info/version", fake.rocm)
+    for arch in fake.image_blas:
+        _write(root, f"opt/rocm/lib/rocblas/library/TensileLibrary_lazy_{arch}.dat", "")
     if fake.amd_smi:
         _write(root, "opt/rocm/lib/libamd_smi.so", "")
     if fake.container:

@@ -94,6 +94,7 @@ TWO_RTX = Fake(
 )
 ROCM7 = Torch("2.10.0+rocm7.1", "7.1.52802", None, (*ROCM64.archs, "gfx950"), ROCM64.blas)
 ROCM61 = FIRST_USER.torch
+IMAGE = replace(MI50, container=True, rocm="7.14.0", torch=replace(ROCM7, blas=None))
 BNB = packages(MI50, bitsandbytes="0.48.2")
 IOMMU_ON = amd(TWO_MI50, iommu="DMA-FQ")
 RATES = [
@@ -202,8 +203,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R31": (on(replace(T4, python="3.10.12")), on(replace(T4, python="3.12.3"))),
     "R32": (on(T4, "ampere", "attention=flash2"), on(A100, "ampere", "attention=flash2")),
     "R33": (
+        on(MI50, "mi50-fp16", "attention=sdpa", "train.batch_size=8", "train.cutoff_len=4096"),
         on(MI50, "mi50-fp16", "train.batch_size=8", "train.cutoff_len=4096"),
-        on(MI50, "mi50-fp16"),
     ),
     "R34": (on(RDNA3), on(shell(RDNA3, TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL="1"))),
     "R35": (on(MI50), on(shell(MI50, TORCH_BLAS_PREFER_HIPBLASLT="0"))),
@@ -211,7 +212,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R37": (on(P40, "v100", "llamafactory.torch_compile=true"),
             on(V100, "v100", "llamafactory.torch_compile=true")),
     "R38": (on(RDNA2, "ampere"), on(RDNA3, "ampere")),
-    "R39": (on(replace(RDNA2, torch=ROCM7)), on(RDNA2)),
+    "R39": (
+        on(replace(RDNA2, torch=ROCM7)),
+        on(replace(RDNA2, torch=ROCM7, versions={"pip": "25", "rocm-sdk-core": "7.14.0"})),
+    ),
     "R40": (on(V100, "v100", "llamafactory.quantization_bit=8"),
             on(T4, "t4", "llamafactory.quantization_bit=8")),
     "R41": (on(P40), on(P100)),
@@ -234,7 +238,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         on(replace(MI50, versions={"pip": "25", "amdsmi": "7.0.2"})),
         on(replace(MI50, versions={"pip": "25", "amdsmi": "7.0.2"}, amd_smi=True)),
     ),
-    "R52": (on(replace(MI50, container=True, rocm="7.2.0")), on(replace(MI50, container=True))),
+    "R52": (
+        on(replace(IMAGE, image_blas=("gfx90a", "gfx942"))),
+        on(replace(IMAGE, image_blas=("gfx906", "gfx90a"))),
+    ),
     "bf16-measured": (on(replace(A100, deep=EMULATED)), on(replace(A100, deep=NATIVE))),
     "copy-fails": (
         on(deep(T4, "copy", source="cpu", device="cuda:0", error="what arrived is not what was "
@@ -266,9 +273,13 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
+    "eager-blocks-lacking": (
+        on(V100, "v100", ranks=1, model={"attention_dropout": 0.1}),
+        on(V100, "v100", ranks=1, model={"attention_dropout": 0.0}),
+    ),
     "delta-rule-packing": (
-        on(A100, "ampere", "llamafactory.neat_packing=true", model=QWEN35),
-        on(A100, "ampere", "llamafactory.neat_packing=true", model={"model_type": "qwen3"}),
+        on(A100, "ampere", "train.packing=true", model=QWEN35),
+        on(A100, "ampere", "train.packing=true", model={"model_type": "qwen3"}),
     ),
     "delta-rule-slow": (
         on(A100, "ampere", model=QWEN35),
@@ -285,6 +296,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("train.gradient_checkpointing=fit", ranks=2),
     ),
     "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
+    "packing-wrong": (
+        preset("train.packing=true", "train.cutoff_len=1001"),
+        preset("train.packing=true"),
+    ),
     "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),
     "sharding-one-gpu": (preset("sharding=zero2"), preset("sharding=zero2", ranks=2)),
     "sharding-unverified": (preset("sharding=zero2", ranks=2), preset(ranks=2)),

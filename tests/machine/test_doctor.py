@@ -6,7 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_machines import FIRST_USER, TWO_MI50, Fake, expected
+from fake_machines import (
+    FIRST_USER,
+    MI50,
+    P40_AND_3090,
+    ROCM63,
+    ROCM64,
+    TWO_MI50,
+    Fake,
+    expected,
+    seen,
+)
 from rule_cases import CASES, IOMMU_ON, Scene, amd, deep, failing, packages, shell
 
 from iisft.errors import Finding
@@ -100,6 +110,53 @@ def test_the_fix_plan_is_one_script_in_order(tmp_path: Path) -> None:
 def test_a_healthy_machine_has_nothing_to_fix(tmp_path: Path) -> None:
     case = case_of(Scene(TWO_MI50), tmp_path)
     assert fixes.render(engine.diagnose(case), case.machine).endswith("\n# Nothing to fix.\n")
+
+
+def test_products_that_were_computed_settle_what_versions_say(tmp_path: Path) -> None:
+    """A torch that lists nothing of the card, in an image of a later release, and yet it works."""
+    torch = replace(ROCM64, archs=("gfx90a",), blas=("gfx90a",))
+    doubted = replace(MI50, torch=torch, rocm="5.6.0", container=True, image_blas=("gfx90a",))
+    ids = {one.id for one in findings(doubted, tmp_path / "a")}
+    assert {"R02", "R03", "R14", "R52"} <= ids
+    done = tuple(
+        {"check": "matmul", "device": "cuda:0", "dtype": dtype, "tflops": 9.0}
+        for dtype in ("float32", "float16", "bfloat16")
+    )
+    settled = {one.id for one in findings(replace(doubted, deep=done), tmp_path / "b")}
+    assert settled.isdisjoint({"R02", "R03", "R04", "R14", "R52"})
+    failed = (*done[1:], {**done[0], "tflops": None, "died": "SIGABRT"})
+    assert {"R02", "R04"} <= {
+        one.id for one in findings(replace(doubted, deep=failed), tmp_path / "c")
+    }
+
+
+@pytest.mark.parametrize(
+    ("rocm", "hip", "far"),
+    [("7.2.0", "7.14.1", True), ("7.12.0", "7.14.1", False), ("7.15.0", "10.1.0", False),
+     ("6.3.1", "10.1.0", True)],
+)  # fmt: skip
+def test_releases_beyond_the_known_ones_have_their_place(
+    tmp_path: Path, rocm: str, hip: str, far: bool
+) -> None:
+    machine = replace(MI50, rocm=rocm, torch=replace(ROCM63, hip=hip))
+    assert bool(findings(machine, tmp_path, "R14")) == far
+
+
+def test_a_presets_own_variables_choose_the_gpus(tmp_path: Path) -> None:
+    sees = seen(("Tesla P40", "sm_61", 23.9), ("NVIDIA GeForce RTX 3090", "sm_86", 23.69))
+    machine = replace(P40_AND_3090, steps=sees)
+    for value, arch in (("1", ["sm_86"]), ("GPU-00000000", ["sm_61"]), ("-1", [])):
+        scene = Scene(machine, "ampere", (f"env.CUDA_VISIBLE_DEVICES={value}",))
+        gpus = case_of(scene, tmp_path / value).gpus
+        assert [gpu.arch for gpu in gpus] == arch
+        assert all(gpu.memory_gib < 24 for gpu in gpus)  # torch's figure
+
+
+def test_bitsandbytes_for_an_mi50_is_built_and_not_fetched(tmp_path: Path) -> None:
+    scene = Scene(MI50, "mi50-fp16", ("weights=nf4", "train.gradient_checkpointing=true"))
+    [missing] = [one for one in engine.diagnose(case_of(scene, tmp_path))
+                 if one.id == "package-missing"]  # fmt: skip
+    assert "-DBNB_ROCM_ARCH=gfx906" in missing.fix and "pip install bitsandbytes" not in missing.fix
 
 
 def test_emulated_bf16_is_shown_with_what_was_measured(tmp_path: Path) -> None:

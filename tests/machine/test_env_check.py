@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fake_machines import FIRST_USER, MACHINES, P100, TWO_MI50, Amd, expected
 
 import leftovers
 from iisft import process
+from iisft.child import trainer_report
 from iisft.llamafactory import capabilities, interpreter
 from iisft.machine.doctor import bundle, deep
 from iisft.machine.facts import nvidia_smi
@@ -191,6 +193,31 @@ def test_an_old_nvidia_smi_is_asked_for_less(
     assert nvidia_smi.parse_nvidia_smi(nvidia_smi.ask_nvidia_smi().output) == [
         nvidia_smi.NvidiaCard("Tesla P40", "sm_61", 22.5)
     ]
+
+
+def test_rocblas_kernels_are_found_beside_torch_in_packages_of_their_own_and_in_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, system = tmp_path / "site", tmp_path / "rocm"
+    (site / "torch").mkdir(parents=True)
+    monkeypatch.setenv("ROCM_PATH", str(system))
+    torch = SimpleNamespace(
+        __file__=str(site / "torch/__init__.py"), version=SimpleNamespace(hip="7.14")
+    )
+
+    def kernels(place: str) -> None:
+        file = tmp_path / place
+        file.parent.mkdir(parents=True)
+        file.touch()
+
+    assert trainer_report._blas_archs(torch) is None
+    kernels("rocm/lib/rocblas/library/TensileLibrary_lazy_gfx90a.dat")
+    assert trainer_report._blas_archs(torch) == ["gfx90a"]
+    kernels("site/rocm_sdk_device_gfx906-7.14.0.dist-info/METADATA")  # TheRock: packed kernels
+    assert trainer_report._blas_archs(torch) == ["gfx906"]
+    kernels("site/_rocm_sdk_libraries/lib/rocblas/library/TensileLibrary_lazy_gfx1100.dat")
+    kernels("site/torch/lib/rocblas/library/Kernels.so-000-gfx942.hsaco")
+    assert trainer_report._blas_archs(torch) == ["gfx1100", "gfx906", "gfx942"]
 
 
 def test_files_of_the_kernel_that_can_not_be_read(iisft: CLI, tmp_path: Path) -> None:

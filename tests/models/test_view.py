@@ -11,6 +11,7 @@ from models_on_disk import CONFIG, write_json, write_safetensors
 
 from iisft.errors import InputError
 from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.folder.text_part import LEFT_OUT, NAMES, text_name
 from iisft.models.view.build import ViewPlan, build_view, plan_view, restore_base_model_name
 
 CODE = resources.files("iisft").joinpath("child", "modeling_iisft.py").read_text(encoding="utf-8")
@@ -326,10 +327,28 @@ def test_mixed_checkpoints_that_loading_would_round_are_not_exact(
     model_folder: Path, odd: str
 ) -> None:
     write_safetensors(
-        model_folder / "model.safetensors", {"a.weight": ("BF16", [9]), "norm.weight": (odd, [3])}
+        model_folder / "model.safetensors",
+        {"a.weight": ("BF16", [9]), "norm.weight": (odd, [1, 3])},
     )
     assert "mixes" in refusal(model_folder).message
     assert plan(model_folder, "bf16").arithmetic == "native"
+
+
+def test_vectors_stored_as_float32_are_kept_so_in_float32_arithmetic(model_folder: Path) -> None:
+    """Qwen3.5's decay and one of its norms; a matrix, or one layer's alone, would be rounded."""
+    tensors = {
+        "a.weight": ("BF16", [9]),
+        "layers.0.decay": ("F32", [3]),
+        "layers.1.decay": ("F32", [3]),
+    }
+    write_safetensors(model_folder / "model.safetensors", tensors)
+    assert plan(model_folder).config["iisft_kept_float32"] == ["layers.*.decay"]
+    assert "iisft_kept_float32" not in plan(model_folder, "bf16").config
+    assert "iisft_kept_float32" not in plan(model_folder, weights="bf16").config
+    write_safetensors(
+        model_folder / "model.safetensors", tensors | {"layers.1.decay": ("BF16", [3])}
+    )
+    assert "mixes" in refusal(model_folder).message
 
 
 def test_integer_checkpoints_are_refused(model_folder: Path) -> None:
@@ -438,3 +457,83 @@ def test_planning_writes_nothing(model_folder: Path) -> None:
     plan(model_folder)
     assert sorted(model_folder.parent.rglob("*")) == before
     assert json.loads((model_folder / "config.json").read_text()) == CONFIG
+
+
+def with_tower(folder: Path, **published: Any) -> Path:
+    """As published with a vision tower, with the names that transformers 4 wrote."""
+    text = {"model_type": "gemma3_text", "hidden_size": 8}
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "torch_dtype": "bfloat16",
+            "eos_token_id": [1, 106],
+            "text_config": text,
+            "vision_config": {"model_type": "siglip_vision_model"},
+            **published,
+        },
+    )
+    tensors = {
+        "language_model.model.embed_tokens.weight": ("BF16", [4, 8]),
+        "language_model.model.norm.weight": ("BF16", [8]),
+        "vision_tower.vision_model.head.weight": ("F32", [5, 5]),
+        "multi_modal_projector.weight": ("F32", [5]),
+    }
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def test_the_view_of_a_model_with_a_tower_is_its_text_model_alone(model_folder: Path) -> None:
+    made = plan(with_tower(model_folder))
+    names = made.config.pop("iisft_names")
+    assert made.config == {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_size": 8,
+        "eos_token_id": [1, 106],
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "dtype": "bfloat16",
+        "auto_map": {"AutoModelForCausalLM": "modeling_iisft.Gemma3ForCausalLM"},
+        "iisft_arithmetic": "float32",
+        "iisft_left_out": list(LEFT_OUT),
+    }
+    assert names == NAMES
+    found = inspect_checkpoint(model_folder)
+    assert (found.dtypes, found.parameters, found.bytes_beside > 0) == ({"bfloat16": 40}, 40, True)
+    assert sorted(found.tensors) == ["model.embed_tokens.weight", "model.norm.weight"]
+    assert made.links["model.safetensors"] == model_folder / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("model.language_model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.language_model.model.norm.weight", "model.norm.weight"),
+        ("language_model.model.norm.weight", "model.norm.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("model.visual.blocks.0.attn.qkv.weight", None),
+        ("mtp.layers.0.mlp.up_proj.weight", None),
+        ("model.embed_vision.embedding_projection.weight", None),
+    ],
+)
+def test_the_names_that_tensors_have_in_the_text_model(name: str, there: str | None) -> None:
+    assert text_name(name) == there
+
+
+@pytest.mark.parametrize(
+    ("published", "code"),
+    [
+        ({"model_type": "qwen2_5_vl"}, "model-not-text"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "model-quantized"),
+    ],
+)
+def test_towers_of_other_families_and_quantised_ones_are_refused(
+    model_folder: Path, published: dict[str, Any], code: str
+) -> None:
+    refused = refusal(with_tower(model_folder, **published))
+    assert refused.code == code
+    if code == "model-not-text":
+        assert "gemma3, gemma4, mistral3, qwen3_5" in str(refused.finding.fix)

@@ -139,6 +139,8 @@ def test_a_template_of_another_family_is_refused_until_it_is_confirmed(
     assert fix.endswith("if llama3 is meant: --set model.template_confirmed=llama3")
     assert told("--set", "model.template_confirmed=llama3") == (0, [("info", "")])
     assert told("--set", "model.template_confirmed=qwen")[0] == 3  # of another template
+    code, [(severity, _)] = told("--set", "model.template=qwen")  # a default system text
+    assert (code, severity) == (0, "warn")
 
 
 def test_a_bare_machine_gets_the_whole_to_do_list_at_once(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from helpers import train_argv
+from iisft.machine.facts.gpus import Gpu
 
 CLI = Callable[..., Any]
 
@@ -35,6 +36,33 @@ def test_fewer_ranks_keep_the_global_batch(dry: CLI) -> None:
         plan["train_yaml"]["gradient_accumulation_steps"],
     ) == (1, 64, 64)
     assert "FORCE_TORCHRUN" not in plan["env"]
+
+
+MI50 = Gpu("amd", "gfx906", 31.98)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "names"),
+    [
+        ([MI50], ["mi50-14b-single", "mi50-8b-single", "mi50-9b-single"]),
+        ([MI50, MI50], ["mi50", "mi50-14b", "mi50-8b"]),
+        ([Gpu("nvidia", "sm_60", 15.9)], ["p100"]),
+        ([Gpu("nvidia", "sm_89", 23.64)], ["ampere", "qlora-24g", "cuda-24g", "cuda-16g"]),
+        ([Gpu("nvidia", "sm_120", 31.36)], ["cuda-24g", "cuda-16g"]),
+        ([Gpu("nvidia", "sm_70", 15.77)], []),
+        ([], ["demo"]),
+    ],
+)
+def test_without_a_preset_train_names_those_made_for_the_machine(
+    iisft: CLI, monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu], names: list[str]
+) -> None:
+    monkeypatch.setattr("iisft.runs.plan.request.visible_gpus", lambda: gpus)
+    result = iisft("train")
+    found = f"; made for this machine: {', '.join(names)}" if names else ""
+    fix = f"iisft train --preset {names[0]}" if names else "iisft preset list"
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"error: train needs --preset NAME{found}")
+    assert f"  fix:   {fix}\n" in result.err
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

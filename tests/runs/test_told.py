@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,20 @@ def test_the_figures_of_a_run_whose_last_word_was_an_evaluation(
     assert "  0.5000  " in iisft("runs").out
 
 
+def test_the_energy_of_a_run_and_its_cost(
+    iisft: CLI, train: CLI, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train().code == 0
+    assert "energy" not in iisft("status", "run").out
+    with folder.events.open("a") as events:
+        events.writelines(['{"kind": "power", "joules": 1800000.0, "seconds": 60.0}\n'] * 3)
+    assert "\nenergy       1.5 kWh by the GPUs\n" in iisft("status", "run").out
+    monkeypatch.setenv("IISFT_KWH_PRICE", "0.3")
+    assert "1.5 kWh by the GPUs, 0.45 at IISFT_KWH_PRICE\n" in iisft("status", "run").out
+    status = json.loads(iisft("status", "run", "--json").out)
+    assert status["measured"]["energy_kwh"] == 1.5
+
+
 def test_a_detached_run_names_the_way_to_see_it(train: CLI, iisft: CLI) -> None:
     result = train("--detach")
     assert "running; see it with: iisft watch run   stop it with: iisft stop run" in result.err
@@ -108,3 +123,63 @@ def test_tokens_per_second_of_each_step_and_of_none_but_steps(
     at(100, 30, 5000)
     told = [(e.get("step_s"), e.get("tokens_per_s")) for e in folder.read_events()]
     assert told == [(None, None), (2.0, 100.0), (None, None), (2.0, 100.0)]
+
+
+def test_the_last_lines_of_a_log_and_the_last_events(
+    iisft: CLI, train: CLI, folder: RunFolder
+) -> None:
+    assert train().code == 0
+    whole = iisft("logs", "run").out.splitlines()
+    assert iisft("logs", "run", "-n", "3").out.splitlines() == whole[-3:]
+    assert iisft("logs", "run", "-n", "3", "--follow").out.splitlines() == whole[-3:]
+    assert iisft("logs", "run", "--lines", "9999").out.splitlines() == whole
+    events = json.loads(iisft("logs", "run", "--json").out)
+    assert json.loads(iisft("logs", "run", "--json", "-n", "2").out) == events[-2:]
+    lines = iisft("logs", "run", "--json", "-n", "2", "-f").out.splitlines()
+    assert [json.loads(line) for line in lines] == events[-2:]
+    assert iisft("logs", "run", "-n", "0").code == 2
+
+
+def test_a_longer_run_is_a_new_one_with_its_command(
+    iisft: CLI, train: CLI, folder: RunFolder
+) -> None:
+    assert train().code == 0
+    command = f"iisft train --preset '{folder.preset}' --set"
+    done = iisft("resume", "run")
+    assert (done.code, f"fix:   for a longer run: {command} train.epochs=N" in done.err) == (
+        6,
+        True,
+    )
+    for option, said in (("--epochs", "train.epochs=7"), ("--max-steps", "train.max_steps=7")):
+        done = iisft("resume", "run", option, "7")
+        assert (done.code, f"fix:   {command} {said}\n" in done.err) == (6, True)
+
+
+def test_failed_runs_are_removed_together(
+    iisft: CLI, train: CLI, workspace: Path, fake_trainer: Callable[..., None]
+) -> None:
+    assert iisft("runs", "rm", "--failed").err == "no run has failed\n"
+    assert iisft("runs", "rm").code == 2
+    assert train().code == 0
+    for name in ("a", "b"):
+        (workspace / "runs" / name).mkdir()
+        outcome = {"state": "failed", "preset": "p", "reason": "why"}
+        (workspace / "runs" / name / "exit.json").write_text(json.dumps(outcome))
+    asked = iisft("runs", "rm", "--failed")
+    assert (asked.code, (workspace / "runs" / "a").is_dir()) == (2, True)
+    assert sorted(iisft("runs", "rm", "--failed", "--yes").out.split()) == ["a", "b"]
+    assert iisft("runs", "--quiet").out == "run\n"
+
+
+def test_a_dataset_is_removed_and_its_runs_keep_their_rows(
+    iisft: CLI, train: CLI, workspace: Path, folder: RunFolder
+) -> None:
+    assert train().code == 0
+    unknown = iisft("data", "rm", "数据", "other", "--yes")
+    assert (unknown.code, "no staged dataset 'other'" in unknown.err) == (3, True)
+    assert iisft("data", "rm", "数据").code == 2
+    for name in ("", "..", "../runs", "."):
+        assert iisft("data", "rm", name, "--yes").code == 3
+    done = iisft("data", "rm", "数据", "--yes")
+    assert (done.code, done.out, list((workspace / "data").iterdir())) == (0, "数据\n", [])
+    assert len((folder.dataset / "数据.jsonl").read_text().splitlines()) == 8

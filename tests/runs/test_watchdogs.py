@@ -9,9 +9,16 @@ import pytest
 from iisft.errors import Finding
 from iisft.llamafactory.logs import Metrics
 from iisft.machine.facts.sensors import GpuSample
+from iisft.runs.record import measurements
 from iisft.runs.supervise import watchdogs
 from iisft.runs.supervise.attempt import stop_grace_s
-from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+from iisft.runs.supervise.watchdogs import (
+    DiskWatch,
+    HangWatch,
+    NanWatch,
+    PowerWatch,
+    ThermalWatch,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -193,3 +200,62 @@ def test_throttling_is_noted_once_an_hour(clock: Clock, monkeypatch: pytest.Monk
     assert watch.look() is None
     clock.now += 3600
     assert watch.look() is not None
+
+
+def drawing(monkeypatch: pytest.MonkeyPatch, *watts: float | None) -> None:
+    """The machine's cards: MI50s of that power, beside a processor's own graphics."""
+    cards = [GpuSample("amd", "MI50", memory_total_gib=31.98, power_w=one) for one in watts]
+    graphics = GpuSample("amd", "", memory_total_gib=0.5, power_w=15.0)
+    monkeypatch.setattr("iisft.machine.facts.sensors.sample", lambda: [graphics, *cards])
+
+
+def test_power_is_summed_up_over_the_runs_gpus(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing(monkeypatch, 200.0, 100.0)
+    watch = PowerWatch(("gfx906", "gfx906"))
+    told = []
+    for second in range(1, 131):
+        clock.now = 1000.0 + second
+        if (taken := watch.look(at_end=second == 130)) is not None:
+            told.append(taken)
+        if second == 60:
+            drawing(monkeypatch, 50.0, 50.0)
+    assert told == [
+        {"joules": 18_000.0, "seconds": 60.0},
+        {"joules": 6_000.0, "seconds": 60.0},
+        {"joules": 1_000.0, "seconds": 10.0},
+    ]
+    events = [{"kind": "power", **one} for one in told]
+    assert measurements.measure(events) == {"energy_kwh": round(25_000 / 3.6e6, 5)}
+
+
+@pytest.mark.parametrize("watts", [(), (200.0,), (200.0, None), (200.0, 100.0, 50.0)])
+def test_power_is_not_guessed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, watts: tuple[float | None, ...]
+) -> None:
+    """Fewer cards than the run has, a sensor that says nothing, or somebody else's card beside."""
+    drawing(monkeypatch, *watts)
+    watch = PowerWatch(("gfx906", "gfx906"))
+    clock.now += 120
+    assert watch.look(at_end=True) is None
+
+
+def test_a_run_on_the_processor_asks_no_sensor(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.machine.facts.sensors.sample", lambda: pytest.fail("asked"))
+    watch = PowerWatch(())
+    clock.now += 120
+    assert watch.look(at_end=True) is None
+
+
+@pytest.mark.parametrize(
+    ("price", "cost"),
+    [("0.30", 0.6), ("", None), ("cheap", None), ("-1", None), ("nan", None), ("0", 0.0)],
+)
+def test_energy_has_a_cost_where_a_price_is_known(
+    monkeypatch: pytest.MonkeyPatch, price: str, cost: float | None
+) -> None:
+    monkeypatch.setenv(measurements.PRICE_VARIABLE, price)
+    assert measurements.cost(2.0) == cost

@@ -1,13 +1,13 @@
 """How far an exported model is from its adapter, on rows that the run was trained on.
 
 Runs in the training interpreter (see run_model.py). The specification: {"models": [with the
-adapter, exported] as load takes them, the second may be {"gguf": file} instead, "data": {"folder",
-"name", "file"}, "count": rows, "longest": tokens, "tokenizer": the exported folder or null,
-"trusted": whether its own code may run, "conversations": fixed ones}. The answer: {"kind":
-"compared", "tokens": answer tokens compared, "agreement": share of them with the same likeliest
-token, "divergence": mean KL divergence of the exported model's next-token distribution from the
-adapter's in nats, "effect": the same of the bare base model's} and, with a tokenizer, "prompts",
-"equal" and "unlike" (compare_prompts).
+adapter, exported] as load takes them, the second may be {"gguf": file, "merged": the folder it was
+made from} instead, "data": {"folder", "name", "file"}, "count": rows, "longest": tokens,
+"tokenizer": the exported folder or null, "trusted": whether its own code may run, "conversations":
+fixed ones}. The answer: {"kind": "compared", "tokens": answer tokens compared, "agreement": share
+of them with the same likeliest token, "divergence": mean KL divergence of the exported model's
+next-token distribution from the adapter's in nats, "effect": the same of the bare base model's}
+and, with a tokenizer, "prompts", "equal" and "unlike" (compare_prompts).
 """
 
 import gc
@@ -72,14 +72,23 @@ def compare_prompts(engine: Any, rows: list[Row], spec: dict[str, Any]) -> dict[
     return {"prompts": len(asked), "equal": equal, "unlike": unlike}
 
 
-def read_gguf(file: Path) -> Any:
-    """The model of a GGUF file, its weights made float32 again."""
-    from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+def read_gguf(file: Path, merged: str, trusted: bool) -> Any:
+    """The model of a GGUF file, its weights made float32 again.
+
+    The configuration is that of the folder it was made from: transformers reads back only a part
+    of it (no head_dim for Qwen3).
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
     # it asks for a distribution named gguf, while the converter's has a newer module gguf in it
     modeling_gguf_pytorch_utils.is_gguf_available = lambda *_: True
+    config = AutoConfig.from_pretrained(merged, trust_remote_code=trusted, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32
+        str(file.parent),
+        gguf_file=file.name,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=trusted,
     )
     return SimpleNamespace(model=model.eval())
 
@@ -101,7 +110,10 @@ def main() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    exported = read_gguf(Path(other["gguf"])) if "gguf" in other else load(other).engine
+    if "gguf" in other:
+        exported = read_gguf(Path(other["gguf"]), other["merged"], spec["trusted"])
+    else:
+        exported = load(other).engine
     out = distributions(exported, rows, spec["longest"])
     link.send(
         kind="compared",

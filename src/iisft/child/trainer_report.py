@@ -32,6 +32,7 @@ MORE_PACKAGES = (
     "flash-attn",
     "amdsmi",
     "pyrsmi",
+    "rocm-sdk-core",
 )
 IMPORTS = ("torchvision", "torchaudio", "transformers", "peft", "accelerate")
 ONLY_IF_INSTALLED = ("bitsandbytes", "deepspeed")
@@ -112,16 +113,18 @@ def _arch_list(torch: Any) -> list[str]:
 
 
 def _blas_archs(torch: Any) -> list[str] | None:
-    """Architectures that the rocBLAS beside torch has kernel files for.
-
-    None where there is no such folder.
+    """Architectures that the rocBLAS which torch loads has kernel files for: beside torch, in
+    packages of TheRock's own (one for each architecture, whose kernels may be packed), else the
+    system's. None where there is no such folder.
     """
     package = Path(torch.__file__).parent
-    folders = [
-        package / "lib/rocblas/library",
-        *package.parent.glob("_rocm_sdk_libraries*/lib/rocblas/library"),
-    ]
+    site = package.parent
+    folders = [package / "lib/rocblas/library", *site.glob("_rocm_sdk_*/lib/rocblas/library")]
     names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    names += [path.name for path in site.glob("rocm_sdk_device_gfx*.dist-info")]
+    if not names and torch.version.hip:
+        own = Path(os.environ.get("ROCM_PATH") or "/opt/rocm") / "lib/rocblas/library"
+        names = [path.name for path in own.iterdir()] if own.is_dir() else []
     return sorted(set(re.findall(r"gfx[0-9a-f]+", " ".join(names)))) if names else None
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from iisft.errors import CheckFailed, Finding, IisftError
+from iisft.errors import CheckFailed, Finding, IisftError, UsageError
 from iisft.quoting import visible, visible_json, visible_line
 from iisft.secrets import hide
 
@@ -97,6 +97,15 @@ def confirmed(question: str) -> bool:
         return False
     _talk(f"{visible_line(question)} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def require_yes(said: bool, question: str, command: str) -> None:
+    """
+    Raises:
+        UsageError: nobody said yes, here or by an option.
+    """
+    if not said and not confirmed(question):
+        raise UsageError("not-confirmed", "nothing was deleted", fix=f"say yes, or {command}")
 
 
 def rich_stderr() -> "Console":

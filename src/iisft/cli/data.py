@@ -189,3 +189,38 @@ def list_datasets(as_json: JsonOption = False, quiet: QuietOption = False) -> No
     else:
         shown = ((str(r["name"]), str(r["rows"] or r["fault"]), str(r["dir"])) for r in rows)
         console.table(shown, ("DATASET", "ROWS", "FOLDER"))
+
+
+@data_app.command()
+def rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Datasets.", autocompletion=options.complete_datasets
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+) -> None:
+    """Delete staged datasets.
+
+    Runs that used them keep their rows.
+
+    \b
+    Examples:
+      iisft data rm intelligence
+    """
+    from iisft.data.stage import staged, staging
+    from iisft.errors import InputError
+
+    workspace = Workspace.current()
+    chosen = list(dict.fromkeys(names))
+    known = staging.staged_names(workspace)
+    for name in chosen:
+        if name not in known:
+            text = f"no staged dataset {name!r}"
+            where = str(workspace.data / name)
+            raise InputError("data-missing", text, where=where, fix="iisft data list")
+    console.require_yes(yes, f"delete {', '.join(chosen)}?", "iisft data rm --yes NAME...")
+    for name in chosen:
+        staged.remove(name, workspace)
+        console.out(name)

@@ -3,15 +3,15 @@
 Leaving never disturbs the run.
 """
 
-import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iisft.child.constants_iisft import SAID_MARK
 from iisft.cli import console
+from iisft.cli.figures import describe_metrics
 from iisft.files import LineFollower
 from iisft.llamafactory.library_warnings import LIBRARY_WARNING
 from iisft.quoting import shell_word, visible
@@ -183,11 +183,11 @@ class _StepLines(_Told):
         self._out = out
 
     def say(self, text: str) -> None:
-        self._out(text)
+        console.say(text)
 
     def metrics(self, event: dict[str, Any]) -> None:
         total = event.get("total_steps") or "?"
-        self.say(f"step {event['step']}/{total}  {describe_metrics(event, self._step_s)}")
+        self._out(f"step {event['step']}/{total}  {describe_metrics(event, self._step_s)}")
 
     def close(self) -> None:
         pass
@@ -218,60 +218,6 @@ class _Bar(_Told):
             total=event["total_steps"],
             facts=describe_metrics(event, self._step_s),
         )
-
-
-def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
-    """One line of figures.
-
-    The ETA is steps left x median seconds per step, right after a resume too.
-    """
-    parts = []
-    if step_s:
-        median = sorted(step_s)[len(step_s) // 2]
-        left = median * (event["total_steps"] - event["step"])
-        parts += [f"ETA {console.duration(left)}", f"{median:.3g} s/step"]
-    formats = {
-        "loss": "loss {:.4f}",
-        "grad_norm": "grad_norm {:.3g}",
-        "learning_rate": "lr {:.2e}",
-        "epoch": "epoch {:.2f}",
-    }
-    parts += [text.format(float(event[key])) for key, text in formats.items() if key in event]
-    if "tokens_per_s" in event:
-        parts.append(f"{event['tokens_per_s']:.0f} tokens/s")
-    if "vram_allocated_gib" in event:
-        parts.append(f"{event['vram_allocated_gib']:.1f} GiB")
-    if "eval_loss" in event:
-        parts.append(f"eval_loss {float(event['eval_loss']):.4f}")
-    return "  ".join(parts)
-
-
-def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, float] | None) -> str:
-    """The plan's figures, each with what was measured and measured / predicted.
-
-    "" when there is neither.
-    """
-    parts = []
-    for name, text in (("peak_gib", "peak {:.1f} GiB"), ("step_s", "{:.3g} s/step")):
-        predicted, real = _number((forecast or {}).get(name)), _number((measured or {}).get(name))
-        if predicted is not None and real is not None:
-            ratio = f" (x {real / predicted:.2f})" if predicted else ""
-            parts.append(
-                f"{text.format(predicted)}, measured "
-                f"{text.format(real).removeprefix('peak ')}{ratio}"
-            )
-        elif predicted is not None:
-            parts.append(text.format(predicted))
-        elif real is not None:
-            parts.append(f"measured {text.format(real)}")
-    return "; ".join(parts)
-
-
-def _number(value: object) -> float | None:
-    """A figure of a record, which anybody may have written."""
-    with contextlib.suppress(OverflowError):
-        return float(value) if isinstance(value, int | float) else None
-    return None
 
 
 def _new_bar() -> "tuple[Progress, TaskID]":

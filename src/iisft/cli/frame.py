@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from iisft.cli.curves import SMALLEST, curve
-from iisft.cli.follow import describe_metrics
+from iisft.cli.figures import describe_metrics
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.record.history import History
 from iisft.runs.record.state import RunStatus
@@ -36,6 +36,7 @@ _FINDINGS = 5
 _FEWEST_LOG_LINES = 3
 _CURVE_LINES = (4, 16)
 _ROOM_WITHOUT_TERMINAL = (6, 8)  # lines of a curve, lines of the log
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # the last two end a line
 _LONGEST_TEXT = 2000
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+.|.)?")
 
@@ -84,7 +85,7 @@ def plain(text: str) -> str:
     """
     text = _ESCAPE.sub("", text[:_LONGEST_TEXT]).replace("\t", " ").replace("\n", " ")
     return "".join(
-        character for character in text if unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+        character for character in text if unicodedata.category(character) not in _UNSEEN
     )
 
 

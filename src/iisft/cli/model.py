@@ -107,6 +107,11 @@ def _print(one: "Description") -> None:
     lines = {
         "folder": str(one.folder),
         "architecture": f"{one.architecture} ({one.model_type})" if one.architecture else "-",
+        **(
+            {"trained as": f"{one.part}: its text model alone, which is counted here"}
+            if one.part
+            else {}
+        ),
         "parameters": f"{one.parameters:,} ({_count(one.parameters)})" if one.parameters else "-",
         "stored as": dtypes or "-",
         "shape": shape if one.layers else "-",

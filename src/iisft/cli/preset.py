@@ -34,7 +34,7 @@ PresetArgument = Annotated[
 
 @preset_app.command("list")
 def list_presets(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the shipped presets and the workspace's own, by the hardware that they are made for.
+    """List the shipped presets and your own, by hardware.
 
     \b
     Examples:

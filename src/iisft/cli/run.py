@@ -11,7 +11,10 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
+    from iisft.runs.record.folder import RunFolder
     from iisft.runs.supervise.resume import Resumed
+
+_LONGEST_LINE = 2000  # bytes, in the mean of those at a log's end
 
 
 def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
@@ -22,7 +25,13 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
       iisft status
       iisft status RUN --json
     """
-    from iisft.cli.follow import describe_forecast, describe_metrics
+    from iisft.cli.figures import (
+        describe_energy,
+        describe_forecast,
+        describe_metrics,
+        describe_spent,
+        in_words,
+    )
     from iisft.runs.record.state import find_run, status_of
 
     found = status_of(find_run(Workspace.current(), run))
@@ -40,8 +49,12 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         )
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
+    if line := describe_spent(found.measured):
+        console.out(f"time went    {line}")
+    if line := describe_energy(found.measured or {}):
+        console.out(f"energy       {line}")
     for name, value in (found.observed or {}).items():
-        console.out(f"{name.replace('_', ' '):<21}{_in_words(value)}")
+        console.out(f"{name.replace('_', ' '):<21}{in_words(value)}")
     for checkpoint in facts["checkpoints"]:
         fault = checkpoint.get("fault", "")
         console.out(
@@ -56,19 +69,6 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         console.out(f"go on        iisft resume {found.folder.id}")
 
 
-def _in_words(value: object) -> str:
-    """What was observed, without the marks of a program."""
-    if value is None or value == {}:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(map(_in_words, value)) or "-"
-    return str(value)
-
-
 def logs(
     run: RunArgument = None,
     follow: Annotated[
@@ -80,24 +80,42 @@ def logs(
             "--json", help="Events (metrics, states, findings): a list, with --follow one per line."
         ),
     ] = False,
+    last: Annotated[
+        int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines, or events.")
+    ] = None,
 ) -> None:
     """Print the trainer's log, or the run's events.
 
     \b
     Examples:
       iisft logs -f
+      iisft logs RUN -n 50
       iisft logs RUN --json
     """
+    from iisft.cli.follow import Since
     from iisft.files import LineFollower
     from iisft.runs.record.folder import parse_event
+    from iisft.runs.record.history import last_lines
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
     folder = find_run(Workspace.current(), run)
-    if as_json and not follow:
-        console.out_json(list(folder.read_events()))
-        return
-    lines = LineFollower(folder.events if as_json else folder.train_log)
+    before = Since() if last is None else Since.here(folder)
+    if as_json:
+        events = [] if follow and last is None else list(folder.read_events())[-(last or 0) :]
+        if not follow:
+            console.out_json(events)
+            return
+        for event in events:
+            console.out_json_line(event)
+    elif last is not None:
+        for line in last_lines(folder.train_log, last, _LONGEST_LINE * last):
+            console.out_live(line)
+    lines = (
+        LineFollower(folder.events, before.events)
+        if as_json
+        else LineFollower(folder.train_log, before.log)
+    )
 
     def show() -> None:
         for line in lines.read():
@@ -176,11 +194,30 @@ _FromStart = Annotated[
 ]
 
 
+def _refuse_longer(folder: "RunFolder", key: str, value: float) -> None:
+    """The learning rate of a run follows its number of steps, so that more of them are another
+    run.
+    """
+    from iisft.errors import RunStateError
+    from iisft.runs.supervise.resume import longer
+
+    raise RunStateError(
+        "resume-longer",
+        f"a resume goes on as {folder.id} began: it can't change {key}",
+        where=str(folder.path),
+        fix=f"{longer(folder)}{key}={value:g}",
+    )
+
+
 def resume(
     run: RunArgument = None,
     all_lost: _AllLost = False,
     accept_drift: _AcceptDrift = False,
     from_start: _FromStart = False,
+    epochs: Annotated[
+        float | None, typer.Option(help="Refused, with the command for a longer run.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="The same.")] = None,
     node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     detach: DetachOption = False,
     verbose: VerboseOption = False,
@@ -210,6 +247,9 @@ def resume(
         _resume_all_lost(workspace, as_json=as_json)
         return
     folder = RunFolder(find_run(workspace, run).path, node_rank)
+    for key, value in (("train.epochs", epochs), ("train.max_steps", max_steps)):
+        if value is not None:
+            _refuse_longer(folder, key, value)
     since = Since.here(folder)
     resumed = bring_back(folder, accept_drift=accept_drift, from_start=from_start)
     console.say(_describe(resumed))

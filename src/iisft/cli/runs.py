@@ -66,8 +66,10 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
 @runs_app.command()
 def rm(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run ids.", autocompletion=complete_runs)
-    ],
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Run ids.", autocompletion=complete_runs),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Every run that failed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
     """Delete runs that are not running, with their checkpoints.
@@ -75,19 +77,26 @@ def rm(
     \b
     Examples:
       iisft runs rm demo-20261124-204849
+      iisft runs rm --failed
     """
-    from iisft.runs.record.state import find_run
+    from iisft.runs.record.state import all_runs, find_run
     from iisft.runs.supervise import control
 
-    folders = [find_run(Workspace.current(), name) for name in dict.fromkeys(runs)]
+    workspace = Workspace.current()
+    if not runs and not failed:
+        raise UsageError("no-runs-named", "name the runs, or --failed for all that failed")
+    folders = [find_run(workspace, name) for name in dict.fromkeys(runs or ())]
+    if failed:
+        named = {folder.id for folder in folders}
+        gone = [run.folder for run in all_runs(workspace) if run.state == "failed"]
+        folders += [folder for folder in gone if folder.id not in named]
+    if not folders:
+        console.say("no run has failed")
+        return
     for folder in folders:
         control.check_removable(folder)
-    if not yes and not console.confirmed(
-        f"delete {', '.join(folder.id for folder in folders)} with all checkpoints?"
-    ):
-        raise UsageError(
-            "not-confirmed", "nothing was deleted", fix="say yes, or iisft runs rm --yes RUN..."
-        )
+    ids = ", ".join(folder.id for folder in folders)
+    console.require_yes(yes, f"delete {ids} with all checkpoints?", "iisft runs rm --yes RUN...")
     for folder in folders:
         control.remove(folder)
         console.out(folder.id)

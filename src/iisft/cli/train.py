@@ -113,7 +113,7 @@ def _no_preset(workspace: Workspace) -> UsageError:
     fitting = presets_for_here(workspace)
     text = "train needs --preset NAME"
     if fitting:
-        text += f"; made for the GPUs of this machine: {', '.join(fitting)}"
+        text += f"; made for this machine: {', '.join(fitting)}"
     fix = f"iisft train --preset {shell_word(fitting[0])}" if fitting else "iisft preset list"
     return UsageError("preset-missing", text, fix=fix)
 

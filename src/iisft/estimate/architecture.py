@@ -12,6 +12,7 @@ from iisft.estimate.delta_sizes import (
     size_of,
     unit_of,
 )
+from iisft.json_values import text_of
 from iisft.models.folder.checkpoint import has_experts
 
 
@@ -162,7 +163,7 @@ _CHATGLM_NAMES = {
 
 def known_family(config: Mapping[str, Any]) -> bool:
     """Whether this model type has its own entry; otherwise it is counted as a Llama."""
-    return config.get("model_type") in _FAMILIES
+    return text_of(config, "model_type") in _FAMILIES
 
 
 def read_architecture(
@@ -174,7 +175,7 @@ def read_architecture(
         config: config.json's content.
         target: lora.target of a preset.
     """
-    kind = str(config.get("model_type", ""))
+    kind = text_of(config, "model_type")
     if has_experts(config) or kind in _BEYOND:
         return None
     config = {**_UNSAID.get(kind, {}), **config}

@@ -9,6 +9,7 @@ weight gradient.
 
 from dataclasses import dataclass
 
+from iisft.child.constants_iisft import EAGER_BLOCKS, QUERY_BLOCK
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
 from iisft.gpu_table import Device, architecture
@@ -47,8 +48,18 @@ def micro_batch_flops(model: Architecture, shape: StepShape, length: float | Non
         outputs = sum(n * o for n, _, o in model.adapted())
         products += rows * 2 * shape.rank * outputs * share
     square = 4 * model.query_size * length * length * shape.batch * model.attending
-    fused = shape.attention in ("flash", "efficient")
-    return products + square * ((2 if shape.checkpointing else 1) + (2.5 if fused else 2))
+    return products + square * _squares(model, shape, length)
+
+
+def _squares(model: Architecture, shape: StepShape, length: float) -> float:
+    """How often a step makes attention's two products over the full square."""
+    forward, backward = 2.0 if shape.checkpointing else 1.0, 2.0
+    if shape.attention in ("flash", "efficient", EAGER_BLOCKS):
+        backward = 2.5
+    if shape.attention == EAGER_BLOCKS:  # kept like a product, and nothing behind its block is made
+        forward = 1 + _recomputed_share(model, shape)
+        return (forward + backward) * min(1.0, (length + QUERY_BLOCK) / (2 * length))
+    return forward + backward
 
 
 def _recomputed_share(model: Architecture, shape: StepShape) -> float:
@@ -87,7 +98,7 @@ def step_seconds(
         extra = layout.accumulation * _cast_seconds(model, shape, device) + _link_seconds(
             model, shape, layout, device
         )
-        if model.delta is not None and _without_kernels(shape, device):
+        if slow_layers(model, shape, device.arch):
             rate = (rate[0] / _SLOW_DELTA, rate[1] / _SLOW_DELTA, rate[2] / _SLOW_DELTA)
     low, typical, high = (
         layout.accumulation * micro_batch_flops(model, shape, tokens) / (1e12 * tflops) + extra
@@ -100,10 +111,11 @@ def step_seconds(
     return Span(low, typical, high)
 
 
-def _without_kernels(shape: StepShape, device: Device) -> bool:
-    """Whether gated delta layers take transformers' torch functions (presets/rules/family.py)."""
-    known = architecture(device.arch)
-    return computed_precision(shape) == "fp32" or (known is not None and not known.triton)
+def slow_layers(model: Architecture, shape: StepShape, arch: str) -> int:
+    """Gated delta layers that take transformers' torch functions (presets/rules/family.py)."""
+    known = architecture(arch)
+    slow = computed_precision(shape) == "fp32" or (known is not None and not known.triton)
+    return model.layers - model.attending if slow else 0
 
 
 def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> float:

@@ -6,6 +6,7 @@ Everything is checked before the folder gets its name.
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ def run(export: Export) -> Check | None:
             if export.format != ADAPTER_ONLY:
                 check = _check(export, made, place / "view", view, env)
                 _require(export, check)
-            if export.format == GGUF:
+            if export.format == GGUF and check is not None:
                 merged, made = made, place / "gguf"
                 made.mkdir()
                 file = gguf.convert(export.source, export.converter, merged, made, export.quant)
-                check = _check(export, file, None, view, env)
+                of_file = _check(export, file, None, view, env, merged)
+                check = replace(of_file, prompts=check.prompts, equal=check.equal)
         complete(export, made, check, facts)
         if check is not None:
             _require(export, check)
@@ -121,17 +123,22 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 
 def _check(
-    export: Export, made: Path, made_view: Path | None, view: Path, env: dict[str, str]
+    export: Export,
+    made: Path,
+    made_view: Path | None,
+    view: Path,
+    env: dict[str, str],
+    merged: Path | None = None,
 ) -> Check:
     """Compare adapter and exported model on the same tokens, in the arithmetic of the run.
 
-    A GGUF file has no view: it is computed in float32.
+    A GGUF file, made from the folder `merged`, has no view: it is computed in float32.
     """
     source = export.source
     record = source.record
     data = record.data[0]
     adapted = source.loading(view, export.chosen, max_new_tokens=1)
-    other: dict[str, Any] = {"gguf": str(made)}
+    other: dict[str, Any] = {"gguf": str(made), "merged": str(merged)}
     if made_view is not None:
         plan = plan_view(
             inspect_checkpoint(made),

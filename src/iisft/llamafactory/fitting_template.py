@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from iisft import files
-from iisft.errors import Finding
+from iisft.errors import Finding, Severity
 from iisft.llamafactory import chat_template
 from iisft.llamafactory.as_trained import ANSWER, CONVERSATIONS, QUESTION, SECOND, written
 from iisft.llamafactory.catalogue import Catalogue, catalogue
 from iisft.llamafactory.templates import Template
 from iisft.llamafactory.tools import Unrenderable
 from iisft.llamafactory.turns import Options
+
+NEEDS_PROCESSOR = "template-needs-processor"  # under such a template no row could be tokenised
 
 # For models without a chat template of their own, model_type of config.json -> what their
 # instruction-tuned siblings take.
@@ -146,7 +148,7 @@ class Fitting:
             return None  # said elsewhere
         if template.needs_processor and not self._has_processor:
             return Finding(
-                "template-needs-processor",
+                NEEDS_PROCESSOR,
                 f"template {name} wants an image or audio processor, which this model does not "
                 "have: LLaMA-Factory would end while it tokenises",
                 where="model.template",
@@ -154,25 +156,25 @@ class Fitting:
             )
         if self.own is None or self.guess.name in (None, name):
             return None
-        if template.reasons and template.thought_words[0].strip() not in self._chat:
-            return self._differs(
-                name, f"puts an empty thought ({template.thought_words[0].strip()}) before answers"
-            )
-        options = Options.of(extra)
-        agreed = self._agreement(template, options) or frozenset()
+        agreed = self._agreement(template, Options.of(extra)) or frozenset()
         better = self._agreement(self._catalogue.templates[str(self.guess.name)]) or frozenset()
-        if not better - agreed:
-            return None
-        parts = ", ".join(_NAMES[part] for part in _NAMES if part in better - agreed)
-        return self._differs(name, f"writes something else in {parts}")
+        parts, word = better - agreed, template.thought_words[0].strip()
+        if parts - {"head"}:  # other turns; a default system text is no other prompt
+            named = ", ".join(_NAMES[part] for part in _NAMES if part in parts)
+            return self._differs(name, f"writes something else in {named}", "error")
+        if template.reasons and word not in self._chat:
+            return self._differs(name, f"puts an empty thought ({word}) before answers", "warn")
+        if parts:
+            return self._differs(name, f"writes something else in {_NAMES['head']}", "warn")
+        return None
 
-    def _differs(self, name: str, what: str) -> Finding:
+    def _differs(self, name: str, what: str, severity: Severity) -> Finding:
         return Finding(
             "template-differs",
             f"template {name} is not the model's own chat template: it {what}",
             where="model.template",
             fix=f"{_setting(self.guess)} writes them as the model's does",
-            severity="warn",
+            severity=severity,
         )
 
     def _agreement(

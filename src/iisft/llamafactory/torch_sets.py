@@ -3,7 +3,9 @@ install them.
 
 Versions and indexes: pytorch.org/get-started/previous-versions. rocm6.3 is the last of its indexes
 whose rocBLAS has gfx906 kernels (legacy-rocm-build#4625); cu126 is the last CUDA index with Pascal
-and Volta kernels (pytorch#172352), and torch 2.14 the last with it (pytorch#190385).
+and Volta kernels (pytorch#172352), and torch 2.14 the last with it (pytorch#190385). For gfx906
+there are also TheRock's nightlies (RELEASES.md; the sanity tests of SUPPORTED_GPUS.md are empty
+there, #3759 names what is left out) and the images of mixa3607/ML-gfx906: rule R02 names them.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from iisft.errors import Finding, IisftError, InputError
 from iisft.files import read_json_object
+from iisft.json_values import text_of
 from iisft.llamafactory import chat_template
 from iisft.llamafactory.arguments import compile_arguments
 from iisft.llamafactory.fitting_template import guess
@@ -51,6 +52,7 @@ class Description:
     files: tuple[ManifestFile, ...] = ()
     architecture: str = ""
     model_type: str = ""
+    part: str = ""  # the text model's class, of a folder that holds more
     parameters: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
     layers: int = 0
@@ -179,17 +181,15 @@ def describe(folder: Path) -> Description:
         checkpoint = None  # the findings say why
     config = read_json_object(folder / "config.json") or {}
     inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    architectures = config.get("architectures")
     fitting = guess(folder)
-    model_type = str(inner.get("model_type") or "")
+    model_type = text_of(inner, "model_type")
     heads = _number(inner, "num_attention_heads", "n_head")
     return Description(
         folder=folder.absolute(),
         **_origin(folder),
-        architecture=str(architectures[0])
-        if isinstance(architectures, list) and architectures
-        else "",
+        architecture=text_of(config, "architectures"),
         model_type=model_type,
+        part=checkpoint.architecture if checkpoint and checkpoint.is_part else "",
         parameters=checkpoint.parameters if checkpoint else 0,
         dtypes=checkpoint.dtypes if checkpoint else {},
         layers=_number(inner, "num_hidden_layers", "n_layer"),

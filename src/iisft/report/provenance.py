@@ -5,6 +5,7 @@ from typing import Any
 
 from iisft.errors import IisftError
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.measurements import cost
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.record.state import status_of
 from iisft.workspace import Workspace
@@ -29,6 +30,7 @@ def facts_of(folder: RunFolder, workspace: Workspace) -> dict[str, Any]:
         "gpus": list(record.gpus),
         "nodes": record.nodes,
         "git_commit": record.git_commit,
+        "energy_cost": cost((status.measured or {}).get("energy_kwh", 0.0)),
     }
 
 

@@ -26,8 +26,9 @@ from iisft.data.check.rowchecks import (
     text_problems,
     type_name,
     unusable,
+    without_ignored,
 )
-from iisft.data.check.unread import Watch
+from iisft.data.check.unread import Watch, parts_problem
 from iisft.data.read.layouts import Layout
 from iisft.data.read.message_keys import MESSAGE_FIELDS
 from iisft.data.read.rows import Row
@@ -75,7 +76,7 @@ def message_checker(layout: Layout) -> Checker:
             return None, [flaw(messages_key, "field-missing", f"{state}: there are no messages")]
         conversation = _Conversation(layout, of_messages)
         unread = list(watch.problems(value))
-        problems = unread + list(conversation.read(value))
+        problems = without_ignored(unread + list(conversation.read(value)), layout)
         if any(one.id == "preference-data" for one in unread):
             problems = [one for one in problems if one.id != "answer-missing"]  # it is in `chosen`
             if isinstance(value.get("chosen"), dict):
@@ -211,6 +212,8 @@ class _Conversation:
                 "field-missing",
                 "null" if self._content_key in message else "missing",
             )
+        elif parts := parts_problem(content_field, content, self._layout.columns):
+            yield parts
         else:
             yield from text_problems(content_field, content)
             if role in _SIDES[1]:

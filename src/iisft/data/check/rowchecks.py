@@ -9,7 +9,7 @@ only for others.
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -81,7 +81,8 @@ def alpaca_checker(layout: Layout) -> Checker:
 def _slow_alpaca(value: Any, layout: Layout, watch: Watch) -> Checked:
     if not isinstance(value, dict):
         return None, [unusable(value)]
-    problems = [*watch.problems(value), *_alpaca_problems(value, layout)]
+    found = _alpaca_problems(value, layout)
+    problems = without_ignored([*watch.problems(value), *found], layout)
     if any(problem.severity == "error" for problem in problems):
         return None, problems
     fields = {field: value.get(key) for field, key in layout.columns.items()}
@@ -150,6 +151,15 @@ def unusable(value: Any) -> RowFinding:
     )
 
 
+def without_ignored(problems: Iterable[RowFinding], layout: Layout) -> list[RowFinding]:
+    """Without the placeholders of pictures that --ignore takes for text."""
+    return [
+        one
+        for one in problems
+        if one.id != "media-placeholder" or one.excerpt not in layout.ignored
+    ]
+
+
 def text_problems(field: str, text: Any) -> Iterator[RowFinding]:
     """What is wrong with a value that should be text."""
     if not isinstance(text, str):
@@ -172,8 +182,9 @@ def _odd(field: str, found: str, around: str) -> RowFinding:
         )
         return flaw(field, "control-token", text, shown, "warn")
     if found.endswith(">"):
-        text = f"{found} is trained on as text: iisft trains no pictures, films or sounds"
-        return flaw(field, "media-placeholder", text, shown, "warn")
+        text = f"{found} would be trained on as text: iisft trains no pictures, films or sounds"
+        fix = f"--ignore {shlex.quote(found)} trains it as the text that it is"
+        return flaw(field, "media-placeholder", text, found, fix=fix)
     if "\ud800" <= found <= "\udfff":
         return flaw(
             field, "field-encoding", "half of a surrogate pair, which no file can hold", shown

@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import itertools
+import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,25 @@ class StagedDataset:
     keys: tuple[str, ...]
     source: str
     record: dict[str, Any] = field(repr=False)
+
+
+def remove(name: str, workspace: Workspace) -> None:
+    """Delete one of staged_names(). Runs keep their rows: they have links of their own.
+
+    Raises:
+        InputError: it can't be deleted.
+    """
+    folder = workspace.data / name
+    try:
+        if folder.is_symlink():  # what it points to is somebody else's
+            folder.unlink()
+            return
+        hidden = folder.with_name(f".removed-{name}-{time.time_ns()}")
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        text = f"{name} can't be deleted: {error.strerror}"
+        raise InputError("data-not-removed", text, where=str(folder)) from error
 
 
 def load(name: str, workspace: Workspace) -> StagedDataset:

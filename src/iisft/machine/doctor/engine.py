@@ -58,7 +58,8 @@ class Case(preset_case.Case):
             return []
         built_for = "amd" if self.hip else "nvidia" if self.torch.get("cuda") else ""
         vendor = self.preset.hardware.vendor if self.preset else built_for
-        return training_gpus(self.machine.visible, vendor)
+        own = self.preset.env if self.preset else {}
+        return training_gpus(self.machine.visible_under(own), vendor)
 
     @property
     def amd(self) -> list[Gpu]:
@@ -129,6 +130,17 @@ class Case(preset_case.Case):
         """What --deep found in a check."""
         results = (self.machine.deep or {}).get("results", [])
         return [one for one in results if one.get("check") == check]
+
+    @property
+    def computes(self) -> bool:
+        """Whether --deep multiplied matrices on these GPUs, all of them well: that decides,
+        whatever a version or a list of architectures says.
+        """
+        done = self.deep_results("matmul")
+        return bool(done) and all(
+            isinstance(one.get("tflops"), int | float) and not (one.get("error") or one.get("died"))
+            for one in done
+        )
 
     @property
     def measured_bf16(self) -> str:

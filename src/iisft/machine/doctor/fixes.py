@@ -71,6 +71,21 @@ def torch_for(arch: str, host: Host) -> Fix:
     return pip(*install_commands(arch, host.nvidia_major))
 
 
+def bitsandbytes_for(arch: str) -> Fix:
+    """Build bitsandbytes for an AMD card that its wheels have no kernels for.
+
+    NF4 on an MI50 was trained with such a build: mi50-gfx906-unsloth-bnb4bit-lab.
+    """
+    build = f"cmake -DCOMPUTE_BACKEND=hip -DBNB_ROCM_ARCH={arch} -S . && make && pip install ."
+    clone = "git clone https://github.com/bitsandbytes-foundation/bitsandbytes"
+    return pip(
+        clone,
+        f"(cd bitsandbytes && {build})",
+        text=f"build it for {arch} (its wheels are not): {clone} && cd bitsandbytes && {build}; or "
+        "--set weights=stored",
+    )
+
+
 def kernel_parameter(parameters: str, host: Host, more: str = "") -> Fix:
     """Put words on the kernel's command line, in the distribution's way, once."""
     last = parameters.split()[-1]

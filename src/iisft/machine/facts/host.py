@@ -11,12 +11,15 @@ from iisft.machine.facts.reader import Reader
 _CONTAINER_FILES = {".dockerenv": "docker", "run/.containerenv": "podman"}
 _CONTAINER_GROUPS = re.compile(r"docker|kubepods|containerd|lxc|libpod")
 _UNLIMITED = 1 << 60
+_KERNELS = "TensileLibrary_lazy_"  # one such file for each architecture that rocBLAS knows
 
 
 @dataclass(frozen=True)
 class Host:
     """Unknown is "", None or an empty tuple. Memory in GiB; `rocm` is /opt/rocm's version, for
     example 6.4.0-47.
+
+    `blas_archs`: those that the rocBLAS of /opt/rocm has kernels for.
 
     `amdgpu` is None without that driver, "" for the kernel's own and a version for amdgpu-dkms.
     """
@@ -39,6 +42,7 @@ class Host:
     rocm: str = ""
     nvidia_driver: str = ""
     amd_smi_library: bool = False
+    blas_archs: tuple[str, ...] = ()
     boot_id: str = ""
 
     @property
@@ -79,6 +83,10 @@ def probe(reader: Reader) -> Host:
         else None,
         rocm=reader.text("opt/rocm/.info/version"),
         nvidia_driver=_nvidia_driver(reader),
+        blas_archs=tuple(
+            name.removeprefix(_KERNELS).removesuffix(".dat")
+            for name in reader.names("opt/rocm/lib/rocblas/library", f"{_KERNELS}gfx*.dat")
+        ),
         amd_smi_library=reader.exists("opt/rocm/lib/libamd_smi.so"),
         boot_id=reader.text("proc/sys/kernel/random/boot_id"),
     )

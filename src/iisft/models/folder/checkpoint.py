@@ -11,6 +11,7 @@ from typing import Any
 from iisft import files, json_values
 from iisft.errors import Finding, InputError
 from iisft.files import read_json_object
+from iisft.json_values import text_of
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.models.folder.manifest import quick_findings, repair_command
 from iisft.models.folder.safetensors import Tensor, read_header
@@ -229,12 +230,11 @@ class _Survey:
         if config is None:
             self.report("model-config-broken", "config.json is torn or no JSON object", path)
             return
-        architectures = config.get("architectures")
-        first = architectures[0] if isinstance(architectures, list) and architectures else None
         # the name becomes part of an auto_map, where `--` or a dot would load other code
+        named = text_of(config, "architectures").isidentifier()
         if (
-            not isinstance(first, str)
-            or not first.isidentifier()
+            not named
+            or not isinstance(config["architectures"], list)
             or not isinstance(config.get("model_type"), str)
         ):
             self.report(

@@ -22,11 +22,17 @@ function about(facts) {
     [t("hardware"), facts.gpus.length ? facts.gpus.join(", ") : "CPU"],
     ...facts.data.flatMap(dataAccount),
     [t("started"), moment(facts.started)], [t("ended"), moment(facts.ended)],
+    ...(facts.measured?.energy_kwh ? [[t("energy"), energy(facts)]] : []),
     [t("folder"), facts.run_dir],
     ["git", facts.git_commit ? facts.git_commit.slice(0, 12) : "-"],
     ...Object.entries(facts.versions).filter(([, version]) => version).map(([name, version]) => [name, version]),
   ];
   return el("div", {}, el("h3", {}, t("versions")), table(["", ""], pairs.map((values) => el("tr", {}, cells(values)))));
+}
+
+function energy(facts) {
+  const cost = facts.energy_cost === null ? "" : `, ${facts.energy_cost.toFixed(2)} ${t("at the price of a kWh")}`;
+  return `${number(facts.measured.energy_kwh)} kWh${cost}`;
 }
 
 // A dataset's line, and below it whatever else the run has recorded of it: what was cut, fitted or left out.

@@ -17,6 +17,8 @@ const WORDS = {
   train_loss: ["training loss", "训练损失"],
   duration: ["duration", "用时"],
   restarts: ["restarts", "重启"],
+  energy: ["energy of the GPUs", "GPU 用电"],
+  "at the price of a kWh": ["at $IISFT_KWH_PRICE", "（按 $IISFT_KWH_PRICE）"],
   batch: ["global batch", "全局批大小"],
   arithmetic: ["arithmetic", "运算精度"],
   rows: ["rows", "行数"],

@@ -174,17 +174,17 @@ def model_for(preset: Preset, folder: Path) -> CheckedModel:
 
 def _template_findings(preset: Preset, folder: Path) -> Iterator[Finding]:
     """Another template than the model's own trains on prompts that nobody will write, and may end
-    answers with a token that the model has never seen.
+    answers with a token that the model has never seen. Confirmed, it is a note.
     """
     name = preset.model.template
     objection = fitting_template.objection(folder, name, preset.llamafactory)
-    if objection is None or objection.severity == "error":  # an error is told with the rows
-        return
+    if objection is None or objection.id == fitting_template.NEEDS_PROCESSOR:
+        return  # the latter is told with the rows
     if preset.model.template_confirmed == name:
         yield replace(objection, fix="", severity="info")
         return
     meant = f"or, if {name} is meant: --set model.template_confirmed={name}"
-    yield replace(objection, fix=f"{objection.fix}; {meant}", severity="error")
+    yield replace(objection, fix=f"{objection.fix}; {meant}")
 
 
 def _target_findings(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -15,7 +15,13 @@ from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise import loading, watchdogs
 from iisft.runs.supervise.ending import Crash, Ending
 from iisft.runs.supervise.trainer import Start
-from iisft.runs.supervise.watchdogs import DiskWatch, HangWatch, NanWatch, ThermalWatch
+from iisft.runs.supervise.watchdogs import (
+    DiskWatch,
+    HangWatch,
+    NanWatch,
+    PowerWatch,
+    ThermalWatch,
+)
 from iisft.secrets import Mask
 
 _POLL_S = 1.0
@@ -60,6 +66,7 @@ class Attempt:
         self._hang = HangWatch(watch.hang_min_s, watch.hang_factor, logging_steps)
         self._disk = DiskWatch(folder.path)
         self._thermal = ThermalWatch()
+        self._power = PowerWatch(record.gpus)
         self.kept: int | None = start.from_step or None
 
     @property
@@ -105,6 +112,8 @@ class Attempt:
         self.phase = waiting if self.recorder.last else "loading"
         if not at_end:
             self._watch(moved=bool(arrived) or (self.phase == "loading" and self.log.grew))
+        if (taken := self._power.look(at_end=at_end)) is not None:
+            self.events.append("power", **taken)
         self._answer_stop_request(at_end=at_end)
 
     def _watch(self, *, moved: bool) -> None:

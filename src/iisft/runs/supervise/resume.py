@@ -10,6 +10,7 @@ from iisft.errors import EnvironmentFault, Finding, RunStateError
 from iisft.llamafactory.environment import inherited, of_record
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.models.view.build import renew_code
+from iisft.quoting import shell_word
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
@@ -102,7 +103,13 @@ def _require_ended(status: RunStatus) -> None:
         )
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
-        raise RunStateError("nothing-to-resume", text, where=str(folder.path))
+        fix = f"for a longer run: {longer(folder)}train.epochs=N"
+        raise RunStateError("nothing-to-resume", text, where=str(folder.path), fix=fix)
+
+
+def longer(folder: RunFolder) -> str:
+    """The beginning of the command that trains the same anew with another number of steps."""
+    return f"iisft train --preset {shell_word(str(folder.preset))} --set "
 
 
 def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:

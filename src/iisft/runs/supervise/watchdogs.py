@@ -5,6 +5,7 @@ that throttles; and what is worth knowing about a hang.
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ _LONG_LIMIT = 12  # x hang_min_s: loading, the first step, saving, evaluating
 _ROOM = 1.1
 _DISK_EVERY_S = 30.0
 _GPU_EVERY_S = 60.0
+_POWER_EVERY_S = 10.0
+_SMALLEST_CARD_GIB = 2.0  # a processor's own graphics are smaller
 _THERMAL_EVERY_S = 3600.0
 _PY_SPY_TIMEOUT_S = 20.0
 _STACKS_S = 2.0
@@ -168,6 +171,48 @@ class ThermalWatch:
         message = f"throttled by temperature: {', '.join(hot)}"
         fix = "check the fans and the air flow"
         return Finding("thermal", message, fix=fix, severity="warn")
+
+
+@dataclass
+class PowerWatch:
+    """What the run's GPUs take from the wall, a mean for each minute.
+
+    Args:
+        gpus: the architectures of the run's; where the machine shows more of that kind, or fewer,
+            it is not known which are its own, and nothing is measured.
+    """
+
+    gpus: Sequence[str]
+    _joules: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._since = self._looked = time.monotonic()
+
+    def look(self, *, at_end: bool = False) -> dict[str, float] | None:
+        """Joules and seconds since the last answer, once a minute and at the end."""
+        now = time.monotonic()
+        if self.gpus and (at_end or now - self._looked >= _POWER_EVERY_S):
+            watts = self._watts()
+            if watts is None:
+                self._since, self._joules = now, 0.0
+            else:
+                self._joules += watts * (now - self._looked)
+            self._looked = now
+        if not self._joules or (now - self._since < _GPU_EVERY_S and not at_end):
+            return None
+        taken = {"joules": round(self._joules, 1), "seconds": round(now - self._since, 1)}
+        self._since, self._joules = now, 0.0
+        return taken
+
+    def _watts(self) -> float | None:
+        vendor = "amd" if self.gpus[0].startswith("gfx") else "nvidia"
+        shown = [
+            gpu.power_w
+            for gpu in sensors.sample()
+            if gpu.vendor == vendor and (gpu.memory_total_gib or 0) >= _SMALLEST_CARD_GIB
+        ]
+        known = [watts for watts in shown if watts is not None]
+        return sum(known) if len(known) == len(shown) == len(self.gpus) else None
 
 
 def _degrees(temperature_c: float | None) -> str:

@@ -7,7 +7,7 @@ from iisft.llamafactory.arguments import needed_packages
 from iisft.llamafactory.interpreter import TESTED_VERSION
 from iisft.llamafactory.torch_sets import install
 from iisft.machine.doctor.engine import Case
-from iisft.machine.doctor.fixes import by_hand, line, pip, torch_for
+from iisft.machine.doctor.fixes import bitsandbytes_for, by_hand, line, pip, torch_for
 from iisft.quoting import is_count
 from iisft.rules import Fix, rule, seen
 
@@ -91,7 +91,9 @@ def package_missing(case: Case) -> Iterator[Finding]:
                 yield seen(
                     f"this preset needs {name}, which is not installed for {found.path}",
                     str(found.path),
-                    pip(f"pip install {wanted}"),
+                    bitsandbytes_for("gfx906")
+                    if name == "bitsandbytes" and "gfx906" in case.archs
+                    else pip(f"pip install {wanted}"),
                 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from iisft.errors import Finding
 from iisft.machine.doctor.engine import Case
-from iisft.machine.doctor.fixes import pip, unset
+from iisft.machine.doctor.fixes import bitsandbytes_for, pip, unset
 from iisft.machine.doctor.rules.interpreter import torch_fix
 from iisft.rules import rule, seen
 
@@ -89,19 +89,11 @@ def bitsandbytes_arch(case: Case) -> Iterator[Finding]:
     )
     missing = [gpu.arch for gpu in case.amd if gpu.arch and gpu.arch not in (has or [])]
     if missing and (wanted or case.preset is None):
-        build = (
-            f"cmake -DCOMPUTE_BACKEND=hip -DBNB_ROCM_ARCH={missing[0]} -S . && make && pip "
-            "install ."
-        )
         yield seen(
             f"bitsandbytes {case.packages.get('bitsandbytes', '')} has no kernels for "
             f"{missing[0]}: no 4-bit weights",
             f"its ROCm libraries name {', '.join(has) if has else 'no architecture'}",
-            pip(
-                "git clone https://github.com/bitsandbytes-foundation/bitsandbytes",
-                f"(cd bitsandbytes && {build})",
-                text=f"build it: {build}; or --set weights=stored",
-            ),
+            bitsandbytes_for(missing[0]),
             "error" if wanted else "info",
         )
 

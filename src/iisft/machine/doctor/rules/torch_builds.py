@@ -1,5 +1,6 @@
 """Whether the installed torch was built for the GPUs that are here."""
 
+import bisect
 import re
 from collections.abc import Iterator
 
@@ -9,7 +10,9 @@ from iisft.machine.doctor.fixes import export, torch_for
 from iisft.quoting import is_count
 from iisft.rules import Fix, rule, seen
 
-_RELEASES = ((5, 5), (5, 6), (5, 7), (6, 0), (6, 1), (6, 2), (6, 3), (6, 4), (7, 0), (7, 1), (7, 2))
+# TheRock's releases count on from 7.9.
+_RELEASES = ((5, 5), (5, 6), (5, 7), (6, 0), (6, 1), (6, 2), (6, 3), (6, 4), (7, 0), (7, 1), (7, 2),
+             (7, 9), (7, 10), (7, 11), (7, 12), (7, 13), (7, 14), (7, 15))  # fmt: skip
 _HIPBLASLT = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1200", "gfx1201")
 RDNA2_SIBLINGS = ("gfx1031", "gfx1032", "gfx1034", "gfx1035", "gfx1036")
 
@@ -73,14 +76,18 @@ def rocblas_without_gfx906(case: Case) -> Iterator[Finding]:
     """AMD left gfx906 out of rocBLAS from ROCm 6.4 on. torch imports and sees the card; the first
     matmul aborts.
 
-    The message is then: rocBLAS error: Cannot read TensileLibrary.dat for GPU arch : gfx906.
+    The message is then: rocBLAS error: Cannot read TensileLibrary.dat for GPU arch : gfx906. Newer
+    torch with such kernels: TheRock's nightlies (torch[device-gfx906], 2.11 to 2.14; built, and not
+    tested on the card by AMD) and the images mixa3607/pytorch-gfx906 (torch 2.13, ROCm 7.14).
     """
     there = case.torch.get("blas_archs")
-    if "gfx906" in case.archs and case.hip and there is not None and "gfx906" not in there:
+    if case.computes or "gfx906" not in case.archs or not case.hip or there is None:
+        return
+    if "gfx906" not in there:
         yield seen(
             f"{_is(case)} brings a rocBLAS without gfx906 kernels: the first matmul will abort "
             "the process",
-            f"torch/lib/rocblas/library has {', '.join(there) or 'no kernel files'}",
+            f"rocblas/library has {', '.join(there) or 'no kernel files'}",
             torch_for("gfx906", case.machine.host),
         )
 
@@ -98,7 +105,7 @@ def no_code_for_amd(case: Case) -> Iterator[Finding]:
     For gfx906 passing this is not enough, see R02.
     """
     has = [str(name).partition(":")[0] for name in case.torch.get("arch_list") or []]
-    if not case.hip or not has:
+    if not case.hip or not has or case.computes:
         return
     arch = case.main_arch
     if case.amd and arch and overridden(case, arch) not in has:
@@ -116,16 +123,16 @@ def no_code_for_amd(case: Case) -> Iterator[Finding]:
     "R12",
     "cuda-arch-missing",
     applies="NVIDIA GPUs",
-    source="pytorch#172352; Whisper-WebUI#653; ComfyUI PR 16438",
+    source="pytorch#172352, #190385; Whisper-WebUI#653; ComfyUI PR 16438",
 )
 def no_code_for_nvidia(case: Case) -> Iterator[Finding]:
     """A torch without kernels for the card's compute capability: no kernel image is available.
 
-    CUDA 13 builds (PyPI's) begin with Turing (7.5), cu126 with Maxwell (5.0). sm_60 code runs on
-    6.1.
+    CUDA 13 builds (PyPI's) begin with Turing (7.5), cu126 with Maxwell (5.0), and torch 2.14 is the
+    last that is built with it. sm_60 code runs on 6.1.
     """
     has = [str(name) for name in case.torch.get("arch_list") or []]
-    if case.torch.get("cuda") is None or not has:
+    if case.torch.get("cuda") is None or not has or case.computes:
         return
     for arch in dict.fromkeys(gpu.arch for gpu in case.nvidia if gpu.arch):
         if not any(_serves(name, arch) for name in has):
@@ -188,9 +195,11 @@ def driver_too_far(case: Case) -> Iterator[Finding]:
     Torch brings its own user space.
     """
     driver, wheel = case.machine.host.rocm_release, case.hip and case.hip[:2]
-    if not (case.amd and driver in _RELEASES and wheel in _RELEASES):
+    if not case.amd or driver is None or wheel is None or len(wheel) < 2 or case.computes:
         return
-    apart = abs(_RELEASES.index(driver) - _RELEASES.index((wheel[0], wheel[1])))
+    if min(driver, wheel) < _RELEASES[0]:
+        return  # of a time before that statement
+    apart = abs(_place(driver) - _place(wheel))
     if apart > 2:
         yield seen(
             f"torch is built for ROCm {wheel[0]}.{wheel[1]}, this machine's ROCm is "
@@ -200,6 +209,11 @@ def driver_too_far(case: Case) -> Iterator[Finding]:
             _install(case),
             "warn",
         )
+
+
+def _place(release: tuple[int, ...]) -> int:
+    """Where a release stands in their order; one that is newer than all of them is next."""
+    return bisect.bisect_left(_RELEASES, release)
 
 
 @rule(
@@ -233,12 +247,16 @@ def no_hipblaslt(case: Case) -> Iterator[Finding]:
     "R39",
     "rdna2-rocm7",
     applies="RDNA2 (gfx103x)",
-    source="unsloth PR 6124, PR 7277",
+    source="unsloth PR 6124, PR 7277; TheRock SUPPORTED_GPUS.md",
     basis="reported",
 )
 def rdna2_under_rocm7(case: Case) -> Iterator[Finding]:
-    """torch wheels for ROCm 7 were reported to crash on RDNA2."""
+    """pytorch.org's wheels for ROCm 7 were reported to crash on RDNA2; TheRock's, which bring
+    rocm-sdk-core, are tested there (its SUPPORTED_GPUS.md).
+    """
     cards = [arch for arch in case.archs if arch.startswith("gfx103")]
+    if "rocm-sdk-core" in case.packages or case.computes:
+        return
     if cards and case.hip and case.hip[0] >= 7:
         yield seen(
             f"{_is(case)} (ROCm 7) was reported to crash with a segmentation fault on "
@@ -256,18 +274,24 @@ def rdna2_under_rocm7(case: Case) -> Iterator[Finding]:
     source="LLaMA-Factory docker/docker-rocm/Dockerfile; mixa3607/ML-gfx906",
 )
 def image_without_gfx906(case: Case) -> Iterator[Finding]:
-    """LLaMA-Factory's own ROCm image is built on ROCm 7, whose rocBLAS has no gfx906 kernels."""
-    host = case.machine.host
-    if (
-        host.container
-        and "gfx906" in case.archs
-        and host.rocm_release
-        and host.rocm_release >= (6, 4)
-    ):
+    """LLaMA-Factory's own ROCm image is built on AMD's ROCm 7, whose rocBLAS has no gfx906 kernels.
+
+    Images of the same release that were built for the card have them: the kernels are looked at.
+    """
+    host, own = case.machine.host, case.torch.get("blas_archs")
+    if case.computes or (own is not None and "gfx906" in own):
+        return
+    if host.container and "gfx906" in case.archs and host.blas_archs:
+        if "gfx906" in host.blas_archs:
+            return
         yield seen(
             f"this container's image has ROCm {host.rocm}, whose rocBLAS has no gfx906 kernels",
-            f"{host.container}; /opt/rocm/.info/version",
-            Fix("use an image with ROCm 6.3, or mixa3607/pytorch-gfx906", stage="container"),
+            f"{host.container}; /opt/rocm/lib/rocblas/library has {', '.join(host.blas_archs)}",
+            Fix(
+                "use an image with ROCm 6.3, or one built for the card (mixa3607/pytorch-gfx906: "
+                "torch 2.13 on ROCm 7.14)",
+                stage="container",
+            ),
             "warn",
         )
 
