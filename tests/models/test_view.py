@@ -48,6 +48,8 @@ def test_the_whole_plan_of_exact_float32(model_folder: Path) -> None:
         for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
     assert sorted(made.texts) == [
+        "attention_iisft.py",
+        "clock_iisft.py",
         "config.json",
         "constants_iisft.py",
         "modeling_iisft.py",
