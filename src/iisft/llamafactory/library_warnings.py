@@ -36,17 +36,20 @@ HARMLESS: tuple[tuple[str, str], ...] = (
 )
 
 
-# As transformers and LLaMA-Factory log, and as Python's warnings module prints.
+# As transformers and LLaMA-Factory log, and as Python's warnings module prints; the line may begin
+# with a progress bar, which ends in no line end of its own.
 _LINES = (
-    re.compile(r"^\[(?:WARNING|ERROR|CRITICAL)\|[^\]]{1,200}\] (?:\S+ \S+ |\S+:\d+ )>> (.+)$"),
-    re.compile(r"^/[^:]{1,1000}\.py:\d+: (\w*Warning: .+)$"),
+    re.compile(
+        r"(?:^|[\r\]])\[(?:WARNING|ERROR|CRITICAL)\|[^\]]{1,200}\] (?:\S+ \S+ |\S+:\d+ )>> (.+)$"
+    ),
+    re.compile(r"(?:^|[\r\]])/[^:]{1,1000}\.py:\d+: (\w*Warning: .+)$"),
 )
 
 
 def said_in(line: str) -> str | None:
     """The warning in a line of a trainer's log."""
     for pattern in _LINES:
-        if match := pattern.match(line):
+        if match := pattern.search(line):
             return match[1]
     return None
 
