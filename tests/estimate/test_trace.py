@@ -26,6 +26,7 @@ SCALED = {
     "original_max_position_embeddings": 16384, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 DELTA = {
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 2,
     "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64,
     "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4,
     "rope_parameters": {
@@ -52,7 +53,7 @@ FAMILIES = {
     "phi3": ("Phi3ForCausalLM", {}),
     "qwen3_5_text": (
         "Qwen3_5ForCausalLM",
-        {"head_dim": 64, "layer_types": ["linear_attention"] * 3 + ["full_attention"], **DELTA},
+        {"head_dim": 64, "num_hidden_layers": 8, **DELTA},
     ),
     "ministral3": ("Ministral3ForCausalLM", {"head_dim": 64, "rope_parameters": SCALED}),
 }

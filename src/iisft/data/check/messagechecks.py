@@ -212,9 +212,7 @@ class _Conversation:
                 "field-missing",
                 "null" if self._content_key in message else "missing",
             )
-        elif parts := parts_problem(
-            content_field, content, self._layout.columns["messages"], self._content_key
-        ):
+        elif parts := parts_problem(content_field, content, self._layout.columns):
             yield parts
         else:
             yield from text_problems(content_field, content)

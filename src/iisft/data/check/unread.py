@@ -7,7 +7,7 @@ One that says something else than "train on this as usual" is an error. --ignore
 import json
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw
@@ -185,11 +185,8 @@ class Watch:
 _JOINED = '.[%s][] |= (.[%s] |= if type == "array" then map(.text) | join("") else . end)'
 
 
-def parts_problem(field: str, content: Any, messages: str, key: str) -> RowFinding | None:
-    """OpenAI's and Anthropic's list of typed parts instead of a text; None for anything else.
-
-    `messages` and `key` are the names of the row's messages and of a message's content.
-    """
+def parts_problem(field: str, content: Any, columns: Mapping[str, str]) -> RowFinding | None:
+    """OpenAI's and Anthropic's list of typed parts instead of a text; None for anything else."""
     if not isinstance(content, list) or not content:
         return None
     kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
@@ -198,7 +195,7 @@ def parts_problem(field: str, content: Any, messages: str, key: str) -> RowFindi
         return None
     fix = "leave such rows out (data stage --drop-bad): only text is trained on"
     if named == ["text"]:
-        program = _JOINED % (json.dumps(messages), json.dumps(key))
+        program = _JOINED % (json.dumps(columns["messages"]), json.dumps(columns["content"]))
         fix = f"jq -c {shlex.quote(program)} {THE_FILE} > rows.jsonl"
     elif {"tool_use", "tool_result"} & set(named):
         fix = (
