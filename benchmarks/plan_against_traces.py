@@ -111,7 +111,9 @@ def draw(chance: random.Random) -> dict[str, Any]:
                  length]), "chunk": chance.choice([0, 0, 256, 512])}  # fmt: skip
     return {
         "name": name, "config": MODELS[name], **precision,
-        "attention": chance.choice(["eager", "math", "efficient", *(["flash"] if half else [])]),
+        "attention": chance.choice(
+            ["eager", "eager_blocks", "math", "efficient", *(["flash"] if half else [])]
+        ),
         "batch": batch, "length": length, "checkpointing": checkpointing,
         "rank": chance.choice([8, 16, 64, 128]), "dropout": chance.choice([0.0, 0.05]),
         "target": "all" if name.startswith("Phi") else targets,

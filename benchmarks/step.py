@@ -34,6 +34,12 @@ WAYS = {
         "iisft_logits": "trained",
         "iisft_logits_chunk": 32,
     },
+    "true, attention in blocks": {"attention": "eager_blocks"},
+    "fit and logits where trained, attention in blocks": {
+        "attention": "eager_blocks",
+        "iisft_layers_kept": 6,
+        "iisft_logits": "trained",
+    },
     "false": None,
     BARE: {},
 }
@@ -57,6 +63,7 @@ def modeling() -> Any:
 def model_of(stock: bool) -> tuple[Any, Any]:
     """Base and adapter; the stock one has the same weights in float32."""
     ours = modeling()
+    sys.modules["view.attention_iisft"].register()
     torch.manual_seed(0)
     config = Qwen2Config(**CONFIG)
     base = (Qwen2ForCausalLM if stock else ours.step_class(Qwen2ForCausalLM))(config)
@@ -81,6 +88,7 @@ def step(base: Any, whole: Any, keys: dict[str, Any] | None) -> tuple[float, Any
     """Loss, gradients, processor seconds of forward and backward."""
     for key in ("iisft_layers_kept", "iisft_logits", "iisft_logits_chunk"):
         setattr(base.config, key, (keys or {}).get(key, 0))
+    base.config._attn_implementation = (keys or {}).get("attention", "eager")
     base.gradient_checkpointing_disable()
     if keys is not None:
         _gradient_checkpointing_enable(base, {"use_reentrant": True})

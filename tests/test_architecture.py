@@ -149,6 +149,8 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
         name: _imports(name, tree) & modules.keys() - {name} for name, tree in modules.items()
     }
     assert imports["iisft.child.modeling_iisft"] == {
+        "iisft.child.attention_iisft",
+        "iisft.child.clock_iisft",
         "iisft.child.constants_iisft",
         "iisft.child.products_iisft",
         "iisft.child.step_iisft",

@@ -162,3 +162,23 @@ def test_parts_of_text_are_joined_by_the_command_that_is_named(tmp_path: Path) -
     )
     row = json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8"))
     assert row["messages"][0] == {"role": "user", "content": "a 问"}
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ('{"instruction": "q", "output": "a", "output": "b"}', "output"),
+        ('{"instruction": "q", "output" : "", "input": "{\\"x\\": 1}", "output":"b"}', "output"),
+        ('{"instruction": "q", "output": "a", "input": "say \\"output\\": x"}', ""),
+        ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],'
+         ' "id": 1, "id": 2}', "id"),
+        ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],'
+         ' "role": "x"}', ""),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_there_twice(iisft: CLI, tmp_path: Path, line: str, field: str) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(line + "\n", encoding="utf-8")
+    found = [one.field for one in check([open_source(file)]).findings if one.id == "key-twice"]
+    assert found == ([field] if field else [])
+    assert iisft("data", "stage", str(file), "--name", "x").code == (3 if field else 0)

@@ -70,9 +70,9 @@ def test_the_keys_of_the_design_and_their_arithmetic(plan: CLI) -> None:
     assert (found["fits"], found["gpu_gib"], found["peak_gib"]) == (
         "yes",
         31.98,
-        pytest.approx(29.997, rel=0.002),
+        pytest.approx(29.976, rel=0.002),
     )
-    assert (found["layers_kept"], found["logits_chunk"]) == (8, 1024)
+    assert (found["layers_kept"], found["logits_chunk"]) == (11, 1024)
     before = ("train.gradient_checkpointing=true", "train.logits=all", "train.cutoff_len=2048")
     traced = plan("--preset", "mi50", *(part for one in before for part in ("--set", one)))
     assert traced["peak_gib"] == pytest.approx(20.88, rel=0.002)

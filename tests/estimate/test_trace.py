@@ -26,6 +26,7 @@ SCALED = {
     "original_max_position_embeddings": 16384, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 DELTA = {
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 2,
     "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64,
     "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4,
     "rope_parameters": {
@@ -52,7 +53,7 @@ FAMILIES = {
     "phi3": ("Phi3ForCausalLM", {}),
     "qwen3_5_text": (
         "Qwen3_5ForCausalLM",
-        {"head_dim": 64, "layer_types": ["linear_attention"] * 3 + ["full_attention"], **DELTA},
+        {"head_dim": 64, "num_hidden_layers": 8, **DELTA},
     ),
     "ministral3": ("Ministral3ForCausalLM", {"head_dim": 64, "rope_parameters": SCALED}),
 }
@@ -61,7 +62,11 @@ STEPS = (
     {"autocast": "float16", "attention": "math", "checkpointing": False, "batch": 2, "length": 256},
 )
 KEPT = {"layers_kept": 2, "logits": "trained", "positions": 200}
+BLOCKS: dict[str, Any] = {"attention": "eager_blocks", "length": 768}
 MORE = (
+    {"arithmetic": "float32", **BLOCKS, **KEPT},
+    {"weights": "float32", **BLOCKS, "length": 200, "batch": 2, "checkpointing": False},
+    {"autocast": "float16", **BLOCKS, "batch": 2, **KEPT, "layers_kept": 4},
     {"arithmetic": "float32", "attention": "eager", **KEPT},
     {"arithmetic": "float32", "attention": "math", **KEPT, "layers_kept": 4, "chunk": 64},
     {"autocast": "bfloat16", "attention": "flash", **KEPT, "positions": 512, "chunk": 128},
@@ -79,6 +84,10 @@ MORE = (
         "length": 16,
     },
 )
+
+
+# Gemma 2 caps its scores and has two masks
+BLOCK_FAMILIES = ("gemma2", "phi3")
 
 
 def case(kind: str, **step: Any) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def test_the_counted_peak_is_the_traced_one_for_every_family() -> None:
     cases = [case(kind, **step) for kind in FAMILIES for step in STEPS] + [
         case("qwen2", **step) for step in MORE
     ]
+    cases += [case(kind, arithmetic="float32", **BLOCKS) for kind in BLOCK_FAMILIES]
     done = subprocess.run(
         [PYTHON, str(SCRIPT)], input=json.dumps(cases), capture_output=True, text=True, check=True
     )

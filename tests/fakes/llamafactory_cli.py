@@ -147,8 +147,8 @@ def main() -> None:
                     ("bfloat16" if MODE == "narrow-mlp" else expected["compute_dtype"]): 7,
                 },
                 "kernels": {
-                    "sdpa": 2 * (expected["attention"] == "sdpa"),
-                    "eager": 2 * (expected["attention"] == "eager"),
+                    name: 2 * (expected["attention"] == name)
+                    for name in ("sdpa", "eager", "eager_blocks")
                 },
                 "softcap": 50.0 if MODE == "no-cap" else None,
                 "capped": False,

@@ -105,7 +105,7 @@ OWN_PARTS = {
 
 def trusted_copy(models: Path, folder: Path, part: str = "") -> Path:
     """A toy model whose architecture transformers does not know, with its two Python files; `part`
-    is the source of a class Own for what it calls PART.
+    is the source of a class Own for what it calls PART, and makes the second layer a sliding one.
     """
     folder.mkdir(parents=True)
     module = f"toy{len(list(folder.parent.glob('source *')))}"  # one process loads all of them
@@ -121,6 +121,12 @@ def trusted_copy(models: Path, folder: Path, part: str = "") -> Path:
             "AutoModelForCausalLM": f"{module}.ToyForCausalLM",
         },
     }
+    if part:
+        config |= {
+            "use_sliding_window": True,
+            "sliding_window": 32,
+            "layer_types": ["full_attention", "sliding_attention"],
+        }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / f"{module}_config.py").write_text(
         "from transformers import Qwen3Config\n\nclass ToyConfig(Qwen3Config):\n    model_type = "
@@ -265,16 +271,23 @@ def test_trusted_code_runs_under_our_witness(runs: Batch) -> None:
     assert runs.result("trusted") == runs.result("float32")
 
 
+LOOKS_BACK = (
+    "1 attention layers look back at 96 of a row's 96 tokens, not at 32 (sliding_window 32)"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("trusted", []),
-        ("own attention", ["2 layers computed sdpa attention, not eager"]),
+        ("own attention", ["2 layers computed sdpa attention, not eager", LOOKS_BACK]),
         (
             "attention that looks ahead",
             [
                 "2 layers computed sdpa attention, not eager",
-                "2 attention layers look at later tokens",
+                "1 attention layers look at later tokens",
+                LOOKS_BACK,
+                "1 attention layers look at later tokens",
             ],
         ),
         ("narrow mlp", ["products of the first forward in bfloat16 (4), not float32"]),

@@ -172,9 +172,13 @@ def make_model(name, folder):
             elif "embed" not in parameter_name:
                 parameter.mul_(2)
     stored = torch.float16 if name.endswith("fp16") else torch.bfloat16
+    model.to(stored)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(("A_log", "linear_attn.norm.weight")):
+            parameter.data = parameter.data.float() + 1e-5  # as Qwen3.5 is published
     # as big models are: in several files, with an index
     size = "100KB" if name == "qwen3_5-vision" else "5GB"
-    model.to(stored).save_pretrained(folder / "model", max_shard_size=size)
+    model.save_pretrained(folder / "model", max_shard_size=size)
     make_tokenizer().save_pretrained(folder / "model")
 
 
@@ -205,7 +209,9 @@ def make_data(folder):
         for i in range(32)
     ]
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    register = {"rows": {"file_name": "rows.json"}}
+    long = [{**row, "input": "情报 " * (30 + i)} for i, row in enumerate(rows)]
+    (folder / "long.json").write_text(json.dumps(long, ensure_ascii=False), encoding="utf-8")
+    register = {name: {"file_name": f"{name}.json"} for name in ("rows", "long")}
     (folder / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
 
 

@@ -309,7 +309,8 @@ def test_one_gguf_file(iisft: CLI, make_run: MakeRun, tmp_path: Path, child: Any
     target = tmp_path / "out"
     result = iisft("export", "run", "-o", str(target), *words, "--json")
     assert result.code == 0, result.err
-    assert json.loads(result.out)["check"]["divergence"] == 0.01
+    check = json.loads(result.out)["check"]
+    assert (check["divergence"], check["prompts"], check["equal"]) == (0.01, 14, 14)
     assert left_in(target) == ["Modelfile", "README.md", "out-Q8_0.gguf"]
     assert (target / "out-Q8_0.gguf").read_text() == "GGUF --outtype q8_0"
     assert (target / "Modelfile").read_text().startswith("FROM ./out-Q8_0.gguf\n")

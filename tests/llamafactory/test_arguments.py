@@ -113,6 +113,7 @@ KNOWN = {
     "additional_target": Argument(("null", "str"), None),
     "save_steps": Argument(("float",), None),
     "rope_scaling": Argument(("str",), ("linear", "dynamic")),
+    "use_dora": Argument(("bool",), None),
     "lora_rank": Argument(("int",), None),
     "hf_hub_token": Argument(("str",), None),
     "max_samples": Argument(("int", "null"), None),
@@ -131,9 +132,13 @@ KNOWN = {
         ({"deepspeed": "ds.json"}, "llamafactory.deepspeed is decided by sharding"),
         ({"max_steps": 3}, "llamafactory.max_steps is decided by train.max_steps"),
         (
-            {"neat_packing": True},
-            "llamafactory.neat_packing multiplies by the stored weights past the float32 products "
+            {"use_dora": True},
+            "llamafactory.use_dora multiplies by the stored weights past the float32 products "
             "of precision fp32",
+        ),
+        (
+            {"neat_packing": True},
+            "llamafactory.neat_packing is decided by train.packing",
         ),
         ({"finetuning_type": "full"}, "llamafactory.finetuning_type is decided by iisft itself"),
         (
@@ -176,7 +181,7 @@ def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
 
 
 def test_right_arguments_pass() -> None:
-    extra = {"packing": None, "neat_packing": False}
+    extra = {"packing": None, "use_dora": False}
     assert check_extra(extra, load("mi50"), KNOWN) == []
     off = {"use_muon": False, "warmup_steps": 0, "interleave_probs": None}
     known = KNOWN | {
@@ -189,7 +194,7 @@ def test_right_arguments_pass() -> None:
 
 @pytest.mark.parametrize("preset", [("mi50-fp16",), ("mi50", "weights=fp32")])
 def test_what_changes_the_training_is_said(preset: tuple[str, ...]) -> None:
-    extra = {"rope_scaling": "linear", "additional_target": "lm_head", "neat_packing": True}
+    extra = {"rope_scaling": "linear", "additional_target": "lm_head", "packing": True}
     found = check_extra(extra, load(*preset), KNOWN)
     assert [(finding.severity, finding.message) for finding in found] == [
         (
@@ -203,8 +208,7 @@ def test_what_changes_the_training_is_said(preset: tuple[str, ...]) -> None:
         ),
         (
             "info",
-            "llamafactory.neat_packing: True puts several rows into one; the number of rows is not "
-            "proven",
+            "llamafactory.packing: True puts several rows into one, whose tokens see each other",
         ),
     ]
 
@@ -222,6 +226,9 @@ PLAIN = ("train.gradient_checkpointing=true", "train.logits=all")
         ({"pissa_iter": 4}, (), False, ["drop it, or set llamafactory.pissa_init"]),
         ({"packing": True}, ("train.cutoff_len=1001",), False, ["--set train.cutoff_len=1000"]),
         ({"packing": True}, (), False, []),
+        ({"train_on_prompt": True}, ("train.packing=true",), False,
+         ["drop it, or set train.packing=false"]),
+        ({"train_on_prompt": True}, (), False, []),
         ({"streaming": True}, (), False, ["--set train.max_steps=N"]),
         ({"streaming": True}, ("train.max_steps=3",), False, []),
         ({"streaming": True, "max_samples": 8}, ("train.max_steps=3",), False,

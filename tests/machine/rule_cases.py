@@ -203,8 +203,8 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "R31": (on(replace(T4, python="3.10.12")), on(replace(T4, python="3.12.3"))),
     "R32": (on(T4, "ampere", "attention=flash2"), on(A100, "ampere", "attention=flash2")),
     "R33": (
+        on(MI50, "mi50-fp16", "attention=sdpa", "train.batch_size=8", "train.cutoff_len=4096"),
         on(MI50, "mi50-fp16", "train.batch_size=8", "train.cutoff_len=4096"),
-        on(MI50, "mi50-fp16"),
     ),
     "R34": (on(RDNA3), on(shell(RDNA3, TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL="1"))),
     "R35": (on(MI50), on(shell(MI50, TORCH_BLAS_PREFER_HIPBLASLT="0"))),
@@ -273,9 +273,13 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
+    "eager-blocks-lacking": (
+        on(V100, "v100", ranks=1, model={"attention_dropout": 0.1}),
+        on(V100, "v100", ranks=1, model={"attention_dropout": 0.0}),
+    ),
     "delta-rule-packing": (
-        on(A100, "ampere", "llamafactory.neat_packing=true", model=QWEN35),
-        on(A100, "ampere", "llamafactory.neat_packing=true", model={"model_type": "qwen3"}),
+        on(A100, "ampere", "train.packing=true", model=QWEN35),
+        on(A100, "ampere", "train.packing=true", model={"model_type": "qwen3"}),
     ),
     "delta-rule-slow": (
         on(A100, "ampere", model=QWEN35),
@@ -292,6 +296,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("train.gradient_checkpointing=fit", ranks=2),
     ),
     "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
+    "packing-wrong": (
+        preset("train.packing=true", "train.cutoff_len=1001"),
+        preset("train.packing=true"),
+    ),
     "no-gpus": (preset("hardware.gpus=0"), preset("hardware.gpus=0", "hardware.vendor=cpu")),
     "sharding-one-gpu": (preset("sharding=zero2"), preset("sharding=zero2", ranks=2)),
     "sharding-unverified": (preset("sharding=zero2", ranks=2), preset(ranks=2)),

@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_machines import FIRST_USER, MI50, ROCM63, ROCM64, TWO_MI50, Fake, expected
+from fake_machines import (
+    FIRST_USER,
+    MI50,
+    P40_AND_3090,
+    ROCM63,
+    ROCM64,
+    TWO_MI50,
+    Fake,
+    expected,
+    seen,
+)
 from rule_cases import CASES, IOMMU_ON, Scene, amd, deep, failing, packages, shell
 
 from iisft.errors import Finding
@@ -131,6 +141,16 @@ def test_releases_beyond_the_known_ones_have_their_place(
 ) -> None:
     machine = replace(MI50, rocm=rocm, torch=replace(ROCM63, hip=hip))
     assert bool(findings(machine, tmp_path, "R14")) == far
+
+
+def test_a_presets_own_variables_choose_the_gpus(tmp_path: Path) -> None:
+    sees = seen(("Tesla P40", "sm_61", 23.9), ("NVIDIA GeForce RTX 3090", "sm_86", 23.69))
+    machine = replace(P40_AND_3090, steps=sees)
+    for value, arch in (("1", ["sm_86"]), ("GPU-00000000", ["sm_61"]), ("-1", [])):
+        scene = Scene(machine, "ampere", (f"env.CUDA_VISIBLE_DEVICES={value}",))
+        gpus = case_of(scene, tmp_path / value).gpus
+        assert [gpu.arch for gpu in gpus] == arch
+        assert all(gpu.memory_gib < 24 for gpu in gpus)  # torch's figure
 
 
 def test_bitsandbytes_for_an_mi50_is_built_and_not_fetched(tmp_path: Path) -> None:

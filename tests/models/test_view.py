@@ -48,6 +48,8 @@ def test_the_whole_plan_of_exact_float32(model_folder: Path) -> None:
         for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
     assert sorted(made.texts) == [
+        "attention_iisft.py",
+        "clock_iisft.py",
         "config.json",
         "constants_iisft.py",
         "modeling_iisft.py",
@@ -327,10 +329,28 @@ def test_mixed_checkpoints_that_loading_would_round_are_not_exact(
     model_folder: Path, odd: str
 ) -> None:
     write_safetensors(
-        model_folder / "model.safetensors", {"a.weight": ("BF16", [9]), "norm.weight": (odd, [3])}
+        model_folder / "model.safetensors",
+        {"a.weight": ("BF16", [9]), "norm.weight": (odd, [1, 3])},
     )
     assert "mixes" in refusal(model_folder).message
     assert plan(model_folder, "bf16").arithmetic == "native"
+
+
+def test_vectors_stored_as_float32_are_kept_so_in_float32_arithmetic(model_folder: Path) -> None:
+    """Qwen3.5's decay and one of its norms; a matrix, or one layer's alone, would be rounded."""
+    tensors = {
+        "a.weight": ("BF16", [9]),
+        "layers.0.decay": ("F32", [3]),
+        "layers.1.decay": ("F32", [3]),
+    }
+    write_safetensors(model_folder / "model.safetensors", tensors)
+    assert plan(model_folder).config["iisft_kept_float32"] == ["layers.*.decay"]
+    assert "iisft_kept_float32" not in plan(model_folder, "bf16").config
+    assert "iisft_kept_float32" not in plan(model_folder, weights="bf16").config
+    write_safetensors(
+        model_folder / "model.safetensors", tensors | {"layers.1.decay": ("BF16", [3])}
+    )
+    assert "mixes" in refusal(model_folder).message
 
 
 def test_integer_checkpoints_are_refused(model_folder: Path) -> None:

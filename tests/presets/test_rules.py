@@ -3,6 +3,8 @@
 Each rule's own pair of cases is in tests/machine/rule_cases.py.
 """
 
+from typing import Any
+
 import pytest
 
 from iisft.errors import ExitCode, Finding
@@ -33,6 +35,8 @@ def findings(*overrides: str, ranks: int = 1) -> list[Finding]:
          ["fit-unverified", "global-batch", "sharding-one-gpu", "sharding-unverified"]),
         (["precision=bf16", "hardware.arch=sm_80", "weights=nf4"], ["fit-unverified"]),
         (["data.eval=x"], ["eval-never"]),
+        (["train.packing=true", "train.cutoff_len=1001", "attention=flash2",
+          "hardware.arch=sm_80"], ["packing-wrong"] * 2),
     ],
 )  # fmt: skip
 def test_a_preset_alone_is_judged_by_its_own_hardware(overrides: list[str], ids: list[str]) -> None:
@@ -69,3 +73,20 @@ def test_a_device_has_bf16_units_where_its_architecture_has(device: Device) -> N
     known = architecture(device.arch)
     assert known is not None
     assert (device.bf16 is not None) == known.bf16
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [
+        ({"sliding_window": 4096}, True),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, True),
+        ({"sliding_window": 131072, "use_sliding_window": False}, False),
+        ({"sliding_window": 512, "layer_types": ["full_attention"]}, False),
+        ({}, False),
+    ],
+)
+def test_packing_is_refused_where_layers_see_a_window(model: dict[str, Any], refused: bool) -> None:
+    document = documents.read_document("mi50", Workspace.current())
+    document.change(["train.packing=true"])
+    case = Case(Preset.model_validate(document.values), 2, document=document, model=model)
+    assert [found.id for found in judge_preset(case)] == ["packing-wrong"] * refused

@@ -82,22 +82,23 @@ def test_the_recorded_run_differs_from_mi50_by_what_went_wrong_in_it() -> None:
     ]  # fmt: skip
     assert {key for key in flat[0] if flat[0][key] != flat[1][key]} == {
         "summary", "run_on", "precision", "train.cutoff_len", "data.overlong",
-        "train.gradient_checkpointing", "train.logits",
+        "train.gradient_checkpointing", "train.logits", "attention",
     }  # fmt: skip
 
 
 def test_explain_gives_the_presets_own_reason_the_place_and_the_arguments() -> None:
     loaded = load("mi50-fp16")
     [item] = [item for item in explain.explain(loaded) if item.key == "attention"]
-    assert item.value == "sdpa"
-    assert item.source.endswith("mi50-fp16.yaml:9")
-    assert item.reason.startswith("eager overflows q.k in fp16 on Qwen2.x")
-    assert item.arguments == {"flash_attn": "sdpa"}
+    assert item.value == "eager_blocks"
+    assert item.source.endswith("mi50-fp16.yaml:11")
+    assert item.reason.startswith("Eager overflows q.k in fp16 on Qwen2.x")
+    assert item.arguments == {"flash_attn": "disabled"}
 
 
 def test_the_schema_names_every_section() -> None:
     schema = explain.schema()
     assert set(schema["properties"]) == {
         "extends", "summary", "run_on", "hardware", "model", "precision", "weights", "attention",
-        "lora", "train", "sharding", "data", "save", "watch", "env", "llamafactory",
+        "lora", "train", "sharding", "data", "save", "watch", "notify", "env",
+        "llamafactory",
     }  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from iisft.cli.figures import describe_forecast
+from iisft.cli.figures import describe_forecast, describe_spent
+from iisft.data.stage.staged import RECORD
 from iisft.machine.facts.gpus import Gpu
 from iisft.runs.record import measurements
 from iisft.runs.record.folder import RunFolder
@@ -111,12 +112,12 @@ def test_the_record_and_status_have_the_plan_beside_what_was_measured(
     assert iisft("train", *staged, "--gpus", "1", "--name", "lauf 1".replace(" ", "-")).code == 0
     status = json.loads(iisft("status", "lauf-1", "--json").out)
     assert status["forecast"]["fits"] == "yes"
-    # scores of 2048 x 2048, mostly
-    assert status["forecast"]["peak_gib"] == pytest.approx(0.112, abs=0.001)
+    # as long as the longest of its short rows, which were counted before the start
+    assert status["forecast"]["peak_gib"] == pytest.approx(0.001, abs=0.001)
     assert status["measured"]["step_s"] == pytest.approx(1.2, rel=0.5)
     text = iisft("status", "lauf-1").out
     [line] = [line for line in text.splitlines() if line.startswith("plan ")]
-    assert line.startswith("plan         peak 0.1 GiB; measured ") and line.endswith(" s/step")
+    assert line.startswith("plan         peak 0.0 GiB; measured ") and line.endswith(" s/step")
     [kept] = [
         json.loads(line)
         for line in (workspace / "runs" / measurements.FILE).read_text().splitlines()
@@ -124,6 +125,37 @@ def test_the_record_and_status_have_the_plan_beside_what_was_measured(
     assert (kept["run"], kept["measured"]) == ("lauf-1", status["measured"])
     # mi50's preset on CPU ranks: its speed must never be taken for a GPU's
     assert (kept["kin"]["arch"], status["forecast"]["step_s"]) == ("cpu", None)
+
+
+def test_what_the_time_of_steps_went_into_is_summed_without_the_first() -> None:
+    slow = {"kind": "metrics", "spent": {"forward": 90.0, "data": 10.0}}
+    steps = [{"kind": "metrics", "spent": {"forward": 1.0, "backward": 2.0, "data": 0.01}}] * 2
+    found = measurements.measure([slow, *steps, {"kind": "state", "spent": {"data": 9.0}}])
+    assert found == {"spent": {"forward": 0.3322, "backward": 0.6645, "data": 0.0033}}
+    assert describe_spent(found) == "backward 66%, forward 33%"
+    assert describe_spent({"step_s": 1.0}) == describe_spent(None) == ""
+
+
+def test_memory_is_counted_for_the_longest_row_where_it_is_known(
+    iisft: CLI, staged: list[str], workspace: Path
+) -> None:
+    def counted(*more: str) -> int:
+        return int(json.loads(iisft("plan", *staged, *more, "--json").out)["counted_tokens"])
+
+    manifest = workspace / "data" / "rows" / RECORD
+    record = json.loads(manifest.read_text())
+    model = staged[staged.index("--model") + 1]
+    tokens = {"lossless_cutoff_len": 1001, "sample": {"rows": 8, "of": 8}}
+    known = {"counted_for": {"model": model, "template": "qwen"}, "tokens": tokens}
+    assert counted() == 2048
+    manifest.write_text(json.dumps(record | known))
+    assert counted() == 1008  # padded to a multiple of 8
+    assert counted("--set", "train.cutoff_len=512") == 512
+    assert counted("--set", "train.packing=true") == 2048
+    assert counted("--set", "model.template=chatml") == 2048  # another's tokens
+    tokens["sample"]["rows"] = 4  # type: ignore[index]
+    manifest.write_text(json.dumps(record | known))
+    assert counted() == 2048
 
 
 def test_a_prediction_stands_beside_its_measurement() -> None:
@@ -140,7 +172,7 @@ def test_the_next_plan_uses_what_this_machine_reached(
 ) -> None:
     before = json.loads(iisft("plan", *staged, "--json").out)
     kin = {
-        "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager",
+        "arch": "gfx906", "precision": "fp32", "way": "exact", "attention": "eager_blocks",
         "checkpointing": True, "sharding": "none",
     }  # fmt: skip
     entry = {
@@ -177,7 +209,7 @@ def test_an_out_of_memory_end_shows_the_plans_figures(
     )
     fake_trainer(f"log:{log}")
     assert iisft("train", *staged, "--gpus", "1", "--name", "r").code == 1
-    assert "the plan said 0.1 GiB of tensors, fits: yes (iisft plan)" in iisft("status", "r").out
+    assert "the plan said 0.0 GiB of tensors, fits: yes (iisft plan)" in iisft("status", "r").out
 
 
 def test_the_median_leaves_the_first_step_out_and_bad_events_are_passed_over() -> None:
@@ -256,3 +288,8 @@ def test_the_doctor_judges_a_smaller_card_by_the_plan(
     see_gpus(monkeypatch, memory_gib)
     found = json.loads(iisft("env-check", "--preset", "mi50", "--json").out)["findings"]
     assert {one["severity"] for one in found if one["id"] == "gpu-memory"} == {severity}
+
+
+def test_a_profile_needs_a_probe(iisft: CLI, staged: list[str]) -> None:
+    refused = iisft("plan", *staged, "--profile", "step.json")
+    assert (refused.code, "--probe --profile FILE" in refused.err) == (2, True)

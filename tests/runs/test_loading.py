@@ -33,6 +33,8 @@ that differ. Updated tokens: {'bos_token_id': None, 'pad_token_id': 256}.
 that differ. Updated tokens: {'eos_token_id': 258}.
 [WARNING|trainer_utils.py:1239] 2026-11-24 00:42:12,242 >> The tokenizer has new PAD/BOS/EOS tokens \
 that differ. Updated tokens: {'eos_token_id': 7}.
+Running tokenizer:   0%|          | 0/8 [00:00<?, ? examples/s][WARNING|2026-11-29 00:28:05] \
+llamafactory.data.processor.supervised:149 >> Dropped invalid example: [{'role': 'user'}]
 training example:
 [WARNING|row.py:1] 2026-11-24 00:42:12,242 >> text of a row
 """  # noqa: E501
@@ -41,6 +43,7 @@ HEARD = [
     "FlashAttention-2 is not installed.",
     "Some weights were newly initialized: ['a.b']",
     "The tokenizer has new PAD/BOS/EOS tokens that differ. Updated tokens: {'eos_token_id': 7}.",
+    "Dropped invalid example: [{'role': 'user'}]",
 ]
 
 
@@ -84,7 +87,7 @@ def test_a_warning_is_told_once_in_a_run_s_life(
     fake_trainer("crash-once-at-2", SAYS=SAID)
     assert train().code == 0
     findings = [event["message"] for event in folder.read_events() if event["kind"] == "finding"]
-    assert [findings.count(message) for message in HEARD] == [1, 1, 1, 1]
+    assert [findings.count(message) for message in HEARD] == [1, 1, 1, 1, 1]
 
 
 def test_the_first_batch_has_the_account_s_tokens(

@@ -57,7 +57,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
     assert observed == {
         "weights_dtype": "bfloat16",
         "compute_dtype": "float32",
-        "attention": "eager",
+        "attention": "eager_blocks",
         "world_size": 1,
         "global_batch": 2,
         "rows": 8,
@@ -67,6 +67,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
         "class": "Qwen2ForCausalLM",
         "device": "cpu",
         "layers_kept": 1,
+        "packed": None,
         "logit_positions": None,
         "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
         "adapted": {"q_proj": 1},

@@ -13,7 +13,14 @@ FLOAT32, NATIVE = ARITHMETICS = ("float32", "native")
 # of the class, and what the files hold besides, as regular expressions
 NAMES_KEY = "iisft_names"
 LEFT_OUT_KEY = "iisft_left_out"
+# vectors that the files store as float32 among narrower tensors (Qwen3.5), as globs
+KEPT_FLOAT32_KEY = "iisft_kept_float32"
 LAYERS_KEPT_KEY = "iisft_layers_kept"
 LOGITS_KEY = "iisft_logits"
 LOGITS_CHUNK_KEY = "iisft_logits_chunk"
 ALL, TRAINED = LOGITS = ("all", "trained")
+ATTENTION_KEY = "iisft_attention"
+EAGER_BLOCKS = "eager_blocks"
+QUERY_BLOCK = 256  # queries at a time
+PROFILE_KEY = "iisft_profile"  # whether a step is recorded by torch's profiler, in the output
+PROFILE_FILE = "profile.json"

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -15,14 +15,18 @@ _resize = torch.UntypedStorage.resize_
 class LiveBytes(TorchDispatchMode):
     """Follows every storage from its creation to its end, and through FSDP's resizing.
 
+    Args:
+        made_of: the Python functions of operations that are not torch's own.
+
     Attributes:
         live: bytes right now.
         peaks: the most bytes in each phase.
         at_peak: the phase of the highest peak, and its bytes by kind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, made_of: Mapping[str, Callable[..., Any]]) -> None:
         super().__init__()
+        self.made_of, self.depth = made_of, 0
         self.sizes: dict[int, int] = {}
         self.kinds: dict[int, str] = {}
         self.live, self.phase = 0, "start"
@@ -32,10 +36,13 @@ class LiveBytes(TorchDispatchMode):
     def __enter__(self) -> Self:
         # FSDP gathers and frees parameters by resizing their storage
         torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
+        self.depth += 1
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        torch.UntypedStorage.resize_ = _resize
+        self.depth -= 1
+        if not self.depth:
+            torch.UntypedStorage.resize_ = _resize
         return super().__exit__(*error)
 
     def __torch_dispatch__(
@@ -45,21 +52,13 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        inside = [self.hold(tensor) for tensor in self.inside(operator, args)]
-        result = operator(*args, **(kwargs or {}))
-        del inside
+        if str(operator) in self.made_of:
+            with self:  # what an operation that is not torch's own does is followed too
+                result = self.made_of[str(operator)](*args, **(kwargs or {}))
+        else:
+            result = operator(*args, **(kwargs or {}))
         torch.utils._pytree.tree_map_only(torch.Tensor, self.add, result)
         return result
-
-    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.add(tensor)
-        return tensor
-
-    def inside(self, operator: Callable[..., Any], args: tuple[Any, ...]) -> list[torch.Tensor]:
-        """What an operation that is not torch's own holds while it works."""
-        if str(operator) == "iisft.frozen_linear.default":
-            return [tensor.to(torch.float32) for tensor in args[1:] if tensor is not None]
-        return []
 
     def add(self, tensor: torch.Tensor, kind: str | None = None) -> None:
         """Follow a tensor from now on; a kind given later replaces the earlier one."""

@@ -16,6 +16,7 @@ In both cases each rank writes one line about its first training forward to stdo
 """
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,17 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .constants_iisft import ARITHMETIC_KEY, ARITHMETICS, FLOAT32, LEFT_OUT_KEY, NAMES_KEY
+# transformers copies only the files that this one itself imports (dynamic_module_utils.py)
+from .attention_iisft import choose
+from .clock_iisft import Spent
+from .constants_iisft import (
+    ARITHMETIC_KEY,
+    ARITHMETICS,
+    FLOAT32,
+    KEPT_FLOAT32_KEY,
+    LEFT_OUT_KEY,
+    NAMES_KEY,
+)
 from .products_iisft import dispatched
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
@@ -148,6 +159,11 @@ def _leave_out(model: Any, names: list[str]) -> None:
     model._keys_to_ignore_on_load_unexpected = [*known, *names]
 
 
+def _keep_float32(model: Any, names: Iterable[str]) -> None:
+    """Let transformers load these parameters in float32, as they are stored."""
+    model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), *names}
+
+
 def _update_in_float32(
     update: Any, x: torch.Tensor, state: torch.Tensor, weight: torch.Tensor, bias: Any, *more: Any
 ) -> Any:
@@ -217,16 +233,18 @@ def __getattr__(name: str) -> type:
                 raise ValueError(
                     f"config.json: model_type {config.model_type} does not belong to {name}"
                 )
+            choose(config)
             super().__init__(config, *inputs, **kwargs)
             if left_out := getattr(config, LEFT_OUT_KEY, None):
                 _leave_out(self, left_out)
+            _keep_float32(self, getattr(config, KEPT_FLOAT32_KEY, ()))
             if arithmetic == FLOAT32 or getattr(config, "dtype", None) == torch.float32:
                 use_torch_delta_rule(self)
             if arithmetic == FLOAT32:
                 make_exact(self)
                 keep_the_draw()
             Witness(self, arithmetic, None if TRUSTED is None else dispatched)
-            install()
+            install(Spent)
 
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:

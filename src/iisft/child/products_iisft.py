@@ -13,6 +13,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .attention_iisft import attended
+from .constants_iisft import EAGER_BLOCKS
+
 _FUSED = ("scaled_dot_product_attention", "multi_head_attention_forward")
 _PRODUCTS = frozenset(
     {
@@ -41,7 +44,8 @@ class Products(TorchFunctionMode):
     def __init__(self, place: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.dtypes: Counter[str] = Counter()
-        self.fused = self.softmaxes = self.caps = 0
+        self.fused = self.softmaxes = self.caps = self.blocks = 0
+        self.left_out = False
         self.place = place
         self.reaches: list[list[int]] | None = None if place is None else []
 
@@ -49,8 +53,10 @@ class Products(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "").partition(".")[0]
+        if name == EAGER_BLOCKS:
+            return self._look_inside(func, *args)
+        result = func(*args, **kwargs)
         first = result[0] if isinstance(result, tuple) and result else result
         if isinstance(first, torch.Tensor):
             if name in _PRODUCTS and first.is_floating_point():
@@ -61,8 +67,25 @@ class Products(TorchFunctionMode):
             elif first.dim() == 4 and name == "softmax":  # a router's has two dimensions
                 self.softmaxes += 1
                 self._note(args[0] if args else kwargs.get("input"))
-            elif first.dim() >= 4 and name == "tanh":
+            elif first.dim() >= 4 and name in ("tanh", "tanh_"):
                 self.caps += 1
+        return result
+
+    def _look_inside(self, operation: Any, *args: Any) -> Any:
+        """Attention in blocks is one operation: of the first layer, what it is made of is done once
+        more where it can be seen, and whether it leaves out keys that the mask lets through.
+        """
+        result = operation(*args)
+        mask, causal = args[3], args[-1]
+        self.blocks += 1
+        if self.blocks == 1:
+            self.left_out = causal and bool(_open(mask).triu(1).any())
+            softmaxes, place, self.place = self.softmaxes, self.place, None
+            with self:
+                again = attended(*args)
+            self.softmaxes, self.place = softmaxes, place
+            self.blocks = int(torch.equal(again, result))
+        self._note(mask)
         return result
 
     def _note_fused(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,8 +121,13 @@ class Products(TorchFunctionMode):
     def as_json(self) -> dict[str, Any]:
         return {
             "products": dict(self.dtypes),
-            "kernels": {"sdpa": self.fused, "eager": self.softmaxes},
+            "kernels": {
+                "sdpa": self.fused,
+                "eager": self.softmaxes,
+                EAGER_BLOCKS: self.blocks,
+            },
             "capped": self.caps > 0,
+            "left_out": self.left_out,
         }
 
 
@@ -164,6 +192,29 @@ def _unchanged(backbone: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+
+
+def packed_rows(positions: Any, mask: Any) -> dict[str, Any] | None:
+    """What is seen of rows that were packed into one: how many there are, whether positions start
+    again with each, and the pairs of tokens whose mask is wrong. None where nobody gave positions.
+
+    A row begins at each position 0; padding, which sees nothing, is left out.
+    """
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 2:
+        return None
+    starts = positions == 0
+    goes_on = starts[:, 1:] | (positions[:, 1:] == positions[:, :-1] + 1)
+    found: dict[str, Any] = {"rows": 0, "restart": bool(goes_on.all() and starts[:, 0].all())}
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return found
+    seen = _open(mask)
+    real = seen.any(dim=(1, 3))
+    number = starts.cumsum(dim=-1)
+    own = (number[:, None, :, None] == number[:, None, None, :]).tril()
+    across = seen & ~own
+    hidden = own & ~seen & real[:, None, :, None]
+    counts = {"rows": starts & real, "across": across, "hidden": hidden}
+    return found | {name: int(pairs.sum()) for name, pairs in counts.items()}
 
 
 def windows(config: Any) -> list[int | None] | None:

@@ -2,9 +2,10 @@
 
 A checkpointed layer computes everything twice. `keep_products` lets the first layers keep the
 outputs of their big products (an inner dimension of at least half the hidden size: the frozen
-projections and LoRA's A, not its B, whose inner dimension is the rank) and recompute only what is
-cheap: norms, activations, attention, dropout. Dropout draws the same mask again, since checkpoint
-restores the generator, so that losses and gradients are those of full recomputation, bit for bit.
+projections and LoRA's A, not its B, whose inner dimension is the rank) and of attention in blocks,
+and recompute only what is cheap: norms, activations, eager attention, dropout. Dropout draws the
+same mask again, since checkpoint restores the generator, so that losses and gradients are those of
+full recomputation, bit for bit.
 
 With `iisft_logits: trained` head and loss are computed only at positions whose next token has a
 label, and with `iisft_logits_chunk` so many of them at a time.
@@ -24,6 +25,8 @@ from torch.utils.checkpoint import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .attention_iisft import attend
+from .clock_iisft import BACKWARD, FORWARD, Clock, attach
 from .constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
 
 IGNORED = -100
@@ -57,6 +60,9 @@ _PRODUCTS = {frozen_linear: 0, torch.ops.aten.mm.default: 0, torch.ops.aten.addm
 
 
 def _policy(smallest_inner: int, context: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
+    # a block's products are many for each number of the output, which is as large as a projection's
+    if operation is attend:
+        return CheckpointPolicy.MUST_SAVE
     place = _PRODUCTS.get(operation)
     if place is not None and args[place].shape[-1] >= smallest_inner:
         return CheckpointPolicy.MUST_SAVE
@@ -74,15 +80,19 @@ def keep_products(model: nn.Module, layers_kept: int) -> int:
 
     Returns: how many layers keep their products.
     """
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", 0)]
-    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
-    layers = [layer for layer in layers if layer is not model and not _holds(layer, layers)]
+    layers = _checkpointed(model)
     policy = partial(_policy, model.config.get_text_config().hidden_size // 2)
     contexts = partial(create_selective_checkpoint_contexts, policy)
     for index, layer in enumerate(layers):
         more = {"context_fn": contexts} if index < layers_kept else {}
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **more)
     return min(layers_kept, len(layers))
+
+
+def _checkpointed(model: nn.Module) -> list[nn.Module]:
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", 0)]
+    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    return [layer for layer in layers if layer is not model and not _holds(layer, layers)]
 
 
 def _holds(module: nn.Module, others: list[nn.Module]) -> bool:
@@ -130,7 +140,8 @@ def _loss_in_chunks(
     def one(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         setattr(model, name, _Given(type(output)(last_hidden_state=states)))
         try:
-            return forward(labels=targets, shift_labels=targets, **kwargs).loss
+            with model.iisft_clock.again():
+                return forward(labels=targets, shift_labels=targets, **kwargs).loss
         finally:
             setattr(model, name, backbone)
 
@@ -148,6 +159,7 @@ def step_class(base: Any) -> Any:
 
     class Stepping(base):
         iisft_layers_kept = 0
+        iisft_clock: Clock | None = None
         iisft_positions: tuple[int, int] | None = (
             None  # (positions with logits, positions) of the last training forward
         )
@@ -166,6 +178,14 @@ def step_class(base: Any) -> Any:
             stock = partial(super().forward)
             if not (self.training and torch.is_grad_enabled()) or labels is None:
                 return stock(*args, labels=labels, **kwargs)
+            if self.iisft_clock is None:
+                self.iisft_clock = attach(self, _checkpointed(self), labels.device)
+            self.iisft_clock.enter(FORWARD)
+            output = self._step(stock, *args, labels=labels, **kwargs)
+            self.iisft_clock.enter(BACKWARD)
+            return output
+
+        def _step(self, stock: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) -> Any:
             self.iisft_positions = (labels.shape[-1], labels.shape[-1])
             found = None
             if getattr(self.config, LOGITS_KEY, None) == TRAINED:

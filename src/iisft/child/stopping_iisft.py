@@ -20,6 +20,7 @@ import torch
 from transformers import trainer
 from transformers.trainer_callback import TrainerCallback
 
+from .clock_iisft import clock_of
 from .constants_iisft import PROOF_VARIABLE, SAID_MARK, STOP_VARIABLE
 
 LONGEST_LINE = 4096  # what a pipe takes in one piece: lines of several ranks can't mix
@@ -63,7 +64,12 @@ class StopTogether(TrainerCallback):
             control.should_save = False
         if state.is_world_process_zero and logs and "loss" in logs:
             norm = logs.get("grad_norm")
-            said = {"step": state.global_step, "grad_norm": None if norm is None else float(norm)}
+            clock = clock_of(kwargs.get("model"))
+            said = {
+                "step": state.global_step,
+                "grad_norm": None if norm is None else float(norm),
+                "spent": clock.read() if clock else None,
+            }
             say(SAID_MARK, said)
 
 
@@ -98,11 +104,11 @@ def _any_rank(asked: bool, device: torch.device) -> bool:
     return bool(flag.item())
 
 
-def install() -> None:
-    """Add the callback and the handler to every trainer of this process, once."""
+def install(*more: type[TrainerCallback]) -> None:
+    """Add the callbacks and the handler to every trainer of this process, once."""
     # each view imports this file under another module name
     if not any(
         callback.__name__ == StopTogether.__name__ for callback in trainer.DEFAULT_CALLBACKS
     ):
-        trainer.DEFAULT_CALLBACKS.append(StopTogether)
+        trainer.DEFAULT_CALLBACKS.extend([StopTogether, *more])
         trainer.logger.addHandler(Repeat())

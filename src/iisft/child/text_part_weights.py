@@ -45,9 +45,10 @@ def save(spec: dict[str, Any], model: Any) -> None:
                 name_here = text_name(key, spec["part"]["names"])
                 changed = ours.get(name_here)
                 unwritten.discard(name_here)
-                kept = file.get_tensor(key) if changed is None else changed.contiguous()
-                tensors[key] = kept.clone() if changed is not None else kept
-                total += kept.numel() * kept.element_size()
+                tensors[key] = file.get_tensor(key)
+                if changed is not None and not _only_rounded(tensors[key], changed, spec["stored"]):
+                    tensors[key] = changed.contiguous().clone()
+                total += tensors[key].numel() * tensors[key].element_size()
                 places[key] = name
         save_file(tensors, target / name, metadata=metadata or {"format": "pt"})
     head = model.get_output_embeddings()
@@ -57,6 +58,12 @@ def save(spec: dict[str, Any], model: Any) -> None:
     if spec["part"]["files"] != ["model.safetensors"]:
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _only_rounded(published: torch.Tensor, ours: torch.Tensor, stored: str) -> bool:
+    """Whether one of another dtype than the rest differs by loading alone (Qwen3.5's decay)."""
+    other = str(published.dtype) != f"torch.{stored}"
+    return other and torch.equal(published.to(ours.dtype), ours)
 
 
 def text_name(name: str, names: dict[str, str]) -> str:

@@ -36,6 +36,7 @@ from traced_model import (
     label_some,
     materialize,
     optimizer_for,
+    own_operations,
     real_dropout,
     shard,
 )
@@ -45,11 +46,12 @@ def trace(case: Case) -> dict[str, Any]:
     """Peak bytes of one step, by phase, and what they consist of at the worst moment.
 
     `case`: config (config.json's content), weights (torch dtype of the base), arithmetic ("native"
-    or "float32" over stored weights), autocast (torch dtype or null), attention ("eager", "math",
-    "efficient", "flash"), batch, length (tokens per row), checkpointing, rank, dropout, target
-    (names separated by commas, or "all"), optimizer. May be left out: sharding ("none" or "fsdp"),
-    ranks, layers_kept, logits ("all" or "trained"), positions (with logits, of each row), chunk (of
-    positions; all three as in step_iisft.py). DDP's buckets are not in a trace.
+    or "float32" over stored weights), autocast (torch dtype or null), attention ("eager",
+    "eager_blocks", "math", "efficient", "flash"), batch, length (tokens per row), checkpointing,
+    rank, dropout, target (names separated by commas, or "all"), optimizer. May be left out:
+    sharding ("none" or "fsdp"), ranks, layers_kept, logits ("all" or "trained"), positions (with
+    logits, of each row), chunk (of positions; all three as in step_iisft.py). DDP's buckets are in
+    no trace.
     """
     started = time.perf_counter()
     sharded = case.get("sharding") == "fsdp"
@@ -63,7 +65,7 @@ def trace(case: Case) -> dict[str, Any]:
     materialize(model, fake_mode)
     if sharded:
         shard(model, fake_mode, case)
-    memory = LiveBytes()
+    memory = LiveBytes(own_operations())
     _follow_weights(model, memory)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     functional.dropout = cuda_dropout

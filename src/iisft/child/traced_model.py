@@ -83,6 +83,17 @@ def _step() -> Any:
     return step_iisft
 
 
+def own_operations() -> dict[str, Callable[..., Any]]:
+    """The functions of iisft's own operations, by the names that torch gives them."""
+    _step()
+    from child import attention_iisft, step_iisft
+
+    return {
+        "iisft.frozen_linear.default": step_iisft._frozen_linear,
+        "iisft.eager_blocks.default": attention_iisft.attended,
+    }
+
+
 def label_some(positions: int | None) -> None:
     """Let the step find so many positions to train; which ones, no fake tensor can tell."""
 
@@ -100,8 +111,13 @@ def build(case: Case) -> Any:
     from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
     from transformers import AttentionInterface
 
+    _step()
+    from child.attention_iisft import register
+
     attention = case["attention"]
-    if attention != "eager":
+    if attention == "eager_blocks":
+        register()
+    elif attention != "eager":
         # transformers looks for flash attention's package by its name
         name = f"iisft_{KERNELS.index(attention)}"
         AttentionInterface.register(name, _kernel(attention))
@@ -192,7 +208,7 @@ def inputs_for(model: Any, case: Case, dtype: torch.dtype) -> dict[str, Any]:
     batch, length = case["batch"], case["length"]
     tokens = torch.zeros(batch, length, dtype=torch.int64)
     inputs = {"input_ids": tokens, "labels": torch.zeros_like(tokens)}
-    if case["attention"] == "eager":
+    if case["attention"] in ("eager", "eager_blocks"):
         mask = torch.zeros(batch, 1, length, length, dtype=dtype)
         kinds = set(getattr(model.config, "layer_types", None) or []) - {"linear_attention"}
         if len(kinds) > 1 or "qwen2" in model.config.model_type:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .constants_iisft import PROOF_MARK
-from .products_iisft import Products, windows
+from .products_iisft import Products, packed_rows, windows
 from .stopping_iisft import say
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
@@ -111,6 +111,8 @@ class Witness:
         self.inner: list[Any] = []
         self.products: Products | None = None
         self.kernels: dict[str, Any] = {}
+        self.positions: Any = None
+        self.mask: Any = None
         backbone = getattr(model, model.base_model_prefix)
         self.outer = [
             backbone.register_forward_pre_hook(self._start, with_kwargs=True),
@@ -129,11 +131,18 @@ class Witness:
         if self.dispatched is not None:
             self.kernels = self.dispatched(backbone, args, kwargs)
         attention, linear = first_attention(backbone)
+        self.positions, self.mask = given.get("position_ids"), None
+        if attention is not None and self.positions is not None:
+            hook = attention.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
+            self.inner.append(hook)
         for key, module in (("attention_dtype", attention), ("linear_dtype", linear)):
             if module is not None:
                 self.inner.append(module.register_forward_hook(self._note(key)))
         self.products = Products(longest((self.seen["first_batch"] or {}).get("rows")))
         self.products.__enter__()
+
+    def _keep_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.mask = kwargs.get("attention_mask")
 
     def _note(self, key: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -154,6 +163,8 @@ class Witness:
         self._remove(self.outer)
         about = describe(self.model, self.arithmetic, output[0].device)
         assert products is not None
+        about["packed"] = packed_rows(self.positions, self.mask)
+        self.positions = self.mask = None
         reach = reached(self.model.config, products)
         say(PROOF_MARK, {**about, **self.seen, **products.as_json(), **reach, **self.kernels})
 

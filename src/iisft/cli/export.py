@@ -47,7 +47,7 @@ def export(
     cpu: CpuOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the adapter for other tools, merged or alone, and check the result.
+    """Write the adapter for other tools, merged or alone, checked.
 
     The exported model must give the adapter's answers, to the prompts of the training, before the
     folder gets its name.

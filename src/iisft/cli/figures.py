@@ -33,6 +33,13 @@ def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
     return "  ".join(parts)
 
 
+def describe_spent(measured: Mapping[str, Any] | None) -> str:
+    """What the time of a run's steps went into, the largest share first; "" where nobody said."""
+    shares = (measured or {}).get("spent") or {}
+    ordered = sorted(shares.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in ordered if share >= 0.005)
+
+
 def describe_forecast(forecast: Mapping[str, Any] | None, measured: dict[str, float] | None) -> str:
     """The plan's figures, each with what was measured and measured / predicted.
 

@@ -1,6 +1,7 @@
 """iisft plan: does a run fit, how long does it take, and what would make it fit."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,6 +69,13 @@ _Probe = Annotated[
         "--probe", help="Run a few real steps of the preset here, and measure; nothing is kept."
     ),
 ]
+_Profile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="With --probe: record one step by torch's profiler, as a Chrome trace.",
+    ),
+]
 
 
 def plan(
@@ -81,6 +89,7 @@ def plan(
     best: _Best = False,
     trace: _Trace = False,
     probe: _Probe = False,
+    profile: _Profile = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Forecast memory, time and disk of a run from config.json alone.
@@ -97,6 +106,11 @@ def plan(
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.request import Request, default_preset
 
+    if profile is not None and (not probe or best):
+        raise UsageError(
+            "profile-without-probe", "--profile records a step of --probe", where="--profile",
+            fix="--probe --profile FILE, without --best",
+        )  # fmt: skip
     workspace = Workspace.current()
     card = _device(device)
     name = preset or default_preset(workspace, None if isinstance(card, float) else card)
@@ -106,7 +120,7 @@ def plan(
     made = make_plan(request, workspace, device=card)
     extra: dict[str, Any] = {}
     if best or trace or probe:
-        extra = _extras(made, request, best=best, trace=trace, probe=probe)
+        extra = _extras(made, request, best=best, trace=trace, probe=probe, profile=profile)
     if probe:
         made = make_plan(request, workspace, device=card)  # with what was just measured
     _print(made, extra, as_json=as_json)
@@ -114,7 +128,7 @@ def plan(
 
 
 def _extras(
-    plan: "Plan", request: "Request", *, best: bool, trace: bool, probe: bool
+    plan: "Plan", request: "Request", *, best: bool, trace: bool, probe: bool, profile: Path | None
 ) -> dict[str, Any]:
     """What takes longer than a plan, or asks the machine."""
     from iisft.runs.plan import whatif
@@ -128,7 +142,7 @@ def _extras(
     if probe and best:
         extra["best"] = whatif.probe_best(extra["best"], request, workspace, console.say)
     elif probe:
-        extra["probe"] = whatif.probe(request, workspace, console.say)
+        extra["probe"] = whatif.probe(request, workspace, console.say, profile=profile)
     return extra
 
 
@@ -181,6 +195,7 @@ def _document(plan: "Plan", compared: "list[Suggestion]") -> dict[str, Any]:
         "contrasts": [one.as_json() | {"name": one.change.reason} for one in compared],
         **dict.fromkeys(("step_s_range", "steps", "epoch_h", "total_h_range", "finish")),
         **dict.fromkeys(("checkpoint_gib", "disk_gib", "layers_kept", "logits_chunk")),
+        "counted_tokens": None,
         "preset": plan.document.name,
         "model": plan.preset.model.id,
         "model_source": plan.facts.source if plan.facts else None,
@@ -208,6 +223,7 @@ def _memory(result: "Forecast") -> dict[str, Any]:
         "phases": phases,
         "layers_kept": result.shape.layers_kept,
         "logits_chunk": result.shape.chunk,
+        "counted_tokens": result.shape.length,
         "checkpoint_gib": round(result.checkpoint_gib, 3),
         "disk_gib": round(result.disk_gib, 3),
     }

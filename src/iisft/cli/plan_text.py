@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from iisft.cli.console import duration
+from iisft.cli.figures import describe_spent
 from iisft.estimate.memory import GIB
 from iisft.runs.plan.forecast import largest_parts
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from iisft.estimate.suggestions import Suggestion
     from iisft.runs.plan.plan import Plan
 
+_MOST_PARTS = 7  # of the peak, each on a line of its own
 _VERDICT = {"yes": "fits", "tight": "tight: only without a margin", "no": "does not fit"}
 
 
@@ -65,8 +67,14 @@ def _heading(plan: "Plan") -> Iterator[str]:
         f"{ranks} x {card} ({on.memory_gib:.2f} GiB: {on.source}), sharding {preset.sharding}, "
         "batch "
         f"{train.batch_size} x {train.accumulation} x {ranks} = {preset.global_batch(ranks)}, "
-        f"{train.cutoff_len} tokens"
+        f"{train.cutoff_len} tokens{_shorter(plan)}"
     )
+
+
+def _shorter(plan: "Plan") -> str:
+    """That memory is counted for the longest row, where that is shorter than a row may be."""
+    length = plan.forecast.shape.length if plan.forecast else 0
+    return f" (the longest row: {length})" if 0 < length < plan.preset.train.cutoff_len else ""
 
 
 def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
@@ -79,8 +87,13 @@ def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
     shown = max(GIB / 200, memory.peak / 400)
     parts = [(_part(name, result), size) for name, size in memory.parts.items() if size >= shown]
     beside = [(name, size) for name, size in memory.overhead.items() if size]
-    for name, size in sorted(parts, key=lambda part: -part[1]):
+    parts.sort(key=lambda part: -part[1])
+    rest = parts[_MOST_PARTS - 1 :] if len(parts) > _MOST_PARTS else []
+    for name, size in parts[: len(parts) - len(rest)]:
         yield f"  {size / GIB:6.2f}  {name}"
+    if rest:
+        each = "; ".join(f"{name} {size / GIB:.2f}" for name, size in rest)
+        yield f"  {sum(size for _, size in rest) / GIB:6.2f}  {each}"
     yield f"  {memory.peak / GIB:6.2f}  peak of torch's tensors ({result.phase_text})"
     if beside:
         yield f"  {sum(size for _, size in beside) / GIB:6.2f}  beside them: " + ", ".join(
@@ -214,6 +227,12 @@ def _probe(found: dict[str, Any]) -> Iterator[str]:
         )
         if found.get(key) is not None
     )
+    if spent := describe_spent(found):
+        yield f"  time went: {spent}"
+    if found.get("profile"):
+        yield f"  a step recorded by torch's profiler: {found['profile']}"
+    if found.get("profile_error"):
+        yield f"  no profile: {found['profile_error']}"
 
 
 def _best(found: list[dict[str, Any]]) -> Iterator[str]:

@@ -29,6 +29,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         describe_energy,
         describe_forecast,
         describe_metrics,
+        describe_spent,
         in_words,
     )
     from iisft.runs.record.state import find_run, status_of
@@ -48,6 +49,8 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         )
     if line := describe_forecast(found.forecast, found.measured):
         console.out(f"plan         {line}")
+    if line := describe_spent(found.measured):
+        console.out(f"time went    {line}")
     if line := describe_energy(found.measured or {}):
         console.out(f"energy       {line}")
     for name, value in (found.observed or {}).items():

@@ -8,6 +8,7 @@ logits only where they are trained, changes results only by rounding.
 from itertools import product
 from typing import Any
 
+from iisft.child.constants_iisft import EAGER_BLOCKS
 from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.estimate.step import needs_all_logits
 from iisft.estimate.suggestions import changed
@@ -22,7 +23,9 @@ def best(preset: Preset, workload: Workload) -> list[tuple[dict[str, Any], Forec
     train = preset.train
     micro = train.batch_size * train.accumulation
     batches = [size for size in (1, 2, 4, 8, 16, 32) if micro % size == 0]
-    attentions = {preset.attention, "sdpa"} if preset.attention != "flash2" else {"flash2"}
+    attentions = (
+        {preset.attention, "sdpa", EAGER_BLOCKS} if preset.attention != "flash2" else {"flash2"}
+    )
     shardings = {"none", preset.sharding}
     found = []
     logits = {train.logits} if needs_all_logits(preset) else {train.logits, "trained"}

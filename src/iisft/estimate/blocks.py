@@ -1,5 +1,6 @@
 """The parts of a decoder layer on the counting tape: norm, rotary embedding, attention."""
 
+from iisft.child.constants_iisft import EAGER_BLOCKS, QUERY_BLOCK
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import StepShape
@@ -129,6 +130,8 @@ def attend(
     if shape.attention == "math":
         out = _math_attention(tape, query, key, value, model, shape)
         return ops.contiguous(tape, out), None
+    if shape.attention == EAGER_BLOCKS:
+        return _attention_in_blocks(tape, query, key, value, model, shape), None
     # eager_attention_forward returns its weights, which live until the layer returns
     dtype = query.dtype
     keys, values = (
@@ -147,6 +150,55 @@ def attend(
     scores = ops.cast(tape, scores, dtype)
     out = ops.matmul(tape, scores, values, query.numel, copies=(False, scattered))
     return ops.contiguous(tape, out), scores
+
+
+def _attention_in_blocks(
+    tape: Tape, query: Tensor, key: Tensor, value: Tensor, model: Architecture, shape: StepShape
+) -> Tensor:
+    """child/attention_iisft.py: what is live at once for the block that sees most keys."""
+    queries = shape.batch * min(shape.length, QUERY_BLOCK)
+    query, key, value = (ops.autocasted(tape, x) for x in (query, key, value))
+    square = queries * model.heads * shape.length
+    block = queries * model.query_size
+
+    def pieces(count: int, numel: int) -> list[Tensor]:
+        return [tape.new(numel, "float32") for _ in range(count)]
+
+    def wide() -> list[Tensor]:
+        """Keys and values in float32, in another order."""
+        kept = []
+        for x in (key, value):
+            converted = x if x.dtype == "float32" else tape.new(x.numel, "float32")
+            kept.append(tape.new(x.numel, "float32"))
+            del converted
+        return kept
+
+    out = tape.taken(model.hidden)
+    if out is None:
+        out = tape.keep(tape.new(query.numel, value.dtype), model.hidden)
+        held = wide()
+        held += pieces(1, block)  # the block's queries, their heads grouped
+        squares = pieces(3 if model.attention_softcap else 2, square)
+        del held, squares
+
+    def backward(
+        gradient: Tensor, query: Tensor = query, key: Tensor = key, value: Tensor = value
+    ) -> Gradients:
+        held = wide()
+        of_query = tape.new(query.numel, query.dtype)
+        of_key, of_value = (tape.new(x.numel, "float32") for x in held)
+        blocks = pieces(2, block)  # queries and the gradient's part
+        squares = pieces(4 if model.attention_softcap else 3, square)
+        del held, blocks, squares
+        return (
+            of_query,
+            *(
+                x if key.dtype == "float32" else tape.new(x.numel, key.dtype)
+                for x in (of_key, of_value)
+            ),
+        )
+
+    return tape.record(Tensor(out.storage, out.numel, out.dtype), (query, key, value), backward)
 
 
 def _math_attention(

@@ -9,130 +9,24 @@ LLaMA-Factory's checkpointing.py, accelerate's autocast wrapper; checked against
 from collections.abc import Callable
 from functools import partial
 
+from iisft.child.constants_iisft import EAGER_BLOCKS
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
-from iisft.estimate.blocks import attend, norm, rotate, split
-from iisft.estimate.delta import mix
-from iisft.estimate.delta_sizes import Delta
+from iisft.estimate.blocks import norm
+from iisft.estimate.layers import Layer
 from iisft.estimate.ops import Weight
 from iisft.estimate.shape import StepShape
-from iisft.estimate.tape import ADAPTER, CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
+from iisft.estimate.tape import CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
 
 FORWARD, LOSS, LOSS_BACKWARD = "forward", "loss", "loss backward"
-BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
+BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_OTHERS, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
     "backward",
     "middle",
+    "backward above kept",
     "backward of kept",
     "backward end",
     "optimizer",
 )
-
-
-class Projection:
-    """A linear layer, with an adapter if it is a target."""
-
-    def __init__(self, tape: Tape, weight: Weight, shape: StepShape, *, adapted: bool) -> None:
-        self.tape, self.weight, self.shape = tape, weight, shape
-        self.a = (
-            tape.leaf(shape.rank * weight.inputs, shape.adapter_dtype, ADAPTER) if adapted else None
-        )
-        self.b = (
-            tape.leaf(shape.rank * weight.outputs, shape.adapter_dtype, ADAPTER)
-            if adapted
-            else None
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        tape, weight, rank = self.tape, self.weight, self.shape.rank
-        result = ops.linear(tape, x, weight)
-        if self.a is None or self.b is None:
-            return result
-        dtype = result.dtype
-        # peft's Linear4bit leaves this cast to autocast (peft/tuners/lora/bnb.py)
-        if weight.way != "nf4" or tape.autocast is None:
-            x = ops.cast(tape, x, self.a.dtype)
-        update = ops.scale(tape, self._update(x, rank))
-        result = ops.add(tape, result, update)
-        del update
-        return ops.cast(tape, result, dtype)
-
-    def _update(self, x: Tensor, rank: int) -> Tensor:
-        assert self.a is not None and self.b is not None
-        dropped = ops.dropout(self.tape, x, self.shape.dropout)
-        low = ops.trained_linear(self.tape, dropped, self.a, self.weight.inputs, rank)
-        del dropped
-        return ops.trained_linear(self.tape, low, self.b, rank, self.weight.outputs)
-
-
-class Layer:
-    """One decoder layer."""
-
-    def __init__(
-        self, tape: Tape, model: Architecture, shape: StepShape, delta: Delta | None = None
-    ) -> None:
-        self.tape, self.model, self.shape, self.delta = tape, model, shape, delta
-        self.projections = {
-            name: Projection(
-                tape, Weight(inputs, outputs, shape.weights, shape.way), shape, adapted=adapted
-            )
-            for name, inputs, outputs, adapted in (delta or model).projections
-        }
-
-    def __call__(self, hidden: Tensor, mask_dtype: str | None) -> Tensor:
-        tape, model = self.tape, self.model
-        residual = hidden
-        hidden = norm(tape, hidden, model, self.shape.weights)
-        hidden, _scores = self.attention(hidden, mask_dtype)
-        if model.sandwich_norms:
-            hidden = norm(tape, hidden, model, self.shape.weights)
-        hidden = ops.add(tape, residual, hidden)
-        residual = hidden
-        hidden = norm(tape, hidden, model, self.shape.weights)
-        hidden = self.mlp(hidden)
-        if model.sandwich_norms:
-            hidden = norm(tape, hidden, model, self.shape.weights)
-        return ops.add(tape, residual, hidden)
-
-    def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
-        tape, model, project = self.tape, self.model, self.projections
-        if self.delta is not None:
-            return mix(tape, project, hidden, model, self.shape), None
-        gate = None
-        stream = hidden.dtype  # the angles have it too
-        if "qkv_proj" in project:
-            whole = project["qkv_proj"](hidden)
-            query, key, value = split(
-                tape, whole, (model.query_size, model.key_size, model.key_size)
-            )
-            del whole
-        else:
-            query, key, value = (
-                project["q_proj"](hidden),
-                project["k_proj"](hidden),
-                project["v_proj"](hidden),
-            )
-        if model.gated_query:
-            query, gate = split(tape, query, (model.query_size, model.query_size))
-            gate = ops.contiguous(tape, gate)
-        if model.qk_norm:
-            query = norm(tape, query, model, self.shape.weights, model.head_dim)
-            key = norm(tape, key, model, self.shape.weights, model.head_dim)
-        query, key = rotate(tape, query, model, stream), rotate(tape, key, model, stream)
-        if model.scaled_query:
-            query = ops.scale(tape, query, stream)
-        out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
-        if gate is not None:
-            out = ops.multiply(tape, out, ops.unary(tape, gate, saves_result=True))
-        return project["o_proj"](out), scores
-
-    def mlp(self, x: Tensor) -> Tensor:
-        tape, project = self.tape, self.projections
-        if "gate_up_proj" in project:
-            both = project["gate_up_proj"](x)
-            gate, up = split(tape, both, (self.model.intermediate, self.model.intermediate))
-            return project["down_proj"](ops.multiply(tape, up, ops.unary(tape, gate)))
-        gate = ops.unary(tape, project["gate_proj"](x))
-        return project["down_proj"](ops.multiply(tape, gate, project["up_proj"](x)))
 
 
 class Model:
@@ -151,20 +45,20 @@ class Model:
         tape.enter(FORWARD)
         exact = shape.way == "exact"
         mask_dtype = None
-        if shape.attention == "eager":
+        if shape.attention in ("eager", EAGER_BLOCKS):
             mask_dtype = "float32" if exact else shape.weights
             # create_causal_mask; models with sliding layers have a second one (masking_utils.py)
             count = shape.batch * shape.length * shape.length
             self.masks = [tape.new(count, mask_dtype, INPUTS) for _ in range(model.masks)]
         hidden = self._embed()
         embedded = hidden
-        # cos and sin of every position, computed once for all layers
-        angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
+        # cos and sin of every position, made once for all layers, and held until their backward
+        self.angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
         for number, layer in enumerate(self.layers):
             hidden = self._run(number, layer, hidden, mask_dtype)
             hidden = _mark(tape, hidden, self._place(number))
         hidden = norm(tape, hidden, model, shape.weights)
-        del embedded, angles
+        del embedded
         loss = self._loss(hidden)
         tape.casts.clear()
         return loss
@@ -175,7 +69,9 @@ class Model:
             return BACKWARD_TOP
         if number < self.model.unit:
             return BACKWARD_BOTTOM
-        return BACKWARD_KEPT if number == self.shape.layers_kept - 1 else BACKWARD_MIDDLE
+        kept = self.shape.layers_kept
+        ends = {kept: BACKWARD_OTHERS, kept - 1: BACKWARD_KEPT}
+        return ends.get(number, BACKWARD_MIDDLE)
 
     def _embed(self) -> Tensor:
         tape, model, shape = self.tape, self.model, self.shape
@@ -198,7 +94,9 @@ class Model:
         if kept:
             tape.smallest_inner = self.model.hidden // 2
             products: list[Tensor] | None = [] if number < kept else None
-            out = self._recomputed(lambda x: layer(x, mask_dtype), hidden, products)
+            out = self._recomputed(
+                lambda x: layer(x, mask_dtype), hidden, products, self._passed(hidden.dtype)
+            )
             tape.relabel(out, CHECKPOINTS)
             return out
         with tape.paused(False):
@@ -221,15 +119,36 @@ class Model:
 
         return tape.record(out, (hidden,), backward)
 
+    def _passed(self, stream: str) -> tuple[str, ...] | None:
+        """What the gradient of a layer's output has become when the backward pass asks for the
+        first tensor that was saved: cast to the last product's dtype, and scaled for its adapter.
+        """
+        last = self.layers[0].projections["down_proj"]
+        if not last.last:
+            return None
+        tape, shape = self.tape, self.shape
+        dtype = "float32" if shape.way == "exact" else tape.autocast or shape.weights
+        casts = (dtype,) if dtype != stream else ()
+        if last.a is None:
+            return casts
+        scaled = tape.autocast or last.a.dtype
+        return (*casts, *((scaled,) if scaled != dtype else ()), scaled)
+
     def _recomputed(
-        self, run: Callable[[Tensor], Tensor], x: Tensor, kept: list[Tensor] | None = None
+        self,
+        run: Callable[[Tensor], Tensor],
+        x: Tensor,
+        kept: list[Tensor] | None = None,
+        passed: tuple[str, ...] | None = None,
     ) -> Tensor:
         """torch.utils.checkpoint without reentering: what forward saved is made again when the
         first of it is asked for, and gradients go on through the graph that was there.
 
-        `kept` takes the big products of a layer that keeps them.
+        `kept` takes the big products of a layer that keeps them. `passed`: the dtypes of the
+        gradients that are there when the first is asked for; None where nothing ends early.
         """
-        tape = self.tape
+        tape, stops = self.tape, passed is not None
+        passed = passed or ()
         tape.keeping = kept
         with tape.paused(False):
             out = run(x)
@@ -240,8 +159,12 @@ class Model:
         ) -> Gradients:
             before = tape.casts
             tape.casts, tape.kept = {}, kept
+            held = [tape.new(gradient.numel, dtype) for dtype in passed]
+            tape.recomputing = stops
             with tape.paused(True):
                 again = run(saved)
+            tape.recomputing = tape.stopped = False
+            del held
             tape.casts, tape.kept = before, None
             assert node is not None
             node.parents, node.dtypes = (again.node,), (again.dtype,)
@@ -308,6 +231,7 @@ class Model:
         """loss.backward()."""
         self.tape.enter(LOSS_BACKWARD, LOGITS)
         self.tape.backward(loss, self.tape.new(1, "float32"))
+        del self.angles
 
 
 def _mark(tape: Tape, x: Tensor, segment: str) -> Tensor:

@@ -12,7 +12,7 @@ from iisft.estimate.architecture import Architecture
 from iisft.estimate.blocks import norm, split
 from iisft.estimate.delta_sizes import Delta
 from iisft.estimate.shape import StepShape
-from iisft.estimate.tape import Gradients, Tape, Tensor
+from iisft.estimate.tape import Gradients, Tape, Tensor, promoted
 
 _CHUNK = 64
 
@@ -94,7 +94,9 @@ def _rule(
 def _unit(tape: Tape, x: Tensor, size: int) -> Tensor:
     """l2norm: x / |x|."""
     square = tape.new(x.numel, x.dtype)
-    root = tape.new(x.numel // size, x.dtype)
+    # autocast sums and takes roots in float32, and what follows has that dtype
+    dtype = x.dtype if tape.autocast is None else "float32"
+    root = tape.new(x.numel // size, dtype)
     del square
 
     def backward(gradient: Tensor, x: Tensor = x) -> Gradients:
@@ -108,10 +110,11 @@ def _unit(tape: Tape, x: Tensor, size: int) -> Tensor:
 
 def _by_row(tape: Tape, x: Tensor, each: Tensor | None = None) -> Tensor:
     """x times one number per row; the numbers themselves are counted where they are `each`."""
-    out = tape.new(x.numel, x.dtype)
+    dtype = x.dtype if each is None else promoted(x.dtype, each.dtype)
+    out = tape.new(x.numel, dtype)
 
     def backward(gradient: Tensor, x: Tensor = x, _each: Tensor | None = each) -> Gradients:
-        result, product = tape.new(x.numel, x.dtype), tape.new(x.numel, x.dtype)
+        result, product = tape.new(x.numel, dtype), tape.new(x.numel, dtype)
         del product
         return (result,) if _each is None else (result, tape.new(_each.numel, x.dtype))
 
@@ -168,9 +171,12 @@ def _chunks(
     squares = heads * _CHUNK * _CHUNK
     keys, values = heads * _CHUNK * delta.key_dim, heads * _CHUNK * delta.value_dim
     state = heads * delta.key_dim * delta.value_dim
-    out = tape.new(value.numel, "float32")
-    each = (squares, squares, values, keys, keys, state)
-    kept = [[tape.new(numel, "float32") for numel in each] for _ in range(chunks)]
+    out = tape.new(value.numel, value.dtype)
+    each = [(one, "float32") for one in (squares, squares, values, keys, keys, state)]
+    if (half := tape.autocast) is not None:  # each product keeps narrow copies of both sides
+        narrow = (squares, squares, values, values, keys, keys, keys, keys, state, state)
+        each = [(state, "float32"), *((one, half) for one in narrow)]
+    kept = [[tape.new(numel, dtype) for numel, dtype in each] for _ in range(chunks)]
 
     def backward(
         gradient: Tensor, saved: tuple[Tensor, ...] = inputs, kept: list[list[Tensor]] = kept

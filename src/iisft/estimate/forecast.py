@@ -10,7 +10,8 @@ from iisft.estimate.memory import GIB, Memory, estimate_memory
 from iisft.estimate.shape import Layout, Measured, StepShape
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
-from iisft.llamafactory.arguments import LABELS_MORE
+from iisft.llamafactory.arguments import LABELS_MORE, PACKS, of_data
+from iisft.llamafactory.truncation import PADDING_MULTIPLE
 from iisft.presets.schema import Preset
 
 
@@ -33,7 +34,8 @@ class Workload:
     """What a forecast depends on, beside the preset. None = unknown.
 
     `exact`: float32 products over stored weights are proven for this architecture. `trained_share`
-    of the rows' tokens have a label, and no row has more than `most_trained`.
+    of the rows' tokens have a label, and no row has more than `most_trained`. `longest` is the
+    tokens of the longest row; packing makes `packs` of the rows.
     """
 
     model: Architecture
@@ -46,6 +48,8 @@ class Workload:
     exact: bool = False
     trained_share: float | None = None
     most_trained: int | None = None
+    longest: int | None = None
+    packs: int | None = None
     data_bytes: int = 0
 
 
@@ -87,6 +91,7 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
     """What this preset needs there. Takes milliseconds."""
     model = workload.model
     shape = step.shape_of(preset, model, workload.stored_dtype, workload.accelerator.arch)
+    shape = replace(shape, length=_length(preset, workload))
     layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
     gib = workload.accelerator.memory_gib
     # layers of several kinds are not counted with kept products
@@ -97,7 +102,7 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
         gib,
         layers=model.layers if keeps else 0,
     )
-    seconds = _step_seconds(shape, layout, workload)
+    seconds = _step_seconds(shape, layout, workload, packed=is_packed(preset))
     steps = _steps(preset, workload)
     adapter = model.adapter_parameters(shape.rank)
     return Forecast(
@@ -114,6 +119,20 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
     )
 
 
+def is_packed(preset: Preset) -> bool:
+    """Whether a row that is trained is made of several."""
+    given = of_data(preset)
+    return any(given.get(name) for name in PACKS)
+
+
+def _length(preset: Preset, workload: Workload) -> int:
+    """Tokens of the longest row that a step meets; packed rows are as long as they may be."""
+    limit = preset.train.cutoff_len
+    if workload.longest is None or is_packed(preset):
+        return limit
+    return min(limit, -(-workload.longest // PADDING_MULTIPLE) * PADDING_MULTIPLE)
+
+
 def _rows_bytes(preset: Preset, workload: Workload) -> int:
     each = workload.row_tokens.high if workload.row_tokens else 0.0
     tokens = (workload.rows or 0) * min(each, preset.train.cutoff_len)
@@ -125,14 +144,17 @@ def _with_logits(preset: Preset, workload: Workload, shape: StepShape) -> StepSh
     if preset.train.logits == "all" or step.needs_all_logits(preset):
         return shape
     most, share = workload.most_trained, workload.trained_share
-    whole = any(preset.llamafactory.get(name) for name in LABELS_MORE)
+    given = of_data(preset)
+    whole = any(given.get(name) for name in LABELS_MORE)
     if most is None or share is None or whole:
         return replace(shape, positions=shape.length)
     positions = min(shape.length, shape.batch * most)
     return replace(shape, positions=positions, logit_share=min(1.0, shape.batch * share))
 
 
-def _step_seconds(shape: StepShape, layout: Layout, workload: Workload) -> Span | None:
+def _step_seconds(
+    shape: StepShape, layout: Layout, workload: Workload, *, packed: bool
+) -> Span | None:
     rate = workload.measured.tflops if workload.measured else None
     device = workload.accelerator.device
     if device is None:
@@ -140,7 +162,7 @@ def _step_seconds(shape: StepShape, layout: Layout, workload: Workload) -> Span 
             return None
         here = workload.accelerator
         device = Device("", "", here.arch, here.memory_gib, 1.0, 1.0, None, 1.0, 0)
-    length = workload.row_tokens
+    length = None if packed else workload.row_tokens
     if length is not None:
         low, typical, high = (
             min(tokens, shape.length) for tokens in (length.low, length.typical, length.high)
@@ -154,10 +176,11 @@ def _step_seconds(shape: StepShape, layout: Layout, workload: Workload) -> Span 
 def _steps(preset: Preset, workload: Workload) -> int | None:
     if preset.train.max_steps is not None:
         return preset.train.max_steps
-    if workload.rows is None:
+    rows = workload.packs if is_packed(preset) else workload.rows
+    if rows is None:
         return None
     # transformers: per epoch the micro-batches of one rank over the accumulation, rounded up
-    micro = math.ceil(math.ceil(workload.rows / workload.ranks) / preset.train.batch_size)
+    micro = math.ceil(math.ceil(rows / workload.ranks) / preset.train.batch_size)
     return max(1, math.ceil(preset.train.epochs * math.ceil(micro / preset.train.accumulation)))
 
 

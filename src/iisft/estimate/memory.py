@@ -78,7 +78,7 @@ def estimate_memory(
 
 def _shown(segment: str) -> str:
     """For people, the backward of all layers is one phase."""
-    layers = (decoder.BACKWARD_KEPT, decoder.BACKWARD_BOTTOM)
+    layers = (decoder.BACKWARD_OTHERS, decoder.BACKWARD_KEPT, decoder.BACKWARD_BOTTOM)
     return decoder.BACKWARD_TOP if segment in layers else segment
 
 

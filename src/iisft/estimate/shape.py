@@ -7,9 +7,10 @@ from dataclasses import dataclass
 class StepShape:
     """What one step computes with, dtypes by torch's names.
 
-    `attention` is a kernel: eager, math, efficient, flash. `layers_kept` of the checkpointed layers
-    keep their big products (child/step_iisft.py). `positions` of each row have logits, None = all
-    of them, and `logit_share` of all rows' on average; `chunk` of them at a time, 0 = together.
+    `attention` is a kernel: eager, eager_blocks, math, efficient, flash. `layers_kept` of the
+    checkpointed layers keep their big products (child/step_iisft.py). `positions` of each row have
+    logits, None = all of them, and `logit_share` of all rows' on average; `chunk` of them at a
+    time, 0 = together.
     """
 
     weights: str

@@ -46,14 +46,14 @@ def needs_all_logits(preset: Preset) -> str | None:
 
 
 def attention_kernel(preset: Preset, model: Architecture, dtype: str, arch: str) -> str:
-    """eager, flash, efficient or math.
+    """eager, eager_blocks, flash, efficient or math.
 
     Rows without padding have no mask; transformers then asks for grouped heads, which the
     memory-efficient kernel refuses, so that torch falls back to the math kernel
     (transformers#48633, #45636).
     """
     if preset.attention != "sdpa":
-        return "flash" if preset.attention == "flash2" else "eager"
+        return "flash" if preset.attention == "flash2" else preset.attention
     half, known = dtype != "float32", architecture(arch)
     if arch.startswith("gfx"):
         switched = preset.env.get(_AOTRITON_SWITCH) == "1"

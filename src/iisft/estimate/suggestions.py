@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from iisft.child.constants_iisft import EAGER_BLOCKS
 from iisft.estimate.forecast import Forecast, Workload, forecast
 from iisft.estimate.step import needs_all_logits
 from iisft.gpu_table import architecture
@@ -202,6 +203,8 @@ def _same_result_families(preset: Preset, workload: Workload) -> Iterator[list[C
     ]
     if preset.attention == "eager":
         yield [Change({"attention": "sdpa"}, "a fused kernel where the GPU has one", 1)]
+    if preset.attention in ("eager", "sdpa"):
+        yield [Change({"attention": EAGER_BLOCKS}, "no scores of all pairs of positions", 1)]
     if train.optimizer == "adamw_torch":
         yield [
             Change({"train.optimizer": "adamw_torch_fused"}, "AdamW without a temporary tensor", 1)

@@ -99,6 +99,8 @@ class Tape:
         self.keeping: list[Tensor] | None = None
         self.kept: list[Tensor] | None = None
         self.smallest_inner = 0
+        # a recomputation that has all that was saved ends there: what follows is not made
+        self.recomputing = self.stopped = False
         self._order = 0
 
     def taken(self, inner: int) -> "Tensor | None":
@@ -124,7 +126,7 @@ class Tape:
 
     def new(self, numel: int, dtype: str, kind: int | None = None) -> Tensor:
         """A tensor with its own storage."""
-        size = -(-numel * ITEM_SIZE[dtype] // BLOCK) * BLOCK
+        size = 0 if self.stopped else -(-numel * ITEM_SIZE[dtype] // BLOCK) * BLOCK
         return Tensor(Storage(self, size, self.kind if kind is None else kind), numel, dtype)
 
     def leaf(self, numel: int, dtype: str, kind: int) -> Tensor:

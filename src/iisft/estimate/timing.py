@@ -9,6 +9,7 @@ weight gradient.
 
 from dataclasses import dataclass
 
+from iisft.child.constants_iisft import EAGER_BLOCKS, QUERY_BLOCK
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.shape import Layout, StepShape
 from iisft.gpu_table import Device, architecture
@@ -47,8 +48,18 @@ def micro_batch_flops(model: Architecture, shape: StepShape, length: float | Non
         outputs = sum(n * o for n, _, o in model.adapted())
         products += rows * 2 * shape.rank * outputs * share
     square = 4 * model.query_size * length * length * shape.batch * model.attending
-    fused = shape.attention in ("flash", "efficient")
-    return products + square * ((2 if shape.checkpointing else 1) + (2.5 if fused else 2))
+    return products + square * _squares(model, shape, length)
+
+
+def _squares(model: Architecture, shape: StepShape, length: float) -> float:
+    """How often a step makes attention's two products over the full square."""
+    forward, backward = 2.0 if shape.checkpointing else 1.0, 2.0
+    if shape.attention in ("flash", "efficient", EAGER_BLOCKS):
+        backward = 2.5
+    if shape.attention == EAGER_BLOCKS:  # kept like a product, and nothing behind its block is made
+        forward = 1 + _recomputed_share(model, shape)
+        return (forward + backward) * min(1.0, (length + QUERY_BLOCK) / (2 * length))
+    return forward + backward
 
 
 def _recomputed_share(model: Architecture, shape: StepShape) -> float:

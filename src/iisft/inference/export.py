@@ -6,6 +6,7 @@ Everything is checked before the folder gets its name.
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ def run(export: Export) -> Check | None:
             if export.format != ADAPTER_ONLY:
                 check = _check(export, made, place / "view", view, env)
                 _require(export, check)
-            if export.format == GGUF:
+            if export.format == GGUF and check is not None:
                 merged, made = made, place / "gguf"
                 made.mkdir()
                 file = gguf.convert(export.source, export.converter, merged, made, export.quant)
-                check = _check(export, file, None, view, env, merged)
+                of_file = _check(export, file, None, view, env, merged)
+                check = replace(of_file, prompts=check.prompts, equal=check.equal)
         complete(export, made, check, facts)
         if check is not None:
             _require(export, check)

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from iisft.presets.schema import Preset, Sharding
 
-_ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
+# the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
+_ATTENTION = {"eager": "disabled", "eager_blocks": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 
 # Preset key -> the LLaMA-Factory arguments that it becomes.
 MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
@@ -44,6 +45,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "train.batch_size": lambda p: {"per_device_train_batch_size": p.train.batch_size},
     "train.accumulation": lambda p: {"gradient_accumulation_steps": p.train.accumulation},
     "train.cutoff_len": lambda p: {"cutoff_len": p.train.cutoff_len},
+    "train.packing": lambda p: {"neat_packing": True} if p.train.packing else {},
     "train.gradient_checkpointing": lambda p: {
         "disable_gradient_checkpointing": p.train.gradient_checkpointing is False
     },
@@ -89,7 +91,6 @@ PAST_THE_VIEW = (
     "enable_liger_kernel",
     "fp8",
     "mixture_of_depths",
-    "neat_packing",
     "pissa_init",
     "resize_vocab",
     "shift_attn",
@@ -100,8 +101,11 @@ PAST_THE_VIEW = (
     "use_v1_kernels",
 )
 
+# With each several rows become one of nearly cutoff_len tokens.
+PACKS = ("packing", "neat_packing")
+
 # With each a row has labels at other positions than the account of its data says.
-LABELS_MORE = ("packing", "neat_packing", "train_on_prompt")
+LABELS_MORE = (*PACKS, "train_on_prompt")
 
 # Each reads or makes the logits of all positions itself.
 READS_ALL_LOGITS = (
@@ -133,6 +137,11 @@ UNCOUNTED = frozenset(
         "use_unsloth_gc",
     }
 )
+
+
+def of_data(preset: Preset) -> dict[str, Any]:
+    """The preset's own arguments with what its keys say about how rows are put together."""
+    return preset.llamafactory | MAPPING["train.packing"](preset)
 
 
 def compile_arguments(
@@ -176,7 +185,7 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     everything = preset.model_copy(
         update={
             "weights": "nf4",
-            "train": preset.train.model_copy(update={"max_steps": 1}),
+            "train": preset.train.model_copy(update={"max_steps": 1, "packing": True}),
             "data": preset.data.model_copy(update={"eval": "any"}),
             "save": preset.save.model_copy(update={"eval_every_steps": 1}),
         }

@@ -21,10 +21,6 @@ class Given:
     def extra(self) -> Mapping[str, Any]:
         return self.preset.llamafactory
 
-    def packing(self) -> str:
-        """The argument that packs rows; empty without one."""
-        return next((name for name in ("neat_packing", "packing") if self.extra.get(name)), "")
-
 
 Check = Callable[[Given], Iterator[tuple[str, str, str]]]
 
@@ -45,10 +41,16 @@ def _pissa(given: Given) -> Iterator[tuple[str, str, str]]:
 
 
 def _packed(given: Given) -> Iterator[tuple[str, str, str]]:
-    name, cutoff_len = given.packing(), given.preset.train.cutoff_len
-    if name and cutoff_len % 8:
-        text = f"llamafactory.{name} crashes unless train.cutoff_len ({cutoff_len}) divides by 8"
-        yield name, text, f"--set train.cutoff_len={cutoff_len // 8 * 8 or 8}"
+    cutoff_len = given.preset.train.cutoff_len
+    if given.preset.train.packing and given.extra.get("train_on_prompt"):
+        text = (
+            "with llamafactory.train_on_prompt the first token of a packed row would be trained as "
+            "the next one of the row before it"
+        )
+        yield "train_on_prompt", text, "drop it, or set train.packing=false"
+    if given.extra.get("packing") and cutoff_len % 8:
+        text = f"llamafactory.packing crashes unless train.cutoff_len ({cutoff_len}) divides by 8"
+        yield "packing", text, f"--set train.cutoff_len={cutoff_len // 8 * 8 or 8}"
 
 
 def _streamed(given: Given) -> Iterator[tuple[str, str, str]]:

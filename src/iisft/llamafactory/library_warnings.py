@@ -18,6 +18,7 @@ HARMLESS: tuple[tuple[str, str], ...] = (
         r"Unrecognized keys in `rope_parameters`.*(full|sliding)_attention",
         "Gemma 3 has one set for each kind of layer",
     ),
+    (r"The fast path is not available because one of", "told as a finding of its own"),
     (r"New tokens have been added, make sure", "told with the tokens' names"),
     (r"warmup_ratio is deprecated", "LLaMA-Factory 0.9.5 knows no other"),
     (r"please add `_nothink` suffix", "the template is compared with the model's own"),
@@ -36,17 +37,20 @@ HARMLESS: tuple[tuple[str, str], ...] = (
 )
 
 
-# As transformers and LLaMA-Factory log, and as Python's warnings module prints.
+# As transformers and LLaMA-Factory log, and as Python's warnings module prints; the line may begin
+# with a progress bar, which ends in no line end of its own.
 _LINES = (
-    re.compile(r"^\[(?:WARNING|ERROR|CRITICAL)\|[^\]]{1,200}\] (?:\S+ \S+ |\S+:\d+ )>> (.+)$"),
-    re.compile(r"^/[^:]{1,1000}\.py:\d+: (\w*Warning: .+)$"),
+    re.compile(
+        r"(?:^|[\r\]])\[(?:WARNING|ERROR|CRITICAL)\|[^\]]{1,200}\] (?:\S+ \S+ |\S+:\d+ )>> (.+)$"
+    ),
+    re.compile(r"(?:^|[\r\]])/[^:]{1,1000}\.py:\d+: (\w*Warning: .+)$"),
 )
 
 
 def said_in(line: str) -> str | None:
     """The warning in a line of a trainer's log."""
     for pattern in _LINES:
-        if match := pattern.match(line):
+        if match := pattern.search(line):
             return match[1]
     return None
 

@@ -25,6 +25,7 @@ SUMMARY = {
 _MOST_AWAITED = 2  # a line of the log that was torn keeps no curve waiting
 _MOST_WARNINGS = 1000
 _MOST_STEPS = 2**53
+_MOST_KINDS, _LONGEST_KIND = 12, 40  # of what a step's seconds go into
 TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
 _ERROR = re.compile(
@@ -36,12 +37,15 @@ _REPORTED_SIGNAL = re.compile(r"^\s+traceback : Signal \d+ \((SIG\w+)\) received
 _NOT_THE_CAUSE = ("CalledProcessError", "ChildFailedError", "SignalException", "DistNetworkError")
 
 
+Said = tuple[float | None, dict[str, float] | None]  # the norm of a step's gradient, its seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """One logging step. `loss` and `grad_norm` may be NaN; None = not said.
 
     `tokens` counts from the run's first step, padding left out; the memory is the first rank's peak
-    so far.
+    so far. `spent`: its seconds by what they went into, since the last logging.
     """
 
     step: int
@@ -54,6 +58,7 @@ class Metrics:
     tokens: int | None = None
     vram_allocated_gib: float | None = None
     vram_reserved_gib: float | None = None
+    spent: dict[str, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Only finite numbers are JSON; NaN and infinities become their names."""
@@ -93,7 +98,7 @@ class TrainerLog:
     grew: bool = False
     listening: bool = True
     warnings: list[str] = field(default_factory=list)
-    _norms: dict[int, float | None] = field(default_factory=dict)
+    _norms: dict[int, Said] = field(default_factory=dict)
     _awaiting: deque[dict[str, Any]] = field(default_factory=deque)
 
     @classmethod
@@ -128,7 +133,7 @@ class TrainerLog:
         if (said := self._said(line, SAID_MARK)) is not None:
             if (step := _count(said.get("step"))) is not None:
                 self.listening = False
-                self._norms[step] = _number(said.get("grad_norm"))
+                self._norms[step] = _number(said.get("grad_norm")), _seconds(said.get("spent"))
             self._take_message(str(said.get("log", "")))
         proof = self._said(line, PROOF_MARK)
         if proof is not None and (rank := _count(proof.get("rank"))) is not None:
@@ -161,10 +166,11 @@ class TrainerLog:
             if "loss" in entry and step not in self._norms and not late:
                 break
             self._awaiting.popleft()
-            norm = self._norms.pop(step, None) if "loss" in entry else None
+            nothing: Said = (None, None)
+            said = self._norms.pop(step, nothing) if "loss" in entry else nothing
             self.evaluating = self.evaluating and "eval_loss" not in entry
             if "loss" in entry or "eval_loss" in entry:
-                found.append(_metrics(entry, norm))
+                found.append(_metrics(entry, said))
         return found
 
 
@@ -193,14 +199,15 @@ def dead_rank(lines: Sequence[str]) -> str:
     return ""
 
 
-def _metrics(entry: dict[str, Any], norm: float | None) -> Metrics:
+def _metrics(entry: dict[str, Any], said: Said) -> Metrics:
     return Metrics(
         step=int(entry["current_steps"]),
         total_steps=_count(entry.get("total_steps")) or 0,
         epoch=_number(entry.get("epoch")),
         loss=_number(entry.get("loss")),
         learning_rate=_number(entry.get("lr")),
-        grad_norm=norm,
+        grad_norm=said[0],
+        spent=said[1],
         eval_loss=_number(entry.get("eval_loss")),
         tokens=_count(entry.get("total_tokens")),
         vram_allocated_gib=_number(entry.get("vram_allocated")) or None,  # 0.0 without a GPU
@@ -227,6 +234,15 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _seconds(value: Any) -> dict[str, float] | None:
+    """Finite seconds by name; anything else is not believed."""
+    if not isinstance(value, dict) or len(value) > _MOST_KINDS:
+        return None
+    numbers = {str(kind)[:_LONGEST_KIND]: _number(seconds) for kind, seconds in value.items()}
+    known = {kind: s for kind, s in numbers.items() if s is not None and 0 <= s < math.inf}
+    return known if len(known) == len(value) else None
 
 
 def _finite(value: Any) -> Any:

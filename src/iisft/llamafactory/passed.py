@@ -57,9 +57,7 @@ SAID: dict[str, str] = by_name(
         "moe_aux_loss_coef": "adds the router's loss to the loss",
         "neftune_noise_alpha": "adds noise to the embeddings while training",
         "optim_args optim_target_modules": "changes what train.optimizer does",
-        "packing neat_packing": (
-            "puts several rows into one, of cutoff_len - 1 tokens; the number of rows is not proven"
-        ),
+        "packing": "puts several rows into one, whose tokens see each other",
         "pissa_init pissa_iter pissa_convert": (
             "starts the adapter from the weights' largest singular values, and changes the "
             "base weights"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import process
-from iisft.llamafactory.arguments import compile_arguments
+from iisft.llamafactory.arguments import compile_arguments, of_data
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets.schema import Preset
 
@@ -47,7 +47,7 @@ def key(preset: Preset, digests: Sequence[str], tokenizer: str, packages: Mappin
         "template": preset.model.template,
         "cutoff_len": preset.train.cutoff_len,
         "seed": preset.train.seed,
-        "llamafactory": preset.llamafactory,
+        "llamafactory": of_data(preset),
         "packages": {name: packages.get(name) for name in _DECIDING_PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

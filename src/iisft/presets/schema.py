@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Vendor = Literal["amd", "nvidia", "cpu"]
 Precision = Literal["fp32", "fp16", "bf16", "weights"]
 Weights = Literal["stored", "fp32", "fp16", "bf16", "nf4"]
-Attention = Literal["eager", "sdpa", "flash2"]
+Attention = Literal["eager", "eager_blocks", "sdpa", "flash2"]
 Sharding = Literal["none", "fsdp", "zero2", "zero3"]
 Overlong = Literal["fail", "fit", "drop", "allow"]
 
@@ -161,6 +161,13 @@ class Train(_Section):
         "chunks where they would need most of the memory. Gradients and losses are equal to all's "
         "to the last digits: they are summed in another order. Evaluation makes all of them.",
     )
+    packing: bool = Field(
+        default=False,
+        description="Fill rows of cutoff_len tokens with several short ones: no token sees another "
+        "row's (a mask for each pair of positions) and positions start again at 0, which the run "
+        "proves. For data whose rows are much shorter than cutoff_len; an optimizer step then "
+        "has more rows.",
+    )
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = Field(
         default="adamw_torch",
         description="Named, never left to the library: since torch 2.8 its default is the fused "
@@ -255,8 +262,10 @@ class Preset(_Section):
         "or nf4 (4 bit).",
     )
     attention: Attention = Field(
-        description="eager, sdpa (torch's kernels, math kernel where no fused one exists) or "
-        "flash2. fp16 with eager "
+        description="eager, eager_blocks (eager's steps for 256 queries at a time, made again in "
+        "the backward pass: memory does not grow with the square of the length; equal to eager to "
+        "the last digits, and float32 inside in half precision; for GPUs without a fused kernel), "
+        "sdpa (torch's kernels, math kernel where no fused one exists) or flash2. fp16 with eager "
         "overflows on Qwen2.x: loss 0, grad_norm NaN (transformers PR 33317)."
     )
     lora: Lora = Lora()

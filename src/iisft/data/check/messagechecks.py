@@ -28,7 +28,7 @@ from iisft.data.check.rowchecks import (
     unusable,
     without_ignored,
 )
-from iisft.data.check.unread import Watch
+from iisft.data.check.unread import Watch, parts_problem
 from iisft.data.read.layouts import Layout
 from iisft.data.read.message_keys import MESSAGE_FIELDS
 from iisft.data.read.rows import Row
@@ -45,18 +45,6 @@ _PARSED = ".[{0}] |= fromjson"
 def _rewritten(program: str, key: str) -> str:
     """The command that writes every row again."""
     return f"jq -c {shlex.quote(program.format(json.dumps(key)))} {THE_FILE} > rows.jsonl"
-
-
-_JOINED_PARTS = '.[%s][] |= (.[%s] |= if type == "array" then map(.text) | join("") else . end)'
-
-
-def _kinds_of_parts(content: Any) -> list[str]:
-    """The types of a list of parts; empty for anything else."""
-    if not isinstance(content, list) or not content:
-        return []
-    kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
-    named = [kind for kind in kinds if isinstance(kind, str)]
-    return list(dict.fromkeys(named)) if len(named) == len(kinds) else []
 
 
 def message_checker(layout: Layout) -> Checker:
@@ -224,8 +212,8 @@ class _Conversation:
                 "field-missing",
                 "null" if self._content_key in message else "missing",
             )
-        elif kinds := _kinds_of_parts(content):
-            yield self._parts(content_field, kinds)
+        elif parts := parts_problem(content_field, content, self._layout.columns):
+            yield parts
         else:
             yield from text_problems(content_field, content)
             if role in _SIDES[1]:
@@ -234,22 +222,6 @@ class _Conversation:
                 yield from _call_problems(content_field, content)
         yield from self._other_keys(field, role, message)
         yield from self._place(field, number, role, spelled, content)
-
-    def _parts(self, field: str, kinds: list[str]) -> RowFinding:
-        """OpenAI's and Anthropic's list of typed parts instead of a text."""
-        text = f"parts ({', '.join(kinds)}) where LLaMA-Factory reads a text"
-        if kinds == ["text"]:
-            keys = json.dumps(self._layout.columns["messages"]), json.dumps(self._content_key)
-            fix = f"jq -c {shlex.quote(_JOINED_PARTS % keys)} {THE_FILE} > rows.jsonl"
-        elif {"tool_use", "tool_result"} & set(kinds):
-            fix = (
-                "write tool_use as tool_calls of the message "
-                '([{"function": {"name": ..., "arguments": ...}}]) and tool_result as a message '
-                "of role tool"
-            )
-        else:
-            fix = "leave such rows out (data stage --drop-bad): only text is trained on"
-        return flaw(field, "content-parts", text, fix=fix)
 
     def _place(
         self, field: str, number: int, role: str | None, spelled: Any, content: Any

@@ -4,12 +4,13 @@ training doesn't read: a loss flag, a rejected answer, pictures, a thought besid
 One that says something else than "train on this as usual" is an error. --ignore KEY is the way out.
 """
 
+import json
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from iisft.data.check.findings import RowFinding, excerpt, flaw
+from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw
 from iisft.llamafactory.dataset_info import LAST_ANSWER_ONLY
 from iisft.llamafactory.tools import THOUGHT_WORDS
 
@@ -179,3 +180,27 @@ class Watch:
                 excerpt(value[key]),
                 fix=_fix(kind, key, keys),
             )
+
+
+_JOINED = '.[%s][] |= (.[%s] |= if type == "array" then map(.text) | join("") else . end)'
+
+
+def parts_problem(field: str, content: Any, columns: Mapping[str, str]) -> RowFinding | None:
+    """OpenAI's and Anthropic's list of typed parts instead of a text; None for anything else."""
+    if not isinstance(content, list) or not content:
+        return None
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
+    named = list(dict.fromkeys(kind for kind in kinds if isinstance(kind, str)))
+    if not all(isinstance(kind, str) for kind in kinds):
+        return None
+    fix = "leave such rows out (data stage --drop-bad): only text is trained on"
+    if named == ["text"]:
+        program = _JOINED % (json.dumps(columns["messages"]), json.dumps(columns["content"]))
+        fix = f"jq -c {shlex.quote(program)} {THE_FILE} > rows.jsonl"
+    elif {"tool_use", "tool_result"} & set(named):
+        fix = (
+            'write tool_use as tool_calls of the message ([{"function": {"name": ..., '
+            '"arguments": ...}}]) and tool_result as a message of role tool'
+        )
+    text = f"parts ({', '.join(named)}) where LLaMA-Factory reads a text"
+    return flaw(field, "content-parts", text, fix=fix)

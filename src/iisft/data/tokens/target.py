@@ -12,6 +12,7 @@ from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.tokenization import Tokenization
 from iisft.errors import InputError, UsageError
 from iisft.llamafactory import fitting_template
+from iisft.llamafactory.arguments import of_data
 from iisft.presets import checking, documents
 from iisft.presets.schema import Overlong, Preset
 from iisft.workspace import Workspace, how_to_get
@@ -96,8 +97,8 @@ def limit_of(preset: Preset, model: Path) -> Limit:
         InputError: it can't be counted.
     """
     _refuse_unfit(model, preset.model.template, preset.llamafactory)
-    tokens = Tokenization(model, preset.model.template, preset.llamafactory)
-    return Limit(tokens, preset.train.cutoff_len, preset.llamafactory)
+    extra = of_data(preset)
+    return Limit(Tokenization(model, preset.model.template, extra), preset.train.cutoff_len, extra)
 
 
 def _refuse_unfit(model: Path, template: str, extra: Mapping[str, Any]) -> None:

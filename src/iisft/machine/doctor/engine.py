@@ -58,7 +58,8 @@ class Case(preset_case.Case):
             return []
         built_for = "amd" if self.hip else "nvidia" if self.torch.get("cuda") else ""
         vendor = self.preset.hardware.vendor if self.preset else built_for
-        return training_gpus(self.machine.visible, vendor)
+        own = self.preset.env if self.preset else {}
+        return training_gpus(self.machine.visible_under(own), vendor)
 
     @property
     def amd(self) -> list[Gpu]:

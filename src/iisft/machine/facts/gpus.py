@@ -20,7 +20,7 @@ from iisft.machine.facts.sensors import AMD_VENDOR
 from iisft.quoting import is_count
 
 _NODES = "sys/class/kfd/kfd/topology/nodes"
-_MASKS = {
+_MASKS = {  # in the order in which they are applied
     "amd": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
     "nvidia": ("CUDA_VISIBLE_DEVICES",),
 }
@@ -41,6 +41,9 @@ class Gpu:
     bus: str = ""
     no_atomics: bool = False
     uuid: str = ""
+
+
+MASKS = frozenset(name for names in _MASKS.values() for name in names)
 
 
 def masked(gpus: list[Gpu], environment: Mapping[str, str]) -> list[Gpu]:

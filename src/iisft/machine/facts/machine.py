@@ -11,7 +11,7 @@ from typing import Any
 from iisft.llamafactory.capabilities import Capabilities
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.facts import host as hosts
-from iisft.machine.facts.gpus import Gpu, amd_gpus, masked, nvidia_gpus
+from iisft.machine.facts.gpus import MASKS, Gpu, amd_gpus, masked, nvidia_gpus
 from iisft.machine.facts.host import Host
 from iisft.machine.facts.live import Answers
 from iisft.machine.facts.pci import Card, cards
@@ -74,6 +74,14 @@ class Machine:
         """
         seen = [gpu for gpu, _ in self.torch_sees]
         return [*seen, *(gpu for gpu in self.told if not seen or gpu.vendor != seen[0].vendor)]
+
+    def visible_under(self, variables: Mapping[str, str]) -> list[Gpu]:
+        """The visible GPUs where a preset's variables choose others than this shell does."""
+        if MASKS.isdisjoint(variables):
+            return self.visible
+        of_torch = {match: gpu for gpu, match in self.torch_sees}
+        shown = masked(list(self.gpus), {**self.answers.environment, **variables})
+        return [of_torch.get(gpu, gpu) for gpu in shown]
 
     @property
     def everything(self) -> list[Gpu]:

@@ -18,7 +18,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from iisft.child.constants_iisft import ARITHMETIC_KEY, LEFT_OUT_KEY, NAMES_KEY
+from iisft.child.constants_iisft import (
+    ARITHMETIC_KEY,
+    KEPT_FLOAT32_KEY,
+    LEFT_OUT_KEY,
+    NAMES_KEY,
+)
 from iisft.errors import InputError
 from iisft.files import read_json_object, read_text, write_json_atomically, write_text_atomically
 from iisft.models.folder.checkpoint import PURE_DATA_JSON, Checkpoint, auto_maps, json_files
@@ -26,6 +31,7 @@ from iisft.models.folder.text_part import LEFT_OUT, NAMES
 from iisft.models.view.support import (
     AUTO_CLASS,
     DTYPES,
+    kept_float32,
     own_code_class,
     refuse_inexact,
     refuse_unprovable,
@@ -36,6 +42,8 @@ from iisft.models.view.support import (
 MODULE = "modeling_iisft"
 CODE_FILE = f"{MODULE}.py"
 COMPANIONS = (
+    "attention_iisft.py",
+    "clock_iisft.py",
     "constants_iisft.py",
     "products_iisft.py",
     "step_iisft.py",
@@ -111,6 +119,10 @@ def plan_view(
     }
     if checkpoint.is_part:
         config |= {NAMES_KEY: NAMES, LEFT_OUT_KEY: list(LEFT_OUT)}
+    # elsewhere a wider norm would widen what comes after it
+    exact = arithmetic == "float32" and weights == "stored"
+    if exact and (kept := kept_float32(checkpoint, memory)):
+        config[KEPT_FLOAT32_KEY] = kept
     texts = {
         "config.json": _json_text(config),
         CODE_FILE: _code(own_class),

@@ -17,8 +17,9 @@ from iisft.presets.schema import Preset
 _NAMES_SAID = 3
 _TYPO = 0.85  # likeness: gate_proj is no slip for v_proj
 _LONGEST_WARNING = 300
-# Their activations leave fp16's range (transformers#36822; LLaMA-Factory#7755: loss 0; #4202: NaN).
-_BEYOND_FP16 = ("gemma2", "gemma3_text", "glm", "glm4")
+# Their activations leave fp16's range (transformers#36822; LLaMA-Factory#7755: loss 0; #4202: NaN;
+# unsloth-zoo#866: Gemma 4; ms-swift#8220: Qwen3.5 on a V100).
+_BEYOND_FP16 = ("gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "qwen3_5_text")
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa"}
 # An adapter on less than this share of the base is most likely not what was meant: all linear
 # layers of a dense model are 60 % (half of it embeddings) to 98 %.
@@ -122,10 +123,12 @@ def _numbers(preset: Preset, checkpoint: Checkpoint) -> Iterator[Finding]:
             severity="warn",
         )
     memory = DTYPES.get(preset.weights) or next(iter(checkpoint.dtypes), "")
+    # float32 arithmetic keeps them, or was refused (refuse_inexact)
+    rounds = preset.weights == "stored" and preset.precision != "fp32"
     wider = {
         dtype: count
         for dtype, count in checkpoint.dtypes.items()
-        if preset.weights == "stored" and _BITS.get(dtype, 0) > _BITS.get(memory, 64)
+        if rounds and _BITS.get(dtype, 0) > _BITS.get(memory, 64)
     }
     if wider:
         stored = ", ".join(f"{count:,} {dtype}" for dtype, count in wider.items())

@@ -1,5 +1,6 @@
 """Which models and precisions a view can promise, and why it refuses the others."""
 
+import re
 from typing import Any
 
 from iisft.errors import InputError
@@ -141,9 +142,34 @@ def refuse_inexact(
         )
 
 
+def kept_float32(checkpoint: Checkpoint, memory: str) -> list[str]:
+    """Vectors that the files store as float32 beside narrower weights, as globs over layers: the
+    decay and a norm of Qwen3.5's gated delta layers.
+
+    transformers keeps what it is told in float32 (_keep_in_fp32_modules_strict) and would round
+    these. Not told where a layer has the same one in another dtype, or for matrices, which a
+    product could take.
+    """
+    if memory == "float32":
+        return []
+    wide: set[str] = set()
+    others: set[str] = set()
+    for name, tensor in checkpoint.tensors.items():
+        is_wide = tensor.dtype == "float32" and len(tensor.shape) == 1
+        (wide if is_wide else others).add(_over_layers(name))
+    return sorted(wide - others)
+
+
+def _over_layers(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
 def _dtypes_rounded_to(checkpoint: Checkpoint, memory: str) -> list[str]:
+    kept = kept_float32(checkpoint, memory)
     stored = {
-        tensor.dtype for name, tensor in checkpoint.tensors.items() if not is_computed_buffer(name)
+        tensor.dtype
+        for name, tensor in checkpoint.tensors.items()
+        if not is_computed_buffer(name) and _over_layers(name) not in kept
     }
     return sorted((stored & {"float16", "bfloat16", "float32", "float64"}) - {memory})
 

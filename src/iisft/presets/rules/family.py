@@ -59,11 +59,14 @@ def delta_rule_without_kernels(case: Case) -> Iterator[Finding]:
 )
 def delta_rule_packed(case: Case) -> Iterator[Finding]:
     """A gated delta layer's state goes on from one packed row into the next, whatever the mask."""
-    for name in ("neat_packing", "packing"):
-        if _delta_layers(case) and case.argument(name) is True:
+    given = {
+        "train.packing": case.preset is not None and case.preset.train.packing,
+        "llamafactory.packing": case.argument("packing") is True,
+    }
+    for key, packs in given.items():
+        if packs and _delta_layers(case):
             yield seen(
-                f"llamafactory.{name}: the state of gated delta layers goes on from one packed row "
-                "into the next",
-                case.place(f"llamafactory.{name}"),
-                change_preset(f"llamafactory.{name}=false", f"drop llamafactory.{name}"),
+                f"{key}: the state of gated delta layers goes on from one packed row into the next",
+                case.place(key),
+                change_preset(f"{key}=false"),
             )

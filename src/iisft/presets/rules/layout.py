@@ -1,6 +1,7 @@
 """Whether batch, GPUs, sharding, evaluation and the course of the learning rate go together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from iisft.errors import Finding
 from iisft.presets.case import Case
@@ -72,6 +73,49 @@ def fit_unproven(case: Case) -> Iterator[Finding]:
             case.place("train.gradient_checkpointing"),
             change_preset("train.gradient_checkpointing=true"),
         )
+
+
+@preset_rule(
+    "packing-wrong",
+    applies="train.packing",
+    source="LLaMA-Factory 0.9.5's collator.py and packing.py; LlamaFactory#10736",
+)
+def wrongly_packed(case: Case) -> Iterator[Finding]:
+    """Its positions are not padded with the row, its mask of four dimensions takes the place of a
+    sliding window's, and with flash2 it has no mask at all that could be looked at.
+    """
+    preset = case.preset
+    if preset is None or not preset.train.packing:
+        return
+    if (cutoff_len := preset.train.cutoff_len) % 8:
+        fitting = cutoff_len // 8 * 8
+        yield seen(
+            f"packing crashes unless cutoff_len ({cutoff_len}) divides by 8",
+            case.place("train.cutoff_len"),
+            change_preset(f"train.cutoff_len={fitting}", f"cutoff_len: {fitting}"),
+        )
+    if preset.attention == "flash2":
+        yield seen(
+            "what packed rows see of each other is not verified with flash2",
+            case.place("attention"),
+            change_preset("attention=sdpa"),
+        )
+    if _slides(case.model):
+        yield seen(
+            "LLaMA-Factory's mask of packed rows takes the place of this model's sliding window",
+            case.place("train.packing"),
+            change_preset("train.packing=false", "packing: false"),
+            in_preset=False,
+        )
+
+
+def _slides(config: Mapping[str, Any]) -> bool:
+    """Whether some layer of a model sees only so many tokens back."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return "sliding_attention" in kinds
+    window = config.get("sliding_window")
+    return isinstance(window, int) and config.get("use_sliding_window") is not False
 
 
 @preset_rule("sharding-unverified", applies="sharding", source="no run of ours on a GPU")

@@ -163,6 +163,28 @@ def flash_needs_half(case: Case) -> Iterator[Finding]:
 
 
 @preset_rule(
+    "eager-blocks-lacking",
+    applies="attention: eager_blocks with dropout of attention weights, or attention sinks",
+    source="child/attention_iisft.py",
+)
+def not_in_blocks(case: Case) -> Iterator[Finding]:
+    """Attention in blocks has neither; the trainer would say so in its first forward."""
+    preset = case.preset
+    if preset is None or preset.attention != "eager_blocks":
+        return
+    lacking = "dropout of attention weights" if case.model.get("attention_dropout") else ""
+    if case.model_type == "gpt_oss":
+        lacking = "attention sinks"
+    if lacking:
+        yield seen(
+            f"attention eager_blocks has no {lacking}, which this model has",
+            case.place("attention"),
+            change_preset("attention=eager", "attention: eager"),
+            in_preset=False,
+        )
+
+
+@preset_rule(
     "nf4-precision",
     applies="4-bit weights with precision: fp32 or weights",
     source="LLaMA-Factory's quantization.py",

@@ -8,9 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from iisft import files
-from iisft.child.constants_iisft import LAYERS_KEPT_KEY, LOGITS_CHUNK_KEY, LOGITS_KEY, TRAINED
-from iisft.data.stage.staged import RECORD
+from iisft.child.constants_iisft import (
+    ATTENTION_KEY,
+    EAGER_BLOCKS,
+    LAYERS_KEPT_KEY,
+    LOGITS_CHUNK_KEY,
+    LOGITS_KEY,
+    TRAINED,
+)
 from iisft.errors import ExitCode, Finding
 from iisft.estimate import timing
 from iisft.estimate.architecture import known_family, read_architecture
@@ -27,16 +32,12 @@ from iisft.machine.facts.gpus import Gpu
 from iisft.models.folder.known import ModelFacts, model_facts
 from iisft.models.view.support import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
+from iisft.runs.plan import known_rows
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.record import measurements
 
-# UTF-8 bytes of a row's text per token of a modern vocabulary, English and Chinese alike: high,
-# typical, low. Inferred.
-_BYTES_PER_TOKEN = (5.0, 4.0, 3.0)
-_TEMPLATE_TOKENS = 30  # roles, ends of turns, a default system prompt
 # of an NVIDIA card's memory what torch can have: 23.6 of 24 GB, 31.4 of 32
 _USABLE = 0.98
-_JSON_BYTES = 6  # around a key and its value
 
 
 def accelerator_for(
@@ -110,13 +111,20 @@ def forecast_run(
         ranks=ranks,
         accelerator=accelerator,
         rows=datasets[0].rows if datasets else None,
-        row_tokens=_row_tokens(datasets[0]) if datasets else None,
+        row_tokens=known_rows.row_tokens(datasets[0]) if datasets else None,
         exact=text_of(facts.config, "architectures") in EXACT_ARCHITECTURES,
         data_bytes=sum(_size(dataset.file) for dataset in datasets),
     )
     if datasets:
-        share, most = _trained(datasets[0])
-        workload = replace(workload, trained_share=share, most_trained=most)
+        share, most = known_rows.trained(datasets[0])
+        lengths = [known_rows.longest(preset, dataset, model_folder) for dataset in datasets]
+        workload = replace(
+            workload,
+            trained_share=share,
+            most_trained=most,
+            longest=max(one or 0 for one in lengths) if all(lengths) else None,
+            packs=known_rows.packs(preset, datasets[0]),
+        )
     result = forecast(preset, workload)
     earlier = measurements.recall(runs, kin_of(preset, result), rows_of(preset, datasets))
     if earlier is not None:
@@ -129,6 +137,8 @@ def forecast_run(
 def step_keys(preset: Preset, result: Forecast | None) -> dict[str, Any]:
     """How the view's config says a step is spent (child/step_iisft.py)."""
     keys: dict[str, Any] = {}
+    if preset.attention == EAGER_BLOCKS:
+        keys[ATTENTION_KEY] = EAGER_BLOCKS
     if result is not None and result.shape.layers_kept:
         keys[LAYERS_KEPT_KEY] = result.shape.layers_kept
     if preset.train.logits == TRAINED and needs_all_logits(preset) is None:
@@ -242,45 +252,11 @@ def largest_parts(result: Forecast) -> list[tuple[str, int]]:
     return sorted(result.memory.parts.items(), key=lambda part: -part[1])[:3]
 
 
-def _row_tokens(dataset: RunDataset) -> Span | None:
-    """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the
-    staged file.
-    """
-    record = files.read_json_object(dataset.file.parent / RECORD) or {}
-    counted = ((record.get("tokens") or {}).get("epoch") or {}).get("tokens")
-    if isinstance(counted, int | float) and counted > 0:
-        each = counted / max(dataset.rows, 1)
-        return Span(each, each, each)
-    size = _size(dataset.file)
-    if not size:
-        return None
-    text = max(
-        1.0, size / max(dataset.rows, 1) - sum(len(key) + _JSON_BYTES for key in dataset.keys)
-    )
-    low, typical, high = (_TEMPLATE_TOKENS + text / per_token for per_token in _BYTES_PER_TOKEN)
-    return Span(low, typical, high)
-
-
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
     except OSError:
         return 0
-
-
-def _trained(dataset: RunDataset) -> tuple[float | None, int | None]:
-    """The share of tokens that have a label, and the most of one row, as they were counted in
-    staging; None twice where not every row was.
-    """
-    counted = (files.read_json_object(dataset.file.parent / RECORD) or {}).get("tokens")
-    account = counted if isinstance(counted, dict) else {}
-    epoch, sample = account.get("epoch") or {}, account.get("sample") or {}
-    tokens, trained, most = (epoch.get(key) for key in ("tokens", "trained", "most_trained"))
-    if not (isinstance(tokens, int) and isinstance(trained, int) and isinstance(most, int)):
-        return None, None
-    if tokens <= 0 or sample.get("rows") != sample.get("of"):
-        return None, None
-    return min(1.0, trained / tokens), most
 
 
 def _used_by_others_gib(gpus: Sequence[Gpu]) -> float:

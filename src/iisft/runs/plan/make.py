@@ -65,6 +65,8 @@ def make_plan(
         request, workspace, cpu_ranks=preflight is not None and not gpus
     )
     preset, model_folder = loaded.preset, workspace.model_folder(loaded.preset.model.id)
+    if preflight is not None:
+        gpus = preflight.machine.visible_under(preset.env)
     model = checks.model_for(preset, model_folder) if preflight else checks.UNCHECKED
     counting = model_folder if model.checkpoint is not None else None
     datasets, of_data = checks.datasets_for(

@@ -9,6 +9,7 @@ from typing import Any
 from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
+from iisft.llamafactory.arguments import of_data
 from iisft.llamafactory.environment import Placement, compile_environment
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.machine.doctor import inspect
@@ -28,7 +29,7 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.workspace import Workspace
 
-_ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
+_ATTENTION_NAMES = {"flash2": "flash_attention_2"}  # where transformers has another name
 
 
 # Arguments by which the trainer itself decides how many rows there are.
@@ -167,15 +168,17 @@ class Plan:
             weights_dtype=self.view.expected_weights_dtype,
             compute_dtype=self.view.expected_compute_dtype,
             autocast=DTYPES[precision] if precision in ("fp16", "bf16") else None,
-            attention=_ATTENTION_NAMES[self.preset.attention],
+            attention=_ATTENTION_NAMES.get(self.preset.attention, self.preset.attention),
             arithmetic=self.view.arithmetic,
             world_size=self.placement.world_size,
             global_batch=self.global_batch,
             rows=rows if _rows_are_known(self.preset) else None,
+            packed=self.preset.train.packing,
             layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
             adapted=self.built.adapted if self.built else None,
         )
 
 
 def _rows_are_known(preset: Preset) -> bool:
-    return not any(preset.llamafactory.get(name) for name in _ROW_CHANGING)
+    given = of_data(preset)
+    return not any(given.get(name) for name in _ROW_CHANGING)

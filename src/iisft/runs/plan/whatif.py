@@ -4,6 +4,7 @@ the fastest way.
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iisft import process
+from iisft.child.constants_iisft import PROFILE_FILE, PROFILE_KEY
 from iisft.errors import CheckFailed, IisftError
 from iisft.estimate.best import best as fastest
 from iisft.estimate.forecast import Forecast
@@ -18,6 +20,7 @@ from iisft.estimate.memory import GIB
 from iisft.estimate.suggestions import Change
 from iisft.estimate.timing import computed_precision, micro_batch_flops
 from iisft.llamafactory.interpreter import training_interpreter
+from iisft.models.view.build import with_step
 from iisft.runs.plan import create
 from iisft.runs.plan.make import make_plan
 from iisft.runs.plan.plan import Plan, Preflight
@@ -134,23 +137,30 @@ def _compared(plan: Plan, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def probe(
-    request: Request, workspace: Workspace, say: Say, *, changes: tuple[str, ...] = ()
+    request: Request,
+    workspace: Workspace,
+    say: Say,
+    *,
+    changes: tuple[str, ...] = (),
+    profile: Path | None = None,
 ) -> dict[str, Any]:
     """A few steps of the real trainer with exactly this preset: no checkpoint, and the run is
-    deleted afterwards.
+    deleted afterwards. `profile`: where torch's profiler's record of a step goes.
 
     What it measured stays in runs/measured.jsonl for the next plan. Errors become `error`.
     """
     request = replace(request, overrides=(*request.overrides, *changes))
     judged: dict[str, Any] = {}
     for steps in _PROBE_STEPS:
-        judged = _run_probe(request, workspace, say, steps)
+        judged = _run_probe(request, workspace, say, steps, profile)
         if "error" in judged or "step_s" in judged:
             return judged
     return judged | {"error": "the steps are too short to be timed; a longer run will tell"}
 
 
-def _run_probe(request: Request, workspace: Workspace, say: Say, steps: int) -> dict[str, Any]:
+def _run_probe(
+    request: Request, workspace: Workspace, say: Say, steps: int, profile: Path | None
+) -> dict[str, Any]:
     only = ("data.eval=null", "save.eval_every_steps=null", f"train.max_steps={steps}")
     name = f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{steps}"
     try:
@@ -161,6 +171,8 @@ def _run_probe(request: Request, workspace: Workspace, say: Say, steps: int) -> 
         )
         plan.require_sound()
         plan = replace(plan, train_yaml=plan.train_yaml | {"save_strategy": "no"})
+        if profile is not None and plan.view is not None:
+            plan = replace(plan, view=with_step(plan.view, {PROFILE_KEY: True}))
         say(f"running {steps} real steps as {name}{_about(plan, steps)}; Ctrl-C ends it")
         create.create(plan)
     except IisftError as error:
@@ -170,14 +182,25 @@ def _run_probe(request: Request, workspace: Workspace, say: Say, steps: int) -> 
         ended = control.wait(plan.folder)
         if ended.state != "finished":
             return {"error": f"the probe {ended.state}: {ended.reason}"}
+        written = {} if profile is None else _written(plan.folder.output / PROFILE_FILE, profile)
         return {
             "steps": steps,
+            **written,
             **_judged(measurements.measure(plan.folder.read_events()), plan.forecast),
         }
     except IisftError as error:
         return _refusal(error)
     finally:
         _remove(plan.folder)
+
+
+def _written(made: Path, wanted: Path) -> dict[str, str]:
+    """The profile where it was asked for; what goes wrong with it loses no measurement."""
+    try:
+        shutil.copyfile(made, wanted)
+    except OSError as error:
+        return {"profile_error": f"{wanted} can't be written: {error.strerror}"}
+    return {"profile": str(wanted)}
 
 
 def _about(plan: Plan, steps: int) -> str:
@@ -204,7 +227,7 @@ def _remove(folder: RunFolder) -> None:
         control.remove(folder)
 
 
-def _judged(found: dict[str, float], result: Forecast | None) -> dict[str, Any]:
+def _judged(found: dict[str, Any], result: Forecast | None) -> dict[str, Any]:
     """The measurement beside the prediction."""
     judged: dict[str, Any] = dict(found)
     if result is None:

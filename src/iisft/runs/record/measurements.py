@@ -26,13 +26,13 @@ _RECENT = 5
 _WARM_UP = 1  # the first step has caches to fill and kernels to choose
 
 
-def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
+def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
     """Medians of a run's steps: `step_s`, `tokens_per_s`; its highest `peak_gib`; the `energy_kwh`
-    that its GPUs took.
+    that its GPUs took; `spent`, the shares of its time by what it went into.
 
     What was not logged is left out.
     """
-    steps, speeds, peaks, joules = [], [], [], 0.0
+    steps, speeds, peaks, spent, joules = [], [], [], [], 0.0
     for event in events:
         if event is not None and event["kind"] == "power" and _is_amount(event.get("joules")):
             joules += event["joules"]
@@ -44,16 +44,30 @@ def measure(events: Iterable[dict[str, Any] | None]) -> dict[str, float]:
             speeds.append(float(event["tokens_per_s"]))
         if isinstance(event.get("vram_allocated_gib"), int | float):
             peaks.append(float(event["vram_allocated_gib"]))
-    found = {}
+        if isinstance(event.get("spent"), dict):
+            spent.append(event["spent"])
+    found: dict[str, Any] = {}
     if steps:
         found["step_s"] = round(statistics.median(steps[_WARM_UP:] or steps), 4)
     if speeds:
         found["tokens_per_s"] = round(statistics.median(speeds[_WARM_UP:] or speeds), 2)
     if peaks:
         found["peak_gib"] = round(max(peaks), 3)
+    if shares := _shares(spent[_WARM_UP:] or spent):
+        found["spent"] = shares
     if joules:
         found["energy_kwh"] = round(joules / 3.6e6, 5)
     return found
+
+
+def _shares(spent: Iterable[dict[str, Any]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for seconds in spent:
+        for kind, value in seconds.items():
+            if _is_amount(value):
+                sums[kind] = sums.get(kind, 0.0) + value
+    whole = sum(sums.values())
+    return {kind: round(value / whole, 4) for kind, value in sums.items()} if whole > 0 else {}
 
 
 def cost(kwh: float) -> float | None:
@@ -69,7 +83,7 @@ def _is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value < 1e12
 
 
-def keep(folder: RunFolder, record: RunRecord, found: dict[str, float]) -> None:
+def keep(folder: RunFolder, record: RunRecord, found: dict[str, Any]) -> None:
     """Add a finished run to the machine's memory; on a full disk it is let go."""
     planned = record.forecast
     if not found or planned is None:

@@ -12,6 +12,7 @@ _OTHER_DTYPE_SHARE = 0.01
 # nf4 leaves embeddings and head as they are: 14 % of Qwen2.5-7B, about half of the smallest models.
 _NF4_SHARE = 0.3
 _WIDE = "float32"
+_BLOCKS = "eager_blocks"  # child/attention_iisft.py; this file stands alone beside check_proof.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Expected:
     rows: int | None
     adapted: dict[str, int] | None = None
     layers_kept: int = 0
+    packed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,6 +84,7 @@ class Observed:
             "reach": first.get("reach"),
             "device": first.get("device"),
             "layers_kept": first.get("layers_kept"),
+            "packed": first.get("packed"),
             "logit_positions": first.get("logit_positions"),
         }
 
@@ -143,8 +146,23 @@ def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[
         )
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+    if expected.packed:
+        yield from packing_differences(proof.get("packed") or {})
     if (kept := proof.get("layers_kept") or 0) != expected.layers_kept:
         yield f"{kept} layers keep their products, but the run says {expected.layers_kept}"
+
+
+def packing_differences(packed: Mapping[str, Any]) -> Iterator[str]:
+    """What the first attention's mask and the positions say of the rows packed into one."""
+    if not packed.get("rows"):
+        yield "rows are not packed with positions and a mask of their own"
+        return
+    if packed.get("across"):
+        yield f"{packed['across']} pairs of tokens of different packed rows see each other"
+    if packed.get("hidden"):
+        yield f"{packed['hidden']} pairs of tokens of the same packed row do not see each other"
+    if not packed.get("restart"):
+        yield "positions do not start again with each packed row"
 
 
 def _weight_differences(proof: Mapping[str, Any]) -> Iterator[str]:
@@ -176,9 +194,13 @@ def _product_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterat
     elif odd:
         yield f"products of the first forward in {_modules(odd)}, not {expected.compute_dtype}"
     kernels = proof.get("kernels") or {}
-    for name in ("sdpa", "eager"):
+    for name in ("sdpa", "eager", _BLOCKS):
         if kernels.get(name) and expected.attention != name:
             yield f"{kernels[name]} layers computed {name} attention, not {expected.attention}"
+    if expected.attention == _BLOCKS and not kernels.get(_BLOCKS):
+        yield f"no layer computed {_BLOCKS} attention"
+    if proof.get("left_out"):
+        yield f"{_BLOCKS} attention leaves out keys that the model's mask lets through"
     if proof.get("softcap") and expected.attention in kernels and not proof.get("capped"):
         yield f"the model's attention cap of {proof['softcap']} was left out"
     yield from _reach_differences(proof.get("reach") or {})

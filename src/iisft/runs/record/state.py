@@ -38,7 +38,7 @@ class RunStatus:
     restarts: int = 0
     findings: tuple[dict[str, Any], ...] = ()
     forecast: Mapping[str, Any] | None = None
-    measured: dict[str, float] | None = None
+    measured: dict[str, Any] | None = None
     fix: str = ""
     comes_again: bool = False
 

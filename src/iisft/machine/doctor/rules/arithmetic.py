@@ -52,11 +52,7 @@ def math_kernel_memory(case: Case) -> Iterator[Finding]:
                 f"{gpu.memory_gib:.0f} GiB at "
                 f"{found.train.batch_size} x {found.train.cutoff_len} tokens",
                 f"{found.train.batch_size} x {heads} heads x {found.train.cutoff_len}^2 x 4 bytes",
-                change_preset(
-                    "train.batch_size=1",
-                    "--set train.batch_size=1 (raise train.accumulation as much), or a smaller "
-                    "--set train.cutoff_len=",
-                ),
+                change_preset("attention=eager_blocks"),
                 "warn",
             )
             return
