@@ -2,6 +2,7 @@
 doctor's own.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,3 +193,46 @@ def test_no_command_lets_pip_fetch_another_torch(tmp_path: Path) -> None:
                 if "--force-reinstall" in command:
                     assert "--no-deps" in command
                 assert "pip install 'torch" not in command and "pip install torch>" not in command
+
+
+def settings_of(fix: str) -> list[tuple[str, ...]]:
+    """The alternatives of a fix that can be typed: each some `key=value`."""
+    found = []
+    for part in re.split(r", or |; | or (?=--set)", fix):
+        typed = re.findall(r"--set '?([\w.]+=[^\s',]+)", part)
+        if line := re.match(r"([a-z_.]+): ([\w.]+)$", part):
+            typed = ["=".join(line.groups())]
+        found += [tuple(typed)] if typed else []
+    return found
+
+
+SETTABLE = [
+    rule.id
+    for rule in all_rules()
+    if rule.id in CASES and CASES[rule.id][0].preset and rule.id not in ("gpu-memory",)
+]
+
+
+@pytest.mark.parametrize("rule_id", SETTABLE)
+def test_a_fix_that_is_a_setting_silences_its_rule(rule_id: str, tmp_path: Path) -> None:
+    scene = CASES[rule_id][0]
+    [rule] = [rule for rule in all_rules() if rule.id == rule_id]
+    [seen] = rule.look(case_of(scene, tmp_path / "before"))
+    for number, settings in enumerate(settings_of(seen.fix)):
+        kept = tuple(one for one in scene.sets if not _unset(one, settings))
+        case = case_of(replace(scene, sets=(*kept, *settings)), tmp_path / str(number))
+        assert seen.message not in [one.message for one in rule.look(case)], settings
+
+
+def _unset(one: str, settings: tuple[str, ...]) -> bool:
+    """weights nf4 takes the place of LLaMA-Factory's own argument."""
+    return "weights=nf4" in settings and one.startswith("llamafactory.quantization_bit")
+
+
+def test_most_fixes_of_presets_can_be_typed(tmp_path: Path) -> None:
+    typed = 0
+    for rule_id in SETTABLE:
+        [rule] = [rule for rule in all_rules() if rule.id == rule_id]
+        [seen] = rule.look(case_of(CASES[rule_id][0], tmp_path / rule_id))
+        typed += bool(settings_of(seen.fix))
+    assert typed > 15

@@ -21,7 +21,8 @@ def global_batch(case: Case) -> Iterator[Finding]:
             f"accumulation {train.accumulation} x {ranks} ranks = {actual}",
             case.place("train.global_batch"),
             change_preset(
-                f"train.global_batch={actual}", f"global_batch: {actual}, or another accumulation"
+                f"train.global_batch={actual}",
+                f"--set train.global_batch={actual}, or another accumulation",
             ),
         )
 
@@ -34,7 +35,7 @@ def sharding_alone(case: Case) -> Iterator[Finding]:
         yield seen(
             f"sharding {preset.sharding} needs at least two GPUs, this run has {ranks}",
             case.place("sharding"),
-            change_preset("sharding=none", "sharding: none"),
+            change_preset("sharding=none"),
         )
 
 
@@ -51,7 +52,7 @@ def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
         yield seen(
             f"float32 arithmetic on stored weights is not verified with sharding {preset.sharding}",
             case.place("weights"),
-            change_preset("weights=fp32", "weights: fp32, or sharding: none"),
+            change_preset("weights=fp32", "--set weights=fp32, or --set sharding=none"),
         )
 
 
@@ -70,7 +71,7 @@ def fit_unproven(case: Case) -> Iterator[Finding]:
         yield seen(
             f"gradient_checkpointing fit is not verified with {other}",
             case.place("train.gradient_checkpointing"),
-            change_preset("train.gradient_checkpointing=true", "gradient_checkpointing: true"),
+            change_preset("train.gradient_checkpointing=true"),
         )
 
 
@@ -126,7 +127,7 @@ def unproven_sharding(case: Case) -> Iterator[Finding]:
             f"sharding {preset.sharding} is passed on to LLaMA-Factory; iisft ran and resumed it "
             "on no GPU yet",
             case.place("sharding"),
-            change_preset("sharding=none", "sharding: none where the model fits"),
+            change_preset("sharding=none", "--set sharding=none where the model fits"),
             "warn",
         )
 
@@ -139,7 +140,7 @@ def no_gpus(case: Case) -> Iterator[Finding]:
         yield seen(
             f"vendor {preset.hardware.vendor} needs at least one GPU",
             case.place("hardware.gpus"),
-            change_preset("hardware.gpus=1", "gpus: 1"),
+            change_preset("hardware.gpus=1"),
         )
 
 
@@ -156,7 +157,7 @@ def never_evaluated(case: Case) -> Iterator[Finding]:
         yield seen(
             "data.eval is never evaluated without save.eval_every_steps",
             case.place("data.eval"),
-            change_preset(f"save.eval_every_steps={every}", f"save.eval_every_steps: {every}"),
+            change_preset(f"save.eval_every_steps={every}"),
         )
 
 
@@ -172,7 +173,7 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
         yield seen(
             "eval_every_steps needs data.eval",
             case.place("save.eval_every_steps"),
-            change_preset("data.eval=NAME", "data.eval: NAME"),
+            change_preset("data.eval=NAME"),
         )
 
 

@@ -81,7 +81,7 @@ def eager_overflows(case: Case) -> Iterator[Finding]:
         yield seen(
             "fp16 with eager attention overflows on Qwen2/2.5: loss 0.0, grad_norm NaN",
             case.place("attention"),
-            change_preset("attention=sdpa", "attention: sdpa"),
+            change_preset("attention=sdpa"),
             in_preset=not case.model,
         )
 
@@ -158,7 +158,7 @@ def flash_needs_half(case: Case) -> Iterator[Finding]:
         yield seen(
             "FlashAttention-2 does not compute in float32",
             case.place("attention"),
-            change_preset("attention=sdpa", "attention: sdpa"),
+            change_preset("attention=sdpa"),
         )
 
 
@@ -197,5 +197,5 @@ def quantised_fp32(case: Case) -> Iterator[Finding]:
             f"weights nf4 can't be held to precision {preset.precision}: LLaMA-Factory picks a "
             "half-precision compute dtype for 4-bit weights",
             case.place("precision"),
-            change_preset("precision=fp16", "precision: fp16 or bf16"),
+            change_preset("precision=fp16", "--set precision=fp16 or bf16"),
         )
