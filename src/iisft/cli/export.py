@@ -13,36 +13,41 @@ if TYPE_CHECKING:
     from iisft.inference.export_plan import Check, Export
 
 
+_Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
+]
+_Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="fp32|fp16|bf16", help="The weights' dtype; default: the base model's."),
+]
+_Format = Annotated[
+    str,
+    typer.Option(
+        metavar="merged|gguf|adapter",
+        help="Merged weights, one GGUF file, or the adapter alone.",
+    ),
+]
+_Quant = Annotated[
+    str | None,
+    typer.Option(metavar="q8_0|f16|bf16", help="How GGUF holds the weights; default: q8_0."),
+]
+_Converter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="llama.cpp's convert_hf_to_gguf.py, if it is not in the training interpreter.",
+    ),
+]
+
+
 def export(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
-    ],
+    output: _Output,
     run: RunArgument = None,
     checkpoint: CheckpointOption = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fp32|fp16|bf16", help="The weights' dtype; default: the base model's."
-        ),
-    ] = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            metavar="merged|gguf|adapter",
-            help="Merged weights, one GGUF file, or the adapter alone.",
-        ),
-    ] = "merged",
-    quant: Annotated[
-        str | None,
-        typer.Option(metavar="q8_0|f16|bf16", help="How GGUF holds the weights; default: q8_0."),
-    ] = None,
-    converter: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="llama.cpp's convert_hf_to_gguf.py, if it is not in the training interpreter.",
-        ),
-    ] = None,
+    dtype: _Dtype = None,
+    format: _Format = "merged",
+    quant: _Quant = None,
+    converter: _Converter = None,
     model: BaseModelOption = None,
     cpu: CpuOption = False,
     as_json: JsonOption = False,

@@ -69,20 +69,23 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         console.out(f"go on        iisft resume {found.folder.id}")
 
 
+_Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow until the run ends.")]
+_AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Events (metrics, states, findings): a list, with --follow one per line."
+    ),
+]
+_Last = Annotated[
+    int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines, or events.")
+]
+
+
 def logs(
     run: RunArgument = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Follow until the run ends.")
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Events (metrics, states, findings): a list, with --follow one per line."
-        ),
-    ] = False,
-    last: Annotated[
-        int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines, or events.")
-    ] = None,
+    follow: _Follow = False,
+    as_json: _AsJson = False,
+    last: _Last = None,
 ) -> None:
     """Print the trainer's log, or the run's events.
 
