@@ -46,7 +46,8 @@ def test_unknown_preset(train: CLI) -> None:
     result = train(preset="mi5")
     assert (result.code, result.out) == (3, "")
     assert result.err == (
-        "error: no preset named 'mi5'; did you mean mi50?\n  fix:   iisft preset list\n"
+        "error: no preset named 'mi5'; did you mean mi50 or mi50-9b or mi50-8b?\n"
+        "  fix:   iisft preset list\n"
     )
 
 

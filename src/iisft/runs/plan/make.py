@@ -57,6 +57,7 @@ def make_plan(
     """
     if preflight is not None:
         check_nodes(request)
+        resolve(request, workspace, cpu_ranks=False)  # a wrong preset waits for no import
         preflight = preflight.asked()  # what torch sees decides about GPUs
         gpus = preflight.machine.visible
     elif gpus is None:
