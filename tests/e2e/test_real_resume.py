@@ -34,7 +34,7 @@ def kill_everything(folder: RunFolder) -> None:
     process.kill_run(folder.marker)
 
 
-@pytest.mark.parametrize(("ranks", "interrupt", "steps"), [(1, "kill -9", 150), (2, "stop", 60)])
+@pytest.mark.parametrize(("ranks", "interrupt", "steps"), [(1, "kill -9", 60), (2, "stop", 60)])
 def test_the_resumed_run_is_the_uninterrupted_one(
     ranks: int,
     interrupt: str,

@@ -18,7 +18,13 @@ from iisft.llamafactory.turns import Options
 from iisft.machine.doctor.inspect import visible_gpus
 from iisft.models.folder import identity
 from iisft.models.folder.checkpoint import Checkpoint, checkpoint_findings, inspect_checkpoint
-from iisft.models.view.build import ViewPlan, build_view, plan_view
+from iisft.models.view.build import (
+    ViewPlan,
+    attention_keys,
+    build_view,
+    plan_view,
+    with_step,
+)
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.runs.record.run_record import ModelRecord, RunRecord
@@ -123,6 +129,7 @@ def find(folder: RunFolder, workspace: Workspace, *, model: str | None, cpu: boo
         weights=record.setting("weights"),
         trust_remote_code=record.setting("model.trust_remote_code"),
     )
+    view = with_step(view, attention_keys(record.setting("attention")))
     had_gpus = bool(record.gpus)
     on_cpu = cpu or not had_gpus
     if not on_cpu and not visible_gpus():

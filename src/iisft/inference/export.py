@@ -20,7 +20,7 @@ from iisft.llamafactory import chat_files, loading
 from iisft.models import exported
 from iisft.models.exported import TokenizerFacts
 from iisft.models.folder.checkpoint import inspect_checkpoint
-from iisft.models.view.build import build_view, plan_view
+from iisft.models.view.build import attention_keys, build_view, plan_view, with_step
 
 
 def run(export: Export) -> Check | None:
@@ -146,6 +146,7 @@ def _check(
             weights="stored" if record.setting("weights") == "nf4" else record.setting("weights"),
             trust_remote_code=record.setting("model.trust_remote_code"),
         )
+        plan = with_step(plan, attention_keys(record.setting("attention")))
         build_view(plan, made_view)
         arguments = loading.merged_arguments(adapted["arguments"], made_view)
         other = adapted | {"arguments": arguments, "adapter": None}

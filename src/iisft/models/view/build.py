@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from iisft.child.constants_iisft import (
     ARITHMETIC_KEY,
+    ATTENTION_KEY,
+    EAGER_BLOCKS,
     KEPT_FLOAT32_KEY,
     LEFT_OUT_KEY,
     NAMES_KEY,
@@ -137,6 +139,13 @@ def plan_view(
         expected_weights_dtype="nf4" if weights == "nf4" else memory,
         expected_compute_dtype=DTYPES.get(precision, memory),
     )
+
+
+def attention_keys(attention: str) -> dict[str, Any]:
+    """How a view's config says that its model computes attention in blocks: LLaMA-Factory knows no
+    name for it.
+    """
+    return {ATTENTION_KEY: EAGER_BLOCKS} if attention == EAGER_BLOCKS else {}
 
 
 def with_step(plan: ViewPlan, keys: Mapping[str, Any]) -> ViewPlan:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from iisft.child.constants_iisft import (
-    ATTENTION_KEY,
-    EAGER_BLOCKS,
     LAYERS_KEPT_KEY,
     LOGITS_CHUNK_KEY,
     LOGITS_KEY,
@@ -30,6 +28,7 @@ from iisft.llamafactory.arguments import UNCOUNTED
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import Gpu
 from iisft.models.folder.known import ModelFacts, model_facts
+from iisft.models.view.build import attention_keys
 from iisft.models.view.support import EXACT_ARCHITECTURES
 from iisft.presets.schema import Preset
 from iisft.runs.plan import known_rows
@@ -136,9 +135,7 @@ def forecast_run(
 
 def step_keys(preset: Preset, result: Forecast | None) -> dict[str, Any]:
     """How the view's config says a step is spent (child/step_iisft.py)."""
-    keys: dict[str, Any] = {}
-    if preset.attention == EAGER_BLOCKS:
-        keys[ATTENTION_KEY] = EAGER_BLOCKS
+    keys = attention_keys(preset.attention)
     if result is not None and result.shape.layers_kept:
         keys[LAYERS_KEPT_KEY] = result.shape.layers_kept
     if preset.train.logits == TRAINED and needs_all_logits(preset) is None:
