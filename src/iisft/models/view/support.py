@@ -11,7 +11,7 @@ from iisft.models.folder.checkpoint import (
     is_computed_buffer,
 )
 from iisft.models.folder.manifest import repair_command
-from iisft.models.folder.text_part import CLASSES
+from iisft.models.folder.text_part import CLASSES, text_name
 
 AUTO_CLASS = "AutoModelForCausalLM"
 
@@ -161,7 +161,10 @@ def kept_float32(checkpoint: Checkpoint, memory: str) -> list[str]:
 
 
 def _over_layers(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".*.", name)
+    """As the class names it: transformers writes the text model of Qwen3.5, alone as it is, under
+    the prefix that it has in the whole one.
+    """
+    return re.sub(r"\.\d+\.", ".*.", text_name(name) or name)
 
 
 def _dtypes_rounded_to(checkpoint: Checkpoint, memory: str) -> list[str]:
