@@ -24,6 +24,7 @@ for rank in range(node * asked["ranks"], (node + 1) * asked["ranks"]):
         "linear_dtype": "bfloat16" if wrong == "linear" else expected["compute_dtype"],
         "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
         "products": {expected["compute_dtype"]: 9},
+        "kernels": {expected["attention"]: 2},
         "float32_matmul_precision": "high" if wrong == "tf32" else "highest",
     }
     print(f"iisft-observed {word} {json.dumps(proof)}")

@@ -92,7 +92,7 @@ def wrongly_packed(case: Case) -> Iterator[Finding]:
         yield seen(
             f"packing crashes unless cutoff_len ({cutoff_len}) divides by 8",
             case.place("train.cutoff_len"),
-            change_preset(f"train.cutoff_len={fitting}", f"cutoff_len: {fitting}"),
+            change_preset(f"train.cutoff_len={fitting}"),
         )
     if preset.attention == "flash2":
         yield seen(
