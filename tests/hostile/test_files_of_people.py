@@ -1,5 +1,6 @@
 """What a person names is written whole, over nothing unasked; what is there is left as it is."""
 
+import fcntl
 import json
 import os
 import signal
@@ -52,6 +53,7 @@ def test_devices_and_pipes_are_written_to_and_stay_what_they_are(
     os.mkfifo(pipe)
     for argv in writers:
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)  # room for a whole script: nobody takes it
         assert iisft(*argv, "/dev/null").code in (0, 4), argv
         iisft(*argv, str(pipe))
         os.close(reader)
