@@ -117,11 +117,16 @@ def test_what_the_account_does_not_know_is_not_compared(train: CLI, folder: RunF
     assert train().code == 0
     assert observed(folder)["tokens"] == "not compared: rows can't be told from their padding"
     record, said = folder.whole_record(), {0: {"first_batch": {"rows": [[3, "0" * 16]]}}}
-    for extra, why in {
-        "packing": "rows are packed",
-        "split_special_tokens": "with split_special_tokens tokens can't be counted",
-    }.items():
-        preset = {**record.preset, "llamafactory": {extra: True}}
+    for section, key, why in (
+        ("train", "packing", "rows are packed"),
+        ("llamafactory", "neat_packing", "rows are packed"),
+        (
+            "llamafactory",
+            "split_special_tokens",
+            "with split_special_tokens tokens can't be counted",
+        ),
+    ):
+        preset = {**record.preset, section: {**record.preset[section], key: True}}
         assert loading.first_tokens(folder, replace(record, preset=preset), said) == (
             [],
             f"not compared: {why}",

@@ -10,7 +10,7 @@ from iisft.estimate.memory import GIB, Memory, estimate_memory
 from iisft.estimate.shape import Layout, Measured, StepShape
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device
-from iisft.llamafactory.arguments import LABELS_MORE, PACKS, of_data
+from iisft.llamafactory.arguments import LABELS_MORE, is_packed, of_data
 from iisft.llamafactory.truncation import PADDING_MULTIPLE
 from iisft.presets.schema import Preset
 
@@ -117,12 +117,6 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
         checkpoint_gib=disk.checkpoint_bytes(adapter) / GIB,
         disk_gib=(disk.run_bytes(adapter, preset.save.keep) + _rows_bytes(preset, workload)) / GIB,
     )
-
-
-def is_packed(preset: Preset) -> bool:
-    """Whether a row that is trained is made of several."""
-    given = of_data(preset)
-    return any(given.get(name) for name in PACKS)
 
 
 def _length(preset: Preset, workload: Workload) -> int:

@@ -144,6 +144,12 @@ def of_data(preset: Preset) -> dict[str, Any]:
     return preset.llamafactory | MAPPING["train.packing"](preset)
 
 
+def is_packed(preset: Preset) -> bool:
+    """Whether a row that is trained is made of several."""
+    given = of_data(preset)
+    return any(given.get(name) for name in PACKS)
+
+
 def compile_arguments(
     preset: Preset, *, model: Path, dataset_dir: Path, output_dir: Path, on_cpu: bool
 ) -> dict[str, Any]:

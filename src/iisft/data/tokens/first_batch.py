@@ -22,6 +22,7 @@ from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.target import limit_of
 from iisft.data.tokens.tokenization import Pairs
 from iisft.errors import IisftError
+from iisft.llamafactory.arguments import is_packed
 from iisft.presets.schema import Preset
 
 _MOST_COUNTED = 50_000  # rows whose lengths nobody knows yet
@@ -47,10 +48,11 @@ def strangers(
     Raises:
         NotCompared: the account can't tell.
     """
-    if any(preset.get("llamafactory", {}).get(name) for name in ("packing", "neat_packing")):
-        raise NotCompared("rows are packed")
     try:
-        limit = limit_of(Preset.model_validate(dict(preset)), model)
+        values = Preset.model_validate(dict(preset))
+        if is_packed(values):
+            raise NotCompared("rows are packed")
+        limit = limit_of(values, model)
         wanted = [(int(length), str(digest)) for length, digest in said]
         found = _found(limit, rows, sha256, set(wanted))
     except (ValidationError, TypeError, ValueError) as error:

@@ -57,17 +57,16 @@ def make_plan(
     """
     if preflight is not None:
         check_nodes(request)
-        resolve(request, workspace, cpu_ranks=False)  # a wrong preset waits for no import
+    # before torch is asked: a wrong preset waits for no import
+    loaded, placement, notes = resolve(request, workspace)
+    if preflight is not None:
         preflight = preflight.asked()  # what torch sees decides about GPUs
-        gpus = preflight.machine.visible
+        gpus = preflight.machine.visible_under(loaded.preset.env)
+        if request.gpus is not None and not preflight.machine.visible:  # CPU ranks are meant
+            placement = replace(placement, on_cpu=True)
     elif gpus is None:
         gpus = visible_gpus()
-    loaded, placement, notes = resolve(
-        request, workspace, cpu_ranks=preflight is not None and not gpus
-    )
     preset, model_folder = loaded.preset, workspace.model_folder(loaded.preset.model.id)
-    if preflight is not None:
-        gpus = preflight.machine.visible_under(preset.env)
     model = checks.model_for(preset, model_folder) if preflight else checks.UNCHECKED
     counting = model_folder if model.checkpoint is not None else None
     datasets, of_data = checks.datasets_for(

@@ -34,13 +34,12 @@ class Request:
 
 
 def resolve(
-    request: Request, workspace: Workspace, *, cpu_ranks: bool
+    request: Request, workspace: Workspace
 ) -> tuple[LoadedPreset, Placement, list[Finding]]:
     """The preset that a request names, checked, with the command line's values in it; where its
     ranks run; and what was made of the command line's counts.
 
-    `cpu_ranks`: there are no GPUs, so `--gpus N` means ranks on the CPU. A rule's error is one of
-    the preset's `warnings`.
+    A rule's error is one of the preset's `warnings`.
 
     Raises:
         IisftError: the request or its preset can't be read or is wrong.
@@ -49,7 +48,7 @@ def resolve(
     document = documents.read_document(request.preset, workspace)
     document.change(request.overrides, model=request.model, data=request.data)
     notes: list[Finding] = []
-    placement = _place(request, document, notes, cpu_ranks=cpu_ranks)
+    placement = _place(request, document, notes)
     loaded = checking.check(document, nodes=request.nodes, ranks=placement.ranks, judge=False)
     return loaded, placement, notes
 
@@ -132,16 +131,14 @@ def check_nodes(request: Request) -> None:
             )
 
 
-def _place(
-    request: Request, document: Document, notes: list[Finding], *, cpu_ranks: bool
-) -> Placement:
+def _place(request: Request, document: Document, notes: list[Finding]) -> Placement:
     """Where the ranks run; the accumulation is rescaled so that the global batch stays."""
     asked = document.values.get("hardware")
     asked = asked if isinstance(asked, dict) else {}
     preset_ranks = asked.get("gpus") if isinstance(asked.get("gpus"), int) else 1
     preset_ranks = max(preset_ranks or 0, 1)
     ranks = request.gpus or preset_ranks
-    on_cpu = asked.get("vendor") == "cpu" or (request.gpus is not None and cpu_ranks)
+    on_cpu = asked.get("vendor") == "cpu"
     placement = Placement(ranks, request.nodes, request.node_rank, request.rendezvous, on_cpu)
     literal = [text for text in request.overrides if _sets_the_batch(text)]
     train = document.values.get("train")
