@@ -14,6 +14,9 @@ from llamafactory.train.tuner import run_exp
 
 
 def main(cases):
+    # Views of one name follow each other within a second: Python would take the first one's
+    # bytecode for the next, which it knows by size and whole seconds.
+    sys.dont_write_bytecode = True
     for name, arguments in json.loads(cases.read_text(encoding="utf-8")):
         print(f"\ncase {name}", flush=True)
         try:
