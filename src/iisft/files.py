@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import stat
@@ -209,6 +208,8 @@ def sha256_of(path: Path) -> str:
     """The hex digest of a file; "" when it can't be read, which equals no digest."""
     try:
         with open_regular(path) as stream:
+            import hashlib  # loads OpenSSL: 4 MB that `--help` has no use for
+
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return ""

@@ -1,7 +1,6 @@
 """iisft notify: whether notices arrive."""
 
 import os
-import socket
 from typing import Annotated
 
 import typer
@@ -55,7 +54,7 @@ def test(preset: _Preset = None, overrides: SetOption = None, as_json: JsonOptio
             fix=f"export {notices.VARIABLE}=ntfys://ntfy.sh/my-topic, or notify: in a preset",
         )
     text = "Notices of runs on this machine arrive here. Nothing has happened."
-    answers = notices.send(f"iisft: a test ({socket.gethostname()})", text, to)
+    answers = notices.send(f"iisft: a test ({os.uname().nodename})", text, to)
     if as_json:
         console.out_json([{"place": answer.place, "why": answer.why} for answer in answers])
     else:
