@@ -77,6 +77,7 @@ def train(
       iisft train --preset demo --name first
     """
     from iisft.cli.progress import rows_bar
+    from iisft.rehearsal.verdict import never_rehearsed
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.plan import Preflight
     from iisft.runs.plan.request import Request
@@ -87,7 +88,7 @@ def train(
     if preset is None:
         raise _no_preset(workspace)
     if not dry_run:
-        _prepare_demo(preset, workspace)
+        prepare_demo(preset, workspace)
     request = Request(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
@@ -103,6 +104,7 @@ def train(
         _write_script(plan, script, slurm=slurm)
         return
     console.findings(plan.findings)
+    console.findings(never_rehearsed(plan, workspace.rehearsals))
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
 
 
@@ -156,7 +158,8 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     raise typer.Exit(control.exit_code(ended))
 
 
-def _prepare_demo(preset: str, workspace: Workspace) -> None:
+def prepare_demo(preset: str, workspace: Workspace) -> None:
+    """Make the demo's model and rows where the preset is the demo's."""
     from iisft import demo
 
     if preset == demo.PRESET:
