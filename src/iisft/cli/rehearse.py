@@ -160,7 +160,8 @@ def _resume(resume: dict[str, bool | None]) -> str:
 def _proven(observed: dict[str, Any]) -> str:
     if not observed:
         return ""
+    ranks = observed["world_size"]
     return (
         f"{observed['weights_dtype']} weights, {observed['compute_dtype']} arithmetic, "
-        f"{observed['attention']} attention, {observed['world_size']} ranks"
+        f"{observed['attention']} attention, {ranks} rank{'' if ranks == 1 else 's'}"
     )

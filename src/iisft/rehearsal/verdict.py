@@ -25,6 +25,7 @@ from iisft.runs.supervise.resume import not_to_the_bit
 VERDICT = "verdict.json"
 KILLED = "rehearsal-kill"  # the kind of the event
 
+_STEPS = ("metrics", "redone")
 _LONG_H = 6.0  # a run that may be worth some minutes before it
 _NEAR = 0.01  # of a loss, where a GPU may add in another order
 _ABOVE_PLAN = 1.02
@@ -115,7 +116,7 @@ def _losses(events: Iterable[Event]) -> dict[int, Event]:
     return {
         event["step"]: event
         for event in events
-        if event["kind"] in ("metrics", "redone") and "loss" in event and "step" in event
+        if event["kind"] in _STEPS and "loss" in event and "step" in event
     }
 
 
@@ -288,7 +289,8 @@ def _failed(name: str, text: str) -> Finding:
 
 
 def _evaluation(plan: Plan, ended: Ended) -> Iterator[Finding]:
-    if evaluates(plan.preset) and not any("eval_loss" in event for event in ended.events):
+    said = any(one["kind"] in _STEPS and "eval_loss" in one for one in ended.events)
+    if evaluates(plan.preset) and not said:
         yield Finding(
             "evaluation-missing",
             f"the preset evaluates every {plan.preset.save.eval_every_steps} steps, and the "
@@ -336,7 +338,7 @@ def without_rows(document: Mapping[str, Any]) -> dict[str, Any]:
         {"id": one["id"], "severity": one["severity"], "message": _QUOTES.sub("", one["message"])}
         for one in document["findings"]
     ]
-    return {**document, "findings": findings}
+    return {**document, "model": Path(document["model"]).name, "findings": findings}
 
 
 def never_rehearsed(plan: Plan, rehearsals: Path) -> Iterator[Finding]:
