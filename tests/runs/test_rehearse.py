@@ -255,7 +255,9 @@ def test_a_long_run_that_was_never_rehearsed_here(
 ) -> None:
     plan = make_plan(Request("mi50", data="数据"), Workspace(workspace))
     assert list(verdict.never_rehearsed(plan, workspace / "rehearsals")) == []  # 97 rows: 10 steps
-    plan = make_plan(Request("mi50", ("train.max_steps=1000",), data="数据"), Workspace(workspace))
+    plan = make_plan(
+        Request("mi50", ("train.max_steps=100000",), data="数据"), Workspace(workspace)
+    )
 
     def said() -> list[str]:
         return [one.fix for one in verdict.never_rehearsed(plan, workspace / "rehearsals")]
