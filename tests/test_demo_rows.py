@@ -7,6 +7,8 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 from helpers import CLI
 from iisft import demo
 
@@ -47,4 +49,15 @@ def test_the_generator_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_a_dry_run_of_the_demo_builds_nothing(iisft: CLI, workspace: Path) -> None:
     first = iisft("train", "--preset", "demo", "--dry-run")
     assert (first.code, "the model iisft/demo-qwen2 is not there" in first.err) == (3, True)
+    assert list(workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "mistyped",
+    [("--set", "train.epoch=1"), ("--nodes", "2", "--rendezvous", "h:99999", "--name", "x")],
+)
+def test_nothing_is_built_for_what_was_mistyped(
+    mistyped: tuple[str, ...], iisft: CLI, workspace: Path
+) -> None:
+    assert iisft("train", "--preset", "demo", *mistyped).code in (2, 3)
     assert list(workspace.iterdir()) == []

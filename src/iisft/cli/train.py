@@ -20,6 +20,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.runs.plan.plan import Plan
+    from iisft.runs.plan.request import Request
     from iisft.runs.record.state import RunStatus
 
 
@@ -86,11 +87,11 @@ def train(
     workspace = Workspace.current()
     if preset is None:
         raise _no_preset(workspace)
-    if not dry_run:
-        _prepare_demo(preset, workspace)
     request = Request(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
+    if not dry_run:
+        _prepare_demo(request, workspace)
     with rows_bar("counting tokens") as progress:
         plan = make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
     if dry_run:
@@ -156,12 +157,15 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     raise typer.Exit(control.exit_code(ended))
 
 
-def _prepare_demo(preset: str, workspace: Workspace) -> None:
+def _prepare_demo(request: "Request", workspace: Workspace) -> None:
     from iisft import demo
 
-    if preset == demo.PRESET:
+    if request.preset == demo.PRESET:
         from iisft.demo import assets
+        from iisft.runs.plan.request import check_nodes, resolve
 
+        check_nodes(request)  # what was mistyped is said before half a minute of building
+        resolve(request, workspace)
         assets.prepare(workspace, console.say)
 
 
