@@ -77,9 +77,6 @@ def train(
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
     """
-    from iisft.cli.progress import rows_bar
-    from iisft.runs.plan.make import make_plan
-    from iisft.runs.plan.plan import Preflight
     from iisft.runs.plan.request import Request
 
     if slurm and script is None:
@@ -92,19 +89,25 @@ def train(
     )  # fmt: skip
     if not dry_run:
         _prepare_demo(request, workspace)
-    with rows_bar("counting tokens") as progress:
-        plan = make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
+    plan = _plan(request, workspace)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
     if script is not None:
-        plan = plan.for_elsewhere()
-    plan.require_sound()
-    if script is not None:
-        _write_script(plan, script, slurm=slurm)
+        _write_script(plan.for_elsewhere(), script, slurm=slurm)
         return
+    plan.require_sound()
     console.findings(plan.findings)
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
+
+
+def _plan(request: "Request", workspace: Workspace) -> "Plan":
+    from iisft.cli.progress import rows_bar
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.plan import Preflight
+
+    with rows_bar("counting tokens") as progress:
+        return make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
 
 
 def _no_preset(workspace: Workspace) -> UsageError:
@@ -200,9 +203,9 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft.cli import console
     from iisft.runs.plan import script as scripts
 
+    plan.require_sound()
     text = scripts.render(plan, slurm=slurm)
     console.write(file, text, UsageError, "script-write")
     if file.is_file():
