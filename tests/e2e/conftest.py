@@ -15,18 +15,9 @@ import pytest
 TINY_MODELS = Path(__file__).parents[1] / "fidelity" / "tiny_models.py"
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
 
-SITECUSTOMIZE = """
-import os, sys
-# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is
-# no such device.
-if "LOCAL_RANK" in os.environ:
-    import torch
-    torch.serialization.register_package(
-        5,
-        lambda storage: None,
-        lambda storage, location: storage if location.startswith("cpu:") else None,
-    )
 # As a GPU that is too small for the first step, on one rank: the others have reported by then.
+OUT_OF_MEMORY = """
+import os, sys
 trains = any("llamafactory" in part for part in sys.orig_argv)
 if trains and os.environ.get("LOCAL_RANK", "0") == os.environ.get("BOOM"):
     import torch
@@ -96,7 +87,7 @@ def changes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs the Python statement TAMPER in the run's folder.
     """
     folder = tmp_path_factory.mktemp("changes")
-    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    (folder / "sitecustomize.py").write_text(OUT_OF_MEMORY)
     (folder / "bin").mkdir()
     real, cli = (
         shlex.quote(str(PYTHON.with_name(name))) for name in (PYTHON.name, "llamafactory-cli")
@@ -107,11 +98,6 @@ def changes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f'#!/bin/sh\n{real} -c "$TAMPER" && exec {real} {cli} "$@"\n',
     )
     return folder
-
-
-@pytest.fixture
-def loading_on_cpu_ranks(changes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(changes))
 
 
 @pytest.fixture
