@@ -109,7 +109,7 @@ def decision_of(answer: str) -> bool | None:
 def ask(model: Path, adapter: Path) -> dict[str, list[str]]:
     """Greedy answers to the held-out rows, without and with the adapter."""
     script = HERE / "ask_with_and_without_adapter.py"
-    done = run(PYTHON, script, model, adapter, demo.EVAL_ROWS)
+    done = run(PYTHON, script, model, adapter, demo.EVAL_ROWS, OMP_NUM_THREADS="1")
     answers: dict[str, list[str]] = json.loads(done.stdout)
     return answers
 
