@@ -18,7 +18,7 @@ from iisft.models.hub.hubs import Hubs, transfer_finding
 from iisft.models.hub.listing import Listing, RemoteFile
 from iisft.models.hub.metadata import HUGGINGFACE, MODELSCOPE, NAMES
 from iisft.models.hub.parallel import Show, Tally, each
-from iisft.models.hub.part import SPARE_BYTES, is_local, locked, require_space, writing
+from iisft.models.hub.place import SPARE_BYTES, is_local, locked, require_space, writing
 from iisft.models.hub.transfer import LOCAL_FAULTS, PAUSES_S, Job, fetch
 
 WORKERS = 4
