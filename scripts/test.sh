@@ -31,7 +31,7 @@ elif (($#)); then
 else
   rm -f .coverage .coverage.*
   for place in .venv/lib/python3.*/site-packages; do
-    [[ ! -d $place ]] || ln -sf "$root/scripts/untraced_imports.py" "$place/"
+    [[ ! -d $place ]] || cp "$root/scripts/untraced_imports.py" "$place/"
   done
   check coverage run -m "${tests[@]}"
   .venv/bin/coverage combine --quiet

@@ -2,7 +2,7 @@
 
 Until Python 3.12 the tracer is called for every line of every file, also of those that are not
 measured: importing LLaMA-Factory then takes 9 s of processor time instead of 6.5, in a hundred
-processes of the tests. test.sh links this file into site-packages, where each child finds it.
+processes of the tests. test.sh copies this file into site-packages, where each child finds it.
 """
 
 import sys
