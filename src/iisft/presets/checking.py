@@ -138,12 +138,20 @@ def _keys_of(model: Any, prefix: str) -> Iterator[str]:
 
 
 def _nearest_key(path: KeyPath) -> str:
-    """The known key that was probably meant: the same word elsewhere, or the nearest spelling."""
-    keys = known_keys()
-    dotted, word = ".".join(map(str, path)), str(path[-1])
-    same_section = [key for key in keys if key.rpartition(".")[0] == dotted.rpartition(".")[0]]
-    if near := difflib.get_close_matches(dotted, same_section, n=1, cutoff=0.75):
-        return near[0]
-    elsewhere = [key for key in keys if key.rpartition(".")[2] == word]
-    near = elsewhere or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.6)
-    return near[0] if near else ""
+    """The known key that was probably meant: the same word elsewhere, or the nearest spelling.
+
+    Words are compared without their sections, whose letters would make any two keys alike: a fix
+    that names another key is worse than none.
+    """
+    section, word = path[:-1], str(path[-1])
+    words: dict[str, list[str]] = {}
+    inside: dict[str, str] = {}
+    for key in known_keys():
+        *before, last = key.split(".")
+        words.setdefault(last, []).append(key)
+        if tuple(before) == section:
+            inside[last] = key
+    if near := difflib.get_close_matches(word, inside, n=1, cutoff=0.7):
+        return inside[near[0]]
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.8)
+    return words[near[0]][0] if near else ""
