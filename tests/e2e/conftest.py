@@ -15,19 +15,6 @@ import pytest
 TINY_MODELS = Path(__file__).parents[1] / "fidelity" / "tiny_models.py"
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
 
-# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is
-# no such device.
-LOAD_ON_CPU_RANKS = """
-import os
-if "LOCAL_RANK" in os.environ:
-    import torch
-    torch.serialization.register_package(
-        5,
-        lambda storage: None,
-        lambda storage, location: storage if location.startswith("cpu:") else None,
-    )
-"""
-
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,12 +56,6 @@ def train(iisft: Callable[..., Any], tiny_models: Path, workspace: Path) -> Call
         return iisft(*argv, "--gpus", str(gpus), "--name", name, *options, *more)
 
     return run
-
-
-@pytest.fixture
-def loading_on_cpu_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(LOAD_ON_CPU_RANKS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 @pytest.fixture

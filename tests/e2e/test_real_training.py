@@ -253,7 +253,7 @@ def test_two_nodes_share_one_run(two_nodes: Callable[..., list[int]], workspace:
 
 
 def test_a_stop_reaches_every_node_and_a_resume_brings_them_back(
-    iisft: CLI, two_nodes: Callable[..., list[int]], workspace: Path, loading_on_cpu_ranks: None
+    iisft: CLI, two_nodes: Callable[..., list[int]], workspace: Path
 ) -> None:
     assert two_nodes("--set", "train.max_steps=100000", "--detach") == [0, 0]
     folders = [RunFolder(workspace / "runs" / "run", node) for node in (0, 1)]
