@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.models.models_on_disk import CONFIG, write_json, write_safetensors
 
 from iisft.models import exported
 from iisft.models.folder.checkpoint import inspect_checkpoint
-from tests.models.models_on_disk import CONFIG, write_json, write_safetensors
 
 _LLAMA = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
 _GEMMA = {
