@@ -160,7 +160,7 @@ def _stage(
     policy: Policy | None,
     progress: Progress | None,
 ) -> Staging:
-    check = Check([source], all_keys=True, progress=progress)
+    check = Check([source], progress=progress)
     rows: Iterable[Row] = check.sound_rows()
     with ExitStack() as stack:
         written = stack.enter_context(RowsFile(folder))
