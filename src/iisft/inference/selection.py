@@ -122,8 +122,8 @@ def _best(folder: RunFolder) -> Chosen:
         raise RunStateError(
             "no-best",
             f"no kept checkpoint of {folder.id} has an evaluation loss ({known})",
-            fix=f"iisft predict {folder.id} --checkpoint all, then iisft compare {folder.id}; or train "
-            "with data.eval and save.eval_every_steps",
+            fix=f"iisft predict {folder.id} --checkpoint all, then iisft compare {folder.id}; or "
+            "train with data.eval and save.eval_every_steps",
         )
     loss, step = evaluated[0]
     reason = f"checkpoint-{step} has the lowest evaluation loss of those kept, {loss:.4f}"
