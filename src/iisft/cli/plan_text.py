@@ -81,7 +81,8 @@ def _memory(plan: "Plan", result: "Forecast") -> Iterator[str]:
     memory = result.memory
     yield ""
     have = plan.accelerator.memory_gib
-    yield f"fits: {result.fits}   {memory.needed / GIB:.1f} GiB needed per GPU, {have:.1f} there"
+    needed = f"{memory.needed / GIB:.{1 if memory.needed >= GIB else 2}f}"
+    yield f"fits: {result.fits}   {needed} GiB needed per GPU, {have:.1f} there"
     if said := _spent(plan, result):
         yield f"  {said}"
     shown = max(GIB / 200, memory.peak / 400)

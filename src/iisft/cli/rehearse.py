@@ -7,7 +7,7 @@ import typer
 
 from iisft.cli import console
 from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
-from iisft.cli.train import prepare_demo
+from iisft.cli.train import checked_plan, prepare_demo
 from iisft.errors import InputError
 from iisft.quoting import shell_word
 from iisft.workspace import Workspace
@@ -57,19 +57,15 @@ def rehearse(
       iisft rehearse --preset mi50
       iisft rehearse --preset mi50 --data triage --collect rehearsal.tar.gz
     """
-    from iisft.cli.progress import rows_bar
     from iisft.rehearsal.rehearse import rehearse as run
-    from iisft.runs.plan.make import make_plan
-    from iisft.runs.plan.plan import Preflight
     from iisft.runs.plan.request import Request
 
     workspace = Workspace.current()
     if collect is not None and collect.exists():
         raise console.exists(collect)
-    prepare_demo(preset, workspace)
     request = Request(preset, tuple(overrides or ()), model, data, gpus=gpus)
-    with rows_bar("counting tokens") as progress:
-        plan = make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
+    prepare_demo(request, workspace)
+    plan = checked_plan(request, workspace)
     plan.require_sound()
     console.findings(plan.findings)
     found = run(plan, workspace, console.say)
