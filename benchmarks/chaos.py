@@ -31,18 +31,6 @@ from iisft.runs.record.state import status_of
 
 BINARIES = Path(sys.executable).parent
 TINY_MODELS = Path(__file__).parents[1] / "tests" / "fidelity" / "tiny_models.py"
-# Upstream can't load optimizer.pt to the device "cpu:0" of a CPU rank of several; on GPUs there is
-# no such device.
-LOAD_ON_CPU_RANKS = """
-import os
-if "LOCAL_RANK" in os.environ:
-    import torch
-    torch.serialization.register_package(
-        5,
-        lambda storage: None,
-        lambda storage, location: storage if location.startswith("cpu:") else None,
-    )
-"""
 SAVE_EVERY = 20
 DISK_BYTES = 400 * 2**20
 BACK_WITHIN_S = 300.0
@@ -342,14 +330,7 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         with_disk = stack.enter_context(small_disk(Path(folder)))
         home = Path(folder)
-        os.environ |= {
-            "IISFT_HOME": folder,
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(home / "site"), os.environ.get("PYTHONPATH")))
-            ),
-        }
-        (home / "site").mkdir()
-        (home / "site" / "sitecustomize.py").write_text(LOAD_ON_CPU_RANKS)
+        os.environ["IISFT_HOME"] = folder
         subprocess.run([sys.executable, TINY_MODELS, home / "tiny", "qwen2-tied"], check=True)
         bench = Bench(
             home, options.ranks, options.steps or 40 * options.faults, random.Random(options.seed)

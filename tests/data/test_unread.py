@@ -174,11 +174,48 @@ def test_parts_of_text_are_joined_by_the_command_that_is_named(tmp_path: Path) -
          ' "id": 1, "id": 2}', "id"),
         ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],'
          ' "role": "x"}', ""),
+        ('{"messages": [{"role": "user", "content": "q", "content": "r"},'
+         ' {"role": "assistant", "content": "a"}]}', "content"),
+        ('{"instruction": "q", "output": "a", "meta": {"x": [{"y": 1, "z": 2, "y": 3}]}}', "y"),
+        ('{"instruction": "q", "output": "a", "o\\u0075tput": "b"}', "output"),
+        ('{"instruction": "q \\ud83d\\ude00: \\u003c", "output": "\\"a\\": 1"}', ""),
+        ('{"instruction": "q", "output": "a", "n": 12345678901234567890123, "n" : 1}', "n"),
+        ('{"instruction": "q", "output": "a", "tools": "[{\\"name\\": \\"f\\", \\"name\\":'
+         ' \\"g\\"}]"}', "tools: name"),
+        ('{"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value":'
+         ' "{\\"name\\": \\"f\\", \\"arguments\\": {\\"x\\": 1, \\"x\\": 2}}"}]}',
+         "conversations[1].value: x"),
     ],
 )  # fmt: skip
-def test_a_key_that_is_there_twice(iisft: CLI, tmp_path: Path, line: str, field: str) -> None:
+@pytest.mark.parametrize("form", ["{0}\n", "[{0}]", "[{0}, {1}, {0}]"])
+def test_a_key_that_is_there_twice(
+    iisft: CLI, tmp_path: Path, line: str, field: str, form: str
+) -> None:
+    """At any depth, in lines and in an array whose elements are found in either way."""
     file = tmp_path / "x.jsonl"
-    file.write_text(line + "\n", encoding="utf-8")
+    file.write_text(
+        form.replace("{0}", line).replace("{1}", line.replace("{", '{"first": 0, ', 1)),
+        encoding="utf-8",
+    )
     found = [one.field for one in check([open_source(file)]).findings if one.id == "key-twice"]
-    assert found == ([field] if field else [])
-    assert iisft("data", "stage", str(file), "--name", "x").code == (3 if field else 0)
+    assert found == [field] * (1 + form.count(",")) if field else found == []
+    if form.startswith("{"):
+        assert iisft("data", "stage", str(file), "--name", "x").code == (3 if field else 0)
+
+
+def test_a_key_that_is_there_twice_in_the_last_of_many_rows(tmp_path: Path) -> None:
+    line = '{"instruction": "q", "output": "a"}\n'
+    file = tmp_path / "x.jsonl"
+    file.write_text(line * 60_000 + '{"instruction": "q", "output": "a", "output": "b"}\n')
+    found = check([open_source(file)], repeats=False).findings
+    assert [(one.id, one.row) for one in found] == [("key-twice", 60_001)]
+
+
+def test_arguments_with_a_key_twice(tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": '{"x": 1, "x": 2}'}}
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    (found,) = check([open_source(written(tmp_path / "x.jsonl", {"messages": talk}))]).findings
+    assert (found.id, found.message) == (
+        "tool-call-shape",
+        "arguments with the key x more than once",
+    )

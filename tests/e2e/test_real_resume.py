@@ -42,7 +42,6 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     iisft: CLI,
     train: CLI,
     workspace: Path,
-    loading_on_cpu_ranks: None,
 ) -> None:
     size = ("--set", f"train.max_steps={steps}", "--set", "save.every_steps=7")
     whole, part = (RunFolder(workspace / "runs" / name) for name in ("whole", "part"))

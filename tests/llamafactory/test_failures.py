@@ -12,6 +12,7 @@ from iisft.llamafactory.failures import KNOWN, Failure, diagnose, exception_of
 FOLDER = Path(__file__).parent
 EXCERPTS = {file.stem: file for file in sorted((FOLDER / "failures").glob("*.log"))}
 OTHER_FORMS = [
+    ("gguf-unknown", "ERROR:hf-to-gguf:Model DemoForCausalLM is not supported"),
     (
         "gpu-out-of-memory",
         "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 3.31 GiB. GPU 0 has a total",

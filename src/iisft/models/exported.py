@@ -19,6 +19,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", *_VOCABULARY_FILES)
 # the class that reads tokenizer.json as it stands, in transformers 4 and 5
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+_BESIDE_SCALING = ("rope_theta", "partial_rotary_factor")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
@@ -47,8 +48,29 @@ def config(
         changed["tie_word_embeddings"] = False
     whole = original.published | changed
     if original.is_part:
-        whole["text_config"] = whole["text_config"] | changed
-    return whole
+        text = whole["text_config"] | changed
+        return whole | {"text_config": text | _older_rope(text)}
+    return whole | _older_rope(whole)
+
+
+def _older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding under the names of transformers 4, where they are missing.
+
+    It passes over the rope_parameters that transformers 5 writes and takes its defaults without a
+    word: another model. Both read both.
+    """
+    given = config.get("rope_parameters")
+    if not isinstance(given, dict):
+        return {}
+    by_layer = {kind: one for kind, one in given.items() if isinstance(one, dict)}
+    own = by_layer.get("full_attention", {}) if by_layer else given
+    scaling = {key: one for key, one in own.items() if key not in _BESIDE_SCALING}
+    older = {key: own[key] for key in _BESIDE_SCALING if key in own}
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    if "rope_theta" in by_layer.get("sliding_attention", {}):
+        older["rope_local_base_freq"] = by_layer["sliding_attention"]["rope_theta"]  # Gemma 3
+    return {key: one for key, one in older.items() if config.get(key) is None}
 
 
 def generation_config(folder: Path, facts: TokenizerFacts) -> dict[str, Any]:

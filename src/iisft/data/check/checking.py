@@ -2,13 +2,8 @@
 what repeats.
 """
 
-import contextlib
-import functools
-import json
-import re
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +47,8 @@ class Check:
     """One pass over the rows of the sources, in turn. Iterate sound_rows() to its end; `report`
     then has everything.
 
-    Without `repeats` rows are not compared with each other. `all_keys`: look for keys that are
-    there twice in every row, and not only in the first ones, which takes a sixth of the time.
-    `torn`: what comes after the last row can't be read.
+    Without `repeats` rows are not compared with each other. `torn`: what comes after the last row
+    can't be read.
     """
 
     def __init__(
@@ -62,10 +56,8 @@ class Check:
         sources: Sequence[Source],
         *,
         repeats: bool = True,
-        all_keys: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self._keys_until = sys.maxsize if all_keys else _KEYS_LOOKED_AT
         self._sources = tuple(sources)
         self._repeats = repeats
         self._progress = progress
@@ -90,8 +82,6 @@ class Check:
         for row in read_rows(source, self._progress):
             self._rows += 1
             staged, problems = check(row)
-            if row.number <= self._keys_until and (twice := keys_twice(row)):
-                staged, problems = None, [*problems, twice]
             if staged is None and isinstance(row.value, Unreadable) and row.value.last:
                 self.torn = True
             for problem in problems:
@@ -127,42 +117,6 @@ def check(
     one = Check(sources, repeats=repeats, progress=progress)
     deque(one.sound_rows(), maxlen=0)
     return one.report
-
-
-_KEYS_LOOKED_AT = 50_000
-
-
-def keys_twice(row: Row) -> RowFinding | None:
-    """A key that an object of a line has more than once: which of its values is meant?
-
-    A parser takes the last one without a word; pyarrow, which LLaMA-Factory reads rows with, stops.
-    """
-    raw, value = row.raw, row.value
-    if raw is None or type(value) is not dict:
-        return None
-    if len(_spelled(tuple(value))(raw)) <= len(value):
-        return None  # most rows: a key of a nested object may have the same name
-    twice: list[str] = []
-
-    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice.extend(name for name in found if names.count(name) > 1)
-        return found
-
-    with contextlib.suppress(ValueError, RecursionError):
-        json.loads(raw, object_pairs_hook=look)
-    if not twice:
-        return None
-    return flaw(twice[0], "key-twice", "the key is there more than once in one object")
-
-
-@functools.lru_cache(maxsize=64)
-def _spelled(keys: tuple[str, ...]) -> Callable[[bytes], list[bytes]]:
-    """Finds these keys in a line of JSON; inside a text the quotes are escaped."""
-    names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False)[1:-1].encode()) for key in keys)
-    return re.compile(rb'"(?:' + names + rb')"\s*:').findall
 
 
 class JsonAnswers:

@@ -73,6 +73,18 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= EXCERPT else text[:EXCERPT] + "..."
 
 
+def type_name(value: Any) -> str:
+    names = {
+        "str": "a text",
+        "dict": "an object",
+        "list": "a list",
+        "int": "a number",
+        "float": "a number",
+        "bool": "true/false",
+    }
+    return "null" if value is None else names.get(type(value).__name__, type(value).__name__)
+
+
 @dataclass(slots=True)
 class Group:
     """All findings of one id: `count` of them, the first ones kept."""

@@ -10,13 +10,19 @@ the same rows.
 """
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw
+from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw, type_name
+from iisft.data.check.inner_json import (
+    call_problems,
+    calls_as_text,
+    keys_twice,
+    may_repeat_a_key,
+    to_the_digit,
+)
 from iisft.data.check.rowchecks import (
     Checked,
     Checker,
@@ -24,7 +30,6 @@ from iisft.data.check.rowchecks import (
     may_be_odd,
     read_tools,
     text_problems,
-    type_name,
     unusable,
     without_ignored,
 )
@@ -37,7 +42,6 @@ from iisft.llamafactory import tools as tool_forms
 _SIDES = (("user", "observation"), ("assistant", "function_call"))
 # Keys of an OpenAI message that are either read or mean nothing for training.
 _KNOWN_KEYS = {"tool_calls", "function_call", "tool_call_id", "name", "id"}
-_LONG_NUMBER = re.compile(rb"[0-9]{19}").search
 _CHOSEN = ".[{0}] += [.chosen] | del(.chosen, .rejected)"
 _PARSED = ".[{0}] |= fromjson"
 
@@ -57,14 +61,13 @@ def message_checker(layout: Layout) -> Checker:
     )
 
     def check(row: Row) -> Checked:
-        value = row.value
-        if row.raw is not None and _LONG_NUMBER(row.raw) and isinstance(value, dict):
-            value = _to_the_digit(row.raw, value)
+        value = to_the_digit(row)
         if layout.completion and isinstance(value, dict):
             value = _joined(value, messages_key, layout.completion)
         if (
             type(value) is dict
             and not may_be_odd(row.raw)
+            and not may_repeat_a_key(row)
             and not watch.speaking(value)
             and (staged := quick(value))
         ):
@@ -76,7 +79,8 @@ def message_checker(layout: Layout) -> Checker:
             return None, [flaw(messages_key, "field-missing", f"{state}: there are no messages")]
         conversation = _Conversation(layout, of_messages)
         unread = list(watch.problems(value))
-        problems = without_ignored(unread + list(conversation.read(value)), layout)
+        found = [*unread, *conversation.read(value), *keys_twice(row)]
+        problems = without_ignored(found, layout)
         if any(one.id == "preference-data" for one in unread):
             problems = [one for one in problems if one.id != "answer-missing"]  # it is in `chosen`
             if isinstance(value.get("chosen"), dict):
@@ -86,14 +90,6 @@ def message_checker(layout: Layout) -> Checker:
         return conversation.staged(), problems
 
     return check
-
-
-def _to_the_digit(raw: bytes, value: Any) -> Any:
-    """orjson makes floats of integers beyond 64 bits."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return value
 
 
 def _joined(value: dict[str, Any], prompt: str, completion: str) -> dict[str, Any]:
@@ -196,7 +192,7 @@ class _Conversation:
         content_field = f"{field}.{self._content_key}"
         if calls and role == "assistant":
             role, beside = "function_call", content
-            content, problem = _calls_as_text(calls)
+            content, problem = calls_as_text(calls)
             if problem:
                 yield flaw(f"{field}.tool_calls", "tool-call-shape", problem, excerpt(calls))
             yield from text_problems(f"{field}.tool_calls", content)
@@ -219,7 +215,7 @@ class _Conversation:
             if role in _SIDES[1]:
                 yield from answer_problems(content_field, content)
             if role == "function_call" and isinstance(content, str):
-                yield from _call_problems(content_field, content)
+                yield from call_problems(content_field, content)
         yield from self._other_keys(field, role, message)
         yield from self._place(field, number, role, spelled, content)
 
@@ -280,40 +276,3 @@ class _Conversation:
             yield flaw(field, "messages-empty", "there is no message to answer")
         elif len(self._messages) % 2 and self._messages[-1]["role"] in _SIDES[0]:
             yield flaw(field, "answer-missing", "the last message is no answer")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _calls_as_text(calls: Any) -> tuple[str, str]:
-    """Tool calls as the JSON that LLaMA-Factory reads, and what is wrong with them."""
-    listed = calls if isinstance(calls, list) else [calls]
-    plain = []
-    for call in listed:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            return "", "a tool call without a name"
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments, parse_constant=_refuse_constant)
-            except (ValueError, RecursionError):
-                return "", "arguments that are no JSON"
-        if not isinstance(arguments, dict):
-            return "", f"arguments are an object, not {type_name(arguments)}"
-        plain.append({"name": function["name"], "arguments": arguments})
-    return json.dumps(plain, ensure_ascii=False), ""
-
-
-def _call_problems(field: str, content: str) -> Iterator[RowFinding]:
-    """What FunctionFormatter would end a training with."""
-    try:
-        tool_forms.call("qwen", content, tool_forms.THOUGHT_WORDS, tool_forms.CALL_WORDS)
-    except tool_forms.Unrenderable:
-        text = (
-            "LLaMA-Factory can't read this call: it is JSON with name and arguments, alone, after "
-            f"a thought ({'...'.join(tool_forms.THOUGHT_WORDS)!r}), or between "
-            f"{' and '.join(tool_forms.CALL_WORDS)}"
-        )
-        yield flaw(field, "tool-call-shape", text, excerpt(content))

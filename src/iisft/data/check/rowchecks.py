@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 
-from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw
+from iisft.data.check.findings import THE_FILE, RowFinding, excerpt, flaw, type_name
+from iisft.data.check.inner_json import keys_twice, may_repeat_a_key, names_twice, to_the_digit
 from iisft.data.check.unread import Watch
 from iisft.data.read.layouts import ALPACA_FIELDS, Layout
 from iisft.data.read.rows import Row, Unreadable
@@ -70,27 +71,29 @@ def alpaca_checker(layout: Layout) -> Checker:
                 and not get(history_key)
                 and not get(tools_key)
                 and not may_be_odd(row.raw)
+                and not may_repeat_a_key(row)
                 and not watch.speaking(value)
             ):
                 return {"instruction": instruction, "input": text, "output": output}, ()
-        return _slow_alpaca(value, layout, watch)
+        return _slow_alpaca(row, layout, watch)
 
     return check
 
 
-def _slow_alpaca(value: Any, layout: Layout, watch: Watch) -> Checked:
+def _slow_alpaca(row: Row, layout: Layout, watch: Watch) -> Checked:
+    value = to_the_digit(row)
     if not isinstance(value, dict):
         return None, [unusable(value)]
-    found = _alpaca_problems(value, layout)
-    problems = without_ignored([*watch.problems(value), *found], layout)
+    found = [*watch.problems(value), *_alpaca_problems(value, layout), *keys_twice(row)]
+    problems = without_ignored(found, layout)
     if any(problem.severity == "error" for problem in problems):
         return None, problems
     fields = {field: value.get(key) for field, key in layout.columns.items()}
-    row = {field: fields[field] or "" for field in ("instruction", "input", "output")}
-    row |= {field: fields[field] for field in ("system", "history") if fields[field]}
+    staged = {field: fields[field] or "" for field in ("instruction", "input", "output")}
+    staged |= {field: fields[field] for field in ("system", "history") if fields[field]}
     if tools := read_tools(layout.columns["tools"], fields["tools"])[0]:
-        row["tools"] = tools
-    return row, problems
+        staged["tools"] = tools
+    return staged, problems
 
 
 def _alpaca_problems(value: dict[str, Any], layout: Layout) -> Iterator[RowFinding]:
@@ -216,16 +219,4 @@ def read_tools(field: str, tools: Any) -> tuple[str, list[RowFinding]]:
         text = "no JSON list of tools with a name each"
         return "", [flaw(field, "tools-shape", text, excerpt(tools))]
     written = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-    return written, list(text_problems(field, written))
-
-
-def type_name(value: Any) -> str:
-    names = {
-        "str": "a text",
-        "dict": "an object",
-        "list": "a list",
-        "int": "a number",
-        "float": "a number",
-        "bool": "true/false",
-    }
-    return "null" if value is None else names.get(type(value).__name__, type(value).__name__)
+    return written, [*text_problems(field, written), *names_twice(field, written)]

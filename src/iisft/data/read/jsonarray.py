@@ -144,7 +144,7 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _element(text: _Text) -> tuple[Any, bytes | None]:
-    """The element at the window's position, and its bytes where the quick way found its end."""
+    """The element at the window's position, and its bytes where orjson could parse them."""
     end = _likely_end(text.window, text.position)
     if end:
         raw = text.window[text.position : end].encode()
@@ -155,7 +155,7 @@ def _element(text: _Text) -> tuple[Any, bytes | None]:
         else:
             text.advance(end)
             return value, raw
-    return _element_by_parsing(text), None
+    return _element_by_parsing(text)
 
 
 def _likely_end(window: str, start: int) -> int:
@@ -170,7 +170,7 @@ def _likely_end(window: str, start: int) -> int:
     return end if window[end:following].strip() == "," else 0
 
 
-def _element_by_parsing(text: _Text) -> Any:
+def _element_by_parsing(text: _Text) -> tuple[Any, bytes | None]:
     """Parse one element, reading on as long as it may be incomplete: slower than orjson, but it
     finds the end.
     """
@@ -178,21 +178,25 @@ def _element_by_parsing(text: _Text) -> Any:
         try:
             value, end = _decoder.raw_decode(text.window, text.position)
         except RecursionError:
-            return Unreadable("row-json", "nested too deep", _here(text), last=True)
+            return Unreadable("row-json", "nested too deep", _here(text), last=True), None
         except ValueError as error:
             if not _may_be_incomplete(text, error):
-                return _broken_element(text, error)
+                return _broken_element(text, error), None
             if len(text.window) - text.position > readers.ROW_LIMIT:
-                return Unreadable(
-                    "row-too-long", f"this row is {readers.TOO_LONG}", _here(text), last=True
-                )
+                reason = f"this row is {readers.TOO_LONG}"
+                return Unreadable("row-too-long", reason, _here(text), last=True), None
             if text.ended or not text.more():
-                return _broken_element(text, error)
+                return _broken_element(text, error), None
             continue
         length = end - text.position  # reading on moves the window
         if end + _NUMBER_GOES_ON <= len(text.window) or text.ended or not text.more():
+            raw = text.window[text.position : text.position + length].encode()
             text.advance(text.position + length)
-            return value
+            try:
+                orjson.loads(raw)
+            except orjson.JSONDecodeError:  # half of a surrogate pair, which texts are searched for
+                return value, None
+            return value, raw
 
 
 def _may_be_incomplete(text: _Text, error: ValueError) -> bool:
