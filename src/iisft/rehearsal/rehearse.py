@@ -15,8 +15,9 @@ from iisft.evaluation.reading import PredictionFile
 from iisft.inference import base_model, selection
 from iisft.inference import predict as predicting
 from iisft.rehearsal import verdict as verdicts
+from iisft.rehearsal.figures import KILLED, Ended
 from iisft.rehearsal.short import CHECKPOINT, KILLED_AFTER, STEPS, short_of
-from iisft.rehearsal.verdict import KILLED, VERDICT, Ended, Verdict
+from iisft.rehearsal.verdict import VERDICT, Verdict
 from iisft.runs.plan import create
 from iisft.runs.plan.places import unwritable
 from iisft.runs.plan.plan import Plan

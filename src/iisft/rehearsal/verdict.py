@@ -3,11 +3,8 @@
 import math
 import platform
 import re
-import shutil
-import statistics
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +13,19 @@ from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.estimate.memory import GIB
 from iisft.llamafactory.failures import KNOWN
 from iisft.quoting import shell_word
+from iisft.rehearsal.figures import STEPS, Ended, figures, losses, measured
 from iisft.rehearsal.short import CHECKPOINT, KILLED_AFTER, evaluates
 from iisft.runs.plan.plan import Plan
-from iisft.runs.record import measurements
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.supervise.resume import not_to_the_bit
 
 VERDICT = "verdict.json"
-KILLED = "rehearsal-kill"  # the kind of the event
 
-_STEPS = ("metrics", "redone")
 _LONG_H = 6.0  # a run that may be worth some minutes before it
 _NEAR = 0.01  # of a loss, where a GPU may add in another order
 _ABOVE_PLAN = 1.02
 _OF_MACHINE = ("memory", "disk")
 _QUOTES = re.compile(r"[:;(].*", re.DOTALL)  # what an exception says may quote a row
-
-Event = dict[str, Any]
-
-
-@dataclass
-class Ended:
-    """What is left of the short run. `seconds`: what the trainer took for `checkpoint_s` and
-    `eval_s`.
-    """
-
-    state: str
-    reason: str
-    fix: str
-    events: list[Event]
-    observed: dict[str, Any]
-    seconds: dict[str, Any]
-    checkpoint_bytes: int
-    findings: list[Finding] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        kinds = [event["kind"] for event in self.events]
-        at = kinds.index(KILLED) if KILLED in kinds else len(kinds)
-        self.before, self.after = self.events[:at], self.events[at:]
-
-    @property
-    def killed(self) -> bool:
-        return bool(self.after)
 
 
 @dataclass
@@ -87,9 +55,9 @@ class Verdict:
 
 def judge(plan: Plan, short: Plan, ended: Ended) -> Verdict:
     """What the short run tells about the long one."""
-    found = _measured(plan, short, ended)
+    found = measured(plan, short, ended)
     resume, of_resume = _resume(short.folder, ended)
-    document = _figures(plan, short, ended, found) | {"resume": resume}
+    document = figures(plan, short, ended, found) | {"resume": resume}
     findings = [*_of_run(ended), *ended.findings]
     if ended.state == "finished":
         findings += of_resume
@@ -109,106 +77,6 @@ def no_checkpoint(folder: RunFolder) -> Finding:
         fix=f"tail -50 {shell_word(str(folder.train_log))}",
         exit_code=ExitCode.FAILED,
     )
-
-
-def _losses(events: Iterable[Event]) -> dict[int, Event]:
-    """The steps with a loss."""
-    return {
-        event["step"]: event
-        for event in events
-        if event["kind"] in _STEPS and "loss" in event and "step" in event
-    }
-
-
-def _measured(plan: Plan, short: Plan, ended: Ended) -> dict[str, Any]:
-    """Seconds of a step of the long run, from ordinary steps: the first of a trainer's life has
-    caches to fill.
-    """
-    found = measurements.measure(ended.events)
-    before, after = _losses(ended.before), _losses(ended.after)
-    ordinary = [event for step, event in before.items() if step >= CHECKPOINT - 1]
-    ordinary += [event for step, event in after.items() if step > CHECKPOINT + 1]
-    seconds, speeds = [], []
-    for event in ordinary:
-        spent, whole = sum((event.get("spent") or {}).values()), event.get("step_s")
-        each = spent or whole
-        if each:
-            seconds.append(float(each))
-            if whole and "tokens_per_s" in event:
-                speeds.append(event["tokens_per_s"] * whole / each)
-    for name in ("step_s", "tokens_per_s"):
-        found.pop(name, None)
-    if seconds:
-        times = plan.preset.train.accumulation / short.preset.train.accumulation
-        found["step_s"] = round(statistics.median(seconds) * times, 4)
-    if speeds:
-        found["tokens_per_s"] = round(statistics.median(speeds), 2)
-    return found
-
-
-def _figures(plan: Plan, short: Plan, ended: Ended, found: Mapping[str, Any]) -> dict[str, Any]:
-    result, save = plan.forecast, plan.preset.save
-    steps, step_s = result.steps if result else None, found.get("step_s")
-    checkpoint_s, eval_s = _seconds(ended, "checkpoint_s"), _eval_s(plan, short, ended)
-    total_s = None
-    if steps and step_s:
-        total_s = steps * step_s + steps // save.every_steps * (checkpoint_s or 0.0)
-        if evaluates(plan.preset) and save.eval_every_steps:
-            total_s += steps // save.eval_every_steps * (eval_s or 0.0)
-    checkpoint = ended.checkpoint_bytes / GIB or None
-    return {
-        "ok": False,
-        "name": short.folder.id,
-        "preset": plan.document.name,
-        "model": plan.preset.model.id,
-        "machine": platform.node(),
-        "ended": round(time.time(), 3),
-        "peak_gib": found.get("peak_gib"),
-        "planned_gib": round(result.peak_gib, 3) if result else None,
-        "card_gib": round(plan.accelerator.memory_gib, 3),
-        "step_s": step_s,
-        "steps": steps,
-        "total_h": round(total_s / 3600, 6) if total_s else None,
-        "finish": _finish(total_s),
-        "accumulation": short.preset.train.accumulation,
-        "checkpoint_s": checkpoint_s,
-        "checkpoint_gib": round(checkpoint, 6) if checkpoint else None,
-        "eval_s": eval_s,
-        "disk_gib": _disk_gib(plan, checkpoint),
-        "free_gib": round(shutil.disk_usage(short.folder.path).free / GIB, 3),
-        "prediction": ended.state == "finished" and not ended.findings,
-        "observed": ended.observed,
-    }
-
-
-def _finish(total_s: float | None) -> str | None:
-    if not total_s:
-        return None
-    end = time.time() + min(total_s, 1e9)  # no calendar has later days
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(end))
-
-
-def _seconds(ended: Ended, name: str) -> float | None:
-    value = ended.seconds.get(name)
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return round(float(value), 3) if known and value is not None else None
-
-
-def _eval_s(plan: Plan, short: Plan, ended: Ended) -> float | None:
-    """An evaluation of all its rows."""
-    seconds = _seconds(ended, "eval_s")
-    if seconds is None or len(plan.datasets) < 2:
-        return None
-    return round(seconds * plan.datasets[1].rows / short.datasets[1].rows, 3)
-
-
-def _disk_gib(plan: Plan, checkpoint_gib: float | None) -> float | None:
-    """At the end of the long run: the plan's, with the checkpoints as they are."""
-    result, kept = plan.forecast, plan.preset.save.keep + 2
-    if checkpoint_gib is None:
-        return round(result.disk_gib, 3) if result else None
-    rows = result.disk_gib - result.checkpoint_gib * kept if result else 0.0
-    return round(rows + checkpoint_gib * kept, 3)
 
 
 def _of_run(ended: Ended) -> Iterator[Finding]:
@@ -247,7 +115,7 @@ def _of_run(ended: Ended) -> Iterator[Finding]:
 
 def _resume(folder: RunFolder, ended: Ended) -> tuple[dict[str, bool | None], list[Finding]]:
     """Whether the killed trainer came back at its checkpoint, and did the same steps again."""
-    before, after = _losses(ended.before), _losses(ended.after)
+    before, after = losses(ended.before), losses(ended.after)
     begins = [one.get("from_step") for one in ended.after if one.get("state") == "running"]
     if not ended.killed or ended.state != "finished":
         return {"ok": False, "loss_equal": None}, []
@@ -289,7 +157,7 @@ def _failed(name: str, text: str) -> Finding:
 
 
 def _evaluation(plan: Plan, ended: Ended) -> Iterator[Finding]:
-    said = any(one["kind"] in _STEPS and "eval_loss" in one for one in ended.events)
+    said = any(one["kind"] in STEPS and "eval_loss" in one for one in ended.events)
     if evaluates(plan.preset) and not said:
         yield Finding(
             "evaluation-missing",
