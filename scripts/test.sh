@@ -21,14 +21,18 @@ check ruff format --check
 check mypy
 check lint-imports
 check zensical build --strict --clean
-# Two at a time, each file by one worker: what a file's tests share is made once.
-tests=(pytest -n 2 --dist loadfile)
+# Two at a time, each file by one worker: what a file's tests share is made once. The files come in the
+# order of tests/conftest.py, the longest first; xdist's own order has those of few tests last.
+tests=(pytest -n 2 --dist loadfile --no-loadscope-reorder)
 if [[ ${1:-} == --fast ]]; then
   check "${tests[@]}" -m "not matrix and not slow" "${@:2}"
 elif (($#)); then
   check pytest "$@"
 else
   rm -f .coverage .coverage.*
+  for place in .venv/lib/python3.*/site-packages; do
+    [[ ! -d $place ]] || cp "$root/scripts/untraced_imports.py" "$place/"
+  done
   check coverage run -m "${tests[@]}"
   .venv/bin/coverage combine --quiet
   check coverage report --skip-covered

@@ -37,6 +37,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         leftovers.kill_all(leftovers.SESSION, str(os.getpid()))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: no worker is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -59,7 +65,11 @@ class Result:
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """One for all workers: what the training interpreter can do takes ten seconds to find out."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)

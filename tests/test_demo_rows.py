@@ -1,11 +1,15 @@
-"""The bundled rows: unique, disjoint, short enough to be cut nowhere, and reproducible from their
-generator.
+"""The demo without a trainer: its rows are unique, disjoint, short enough to be cut nowhere, and
+reproducible from their generator; a dry run builds nothing. tests/inference/test_real_models.py
+trains it.
 """
 
 import json
 import runpy
 from pathlib import Path
 
+import pytest
+
+from helpers import CLI
 from iisft import demo
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +44,20 @@ def test_the_generator_writes_the_same_bytes(tmp_path: Path) -> None:
     generator["main"]()
     for file in (demo.TRAIN_ROWS, demo.EVAL_ROWS):
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_dry_run_of_the_demo_builds_nothing(iisft: CLI, workspace: Path) -> None:
+    first = iisft("train", "--preset", "demo", "--dry-run")
+    assert (first.code, "the model iisft/demo-qwen2 is not there" in first.err) == (3, True)
+    assert list(workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "mistyped",
+    [("--set", "train.epoch=1"), ("--nodes", "2", "--rendezvous", "h:99999", "--name", "x")],
+)
+def test_nothing_is_built_for_what_was_mistyped(
+    mistyped: tuple[str, ...], iisft: CLI, workspace: Path
+) -> None:
+    assert iisft("train", "--preset", "demo", *mistyped).code in (2, 3)
+    assert list(workspace.iterdir()) == []

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from iisft.cli.curves import curve, downsample
+from iisft.cli.figures import curve, downsample
 
 NAN, INF = math.nan, math.inf
 

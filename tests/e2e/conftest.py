@@ -15,6 +15,25 @@ import pytest
 TINY_MODELS = Path(__file__).parents[1] / "fidelity" / "tiny_models.py"
 PYTHON = Path(os.environ.get("IISFT_PYTHON") or sys.executable)
 
+# As a GPU that is too small for the first step, on one rank: the others have reported by then.
+OUT_OF_MEMORY = """
+import os, sys
+trains = any("llamafactory" in part for part in sys.orig_argv)
+if trains and os.environ.get("LOCAL_RANK", "0") == os.environ.get("BOOM"):
+    import torch
+    def attention(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    torch.nn.functional.scaled_dot_product_attention = attention
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model gains nothing from a second thread, whose waiting takes as much processor time
+    as its work: five times as much where two trainers share two cores.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,23 +77,49 @@ def train(iisft: Callable[..., Any], tiny_models: Path, workspace: Path) -> Call
     return run
 
 
+# What the training interpreter can do is asked again for another path of it, and for another
+# PYTHONPATH: ten seconds each. So that what changes the trainer stands in one place for all tests.
+
+
+@pytest.fixture(scope="session")
+def changes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH, and in bin/ the training interpreter whose llamafactory-cli first
+    runs the Python statement TAMPER in the run's folder.
+    """
+    folder = tmp_path_factory.mktemp("changes")
+    (folder / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    (folder / "bin").mkdir()
+    real, cli = (
+        shlex.quote(str(PYTHON.with_name(name))) for name in (PYTHON.name, "llamafactory-cli")
+    )
+    _script(folder / "bin" / "python", f'#!/bin/sh\nexec {real} "$@"\n')
+    _script(
+        folder / "bin" / "llamafactory-cli",
+        f'#!/bin/sh\n{real} -c "$TAMPER" && exec {real} {cli} "$@"\n',
+    )
+    return folder
+
+
 @pytest.fixture
-def tampered_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def out_of_memory(changes: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """The first forward of this rank finds the memory full."""
+
+    def on_rank(rank: int) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(changes))
+        monkeypatch.setenv("BOOM", str(rank))
+
+    return on_rank
+
+
+@pytest.fixture
+def tampered_trainer(changes: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """The real llamafactory-cli, after a Python statement was run in the run's folder: what a fault
     there would do.
     """
 
     def tamper(statement: str) -> None:
-        binaries = tmp_path / "tampered" / "bin"
-        binaries.mkdir(parents=True)
-        real = shlex.quote(str(PYTHON))
-        _script(binaries / "python", f'#!/bin/sh\nexec {real} "$@"\n')
-        _script(
-            binaries / "llamafactory-cli",
-            f"#!/bin/sh\n{real} -c {shlex.quote(statement)} && exec {real} "
-            f'{shlex.quote(str(PYTHON.parent / "llamafactory-cli"))} "$@"\n',
-        )
-        monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))
+        monkeypatch.setenv("TAMPER", statement)
+        monkeypatch.setenv("IISFT_PYTHON", str(changes / "bin" / "python"))
 
     return tamper
 

@@ -151,25 +151,11 @@ def test_a_trainer_that_does_something_else_is_ended_with_1(
     assert [sentence for sentence in sentences if sentence not in "\n".join(said)] == []
 
 
-# As a GPU that is too small for the first step, on one rank: the others have reported by then.
-OUT_OF_MEMORY = """
-import os, sys
-trains = any("llamafactory" in part for part in sys.orig_argv)
-if trains and os.environ.get("LOCAL_RANK", "0") == os.environ["BOOM"]:
-    import torch
-    def attention(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    torch.nn.functional.scaled_dot_product_attention = attention
-"""
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_crash_in_the_first_forward_ends_with_its_cause(
-    ranks: int, train: CLI, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: int, train: CLI, workspace: Path, out_of_memory: Callable[[int], None]
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("BOOM", str(ranks - 1))
+    out_of_memory(ranks - 1)
     # with layers kept, exhausted memory is answered by another start that keeps fewer
     whole = ("--set", "train.gradient_checkpointing=true")
     result = train("--set", "attention=sdpa", *whole, gpus=ranks)

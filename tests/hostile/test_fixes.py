@@ -362,7 +362,7 @@ def test_a_fix_of_a_preset_fixes(name: str, iisft: CLI, place: Path) -> None:
     ],
 )
 def test_what_was_wrong_on_the_command_line_is_put_right_there(
-    given: str, typed: str, iisft: CLI, model: Path
+    given: str, typed: str, iisft: CLI, model: Path, fake_trainer: Any
 ) -> None:
     argv = ("train", "-p", "mi50", "--model", str(model), "--dry-run", "--gpus", "1")
     wrong = iisft(*argv, "--set", given).err

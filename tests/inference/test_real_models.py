@@ -52,33 +52,18 @@ def run(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a demo run: checkpoints 120 and 240, its last step, each with an evaluation
-    loss.
+def trained(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> Path:
+    """A workspace after the newcomer's first command, with checkpoints 150 and 300, its last step,
+    and an evaluation loss of each.
     """
     home = tmp_path_factory.mktemp("trained") / "训练 home"
     home.mkdir()
-    env = {"IISFT_HOME": str(home)}
-    run(sys.executable, "-m", "iisft", "data", "stage", demo.EVAL_ROWS, "--name", DATA, **env)
-    size = (
-        "train.max_steps=240",
-        "save.every_steps=120",
-        "save.eval_every_steps=120",
-        f"data.eval={DATA}",
-    )
-    options = [part for value in size for part in ("--set", value)]
-    run(
-        sys.executable,
-        "-m",
-        "iisft",
-        "train",
-        "--preset",
-        "demo",
-        "--name",
-        "demo",
-        *options,
-        **env,
-    )
+    env = {"IISFT_HOME": str(home), "XDG_CACHE_HOME": str(cache_folder)}
+    iisft = (sys.executable, "-m", "iisft")
+    run(*iisft, "data", "stage", demo.EVAL_ROWS, "--name", DATA, **env)
+    saved = ("save.every_steps=150", "save.eval_every_steps=150", f"data.eval={DATA}")
+    options = [part for value in saved for part in ("--set", value)]
+    run(*iisft, "train", "--preset", "demo", "--name", "demo", *options, **env)
     return home
 
 
@@ -111,6 +96,54 @@ def answers_of(folder: RunFolder, which: str) -> list[str]:
 def question(number: int) -> str:
     row = json.loads(demo.EVAL_ROWS.read_text(encoding="utf-8").splitlines()[number - 1])
     return f"{row['instruction']}\n{row['input']}"
+
+
+def decision_of(answer: str) -> bool | None:
+    """None where the answer is no JSON: that is not right either."""
+    try:
+        return bool(json.loads(answer)["keep"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def ask(model: Path, adapter: Path) -> dict[str, list[str]]:
+    """Greedy answers to the held-out rows, without and with the adapter."""
+    script = HERE / "ask_with_and_without_adapter.py"
+    done = run(PYTHON, script, model, adapter, demo.EVAL_ROWS, OMP_NUM_THREADS="1")
+    answers: dict[str, list[str]] = json.loads(done.stdout)
+    return answers
+
+
+def test_the_demo_learns_its_task(
+    iisft: CLI, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is built, trained, and answers differently."""
+    monkeypatch.setenv("IISFT_HOME", str(trained))
+    run = RunFolder(trained / "runs" / "demo")
+    losses = [
+        event["loss"]
+        for event in run.read_events()
+        if event["kind"] == "metrics" and "loss" in event
+    ]
+    assert sum(losses[-5:]) / 5 < losses[0] / 4
+    observed = json.loads(run.record.read_text())["observed"]
+    assert (observed["weights_dtype"], observed["compute_dtype"], observed["rows"]) == (
+        "bfloat16",
+        "float32",
+        240,
+    )
+    assert (run.output / "training_loss.png").stat().st_size > 1000
+    planned = json.loads(iisft("plan", "--preset", "demo", "--json").out)
+    assert (planned["measured"]["runs"], planned["fits"]) == (1, "yes")
+    assert 0 < planned["step_s"] < 10
+    answers = ask(trained / "models" / demo.MODEL_ID, run.output)
+    rows = [json.loads(line) for line in demo.EVAL_ROWS.read_text(encoding="utf-8").splitlines()]
+    right = sum(
+        decision_of(answer) == decision_of(row["output"])
+        for answer, row in zip(answers["after"], rows, strict=True)
+    )
+    assert answers["before"] != answers["after"]
+    assert right > 0.75 * len(rows)
 
 
 def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
@@ -160,13 +193,13 @@ def test_greedy_answers_are_those_of_llamafactorys_own_do_predict(
     theirs = [json.loads(line) for line in lines]
     ours = [
         json.loads(line)
-        for line in folder.predictions_of(DATA, "240").read_text(encoding="utf-8").splitlines()
+        for line in folder.predictions_of(DATA, "300").read_text(encoding="utf-8").splitlines()
     ]
     assert [row["prompt"] for row in ours] == [row["prompt"] for row in theirs]
     assert [row["prediction"] for row in ours] == [row["predict"] for row in theirs]
     assert [row["reference"] for row in ours] == [row["label"].strip() for row in theirs]
     assert {row["stop"] for row in ours} == {"eos"}
-    assert answers_of(folder, "120") != answers_of(folder, "240")
+    assert answers_of(folder, "150") != answers_of(folder, "300")
 
 
 def test_the_arithmetic_of_training_is_that_of_the_answers(

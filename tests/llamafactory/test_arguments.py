@@ -7,8 +7,7 @@ import pytest
 
 from iisft.errors import ExitCode
 from iisft.llamafactory import arguments, installed, interpreter, passed, refused
-from iisft.llamafactory.combined import check_together
-from iisft.llamafactory.extra import check_extra, fits
+from iisft.llamafactory.extra import check_extra, check_together, fits
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets import checking, documents
 from iisft.presets.schema import Preset

@@ -382,7 +382,7 @@ CHECKS = [
     "zensical build --strict --clean",
 ]
 WITH_COVERAGE = [
-    "coverage run -m pytest -n 2 --dist loadfile",
+    "coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder",
     "coverage combine --quiet",
     "coverage report --skip-covered",
 ]
@@ -392,7 +392,10 @@ WITH_COVERAGE = [
     ("arguments", "tests"),
     [
         ((), WITH_COVERAGE),
-        (("--fast",), ["pytest -n 2 --dist loadfile -m not matrix and not slow"]),
+        (
+            ("--fast",),
+            ["pytest -n 2 --dist loadfile --no-loadscope-reorder -m not matrix and not slow"],
+        ),
         (("tests/runs", "-k", "plan"), ["pytest tests/runs -k plan"]),
     ],
 )

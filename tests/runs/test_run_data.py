@@ -199,8 +199,9 @@ def test_counts_are_remembered_and_a_changed_file_is_counted_anew(
 
 
 def test_a_torn_cache_is_taken_for_none(
-    iisft: CLI, train: CLI, rows: Path, cache_folder: Path
+    iisft: CLI, train: CLI, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert iisft("data", "stage", str(rows), "--name", "rows").code == 0
     train("--dry-run", cutoff=320)  # which builds the model as well, and remembers that
     told = train("--dry-run", cutoff=320).err
@@ -208,7 +209,7 @@ def test_a_torn_cache_is_taken_for_none(
     kept = [
         path
         for kind in ("tokens", "surveys", "fits")
-        for path in (cache_folder / "iisft" / kind).iterdir()
+        for path in (tmp_path / "iisft" / kind).iterdir()
     ]
     for damage in (
         lambda content: b"",

@@ -49,7 +49,7 @@ def chat(
       iisft chat RUN
       echo 'What is LoRA?' | iisft chat RUN
     """
-    from iisft.cli.loading import prepare
+    from iisft.cli.progress import prepare
     from iisft.inference import talk
 
     if temperature < 0:

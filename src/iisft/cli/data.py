@@ -20,10 +20,12 @@ from iisft.cli.options import (
     RolesOption,
     SetOption,
 )
+from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
-    from iisft.data.stage.staging import Staging
+    from iisft.data.stage.staging import Policy, Staging
+    from iisft.data.tokens.target import Target
 
 data_app = options.group("""Check, split and stage datasets.
 
@@ -84,28 +86,11 @@ def stage(
     """
     from iisft.cli.progress import bytes_bar
     from iisft.data.stage import staging
-    from iisft.data.stage.policy import OverlongStep
-    from iisft.errors import UsageError
 
     target = data_tokens.target(preset, model, overrides, overlong)
-    if tokenize and (target.preset is None or target.limit is None):
-        raise UsageError(
-            "tokenize-preset",
-            "--tokenize needs --preset, and its model",
-            fix="--preset NAME --model DIR",
-        )
+    if tokenize:
+        _require_preset(target)
     with bytes_bar("staging") as progress:
-        step = (
-            OverlongStep(
-                target.limit,
-                target.policy,
-                batch_size=target.batch_size,
-                drop_unfit=drop_unfit,
-                exact=exact,
-            )
-            if target.limit
-            else None
-        )
         staged = staging.stage(
             file,
             name,
@@ -115,15 +100,36 @@ def stage(
             ignore=ignore or (),
             roles=roles or (),
             drop_bad=drop_bad,
-            policy=step.as_policy if step else None,
+            policy=_policy(target, drop_unfit=drop_unfit, exact=exact),
             progress=progress,
         )
     tokens = data_tokens.tokenize(target, name) if tokenize else None
     console.findings(staged.findings.first_of_each("warn" if drop_bad else None))
-    if as_json:
-        console.out_json(_document(name, staged, tokens))
-    else:
-        _print(name, staged, tokens)
+    console.out_json(_document(name, staged, tokens)) if as_json else _print(name, staged, tokens)
+
+
+def _require_preset(target: "Target") -> None:
+    if target.preset is None or target.limit is None:
+        raise UsageError(
+            "tokenize-preset",
+            "--tokenize needs --preset, and its model",
+            fix="--preset NAME --model DIR",
+        )
+
+
+def _policy(target: "Target", *, drop_unfit: bool, exact: bool) -> "Policy | None":
+    """What is done with rows over the limit; None where nothing says what the limit is."""
+    from iisft.data.stage.policy import OverlongStep
+
+    if not target.limit:
+        return None
+    return OverlongStep(
+        target.limit,
+        target.policy,
+        batch_size=target.batch_size,
+        drop_unfit=drop_unfit,
+        exact=exact,
+    ).as_policy
 
 
 def _document(name: str, staged: "Staging", tokens: Path | None) -> dict[str, Any]:

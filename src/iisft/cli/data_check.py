@@ -88,9 +88,7 @@ def check(
         console.out_json({**report.as_json(), "tokens": tokens})
     else:
         _print(report)
-        if account:
-            console.out()
-            data_tokens.print_account(account, target, sources[0].file)
+        _print_tokens(account, target, sources[0].file)
     refused = account is not None and account.refused is not None
     cut = account is not None and account.damaged and target.policy == "fail"
     if report.findings.errors or refused or cut:
@@ -176,6 +174,12 @@ def _print(report: "Report") -> None:
         else f"{unsound:,} of {report.rows:,} rows can't be"
     )
     console.out(verdict if not unsound else f"{verdict} staged")
+
+
+def _print_tokens(account: "Account | None", target: "Target", file: Path) -> None:
+    if account:
+        console.out()
+        data_tokens.print_account(account, target, file)
 
 
 def _print_group(code: str, group: "Group") -> None:

@@ -105,11 +105,7 @@ def download(
       iisft download Qwen/Qwen2.5-7B-Instruct --source modelscope
       iisft download --verify models/Qwen/Qwen2.5-7B-Instruct
     """
-    if verify is not None and adopt is not None:
-        raise UsageError("verify-or-adopt", "--verify and --adopt exclude each other")
-    if source is Source.LOCAL and adopt is None:
-        raise UsageError("source-local", "--source local goes with --adopt DIR")
-    sources = _sources(source)
+    sources = _sources(source, verify, adopt)
     if verify is not None or adopt is not None:
         _check(verify, adopt, model, revision, sources, as_json=as_json, quiet=quiet)
         return
@@ -133,7 +129,11 @@ def download(
     _print_downloaded(done, None if model else preset, as_json=as_json, quiet=quiet)
 
 
-def _sources(source: Source) -> tuple[str, ...]:
+def _sources(source: Source, verify: Path | None, adopt: Path | None) -> tuple[str, ...]:
+    if verify is not None and adopt is not None:
+        raise UsageError("verify-or-adopt", "--verify and --adopt exclude each other")
+    if source is Source.LOCAL and adopt is None:
+        raise UsageError("source-local", "--source local goes with --adopt DIR")
     if source is Source.AUTO:
         return (Source.HUGGINGFACE.value, Source.MODELSCOPE.value)
     return () if source is Source.LOCAL else (source.value,)

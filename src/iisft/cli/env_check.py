@@ -13,6 +13,7 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.machine.doctor.engine import Case
     from iisft.machine.facts.machine import Machine
+    from iisft.machine.facts.reader import Reader
 
 
 _Preset = Annotated[
@@ -86,19 +87,22 @@ def env_check(
         machine = case.machine
     found = [*engine.diagnose(case), *notes]
     if collect is not None:
-        console.write(collect, bundle.packed(machine, reader), InputError, "file-write")
-        console.say(
-            f"{collect}: {len(reader.files)} files and the interpreter's report; it holds no secret"
-        )
+        _pack(collect, machine, reader)
     if fix_plan is not None:
         _write_fix_plan(fix_plan, found, machine)
     ok = all(one.severity != "error" for one in found)
-    if as_json:
-        console.out_json(_document(case, found, ok=ok))
-    else:
-        _print(case, found)
+    console.out_json(_document(case, found, ok=ok)) if as_json else _print(case, found)
     if not ok:
         raise typer.Exit(ExitCode.ENVIRONMENT)
+
+
+def _pack(file: Path, machine: "Machine", reader: "Reader") -> None:
+    from iisft.machine.doctor import bundle
+
+    console.write(file, bundle.packed(machine, reader), InputError, "file-write")
+    console.say(
+        f"{file}: {len(reader.files)} files and the interpreter's report; it holds no secret"
+    )
 
 
 def _case(machine: "Machine", preset: str | None, workspace: Workspace) -> "Case":

@@ -63,7 +63,7 @@ def export(
       iisft export RUN -o gguf --format gguf --quant q8_0
       iisft export RUN -o adapter --format adapter
     """
-    from iisft.cli.loading import prepare
+    from iisft.cli.progress import prepare
     from iisft.inference import export as exporting
     from iisft.inference import export_plan, gguf
     from iisft.models.view.support import DTYPES

@@ -16,8 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from iisft.cli.curves import SMALLEST, curve
-from iisft.cli.figures import describe_metrics
+from iisft.cli.figures import SMALLEST, curve, describe_metrics
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.record.history import History
 from iisft.runs.record.state import RunStatus

@@ -82,8 +82,7 @@ def predict(
     from iisft.inference.predict import request_for
     from iisft.runs.record.state import find_run
 
-    if backend not in ("local", "api"):
-        raise UsageError("backend", f"--backend is local or api, not {backend!r}")
+    _require_backend(backend, checkpoint)
     workspace = Workspace.current()
     folder = find_run(workspace, run)
     request = request_for(
@@ -96,16 +95,21 @@ def predict(
         restart=from_start,
     )
     if backend == "api":
-        if checkpoint is not None:
-            raise UsageError(
-                "api-checkpoint", "--checkpoint is for the local model; a server has its own"
-            )
         outcomes = _by_api(folder, request, url, api_model, parallel)
     else:
         outcomes = _locally(folder, workspace, request, checkpoint, model, cpu=cpu)
     if as_json:
         console.out_json([outcome.as_json() for outcome in outcomes])
     _say_end(folder, request, outcomes, as_json=as_json)
+
+
+def _require_backend(backend: str, checkpoint: str | None) -> None:
+    if backend not in ("local", "api"):
+        raise UsageError("backend", f"--backend is local or api, not {backend!r}")
+    if backend == "api" and checkpoint is not None:
+        raise UsageError(
+            "api-checkpoint", "--checkpoint is for the local model; a server has its own"
+        )
 
 
 def _by_api(

@@ -1,20 +1,28 @@
-"""Progress on stderr: bars on a terminal, an occasional line elsewhere."""
+"""What stderr has while one waits: bars on a terminal, an occasional line elsewhere, and what a
+run's models need that chat, serve and export load.
+"""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iisft.cli import console
+from iisft.errors import UsageError
 from iisft.models.folder.manifest import gb
 from iisft.quoting import visible
+from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from iisft.inference.base_model import Source
+    from iisft.inference.selection import Chosen
     from iisft.models.hub.parallel import Show, Tally
+
 
 _LINE_EVERY_S = 30.0
 _RATE_OVER_S = 10.0
@@ -187,3 +195,41 @@ class _TransferLines:
             share = 100 * tally.done_bytes / max(tally.total_bytes, 1)
             amount = f"{gb(tally.done_bytes)} of {gb(tally.total_bytes)}"
             console.say(f"  {share:.0f} %  {amount}  {rate}".rstrip())
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model that may be loaded. `max_new_tokens`: the longest answer."""
+
+    source: "Source"
+    chosen: "Chosen"
+    max_new_tokens: int
+
+
+def prepare(
+    run: str | None,
+    checkpoint: str | None,
+    model: str | None,
+    *,
+    cpu: bool,
+    max_tokens: int | None = None,
+) -> Ready:
+    """Check everything that can be wrong before the model is loaded, and say what it will take."""
+    from iisft.inference import base_model as sources
+    from iisft.inference import selection
+    from iisft.runs.record.state import find_run
+
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError("max-tokens", f"--max-tokens must be at least 1, not {max_tokens}")
+    workspace = Workspace.current()
+    folder = find_run(workspace, run)
+    chosen = selection.choose_one(folder, checkpoint)
+    source = sources.find(folder, workspace, model=model, cpu=cpu)
+    if source.drift:
+        console.say(source.drift)
+    if chosen.reason:
+        console.say(chosen.reason)
+    need = source.need(chosen)
+    console.say(f"{folder.id} {need.sentence}")
+    need.require()
+    return Ready(source, chosen, max_tokens or int(source.record.setting("train.cutoff_len")))

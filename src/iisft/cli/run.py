@@ -243,10 +243,7 @@ def resume(
 
     workspace = Workspace.current()
     if all_lost:
-        if run is not None or accept_drift or from_start:
-            raise UsageError(
-                "all-lost", "--all-lost takes no run, accepts no drift and starts nothing over"
-            )
+        _require_alone(run is not None or accept_drift or from_start)
         _resume_all_lost(workspace, as_json=as_json)
         return
     folder = RunFolder(find_run(workspace, run).path, node_rank)
@@ -257,16 +254,20 @@ def resume(
     resumed = bring_back(folder, accept_drift=accept_drift, from_start=from_start)
     console.say(_describe(resumed))
     if detach:
-        if as_json:
-            console.out_json(_as_json(resumed))
-        else:
-            console.out(folder.id)
+        console.out_json(_as_json(resumed)) if as_json else console.out(folder.id)
         return
     ended = follow(folder, verbose=verbose, to_stdout=not as_json, since=since)
     if as_json:
         console.out_json(ended.as_full_json())
     say_end(ended)
     raise typer.Exit(control.exit_code(ended))
+
+
+def _require_alone(other: bool) -> None:
+    if other:
+        raise UsageError(
+            "all-lost", "--all-lost takes no run, accepts no drift and starts nothing over"
+        )
 
 
 def _resume_all_lost(workspace: Workspace, *, as_json: bool) -> None:

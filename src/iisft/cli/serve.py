@@ -42,7 +42,7 @@ def serve(
       iisft serve RUN --port 8000
       iisft serve RUN --host 0.0.0.0
     """
-    from iisft.cli.loading import prepare
+    from iisft.cli.progress import prepare
     from iisft.inference import talk
 
     with talk.bound(host, port) as address:

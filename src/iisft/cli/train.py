@@ -20,6 +20,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.runs.plan.plan import Plan
+    from iisft.runs.plan.request import Request
     from iisft.runs.record.state import RunStatus
 
 
@@ -76,9 +77,6 @@ def train(
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
     """
-    from iisft.cli.progress import rows_bar
-    from iisft.runs.plan.make import make_plan
-    from iisft.runs.plan.plan import Preflight
     from iisft.runs.plan.request import Request
 
     if slurm and script is None:
@@ -86,24 +84,30 @@ def train(
     workspace = Workspace.current()
     if preset is None:
         raise _no_preset(workspace)
-    if not dry_run:
-        _prepare_demo(preset, workspace)
     request = Request(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
-    with rows_bar("counting tokens") as progress:
-        plan = make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
+    if not dry_run:
+        _prepare_demo(request, workspace)
+    plan = _plan(request, workspace)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
     if script is not None:
-        plan = plan.for_elsewhere()
-    plan.require_sound()
-    if script is not None:
-        _write_script(plan, script, slurm=slurm)
+        _write_script(plan.for_elsewhere(), script, slurm=slurm)
         return
+    plan.require_sound()
     console.findings(plan.findings)
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
+
+
+def _plan(request: "Request", workspace: Workspace) -> "Plan":
+    from iisft.cli.progress import rows_bar
+    from iisft.runs.plan.make import make_plan
+    from iisft.runs.plan.plan import Preflight
+
+    with rows_bar("counting tokens") as progress:
+        return make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
 
 
 def _no_preset(workspace: Workspace) -> UsageError:
@@ -156,12 +160,15 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     raise typer.Exit(control.exit_code(ended))
 
 
-def _prepare_demo(preset: str, workspace: Workspace) -> None:
+def _prepare_demo(request: "Request", workspace: Workspace) -> None:
     from iisft import demo
 
-    if preset == demo.PRESET:
+    if request.preset == demo.PRESET:
         from iisft.demo import assets
+        from iisft.runs.plan.request import check_nodes, resolve
 
+        check_nodes(request)  # what was mistyped is said before half a minute of building
+        resolve(request, workspace)
         assets.prepare(workspace, console.say)
 
 
@@ -196,9 +203,9 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
 
 
 def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft.cli import console
     from iisft.runs.plan import script as scripts
 
+    plan.require_sound()
     text = scripts.render(plan, slurm=slurm)
     console.write(file, text, UsageError, "script-write")
     if file.is_file():

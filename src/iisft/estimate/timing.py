@@ -112,7 +112,7 @@ def step_seconds(
 
 
 def slow_layers(model: Architecture, shape: StepShape, arch: str) -> int:
-    """Gated delta layers that take transformers' torch functions (presets/rules/family.py)."""
+    """Gated delta layers that take transformers' torch functions (presets/rules/precision.py)."""
     known = architecture(arch)
     slow = computed_precision(shape) == "fp32" or (known is not None and not known.triton)
     return model.layers - model.attending if slow else 0

@@ -97,16 +97,7 @@ def split(
             f"{len(kept)} rows can't be split into {len(shares)}",
             where=str(source.file),
         )
-    notes = []
-    if request.stable:
-        sides = assigning.by_hash(rows, shares)
-        notes.append(
-            "by hash: sizes are as chance has them, and a row keeps its side when others are added"
-        )
-    else:
-        if request.by:
-            notes += _small_note(assigning.merge_small(rows, kept, shares), len(kept))
-        sides = assigning.by_strata(rows, kept, shares, request.seed)
+    sides, notes = _sides(rows, kept, shares, request)
     if request.rows is not None and len(kept) < request.rows:
         notes.append(
             f"only {len(kept):,} of the {request.rows:,} rows that were asked for can be had"
@@ -211,6 +202,19 @@ def _mix(rows: Rows, request: SplitRequest) -> dict[int, float]:
             raise InputError("split-label", text, fix=f"--ratio '{next(iter(rows.names))}=0.5'")
         mix[rows.names[found[0]]] = share
     return mix
+
+
+def _sides(
+    rows: Rows, kept: Sequence[int], shares: Sequence[float], request: SplitRequest
+) -> tuple["array[int]", list[str]]:
+    """The part of each row, and what is to be said about how it was chosen."""
+    if request.stable:
+        text = "by hash: sizes are as chance has them, and a row keeps its side when others are "
+        return assigning.by_hash(rows, shares), [f"{text}added"]
+    notes = []
+    if request.by:
+        notes = _small_note(assigning.merge_small(rows, kept, shares), len(kept))
+    return assigning.by_strata(rows, kept, shares, request.seed), notes
 
 
 def _small_note(small: dict[str, int], total: int) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,17 +193,17 @@ def _stage(
     entry = dataset_info.entry(staged.file.name, staged.keys)
     files.write_text_atomically(folder / dataset_info.FILE_NAME, dataset_info.render({name: entry}))
     files.write_json_atomically(folder / RECORD, record)
-    report = (record.get("overlong") or {}).get("report")
-    _remove_others(
-        folder,
-        {
-            record["file"],
-            record["originals"] and record["originals"]["file"],
-            report,
-            record["left_out"] and record["left_out"]["report"],
-        },
-    )
+    _remove_others(folder, _files_of(record))
     return Staging(staged, check.findings, unchanged=False)
+
+
+def _files_of(record: Mapping[str, Any]) -> set[str | None]:
+    return {
+        record["file"],
+        record["originals"] and record["originals"]["file"],
+        (record.get("overlong") or {}).get("report"),
+        record["left_out"] and record["left_out"]["report"],
+    }
 
 
 def _originals(folder: Path) -> RowsFile:

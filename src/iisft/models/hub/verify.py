@@ -100,15 +100,7 @@ def adopt(
         CheckFailed: files are missing or differ from the hub's; nothing is recorded.
         TransferError, UsageError: there is nothing to adopt, or the model's name is unknown.
     """
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and _belongs(path.relative_to(folder))
-    ]
-    if not paths:
-        raise TransferError(
-            "nothing-to-adopt", "it holds no model files", where=str(folder), fix="iisft models"
-        )
+    paths = _model_files(folder)
     if lfs_pointers(folder):
         raise _no_manifest(folder)
     name = repo or _recorded_repo(folder) or repo_by_place(folder)
@@ -139,6 +131,19 @@ def adopt(
     )
     manifest.write(folder)
     return Verified(folder, manifest, warnings)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and _belongs(path.relative_to(folder))
+    ]
+    if not paths:
+        raise TransferError(
+            "nothing-to-adopt", "it holds no model files", where=str(folder), fix="iisft models"
+        )
+    return paths
 
 
 def _listing(

@@ -119,8 +119,7 @@ def _prepare(
             f"{staged.name} was staged for another {why}: its original rows are taken, for this "
             "run alone"
         )
-        where = str(dataset.file)
-        findings.append(Finding("data-refitted", text, where=where, severity="info"))
+        findings.append(Finding("data-refitted", text, where=str(dataset.file), severity="info"))
     told = None if progress is None else lambda done: progress(done, dataset.rows)
     survey = overlong.survey(dataset.file, dataset.sha256, limit, told)
     dataset = replace(dataset, longest=survey.longest)
