@@ -183,15 +183,20 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
     source="transformers/optimization.py, get_scheduler: the warm-up is not passed on",
 )
 def constant_ignores_warmup(case: Case) -> Iterator[Finding]:
-    """The constant schedule begins at its peak, whatever warmup_ratio says."""
-    preset = case.preset
-    if preset and preset.train.scheduler == "constant" and preset.train.warmup_ratio:
+    """The constant schedule begins at its peak, whatever the warm-up says."""
+    train = case.preset.train if case.preset else None
+    if train and train.scheduler == "constant" and (train.warmup_steps or train.warmup_ratio):
+        key, without = (
+            ("warmup_steps", "null, train.warmup_ratio=0")
+            if train.warmup_steps
+            else ("warmup_ratio", "0")
+        )
         yield seen(
-            f"scheduler constant ignores warmup_ratio {preset.train.warmup_ratio}",
-            case.place("train.warmup_ratio"),
+            f"scheduler constant ignores {key} {train.warmup_steps or train.warmup_ratio}",
+            case.place(f"train.{key}"),
             change_preset(
                 "train.scheduler=constant_with_warmup",
-                "--set train.scheduler=constant_with_warmup, or train.warmup_ratio=0",
+                f"--set train.scheduler=constant_with_warmup, or train.{key}={without}",
             ),
             "warn",
         )
