@@ -16,6 +16,7 @@ from iisft.llamafactory.environment import (
 )
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets import checking, documents
+from iisft.runs.plan.preflight import extra_argument_findings
 from iisft.workspace import Workspace
 
 INTERPRETER = Interpreter(Path("/env/bin/python"), "3.11.7", {}, None)
@@ -139,3 +140,15 @@ def test_a_tracker_that_would_ask_for_a_login_is_found(
         (tmp_path / ".swanlab").mkdir()
         (tmp_path / ".swanlab" / ".netrc").write_text("machine https://api.swanlab.cn\n")
         assert tracker_findings(preset, {}) == []
+
+
+def test_a_trackers_package_is_looked_for_without_a_llamafactory_section() -> None:
+    document = documents.read_document("mi50", Workspace.current())
+    document.override(*documents.parse_override("track=[trackio]"), "--set")
+    here = Interpreter(Path("/p"), "3.11.7", {"llamafactory": "0.9.5"}, None, frozenset())
+    (missing,) = extra_argument_findings(checking.check(document), here)
+    assert (missing.id, missing.where, missing.fix) == (
+        "llamafactory-package",
+        "--set track=[trackio]",
+        "pip install trackio in the training interpreter, or drop it",
+    )
