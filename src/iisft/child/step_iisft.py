@@ -187,9 +187,8 @@ def step_class(base: Any) -> Any:
 
         def _step(self, stock: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) -> Any:
             self.iisft_positions = (labels.shape[-1], labels.shape[-1])
-            wanted = getattr(self.config, LOGITS_KEY, None) == TRAINED
-            found = trained_positions(labels) if wanted else None
-            if found is None:
+            some = getattr(self.config, LOGITS_KEY, None) == TRAINED
+            if not some or (found := trained_positions(labels)) is None:
                 return stock(*args, labels=labels, **kwargs)
             keep, targets = found
             self.iisft_positions = (len(keep), labels.shape[-1])
