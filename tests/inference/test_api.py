@@ -73,10 +73,7 @@ def answer(question: str, finish: str = "stop") -> dict[str, Any]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    async def at_once(_: float) -> None:
-        return
-
-    monkeypatch.setattr(api.asyncio, "sleep", at_once)
+    monkeypatch.setattr(api, "_LONGEST_PAUSE_S", 0.0)
     # A proxy is never asked for this machine's own server.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

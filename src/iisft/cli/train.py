@@ -77,6 +77,7 @@ def train(
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
     """
+    from iisft.rehearsal.verdict import never_rehearsed
     from iisft.runs.plan.request import Request
 
     if slurm and script is None:
@@ -88,8 +89,8 @@ def train(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
     if not dry_run:
-        _prepare_demo(request, workspace)
-    plan = _plan(request, workspace)
+        prepare_demo(request, workspace)
+    plan = checked_plan(request, workspace)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
@@ -98,10 +99,12 @@ def train(
         return
     plan.require_sound()
     console.findings(plan.findings)
+    console.findings(never_rehearsed(plan, workspace.rehearsals))
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
 
 
-def _plan(request: "Request", workspace: Workspace) -> "Plan":
+def checked_plan(request: "Request", workspace: Workspace) -> "Plan":
+    """The plan with everything that speaks against it here."""
     from iisft.cli.progress import rows_bar
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.plan import Preflight
@@ -160,7 +163,8 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     raise typer.Exit(control.exit_code(ended))
 
 
-def _prepare_demo(request: "Request", workspace: Workspace) -> None:
+def prepare_demo(request: "Request", workspace: Workspace) -> None:
+    """Make the demo's model and rows where its preset is asked for."""
     from iisft import demo
 
     if request.preset == demo.PRESET:

@@ -1,9 +1,10 @@
 """Answers from an OpenAI-compatible server, several at a time, with retries."""
 
-import asyncio
 import os
+import queue
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,19 +20,20 @@ from iisft.runs.record.folder import RunFolder
 from iisft.secrets import hide
 
 if TYPE_CHECKING:
-    import httpx
+    import requests
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _TRIES = 6
 _LONGEST_PAUSE_S = 60.0
+_CONNECT_S = 10.0
 _TIMEOUT_S = 600.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 # a wrong key, model name or address: no other row would fare better
 _HOPELESS = frozenset({401, 403, 404})
 _CONTINUE = "start the server, or check --url; the same command continues after the last row"
-_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
 _SHOWN = 300  # characters of what a server said
 _LARGEST_ANSWER = 16 * 2**20
+_CHUNK = 2**16
 _STOPS = {"stop": "eos", "length": "length"}
 
 
@@ -88,42 +90,55 @@ def predict(
     about = request.about(endpoint.which, endpoint.model, "api", url=hide(endpoint.url))
     with begun(folder, endpoint.which, request, about) as job:
         if job.missing:
-            try:
-                asyncio.run(_ask_all(endpoint, job, on_progress))
-            except BaseExceptionGroup as errors:
-                raise _first(errors) from None
+            _ask_all(endpoint, job, on_progress)
         return job.finish()
 
 
-def _first(errors: BaseExceptionGroup) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-async def _ask_all(endpoint: Endpoint, job: Job, on_progress: Callable[[Progress], None]) -> None:
-    import httpx
-
-    key = os.environ.get(KEY_VARIABLE)
-    rows, progress = _open_rows(job), job.progress()
+def _ask_all(endpoint: Endpoint, job: Job, on_progress: Callable[[Progress], None]) -> None:
+    """Threads ask; this one writes. They are daemons: Ctrl-C waits for no answer."""
+    open_rows, progress = _open_rows(job), job.progress()
     left = progress.rows - progress.done
-    async with httpx.AsyncClient(
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
-        # httpx sends even loopback requests to HTTP_PROXY unless NO_PROXY says otherwise
-        trust_env=not is_loopback(urlsplit(endpoint.url).hostname or ""),
-        limits=httpx.Limits(max_connections=endpoint.parallel),
-    ) as client:
+    answers: queue.SimpleQueue[Row | BaseException] = queue.SimpleQueue()
+    turn, stop = threading.Lock(), threading.Event()
 
-        async def work() -> None:
-            for number, turns in rows:  # the workers share one iterator: each takes the next row
-                row = await _answer(client, endpoint, number, turns, job.request.max_new_tokens)
-                job.add([row])
-                progress.add([row], job.new / left)
-                on_progress(progress)
+    def work() -> None:
+        try:
+            with _session(endpoint) as session:
+                while not stop.is_set():
+                    with turn:  # they share one iterator: each takes the next row
+                        number, row = next(open_rows, (0, None))
+                    if row is None:
+                        return
+                    tokens = job.request.max_new_tokens
+                    answers.put(_answer(session, endpoint, number, row, tokens, stop))
+        except BaseException as error:
+            answers.put(error)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(endpoint.parallel, left)):
-                group.create_task(work())
+    for _ in range(min(endpoint.parallel, left)):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in range(left):
+            answer = answers.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            job.add([answer])
+            progress.add([answer], job.new / left)
+            on_progress(progress)
+    finally:
+        stop.set()
+
+
+def _session(endpoint: Endpoint) -> "requests.Session":
+    import requests
+
+    session, key = requests.Session(), os.environ.get(KEY_VARIABLE)
+    # requests sends even loopback requests to HTTP_PROXY unless NO_PROXY says otherwise
+    session.trust_env = not is_loopback(urlsplit(endpoint.url).hostname or "")
+    # and lets a password from ~/.netrc replace the header, unless it is given an `auth`
+    session.auth = lambda request: request
+    if key:
+        session.headers["Authorization"] = f"Bearer {key}"
+    return session
 
 
 def _open_rows(job: Job) -> Iterator[tuple[int, "conversation.Conversation"]]:
@@ -135,12 +150,13 @@ def _open_rows(job: Job) -> Iterator[tuple[int, "conversation.Conversation"]]:
                 yield number, conversation.from_row(orjson.loads(line))
 
 
-async def _answer(
-    client: "httpx.AsyncClient",
+def _answer(
+    session: "requests.Session",
     endpoint: Endpoint,
     number: int,
     row: "conversation.Conversation",
     max_tokens: int,
+    stop: threading.Event,
 ) -> Row:
     *prompt, reference = row.messages
     messages = [{"role": "system", "content": row.system}] if row.system else []
@@ -154,15 +170,15 @@ async def _answer(
             "temperature": 0,
             "max_tokens": max_tokens,  # deprecated by OpenAI, but the name all servers know
         }
-        answer, error = await _post(client, endpoint, body)
+        answer, error = _post(session, endpoint, body, stop)
     choices = answer.get("choices")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     usage, message = _mapping(answer.get("usage")), _mapping(choice.get("message"))
     finish, text = choice.get("finish_reason"), message.get("content")
-    stop = _STOPS.get(finish) if isinstance(finish, str) else None
+    reason = _STOPS.get(finish) if isinstance(finish, str) else None
     if not error and (not choice or not isinstance(text, str | None)):
         error = f"the answer has another form: {str(answer)[:_SHOWN]}"
-    elif not error and stop is None:
+    elif not error and reason is None:
         error = f"the server ended the answer by {str(finish)[:_SHOWN]!r}"
     text = text if isinstance(text, str) else ""
     return {
@@ -173,71 +189,77 @@ async def _answer(
         "prediction": text.encode("utf-8", "replace").decode(),
         "prompt_tokens": _count(usage.get("prompt_tokens")),
         "tokens": _count(usage.get("completion_tokens")),
-        "stop": stop,
+        "stop": reason,
         "error": error or None,
     }
 
 
-async def _post(
-    client: "httpx.AsyncClient", endpoint: Endpoint, body: dict[str, Any]
+def _post(
+    session: "requests.Session", endpoint: Endpoint, body: dict[str, Any], stop: threading.Event
 ) -> tuple[dict[str, Any], str]:
     """The server's answer, or why there is none."""
-    import httpx
+    from requests.exceptions import ContentDecodingError, RequestException, Timeout
 
     url, error = f"{endpoint.url}/chat/completions", ""
     for attempt in range(_TRIES):
         pause = min(2.0**attempt, _LONGEST_PAUSE_S)
         try:
-            response = await _bounded(client, url, body)
-        except httpx.TimeoutException:
+            response, content = _bounded(session, url, body)
+        except Timeout:
             error = f"no answer within {_TIMEOUT_S:g} s"
-        except httpx.DecodingError as fault:
+        except ContentDecodingError as fault:
             return {}, f"the answer can't be decoded: {fault}"
-        except httpx.TransportError as fault:
+        except RequestException as fault:
             if attempt == _TRIES - 1:
                 text = f"the server can't be reached: {fault or type(fault).__name__}"
                 raise EnvironmentFault("api-unreachable", text, where=url, fix=_CONTINUE) from fault
         else:
-            if response.is_success:
-                return _parsed(response)
-            error = f"HTTP {response.status_code}: {response.text[:_SHOWN]}"
-            if response.status_code in _HOPELESS or response.is_redirect:
+            status = response.status_code
+            if 200 <= status < 300:
+                return _parsed(content)
+            error = f"HTTP {status}: {_text(content)}"
+            if status in _HOPELESS or response.is_redirect:
                 fix = f"check --url and --api-model, and export {KEY_VARIABLE}=..."
                 raise EnvironmentFault(
                     "api-refused", f"the server refuses: {error}", where=url, fix=fix
                 )
-            if response.status_code not in _PASSING:
+            if status not in _PASSING:
                 return {}, error
             pause = _asked_pause(response) or pause
-        if attempt < _TRIES - 1:
-            # not all at the same moment: the server was just overloaded
-            await asyncio.sleep(pause * random.uniform(0.7, 1.0))
+        # not all at the same moment: the server was just overloaded
+        if attempt < _TRIES - 1 and stop.wait(pause * random.uniform(0.7, 1.0)):
+            break
     return {}, error
 
 
-async def _bounded(client: "httpx.AsyncClient", url: str, body: dict[str, Any]) -> "httpx.Response":
+def _bounded(
+    session: "requests.Session", url: str, body: dict[str, Any]
+) -> "tuple[requests.Response, bytes]":
     """A server may answer for ever."""
-    import httpx
-
-    async with client.stream("POST", url, json=body) as response:
+    with session.post(
+        url, json=body, stream=True, allow_redirects=False, timeout=(_CONNECT_S, _TIMEOUT_S)
+    ) as response:
         content = bytearray()
-        async for chunk in response.aiter_bytes():
+        for chunk in response.iter_content(_CHUNK):
             content += chunk
             if len(content) > _LARGEST_ANSWER:
                 content = bytearray(b"more than 16 MiB")
                 break
-    headers = [(k, v) for k, v in response.headers.items() if k.lower() not in _OF_THE_WIRE]
-    return httpx.Response(response.status_code, headers=headers, content=bytes(content))
+    return response, bytes(content)
 
 
-def _parsed(response: "httpx.Response") -> tuple[dict[str, Any], str]:
+def _parsed(content: bytes) -> tuple[dict[str, Any], str]:
     try:
-        answer = parse_json(response.content)
+        answer = parse_json(content)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        return {}, f"the answer is not a JSON object: {response.text[:_SHOWN]}"
+        return {}, f"the answer is not a JSON object: {_text(content)}"
     return answer, ""
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")[:_SHOWN]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -248,7 +270,7 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-def _asked_pause(response: "httpx.Response") -> float | None:
+def _asked_pause(response: "requests.Response") -> float | None:
     """Retry-After in seconds; its other form, a date, is ignored."""
-    seconds = response.headers.get("retry-after", "")
+    seconds = response.headers.get("Retry-After", "")
     return min(float(seconds), _LONGEST_PAUSE_S) if re.fullmatch(r"\d+(\.\d+)?", seconds) else None

@@ -61,22 +61,14 @@ def choose_one(folder: RunFolder, wanted: str | None) -> Chosen:
     status = status_of(folder)
     if status.state == "finished":
         return _final(folder, status)
+    newest = _some(folder, status)[-1]
     if wanted == FINAL:
         way_on = f", or iisft resume {folder.id}" if status.can_go_on else ""
         raise RunStateError(
             "not-finished",
             f"{folder.id} is {status.state}: it has no final adapter yet",
-            fix=f"--checkpoint N{way_on}",
+            fix=f"--checkpoint {newest.step}{way_on}",
         )
-    whole = _whole(folder, status)
-    if not whole:
-        raise RunStateError(
-            "no-checkpoint",
-            f"{folder.id} is {status.state} and has no complete checkpoint yet",
-            where=str(folder.output),
-            fix=f"iisft status {folder.id}",
-        )
-    newest = whole[-1]
     return _checkpoint(
         newest,
         f"{folder.id} is {status.state}: its newest complete checkpoint-{newest.step} is taken",
@@ -93,19 +85,33 @@ def _numbered(folder: RunFolder, step: int) -> Chosen:
         one for one in checkpoints(folder.output, status_of(folder).ranks or 1) if one.step == step
     ]
     if not saved:
-        kept = ", ".join(str(one.step) for one in _whole(folder)) or "none"
+        kept = [str(one.step) for one in _some(folder)]
         raise RunStateError(
             "no-such-checkpoint",
-            f"{folder.id} has no checkpoint-{step}; kept: {kept}",
+            f"{folder.id} has no checkpoint-{step}; kept: {', '.join(kept)}",
             where=str(folder.output),
+            fix=f"--checkpoint {kept[-1]}",
         )
     _require_whole(saved[-1].folder / ADAPTER, folder)  # the optimizer's state doesn't matter here
     return _checkpoint(saved[-1])
 
 
+def _some(folder: RunFolder, status: RunStatus | None = None) -> list[Saved]:
+    """The complete checkpoints, one at least."""
+    status = status or status_of(folder)
+    if whole := _whole(folder, status):
+        return whole
+    raise RunStateError(
+        "no-checkpoint",
+        f"{folder.id} is {status.state} and has no complete checkpoint",
+        where=str(folder.output),
+        fix="--checkpoint final" if status.state == "finished" else f"iisft status {folder.id}",
+    )
+
+
 def _best(folder: RunFolder) -> Chosen:
     losses = eval_losses(folder)
-    whole = {one.step: one for one in _whole(folder)}
+    whole = {one.step: one for one in _some(folder)}
     evaluated = sorted((losses[step], step) for step in whole if step in losses)
     if not evaluated:
         known = (
@@ -116,8 +122,8 @@ def _best(folder: RunFolder) -> Chosen:
         raise RunStateError(
             "no-best",
             f"no kept checkpoint of {folder.id} has an evaluation loss ({known})",
-            fix="train with data.eval and save.eval_every_steps; or predict --checkpoint all, "
-            "then iisft compare",
+            fix=f"iisft predict {folder.id} --checkpoint all, then iisft compare {folder.id}; or "
+            "train with data.eval and save.eval_every_steps",
         )
     loss, step = evaluated[0]
     reason = f"checkpoint-{step} has the lowest evaluation loss of those kept, {loss:.4f}"
@@ -135,11 +141,7 @@ def _all(folder: RunFolder) -> list[Chosen]:
         final = _final(folder, status)
         if not found or not _same_file(folder.output / ADAPTER, found[-1].adapter):
             found.append(final)
-    if not found:
-        raise RunStateError(
-            "no-checkpoint", f"{folder.id} has no complete checkpoint", where=str(folder.output)
-        )
-    return found
+    return found or [_checkpoint(saved) for saved in _some(folder, status)]
 
 
 def eval_losses(folder: RunFolder) -> dict[int, float]:

@@ -85,6 +85,9 @@ ALWAYS: dict[str, Any] = {
     "disable_tqdm": True,  # the log is a file; iisft draws the bar
 }
 
+# A rehearsal chooses its rows and their order, and looks at each step.
+REHEARSED: dict[str, Any] = {"disable_shuffling": True, "logging_steps": 1}
+
 # Each brings kernels or modules that take a layer's weight themselves, so that its float32 product
 # is not used.
 PAST_THE_VIEW = (

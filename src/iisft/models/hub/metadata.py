@@ -44,16 +44,12 @@ def huggingface_listing(repo: str, revision: str | None) -> Listing:
             fix="unset HF_HUB_OFFLINE, or --source modelscope",
         )
     try:
-        import httpx
-        from huggingface_hub import HfApi, get_token, hf_hub_url, set_client_factory
+        from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, set_client_factory
         from huggingface_hub.hf_api import RepoFile
 
-        # huggingface_hub's default httpx client sets timeout=None (utils/_http.py)
-        set_client_factory(
-            lambda: httpx.Client(
-                follow_redirects=True, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S)
-            )
-        )
+        # its own client (httpx, from 2 on httpx2), which waits for ever (utils/_http.py)
+        client, waits = type(get_session()), (CONNECT_S, ANSWER_S, ANSWER_S, ANSWER_S)
+        set_client_factory(lambda: client(follow_redirects=True, timeout=waits))
         api = HfApi(endpoint=endpoint, library_name="iisft")
         commit = api.model_info(repo, revision=asked, timeout=ANSWER_S).sha
         if not commit:

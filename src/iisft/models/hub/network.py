@@ -35,9 +35,9 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def agree_on_certificates() -> None:
-    """Let httpx and requests trust the same bundle.
+    """Let huggingface_hub's client and requests trust the same bundle.
 
-    httpx reads SSL_CERT_FILE, requests reads REQUESTS_CA_BUNDLE; each ignores the other's.
+    httpx and httpx2 read SSL_CERT_FILE, requests REQUESTS_CA_BUNDLE; each ignores the other's.
     """
     bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), None)
     if bundle is not None:
@@ -126,7 +126,7 @@ def connection_error(error: BaseException, place: str) -> TransferError:
             "proxy-socks",
             "the environment names a SOCKS proxy, but the packages for it are not installed",
             where=proxy,
-            fix="pip install 'httpx[socks]' PySocks, or name an HTTP proxy: export "
+            fix="pip install socksio PySocks, or name an HTTP proxy: export "
             "HTTPS_PROXY=http://HOST:PORT",
         )
     if "CERTIFICATE_VERIFY_FAILED" in texts or "SSLCertVerificationError" in names:
