@@ -77,7 +77,6 @@ def train(
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
     """
-    from iisft.rehearsal.verdict import never_rehearsed
     from iisft.runs.plan.request import Request
 
     if slurm and script is None:
@@ -98,8 +97,7 @@ def train(
         _write_script(plan.for_elsewhere(), script, slurm=slurm)
         return
     plan.require_sound()
-    console.findings(plan.findings)
-    console.findings(never_rehearsed(plan, workspace.rehearsals))
+    _say_findings(plan, workspace)
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
 
 
@@ -123,6 +121,13 @@ def _no_preset(workspace: Workspace) -> UsageError:
         text += f"; made for this machine: {', '.join(fitting)}"
     fix = f"iisft train --preset {shell_word(fitting[0])}" if fitting else "iisft preset list"
     return UsageError("preset-missing", text, fix=fix)
+
+
+def _say_findings(plan: "Plan", workspace: Workspace) -> None:
+    from iisft.rehearsal.verdict import never_rehearsed
+
+    console.findings(plan.findings)
+    console.findings(never_rehearsed(plan, workspace.rehearsals))
 
 
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:

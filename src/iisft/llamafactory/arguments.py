@@ -38,6 +38,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     },
     "train.learning_rate": lambda p: {"learning_rate": p.train.learning_rate},
     "train.scheduler": lambda p: {"lr_scheduler_type": p.train.scheduler},
+    # beside a warmup_ratio transformers takes no warmup_steps (TrainingArguments.__post_init__)
     "train.warmup_ratio": lambda p: (
         {} if p.train.warmup_steps else {"warmup_ratio": p.train.warmup_ratio}
     ),
@@ -211,9 +212,11 @@ def own_arguments(preset: Preset) -> dict[str, str]:
             "save": preset.save.model_copy(update={"eval_every_steps": 1}),
         }
     )
-    variants = [
-        preset.model_copy(update={"train": preset.train.model_copy(update={"warmup_steps": None})}),
-    ] + [everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)]
+    by_ratio = {"train": preset.train.model_copy(update={"warmup_steps": None})}
+    variants = [preset.model_copy(update=by_ratio)]
+    variants += [
+        everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)
+    ]
     return {
         name: key
         for variant in variants

@@ -119,12 +119,12 @@ class Train(_Section):
         description="Share of the steps over which the learning rate rises to its peak.",
     )
     warmup_steps: PositiveInt | None = Field(
-        default=None, description="The same as a number of steps; counts instead of warmup_ratio."
+        default=None, description="Steps of that rise; if given, warmup_ratio does not count."
     )
-    weight_decay: Annotated[float, Field(ge=0, le=10**9)] = Field(
+    weight_decay: Annotated[float, Field(ge=0, le=10**30)] = Field(
         default=0.0,
-        description="Decay of the adapter's weights, decoupled from the gradient (AdamW). 0 is "
-        "usual for LoRA, whose update starts at zero.",
+        description="Decoupled decay of the adapter's weights, times the learning rate in each "
+        "step. 0 is LLaMA-Factory's default too.",
     )
     max_grad_norm: Annotated[float, Field(ge=0, le=10**9)] = Field(
         default=0.5,
