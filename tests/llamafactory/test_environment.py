@@ -149,6 +149,6 @@ def test_a_trackers_package_is_looked_for_without_a_llamafactory_section() -> No
     (missing,) = extra_argument_findings(checking.check(document), here)
     assert (missing.id, missing.where, missing.fix) == (
         "llamafactory-package",
-        "--set track=[trackio]",
+        "--set",
         "pip install trackio in the training interpreter, or drop it",
     )
