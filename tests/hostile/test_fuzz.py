@@ -608,7 +608,8 @@ def test_run_folders(seed: int, attack: Any, workspace: Path, tmp_path: Path) ->
     folder = workspace / "runs" / "run"
     write_run(folder)
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    changed = draw.sample((*names, "run.json", "exit.json", "events.jsonl", "stop.json"), 3)
+    drawn = draw.sample((*names, "run.json", "exit.json", "events.jsonl", "stop.json"), 3)
+    changed = list(dict.fromkeys(drawn))
     for name in changed[: draw.choice((1, 1, 1, 2, 3))]:
         spoil(folder / name, draw, tmp_path)
     if draw.random() < 0.4 and "exit.json" not in changed:
