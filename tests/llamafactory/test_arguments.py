@@ -78,6 +78,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
     [
         (("precision=fp16", "attention=sdpa"), {"fp16": True, "bf16": False, "flash_attn": "sdpa"}),
         (("precision=bf16",), {"fp16": False, "bf16": True}),
+        (("train.weight_decay=0.1",), {"weight_decay": 0.1, "warmup_ratio": 0.1}),
         (
             ("weights=nf4", "precision=bf16", "train.gradient_checkpointing=true"),
             {"quantization_bit": 4, "quantization_type": "nf4", "quantization_method": "bnb",
@@ -100,6 +101,13 @@ def test_the_whole_train_yaml_of_mi50() -> None:
 def test_what_a_value_becomes(overrides: tuple[str, ...], expected: dict[str, Any]) -> None:
     compiled = arguments.compile_arguments(load("mi50", *overrides), **PLACES, on_cpu=False)
     assert {key: compiled[key] for key in expected} == expected
+
+
+def test_a_number_of_warm_up_steps_stands_alone() -> None:
+    """transformers takes warmup_ratio where both are given."""
+    preset = load("mi50", "train.warmup_steps=20")
+    compiled = arguments.compile_arguments(preset, **PLACES, on_cpu=False)
+    assert (compiled["warmup_steps"], "warmup_ratio" in compiled) == (20, False)
 
 
 def test_the_cpu_is_named_where_no_gpu_takes_part() -> None:
@@ -150,7 +158,7 @@ KNOWN = {
         ),
         (
             {"warmup_steps": 10},
-            "llamafactory.warmup_steps stands beside train.warmup_ratio, which wins without a word",
+            "llamafactory.warmup_steps is decided by train.warmup_steps",
         ),
         ({"use_muon": True}, "llamafactory.use_muon replaces train.optimizer without a word"),
         (
@@ -182,10 +190,9 @@ def test_the_fix_of_a_decided_argument_is_the_key_or_to_drop_it() -> None:
 def test_right_arguments_pass() -> None:
     extra = {"packing": None, "use_dora": False}
     assert check_extra(extra, load("mi50"), KNOWN) == []
-    off = {"use_muon": False, "warmup_steps": 0, "interleave_probs": None}
+    off = {"use_muon": False, "interleave_probs": None}
     known = KNOWN | {
         "use_muon": Argument(("bool",), None),
-        "warmup_steps": Argument(("float",), None),
         "interleave_probs": Argument(("null", "str"), None),
     }
     assert check_extra(off, load("mi50"), known) == []

@@ -283,12 +283,17 @@ def build(tokenizer: Any, model_args: Any, finetuning_args: Any) -> Facts:
         PreTrainedModel.from_pretrained = classmethod(stock)
         loader.init_adapter, patcher.resize_embedding_layer = real_adapter, real_resize
     facts["adapted"] = adapted(model)
-    facts["trained_whole"] = sorted(
-        {name.split(".modules_to_save.")[0].rpartition(".")[2]
-         for name, parameter in model.named_parameters()
-         if parameter.requires_grad and ".modules_to_save." in name}
-    )  # fmt: skip
+    facts["trained_whole"] = _trained_whole(model)
     return facts
+
+
+def _trained_whole(model: Any) -> list[str]:
+    """The modules that peft trains itself, without an adapter."""
+    names = [name for name, one in model.named_parameters() if one.requires_grad]
+    whole = (
+        name.partition(".modules_to_save.")[0] for name in names if ".modules_to_save." in name
+    )
+    return sorted({name.rpartition(".")[2] for name in whole})
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ SAID: dict[str, str] = by_name(
 # Each leaves weights, arithmetic, batch, rows and loss as the preset has them.
 PASSED: dict[str, str] = by_name(
     {
-        "adam_beta1 adam_beta2 adam_epsilon weight_decay": "of the optimizer, as written",
+        "adam_beta1 adam_beta2 adam_epsilon": "of the optimizer, as written",
         (
             "audio_sampling_rate crop_to_patches image_do_pan_and_scan image_max_pixels "
             "image_min_pixels media_dir use_audio_in_video video_fps video_max_pixels "

@@ -117,6 +117,14 @@ class Train(_Section):
         default=0.1,
         description="Share of the steps over which the learning rate rises to its peak.",
     )
+    warmup_steps: PositiveInt | None = Field(
+        default=None, description="Steps of that rise; if given, warmup_ratio does not count."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=10**30)] = Field(
+        default=0.0,
+        description="Decoupled decay of the adapter's weights, times the learning rate in each "
+        "step. 0 is LLaMA-Factory's default too.",
+    )
     max_grad_norm: Annotated[float, Field(ge=0, le=10**9)] = Field(
         default=0.5,
         description="Gradient clipping. 0.5 is tighter than the usual 1.0: a guard against "
