@@ -136,8 +136,7 @@ def has_tools(file: Path) -> bool:
 def other_thoughts(file: Path, words: tuple[str, str]) -> int:
     """Staged rows whose answers have a thought in another form than a template's words.
 
-    LLaMA-Factory takes such a thought for a part of the answer (remove_thought in data/template.py
-    looks for the very words).
+    LLaMA-Factory looks for the very words, and takes such a thought for a part of the answer.
     """
     bare = [word.strip() for word in words]
     found = 0

@@ -21,6 +21,7 @@ from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info
 from iisft.llamafactory.templates import Template
+from iisft.llamafactory.turns import Options
 from iisft.presets.schema import Overlong, Preset
 from iisft.runs.record.run_record import DatasetRecord
 
@@ -98,17 +99,18 @@ def prepare(
 
 
 def _thoughts(preset: Preset, dataset: RunDataset, template: Template) -> list[Finding]:
-    if not template.reasons or not (count := other_thoughts(dataset.file, template.thought_words)):
+    marks = template.thought_marks
+    if not marks or not (count := other_thoughts(dataset.file, marks)):
         return []
-    off = preset.llamafactory.get("enable_thinking") is False
+    thinks = Options.of(preset.llamafactory).thinks
     return [
         Finding(
             "thought-form",
             f"{count:,} rows of {dataset.name} have a thought in another form than template "
             f"{template.name} writes it: LLaMA-Factory trains it as a part of the answer"
-            + (", though thinking is off" if off else ""),
+            + ("" if thinks else ", though thinking is off"),
             where=str(dataset.file),
-            fix=f"write thoughts as {'...'.join(template.thought_words)!r}",
+            fix=f"write thoughts as {'...'.join(marks)!r}",
             severity="warn",
         )
     ]
