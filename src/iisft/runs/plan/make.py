@@ -17,7 +17,7 @@ from iisft.errors import Finding
 from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
 from iisft.llamafactory.arguments import compile_arguments
-from iisft.llamafactory.environment import Placement, env_findings
+from iisft.llamafactory.environment import Placement, env_findings, tracker_findings
 from iisft.llamafactory.extra import reference_findings
 from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor.engine import training_gpus
@@ -151,6 +151,7 @@ def _checked(
     )
     findings = [*notes, *preflight.wrong, *doctored, *env_findings(plan.loaded)]
     findings += notices.check(preset.notify, os.environ)
+    findings += tracker_findings(preset, os.environ)
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
