@@ -21,9 +21,10 @@ check ruff format --check
 check mypy
 check lint-imports
 check zensical build --strict --clean
-# Two at a time, each file by one worker: what a file's tests share is made once. The files come in the
-# order of tests/conftest.py, the longest first; xdist's own order has those of few tests last.
-tests=(pytest -n 2 --dist loadfile --no-loadscope-reorder)
+# Three at a time on two cores: the tests of runs wait for other processes more than half of their time.
+# Each file by one worker, for what its tests share is made once. The files come in the order of
+# tests/conftest.py, the longest first; xdist's own order has those of few tests last.
+tests=(pytest -n 3 --dist loadfile --no-loadscope-reorder)
 if [[ ${1:-} == --fast ]]; then
   check "${tests[@]}" -m "not matrix and not slow" "${@:2}"
 elif (($#)); then

@@ -83,6 +83,8 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
+            # Renamed before its bytes are on the disk, a file can be empty after a power cut: ext4
+            # allocates late (mount option auto_da_alloc guards some cases only, ext4(5)).
             os.fsync(stream.fileno())
         move_into_place(temporary, path)
     except BaseException:
@@ -92,7 +94,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
 def move_into_place(temporary: Path, path: Path) -> None:
     """Rename a synced temporary file to `path`, with the usual permissions."""
-    temporary.chmod(0o666 & ~_umask())
+    temporary.chmod(0o666 & ~_umask())  # mkstemp(3) leaves it to its owner alone
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -120,6 +122,8 @@ def append_line(path: Path, line: str, *, durably: bool = False) -> None:
         OSError: the disk is full, or the file can't be written.
     """
     content = line.rstrip("\n").encode("utf-8") + b"\n"
+    # O_APPEND: each write(2) goes to the end as it is then, whoever else writes. Not so on NFS
+    # (open(2)), which is why there is a lock as well.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with contextlib.suppress(OSError):  # a network file system without locks
@@ -142,6 +146,8 @@ def open_regular(path: Path | str) -> io.BufferedReader:
     Raises:
         OSError: it can't be read, or is a FIFO, a device, a socket or a folder.
     """
+    # O_NONBLOCK: opening a FIFO waits for its other end (fifo(7)). What was opened is judged, not
+    # the name: that could mean another file a moment later.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -223,6 +229,8 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         BlockingIOError: another process holds it.
         OSError: the file can't be made.
     """
+    # O_CLOEXEC: the lock belongs to the open file, and a child that inherited it would keep it
+    # (flock(2)). fcntl's locks would be lost as soon as anything here closed the same file.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -295,6 +303,7 @@ def _umask() -> int:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
+    # fsync of the file alone leaves the folder's entry of it in memory (fsync(2))
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -78,6 +78,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def rehearsals(self) -> Path:
+        """Verdicts of short runs that stood for long ones, and such a run while it is one."""
+        return self.root / "rehearsals"
+
+    @property
     def presets(self) -> Path:
         return self.root / "presets"
 

@@ -44,7 +44,18 @@ def test_commands_stand_in_the_order_of_work(iisft: Cli) -> None:
     }
     assert groups == {
         "Prepare": ["env-check", "download", "models", "plan", "preset", "model", "data"],
-        "Train": ["train", "status", "watch", "logs", "wait", "stop", "resume", "runs", "notify"],
+        "Train": [
+            "rehearse",
+            "train",
+            "status",
+            "watch",
+            "logs",
+            "wait",
+            "stop",
+            "resume",
+            "runs",
+            "notify",
+        ],
         "Use": ["predict", "evaluate", "compare", "report", "chat", "serve", "export"],
     }
     assert "Commands:" not in shown  # every command is in a group

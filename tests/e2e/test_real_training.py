@@ -301,7 +301,7 @@ def test_nan_ends_the_run_before_a_broken_checkpoint_takes_a_good_ones_place(
     """A decay that destroys the weights in the second step."""
     size = (
         "train.learning_rate=1",
-        "llamafactory.weight_decay=1e30",
+        "train.weight_decay=1e30",
         "train.warmup_ratio=0.0",
         "save.every_steps=1",
         "train.max_steps=100000",

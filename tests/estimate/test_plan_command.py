@@ -209,6 +209,19 @@ def test_a_model_that_nobody_knows_is_null_and_no_error(plan: CLI, iisft: CLI) -
     assert (result.code, "fits: not known" in result.out) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("model", "download"),
+    [
+        ("owner/unknown", "iisft download owner/unknown, or"),
+        ("/srv/no such", "iisft download OWNER/NAME --to '/srv/no such', or"),
+    ],
+)
+def test_a_folder_is_no_name_to_download(plan: CLI, model: str, download: str) -> None:
+    found = plan("-p", "v100", "--model", model)["findings"]
+    (missing,) = (one for one in found if one["id"] == "model-missing")
+    assert missing["fix"] == f"{download} --model DIR (its config.json alone is enough here)"
+
+
 def test_a_rule_of_the_preset_is_a_finding_and_the_plan_is_made(plan: CLI) -> None:
     found = plan("-p", "mi50", "--set", "sharding=fsdp")
     assert "stored-fp32-sharded" in [one["id"] for one in found["findings"]]

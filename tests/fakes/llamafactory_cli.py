@@ -7,6 +7,9 @@ orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after 
 unless said, and ends with 1) | forward:FILE (the same in the first forward, FAKE_REPORTED ranks,
 0 unless said, have reported, and FAKE_WAIT_FOR exists)
 
+A rehearsed one (model/config.json says so) saves and evaluates as train.yaml says, and waits to be
+killed; no-resume | other-loss | no-eval | no-checkpoint are for that.
+
 FAKE_SAYS is printed before the training; FAKE_FIRST_ROWS (digests) and FAKE_REACH are in the proof.
 """
 
@@ -56,12 +59,21 @@ def save_checkpoint(output: Path, step: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_adapter_config(folder)
     (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    (folder / "vocab.txt").write_bytes(bytes(int(os.environ.get("FAKE_CHECKPOINT_BYTES", "0"))))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("data.pkl", f"step {step}")
     (folder / "trainer_state.json").write_text(
         json.dumps({"global_step": step, "max_steps": STEPS})
     )
+
+
+def await_the_kill(output: Path) -> None:
+    file = output / "rehearsed.json"
+    if not file.exists():
+        file.with_suffix(".tmp").write_text('{"checkpoint_s": 0.25, "eval_s": 0.5}')
+        file.with_suffix(".tmp").replace(file)
+        time.sleep(600)
 
 
 def once(name: str) -> bool:
@@ -93,7 +105,9 @@ def main() -> None:
     begin = 0
     if config.get("overwrite_output_dir"):
         (output / "trainer_log.jsonl").unlink(missing_ok=True)
-    if "resume_from_checkpoint" in config:
+    rehearsed = json.loads(Path("model/config.json").read_text()).get("iisft_rehearsed")
+    every = config["save_steps"] if rehearsed else 2
+    if "resume_from_checkpoint" in config and MODE != "no-resume":
         begin = json.loads(
             Path(config["resume_from_checkpoint"], "trainer_state.json").read_text()
         )["global_step"]
@@ -173,6 +187,7 @@ def main() -> None:
     step = begin
     for step in range(begin + 1, STEPS + 1):
         loss = float("nan") if MODE == "nan" and step > 1 else 2.0 / step
+        loss += 0.125 * (MODE == "other-loss" and begin > 0)
         entry = {
             "current_steps": step,
             "total_steps": STEPS,
@@ -183,11 +198,17 @@ def main() -> None:
         }
         printed = {"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05"}
         say(str(printed | {"epoch": f"{step / STEPS}"}))
-        said(step=step, grad_norm=2.102)
+        said(step=step, grad_norm=2.102, **({"spent": {"forward": 0.5}} if rehearsed else {}))
         with (output / "trainer_log.jsonl").open("a") as metrics:
             metrics.write(json.dumps(entry) + "\n")
-        if step % 2 == 0:
+        if step % every == 0 and MODE != "no-checkpoint":
             save_checkpoint(output, step)
+        if rehearsed and step % config.get("eval_steps", STEPS + 1) == 0 and MODE != "no-eval":
+            entry = {"current_steps": step, "total_steps": STEPS, "eval_loss": 0.75, "epoch": 1.0}
+            with (output / "trainer_log.jsonl").open("a") as metrics:
+                metrics.write(json.dumps(entry) + "\n")
+        if step == rehearsed:
+            await_the_kill(output)
         if MODE == "early-end" and step == 2:
             break
         if MODE in ("hang", "ignore-stop", "orphan") or (
@@ -215,6 +236,7 @@ def main() -> None:
         json.dumps({"global_step": step, "max_steps": STEPS})
     )
     write_adapter_config(output)
+    (output / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 argv[1] is the script's path. FAKE_CHILD: ok | other-precision | die-after:N (batches) | slow (does
 as many batches as the file FAKE_GATE says) | log:FILE (prints FILE to its log and ends with 1) |
-failed-rows | differs | disk-full | resized | untied | gguf-differs | other-prompt
+failed-rows | no-answer | differs | disk-full | resized | untied | gguf-differs | other-prompt
 """
 
 import json
@@ -80,7 +80,7 @@ def allowed(batch: int) -> bool:
 
 
 def row(number: int, data: dict, job: dict) -> dict[str, object]:
-    failed = MODE == "failed-rows" and number % 2 == 0
+    failed = MODE == "no-answer" or (MODE == "failed-rows" and number % 2 == 0)
     return {
         "row": number,
         "prompt": data["instruction"],

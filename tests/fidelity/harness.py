@@ -115,11 +115,11 @@ class Batch:
     def add(self, name: str, model: Path, data: Path, **more: Any) -> None:
         self.cases.append((name, train_arguments(model, data, self.folder / name, **more)))
 
-    def run(self) -> "Batch":
+    def run(self, **more: str) -> "Batch":
         self.folder.mkdir(parents=True, exist_ok=True)
         cases = self.folder / "cases.json"
         cases.write_text(json.dumps(self.cases), encoding="utf-8")
-        self.log = run_python(HERE / "run_many.py", cases, folder=self.folder).stdout
+        self.log = run_python(HERE / "run_many.py", cases, folder=self.folder, **more).stdout
         for part in self.log.split("\ncase ")[1:]:
             self.lines[part.split("\n", 1)[0]] = proof_lines(part)
         return self

@@ -189,7 +189,8 @@ def ask(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
         )
         (place / "train.yaml").write_text(render_yaml(meant), encoding="utf-8")
         requests[name] = {
-            "yaml": str(place / "train.yaml"), "meant": meant, "on_cpu": False, "distributed": False
+            "yaml": str(place / "train.yaml"), "meant": meant, "on_cpu": False,
+            "distributed": False, "texts": ["<|im_start|>user\n问 q<|im_end|>"],
         }  # fmt: skip
 
     for model in SOUND:
@@ -235,6 +236,8 @@ def ask(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
     with resources.as_file(resources.files("iisft") / "child" / "build_model.py") as script:
         run_python(HERE / "build_many.py", script, asked, folder=home)
     answers = json.loads(asked.with_suffix(".answers").read_text(encoding="utf-8"))
+    # what an export would find of their tokenizers
+    assert {name for name in SOUND if not answers[name]["tokenizer"]["published"]} == set()
     return {
         name: list(
             built_findings.findings(

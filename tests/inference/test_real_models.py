@@ -44,7 +44,7 @@ def run(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
         env=inherited | env,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -211,3 +211,8 @@ Root Cause (first observed failure):
         dead_rank(["  rank      : 1 (local_rank: 1)", "  traceback : To enable traceback see: ..."])
         == ""
     )
+
+
+def test_an_exception_without_a_text_is_the_error() -> None:
+    lines = ["TypeError: caught", "During handling of the above exception", "AssertionError"]
+    assert error_in(lines) == "AssertionError"

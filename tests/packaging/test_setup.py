@@ -382,7 +382,7 @@ CHECKS = [
     "zensical build --strict --clean",
 ]
 WITH_COVERAGE = [
-    "coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder",
+    "coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder",
     "coverage combine --quiet",
     "coverage report --skip-covered",
 ]
@@ -394,7 +394,7 @@ WITH_COVERAGE = [
         ((), WITH_COVERAGE),
         (
             ("--fast",),
-            ["pytest -n 2 --dist loadfile --no-loadscope-reorder -m not matrix and not slow"],
+            ["pytest -n 3 --dist loadfile --no-loadscope-reorder -m not matrix and not slow"],
         ),
         (("tests/runs", "-k", "plan"), ["pytest tests/runs -k plan"]),
     ],

@@ -4,6 +4,7 @@ llamafactory-cli is a fake.
 
 import json
 import os
+import shlex
 import stat
 import struct
 import subprocess
@@ -24,10 +25,12 @@ _ANSWERS = """#!/bin/sh
 case "$1" in
 *build_model.py)
     if [ -n "$FAKE_BUILT" ]; then printf '%s' "$FAKE_BUILT"; else printf '{{"warnings": []}}'; fi ;;
+*predict_rows.py) exec {model_child} "$@" ;;
 *) printf '%s' '{report}' ;;
 esac
 """
 FAKE = Path(__file__).parents[1] / "fakes" / "llamafactory_cli.py"
+_MODEL_CHILD = shlex.join([sys.executable, str(FAKE.with_name("model_child.py"))])
 
 
 def bytes_as_tokens() -> Tokenizer:
@@ -95,7 +98,7 @@ def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     report = json.dumps(
         {"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")}
     )
-    _script(binaries / "python", _ANSWERS.format(report=report))
+    _script(binaries / "python", _ANSWERS.format(report=report, model_child=_MODEL_CHILD))
     _script(binaries / "llamafactory-cli", f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
     monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))
 

@@ -240,8 +240,9 @@ def test_the_median_leaves_the_first_step_out_and_bad_events_are_passed_over() -
 def test_a_run_without_a_forecast_keeps_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "r")
     folder.path.mkdir(parents=True)
-    measurements.keep(folder, RunRecord.from_json({"forecast": None}), {"step_s": 1.0})
-    assert not (tmp_path / "runs" / measurements.FILE).exists()
+    runs = tmp_path / "runs"
+    measurements.keep(runs, folder, RunRecord.from_json({"forecast": None}), {"step_s": 1.0})
+    assert not (runs / measurements.FILE).exists()
 
 
 def test_a_probe_runs_real_steps_and_keeps_only_what_it_measured(

@@ -109,6 +109,7 @@ PRINTED = [
 ]
 # Documents that need a live run, a hub or a loaded model, or whose keys a preset or row brings.
 NOT_COMPARED = {
+    "rehearse",  # compared in test_rehearse.py
     "train --detach",
     "resume --detach",
     "notify test",

@@ -164,5 +164,73 @@ def test_an_export_that_would_refuse_tools_is_told_before_the_training(
     (model / "tokenizer_config.json").write_text('{"eos_token": "<|eot_id|>"}')
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(json.dumps({"messages": [], "tools": tools}, separators=(",", ":")).encode())
-    findings = building.export_findings("llama3", {}, model, [rows])
+    findings = building.export_findings("llama3", {}, model, [rows], {})
     assert [one.message for one in findings] == found
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"tokenizer": None}, ""),
+        (
+            {"unexportable": "transformers writes no tokenizer.json for its tokenizer"},
+            "other tools will not read an export of this model: transformers writes no "
+            "tokenizer.json for its tokenizer",
+        ),
+        (
+            {"tokenizer": {"tokenizer_class": "TokenizersBackend"}},
+            "other tools will not read an export of this model: there is no tokenizer.json, and "
+            "PreTrainedTokenizerFast reads nothing else",
+        ),
+    ],
+)
+def test_an_export_that_no_tool_would_read_is_told_before_the_training(
+    tmp_path: Path, facts: dict[str, Any], said: str
+) -> None:
+    model = tmp_path / "模型"
+    model.mkdir()
+    config = {"eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
+    (model / "tokenizer_config.json").write_text(
+        json.dumps(config | (facts.get("tokenizer") or {}))
+    )
+    known = {
+        "published": True, "size": 9, "eos": "<|im_end|>", "pad": "<|pad|>", "pad_id": 1,
+        "stop_ids": [2], "adds_bos": False, "added": {},
+    }  # fmt: skip
+    facts = {"tokenizer": known} if "tokenizer" in facts else facts
+    findings = building.export_findings("qwen", {}, model, [], facts)
+    assert [(one.id, one.severity, one.message) for one in findings] == (
+        [("export-unreadable", "warn", said)] if said else []
+    )
+    assert sorted(path.name for path in model.iterdir()) == ["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ((), ""),
+        (("llamafactory.enable_thinking=false",), ", though thinking is off"),
+    ],
+)
+def test_thoughts_that_the_template_does_not_know_are_told(
+    iisft: CLI, model: Path, workspace: Path, tmp_path: Path, sets: tuple[str, ...], said: str
+) -> None:
+    answers = [
+        "<think>hm</think>a", "<think>\nhm\n</think>b", "<think>\nhm\n</think>\n\nc",
+        "<think>\n\n</think>\n\nd", "e",
+    ]  # fmt: skip
+    file = tmp_path / "thoughts.jsonl"
+    lines = [json.dumps({"instruction": "<think>问", "output": one}) for one in answers]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert iisft("data", "stage", str(file), "--name", "rows").code == 0
+    wanted = ["model.template=qwen3", *sets]
+    words = [word for one in wanted for word in ("--set", one)]
+    told = iisft(*train_argv(model, "--dry-run", "--json", *words, preset="mi50"))
+    found = [one for one in json.loads(told.out)["findings"] if one["id"] == "thought-form"]
+    assert [(one["severity"], one["message"]) for one in found] == [
+        (
+            "warn",
+            "2 rows of rows have a thought in another form than template qwen3 writes it: "
+            f"LLaMA-Factory trains it as a part of the answer{said}",
+        )
+    ]

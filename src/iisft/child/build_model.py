@@ -2,9 +2,10 @@
 the tokenizer, build the model of a view, add the adapter.
 
 Runs in the training interpreter: python build_model.py REQUEST, a JSON file with `yaml` (the path
-of a train.yaml as the trainer would read it), `meant` (the arguments it was made from), `on_cpu`
-and `distributed`. Standard output has one JSON object: the facts of each stage that was reached
-and, where one raised, `stage` and `error`. `warnings` is what the libraries said on the way, as
+of a train.yaml as the trainer would read it), `meant` (the arguments it was made from), `on_cpu`,
+`distributed` and `texts` (on which an export would compare tokenizers; none, and an export is not
+foreseen). Standard output has one JSON object: the facts of each stage that was reached and, where
+one raised, `stage` and `error`. `warnings` is what the libraries said on the way, as
 [logger, text].
 
 LLaMA-Factory's own functions do all of it. Three things differ from a run: tensors are on the meta
@@ -18,12 +19,14 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from built_facts import Facts, adapted, meta_tensors, of_config, owners, report, rows_of
+from tokenizer_facts import tokenizer_facts
 
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # the doctor's rules compare versions
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
@@ -101,6 +104,8 @@ def answer(request: Facts) -> Facts:
         facts["generation"] = generation_fault(model_args.model_name_or_path)
         with stage("model"):
             facts |= build(tokenizer, model_args, finetuning_args)
+        if "adapted" in facts and request["texts"]:
+            facts |= foreseen(tokenizer, model_args, request["texts"], facts)
     except Failed as failure:
         facts["stage"], facts["error"] = failure.args
     finally:
@@ -204,6 +209,22 @@ def generation_fault(folder: str) -> str:
     return ""
 
 
+def foreseen(tokenizer: Any, model_args: Any, texts: list[str], facts: Facts) -> Facts:
+    """The tokenizer as an export would find it, or why it would not get through."""
+    folder, rows = Path(model_args.model_name_or_path), facts["rows"]["embedding"]
+    rows = max(rows, len(tokenizer)) if model_args.resize_vocab else rows
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as target:
+            found = tokenizer_facts(
+                folder, Path(target), tokenizer, facts["tokens"]["stop"], texts, rows
+            )
+            if not found["published"] and not (Path(target) / "tokenizer.json").is_file():
+                return {"unexportable": "transformers writes no tokenizer.json for its tokenizer"}
+    except Exception as error:
+        return {"unexportable": said(error)}
+    return {"tokenizer": found}
+
+
 def slot_tokens(template: Any, added: set[str]) -> set[str]:
     """The added tokens that a template writes around turns."""
     texts: list[str] = []
@@ -262,12 +283,17 @@ def build(tokenizer: Any, model_args: Any, finetuning_args: Any) -> Facts:
         PreTrainedModel.from_pretrained = classmethod(stock)
         loader.init_adapter, patcher.resize_embedding_layer = real_adapter, real_resize
     facts["adapted"] = adapted(model)
-    facts["trained_whole"] = sorted(
-        {name.split(".modules_to_save.")[0].rpartition(".")[2]
-         for name, parameter in model.named_parameters()
-         if parameter.requires_grad and ".modules_to_save." in name}
-    )  # fmt: skip
+    facts["trained_whole"] = _trained_whole(model)
     return facts
+
+
+def _trained_whole(model: Any) -> list[str]:
+    """The modules that peft trains itself, without an adapter."""
+    names = [name for name, one in model.named_parameters() if one.requires_grad]
+    whole = (
+        name.partition(".modules_to_save.")[0] for name in names if ".modules_to_save." in name
+    )
+    return sorted({name.rpartition(".")[2] for name in whole})
 
 
 def main() -> None:

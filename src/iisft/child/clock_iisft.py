@@ -5,6 +5,7 @@ Nothing waits for a mark: they are read when the trainer logs, which has just wa
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
-from .constants_iisft import PROFILE_FILE, PROFILE_KEY
+from .constants_iisft import PROFILE_FILE, PROFILE_KEY, REHEARSED_FILE, REHEARSED_KEY
 
 FORWARD, AGAIN, BACKWARD = "forward", "recomputation", "backward"
 OPTIMIZER, DATA, WAITING = "optimizer", "data", "waiting"
 _OTHER = "other"  # logging, saving, evaluating
+_LONGEST_WAIT_S = 600.0  # of a rehearsed trainer that nobody kills
 _PROFILED_STEP = 1  # the second: the first has caches to fill and kernels to choose
 
 
@@ -152,3 +154,47 @@ class Spent(TrainerCallback):
     def _set_aside(self, kwargs: dict[str, Any]) -> None:
         if (clock := clock_of(kwargs.get("model"))) is not None:
             clock.set_aside()
+
+
+class Rehearsal(TrainerCallback):
+    """Takes the time of an evaluation and a checkpoint, and then waits to be killed, where the
+    view's config asks for it: only the first trainer of a run, for it leaves a file.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:  # an evaluation logs as well, before it is said to be over
+            self._since = time.perf_counter()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._took("eval_s")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._took("checkpoint_s")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        config = getattr(_base(kwargs.get("model")), "config", None)
+        waits = getattr(config, REHEARSED_KEY, None) == state.global_step
+        file = Path(args.output_dir) / REHEARSED_FILE
+        if not (waits and state.is_world_process_zero) or file.exists():
+            return
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._seconds))
+        temporary.replace(file)
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _took(self, what: str) -> None:
+        now = time.perf_counter()
+        self._seconds[what], self._since = now - self._since, now

@@ -24,3 +24,6 @@ EAGER_BLOCKS = "eager_blocks"
 QUERY_BLOCK = 256  # queries at a time
 PROFILE_KEY = "iisft_profile"  # whether a step is recorded by torch's profiler, in the output
 PROFILE_FILE = "profile.json"
+# the step after which a rehearsed trainer waits to be killed, once; the file says that it waits
+REHEARSED_KEY = "iisft_rehearsed"
+REHEARSED_FILE = "rehearsed.json"

@@ -3,8 +3,9 @@
 Runs in the training interpreter (see run_model.py). The specification: {"arguments":
 LLaMA-Factory's, for the tokenizer, "model": the base model's folder, "adapter": null to merge
 nothing, "stored": the dtype of its weights, "dtype": the one to write, "trusted": whether its own
-code may run, "target": an empty folder, "texts": on which tokenizers are compared, "part": null, or
-for text_part_weights.py what the text model inside a bigger one is}.
+code may run, "target": an empty folder, "texts": on which tokenizers are compared, "rows": of the
+base model's embedding where nothing resizes it, else null, "part": null, or for
+text_part_weights.py what the text model inside a bigger one is}.
 
 The answer: {"kind": "merged", "rows": of the embedding or null, "tied": whether embedding and head
 are one matrix, "tokenizer": what tokenizer_facts says}.
@@ -19,6 +20,7 @@ import text_part_weights
 import torch
 from peft import PeftModel
 from run_model import Link, known_arguments
+from tokenizer_facts import tokenizer_facts
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 
@@ -52,52 +54,6 @@ def merge(spec: dict[str, Any], model_args: Any, tokenizer: Any) -> dict[str, An
     return {"rows": embedding.shape[0], "tied": tied}
 
 
-def tokenizer_facts(spec: dict[str, Any], tokenizer: Any, template: Any) -> dict[str, Any]:
-    """The tokenizer after LLaMA-Factory's changes to it.
-
-    `published`: whether the base model's own file, read as it stands, makes the same tokens of the
-    same number of words; where it does not, tokenizer.json and `added` are of the changed one.
-    """
-    published = same_tokens(Path(spec["model"]), tokenizer, spec["texts"])
-    if not published:
-        tokenizer.save_pretrained(spec["target"])
-    stop = [i for i in template.get_stop_token_ids(tokenizer) if i is not None]
-    stop.sort(key=lambda i: i != tokenizer.eos_token_id)
-    bos = tokenizer.bos_token_id
-    ids = tokenizer.encode("x") if bos is not None else []
-    return {
-        "published": published,
-        "size": len(tokenizer),
-        "eos": tokenizer.eos_token,
-        "pad": tokenizer.pad_token,
-        "pad_id": tokenizer.pad_token_id,
-        "stop_ids": stop,
-        "adds_bos": ids[:1] == [bos],
-        "added": {
-            str(number): token.__getstate__()
-            for number, token in tokenizer.added_tokens_decoder.items()
-        },
-    }
-
-
-def same_tokens(folder: Path, tokenizer: Any, texts: list[str]) -> bool:
-    from tokenizers import Tokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        return False
-    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    raw.no_truncation()
-    raw.no_padding()
-    # a token of the template that the file does not have
-    beyond = tokenizer.get_vocab().keys() - raw.get_vocab().keys()
-    listed = (str(token) for token in tokenizer.added_tokens_decoder.values())
-    return not beyond.intersection(listed) and all(
-        raw.encode(text, add_special_tokens=False).ids
-        == tokenizer.encode(text, add_special_tokens=False)
-        for text in texts
-    )
-
-
 def main() -> None:
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_infer_args
@@ -110,7 +66,15 @@ def main() -> None:
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     tokenizer.padding_side = "left"  # model/loader.py sets "right", for training
     merged = merge(spec, model_args, tokenizer) if spec["adapter"] else {"rows": None, "tied": None}
-    link.send(kind="merged", tokenizer=tokenizer_facts(spec, tokenizer, template), **merged)
+    facts = tokenizer_facts(
+        Path(spec["model"]),
+        Path(spec["target"]),
+        tokenizer,
+        template.get_stop_token_ids(tokenizer),
+        spec["texts"],
+        merged["rows"] or spec["rows"],
+    )
+    link.send(kind="merged", tokenizer=facts, **merged)
     link.send(kind="end")
 
 

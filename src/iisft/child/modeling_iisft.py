@@ -28,7 +28,7 @@ from torch.nn import functional
 
 # transformers copies only the files that this one itself imports (dynamic_module_utils.py)
 from .attention_iisft import choose
-from .clock_iisft import Spent
+from .clock_iisft import Rehearsal, Spent
 from .constants_iisft import (
     ARITHMETIC_KEY,
     ARITHMETICS,
@@ -244,7 +244,7 @@ def __getattr__(name: str) -> type:
                 make_exact(self)
                 keep_the_draw()
             Witness(self, arithmetic, None if TRUSTED is None else dispatched)
-            install(Spent)
+            install(Spent, Rehearsal)
 
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:

@@ -128,9 +128,10 @@ def _loss_in_chunks(
     keep: torch.Tensor,
     labels: torch.Tensor,
     size: int,
-    **kwargs: Any,
+    count: Any,
 ) -> torch.Tensor | None:
-    """The loss over `keep`, made `size` positions at a time, each again in the backward pass.
+    """The loss over `keep`, made `size` positions at a time, each again in the backward pass:
+    a mean over `count` of them.
 
     `forward` applies head, soft cap and loss to what a stand-in for the backbone hands it.
     """
@@ -141,7 +142,7 @@ def _loss_in_chunks(
         setattr(model, name, _Given(type(output)(last_hidden_state=states)))
         try:
             with model.iisft_clock.again():
-                return forward(labels=targets, shift_labels=targets, **kwargs).loss
+                return forward(labels=targets, shift_labels=targets, num_items_in_batch=count).loss
         finally:
             setattr(model, name, backbone)
 
@@ -160,9 +161,8 @@ def step_class(base: Any) -> Any:
     class Stepping(base):
         iisft_layers_kept = 0
         iisft_clock: Clock | None = None
-        iisft_positions: tuple[int, int] | None = (
-            None  # (positions with logits, positions) of the last training forward
-        )
+        # (positions with logits, positions) of the last training forward
+        iisft_positions: tuple[int, int] | None = None
 
         def _set_gradient_checkpointing(
             self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint
@@ -187,10 +187,8 @@ def step_class(base: Any) -> Any:
 
         def _step(self, stock: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) -> Any:
             self.iisft_positions = (labels.shape[-1], labels.shape[-1])
-            found = None
-            if getattr(self.config, LOGITS_KEY, None) == TRAINED:
-                found = trained_positions(labels)
-            if found is None:
+            some = getattr(self.config, LOGITS_KEY, None) == TRAINED
+            if not some or (found := trained_positions(labels)) is None:
                 return stock(*args, labels=labels, **kwargs)
             keep, targets = found
             self.iisft_positions = (len(keep), labels.shape[-1])
@@ -203,9 +201,7 @@ def step_class(base: Any) -> Any:
                 )
             del kwargs["num_items_in_batch"]
             output = getattr(self, self.base_model_prefix)(*args, **kwargs)
-            loss = _loss_in_chunks(
-                self, stock, output, keep, targets, size, num_items_in_batch=count
-            )
+            loss = _loss_in_chunks(self, stock, output, keep, targets, size, count)
             return CausalLMOutputWithPast(loss=loss)
 
     return Stepping

@@ -103,25 +103,30 @@ def label_some(positions: int | None) -> None:
     _step().trained_positions = found
 
 
-def build(case: Case) -> Any:
-    """The model as LLaMA-Factory prepares it, on the meta device."""
-    import transformers
-    from llamafactory.hparams import FinetuningArguments, ModelArguments
-    from llamafactory.model.adapter import init_adapter
-    from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
+def _registered(attention: str) -> str:
+    """The name under which transformers finds the attention of this kind."""
+    from child.attention_iisft import register
     from transformers import AttentionInterface
 
-    _step()
-    from child.attention_iisft import register
-
-    attention = case["attention"]
     if attention == "eager_blocks":
         register()
     elif attention != "eager":
         # transformers looks for flash attention's package by its name
         name = f"iisft_{KERNELS.index(attention)}"
         AttentionInterface.register(name, _kernel(attention))
-        attention = name
+        return name
+    return attention
+
+
+def build(case: Case) -> Any:
+    """The model as LLaMA-Factory prepares it, on the meta device."""
+    import transformers
+    from llamafactory.hparams import FinetuningArguments, ModelArguments
+    from llamafactory.model.adapter import init_adapter
+    from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
+
+    step = _step()
+    attention = _registered(case["attention"])
     values = {
         k: v for k, v in case["config"].items() if k not in ("auto_map", "quantization_config")
     }
@@ -130,7 +135,7 @@ def build(case: Case) -> Any:
     for key, name in STEP_KEYS.items():
         if case.get(name):
             setattr(config, key, case[name])
-    base = _step().step_class(getattr(transformers, values["architectures"][0]))
+    base = step.step_class(getattr(transformers, values["architectures"][0]))
     with torch.device("meta"):
         model = base._from_config(
             config, dtype=DTYPES[case["weights"]], attn_implementation=attention

@@ -22,6 +22,7 @@ from iisft.cli.options import PREPARE, TRAIN, USE, group
 from iisft.cli.plan import plan
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
+from iisft.cli.rehearse import rehearse
 from iisft.cli.report import report
 from iisft.cli.run import logs, resume, status, stop, wait
 from iisft.cli.runs import runs_app
@@ -43,7 +44,7 @@ app = group(
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     PREPARE: (env_check, download, models, plan),
-    TRAIN: (train, status, watch, logs, wait, stop, resume),
+    TRAIN: (rehearse, train, status, watch, logs, wait, stop, resume),
     USE: (predict, evaluate, compare, report, chat, serve, export),
 }
 for _heading, _commands in _COMMANDS.items():

@@ -88,8 +88,8 @@ def train(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
     if not dry_run:
-        _prepare_demo(request, workspace)
-    plan = _plan(request, workspace)
+        prepare_demo(request, workspace)
+    plan = checked_plan(request, workspace)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
@@ -97,11 +97,12 @@ def train(
         _write_script(plan.for_elsewhere(), script, slurm=slurm)
         return
     plan.require_sound()
-    console.findings(plan.findings)
+    _say_findings(plan, workspace)
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
 
 
-def _plan(request: "Request", workspace: Workspace) -> "Plan":
+def checked_plan(request: "Request", workspace: Workspace) -> "Plan":
+    """The plan with everything that speaks against it here."""
     from iisft.cli.progress import rows_bar
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.plan import Preflight
@@ -120,6 +121,13 @@ def _no_preset(workspace: Workspace) -> UsageError:
         text += f"; made for this machine: {', '.join(fitting)}"
     fix = f"iisft train --preset {shell_word(fitting[0])}" if fitting else "iisft preset list"
     return UsageError("preset-missing", text, fix=fix)
+
+
+def _say_findings(plan: "Plan", workspace: Workspace) -> None:
+    from iisft.rehearsal.verdict import never_rehearsed
+
+    console.findings(plan.findings)
+    console.findings(never_rehearsed(plan, workspace.rehearsals))
 
 
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
@@ -160,7 +168,8 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     raise typer.Exit(control.exit_code(ended))
 
 
-def _prepare_demo(request: "Request", workspace: Workspace) -> None:
+def prepare_demo(request: "Request", workspace: Workspace) -> None:
+    """Make the demo's model and rows where its preset is asked for."""
     from iisft import demo
 
     if request.preset == demo.PRESET:

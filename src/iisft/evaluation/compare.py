@@ -13,8 +13,7 @@ from iisft.evaluation import statistics
 from iisft.evaluation.classes import Labels
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
 from iisft.evaluation.fields import leaves
-from iisft.evaluation.locate import Source
-from iisft.evaluation.losses import losses_at
+from iisft.evaluation.locate import Source, losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample

@@ -14,7 +14,7 @@ from iisft.inference.base_model import Source
 from iisft.inference.export_plan import ADAPTER_ONLY, GGUF, MERGED, PROBE_ROWS, Check, Export
 from iisft.inference.selection import ADAPTER, Chosen
 from iisft.inference.worker import started
-from iisft.llamafactory import as_trained, chat_files
+from iisft.llamafactory import chat_files
 from iisft.llamafactory.chat_template import PROCESSOR_FILES
 from iisft.llamafactory.environment import NO_GPU
 from iisft.models import exported
@@ -24,9 +24,8 @@ from iisft.models.exported import TokenizerFacts
 def merge(export: Export, made: Path, view: Path, env: dict[str, str]) -> TokenizerFacts:
     """Merged weights, or the adapter alone, with every small file."""
     source, alone = export.source, export.format == ADAPTER_ONLY
-    prompts = chat_files.conversations_of(export.template).values()
-    texts = [as_trained.written(export.template, export.options, export.tokens, one)
-             for one in prompts if "tools" not in one]  # fmt: skip
+    texts = chat_files.prompts(export.template, export.options, export.tokens)
+    resized = source.record.train_yaml.get("resize_vocab")
     spec = source.loading(view, export.chosen, max_new_tokens=1) | {
         "model": str(source.checkpoint.folder),
         "stored": export.stored,
@@ -34,6 +33,7 @@ def merge(export: Export, made: Path, view: Path, env: dict[str, str]) -> Tokeni
         "trusted": source.record.setting("model.trust_remote_code"),
         "target": str(made),
         "texts": [*texts, *_sample(source)],
+        "rows": None if resized else source.checkpoint.config.get("vocab_size"),
         "part": source.checkpoint.part,
     }
     spec |= {"adapter": None} if alone else {}
@@ -129,10 +129,34 @@ def unwritable(place: Path, error: OSError) -> EnvironmentFault:
 
 def model_card(export: Export, check: Check | None, sampling: str) -> str:
     """README.md, with the front matter that hubs read (huggingface.co/docs/hub/model-cards)."""
+    run, model = export.source.folder.id, export.source.record.model
+    lines = [
+        "---",
+        f"library_name: {_LIBRARIES[export.format]}",
+        f"base_model: {_yaml_text(model.id)}",
+        f"base_model_relation: {_RELATIONS[export.format]}",
+        "pipeline_tag: text-generation",
+        "tags: [lora, llama-factory, iisft]",
+        "---",
+        "",
+        f"# {run}",
+        "",
+        f"{model.id} with the LoRA adapter of one run, {_made_of(export)}.",
+        "",
+        *_usage(export),
+        *(f"- **{name}**: {text}" for name, text in _facts(export, check, sampling).items()),
+        "",
+        "The licence is that of the base model.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(export: Export, check: Check | None, sampling: str) -> dict[str, str]:
     source, chosen, chat = export.source, export.chosen, export.chat
     record = source.record
     preset, model, observed = record.preset, record.model, record.observed or {}
-    facts = {
+    return {
         "Base model": f"`{model.id}` ({model.architecture}, {model.parameters:,} parameters)",
         "Run": f"`{source.folder.id}`, preset `{record.preset_name}`, begun "
         f"{_date(record.created or 0.0)}",
@@ -166,26 +190,6 @@ def model_card(export: Export, check: Check | None, sampling: str) -> str:
         )
         + f", iisft {__version__}",
     }
-    lines = [
-        "---",
-        f"library_name: {_LIBRARIES[export.format]}",
-        f"base_model: {_yaml_text(model.id)}",
-        f"base_model_relation: {_RELATIONS[export.format]}",
-        "pipeline_tag: text-generation",
-        "tags: [lora, llama-factory, iisft]",
-        "---",
-        "",
-        f"# {source.folder.id}",
-        "",
-        f"{model.id} with the LoRA adapter of one run, {_made_of(export)}.",
-        "",
-        *_usage(export),
-        *(f"- **{name}**: {text}" for name, text in facts.items()),
-        "",
-        "The licence is that of the base model.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 _LIBRARIES = {MERGED: "transformers", ADAPTER_ONLY: "peft", GGUF: "gguf"}

@@ -38,7 +38,16 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     },
     "train.learning_rate": lambda p: {"learning_rate": p.train.learning_rate},
     "train.scheduler": lambda p: {"lr_scheduler_type": p.train.scheduler},
-    "train.warmup_ratio": lambda p: {"warmup_ratio": p.train.warmup_ratio},
+    # beside a warmup_ratio transformers takes no warmup_steps (TrainingArguments.__post_init__)
+    "train.warmup_ratio": lambda p: (
+        {} if p.train.warmup_steps else {"warmup_ratio": p.train.warmup_ratio}
+    ),
+    "train.warmup_steps": lambda p: (
+        {"warmup_steps": p.train.warmup_steps} if p.train.warmup_steps else {}
+    ),
+    "train.weight_decay": lambda p: (
+        {"weight_decay": p.train.weight_decay} if p.train.weight_decay else {}
+    ),
     "train.max_grad_norm": lambda p: {"max_grad_norm": p.train.max_grad_norm},
     "train.epochs": lambda p: {"num_train_epochs": p.train.epochs},
     "train.max_steps": lambda p: {"max_steps": p.train.max_steps} if p.train.max_steps else {},
@@ -65,6 +74,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
         if p.save.eval_every_steps
         else {}
     ),
+    "track": lambda p: {"report_to": p.track or "none"},
 }
 
 # What iisft sets in every run; a preset's `llamafactory:` section may say otherwise.
@@ -76,7 +86,6 @@ ALWAYS: dict[str, Any] = {
     "include_num_input_tokens_seen": "non_padding",
     "logging_nan_inf_filter": False,  # the default turns a NaN loss into 0.0 in the log
     "ddp_timeout": 1800,  # seconds; the examples' 180000000 is 5.7 years, so a hang never ends
-    "report_to": "none",
     "overwrite_output_dir": False,
     "plot_loss": True,
     "save_only_model": False,  # a checkpoint without the optimizer can't be resumed
@@ -84,6 +93,9 @@ ALWAYS: dict[str, Any] = {
     "enable_jit_checkpoint": False,
     "disable_tqdm": True,  # the log is a file; iisft draws the bar
 }
+
+# A rehearsal chooses its rows and their order, and looks at each step.
+REHEARSED: dict[str, Any] = {"disable_shuffling": True, "logging_steps": 1}
 
 # Each brings kernels or modules that take a layer's weight themselves, so that its float32 product
 # is not used.
@@ -170,6 +182,8 @@ def compile_arguments(
     for arguments in MAPPING.values():
         compiled |= arguments(preset)
     compiled |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+    if preset.track:
+        compiled["run_name"] = output_dir.parent.name
     if on_cpu:
         compiled["use_cpu"] = True
     return compiled | ALWAYS | preset.llamafactory
@@ -191,12 +205,16 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     everything = preset.model_copy(
         update={
             "weights": "nf4",
-            "train": preset.train.model_copy(update={"max_steps": 1, "packing": True}),
+            "train": preset.train.model_copy(
+                update={"max_steps": 1, "packing": True, "warmup_steps": 1, "weight_decay": 1.0}
+            ),
             "data": preset.data.model_copy(update={"eval": "any"}),
             "save": preset.save.model_copy(update={"eval_every_steps": 1}),
         }
     )
-    variants = [
+    by_ratio = {"train": preset.train.model_copy(update={"warmup_steps": None})}
+    variants = [preset.model_copy(update=by_ratio)]
+    variants += [
         everything.model_copy(update={"sharding": sharding}) for sharding in get_args(Sharding)
     ]
     return {

@@ -93,6 +93,15 @@ def conversations_of(template: Template) -> dict[str, as_trained.Conversation]:
     return found
 
 
+def prompts(template: Template, options: Options, tokens: Mapping[str, str]) -> list[str]:
+    """Those without tools, as the trainer writes them."""
+    return [
+        as_trained.written(template, options, tokens, one)
+        for one in conversations_of(template).values()
+        if "tools" not in one
+    ]
+
+
 class _Measure:
     """What the trainer writes of each fixed conversation, to compare chat templates with."""
 

@@ -29,7 +29,8 @@ _MOST_KINDS, _LONGEST_KIND = 12, 40  # of what a step's seconds go into
 TRAINING_STARTS = "***** Running training *****"
 _EVALUATION_STARTS = "***** Running Evaluation *****"
 _ERROR = re.compile(
-    r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): ?(.*)$"
+    r"^(?:\[rank\d+\]: )?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit))"
+    r"(?:: ?(.*))?$"
 )
 # torch.distributed.elastic's failure report
 _REPORTED_RANK = re.compile(r"^\s+rank\s+: (\d+) \(local_rank: \d+\)$")
@@ -184,7 +185,7 @@ def error_in(lines: Sequence[str]) -> str:
     for line in reversed(lines):
         match = _ERROR.match(line.strip())
         if match and match[1].rpartition(".")[2] not in _NOT_THE_CAUSE:
-            return f"{match[1]}: {match[2]}".rstrip(": ")
+            return f"{match[1]}: {match[2] or ''}".rstrip(": ")
     return ""
 
 

@@ -165,10 +165,6 @@ REFUSED: dict[str, Refusal] = by_name(
             _CHECKPOINTS,
             "drop it",
         ),
-        "warmup_steps": Refusal(
-            "stands beside train.warmup_ratio, which wins without a word",
-            "set train.warmup_ratio instead",
-        ),
         "gradient_checkpointing gradient_checkpointing_kwargs": Refusal(
             "stands beside train.gradient_checkpointing",
             "set train.gradient_checkpointing instead",

@@ -6,6 +6,7 @@ it older vLLM and llama.cpp, can't load (extra_special_tokens as a list, Tokeniz
 """
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,22 @@ def write_tokenizer(original: Path, target: Path, facts: TokenizerFacts, chat: s
     files.write_text_atomically(target / "chat_template.jinja", chat)
 
 
+def rehearse(original: Path, facts: TokenizerFacts, chat: str) -> list[str]:
+    """What lint() would say of the files beside the weights, written where nobody keeps them.
+
+    Raises:
+        OSError: there is no room for them.
+    """
+    with tempfile.TemporaryDirectory(prefix="iisft-export-") as place:
+        made = Path(place)
+        if not facts.published:
+            (made / "tokenizer.json").touch()  # the child has seen that it can be written
+        write_tokenizer(original, made, facts, chat)
+        generation = generation_config(original, facts)
+        files.write_json_atomically(made / "generation_config.json", generation)
+        return lint(made, facts.stop_ids, weights=False)
+
+
 def lint(folder: Path, stop_ids: list[int], *, weights: bool = True) -> list[str]:
     """What another tool would stumble over in a folder that was written."""
     found = list(_lint_tokenizer(folder)) + list(_lint_generation(folder, stop_ids))
@@ -192,6 +209,8 @@ def _lint_tokenizer(folder: Path) -> Iterator[str]:
         yield "tokenizer_config.json: extra_special_tokens is a list, transformers 4 wants a table"
     if config.get("tokenizer_class") == "TokenizersBackend":
         yield "tokenizer_config.json: transformers 4 has no class TokenizersBackend"
+    if config.get("tokenizer_class") == _PLAIN_CLASS and not (folder / "tokenizer.json").is_file():
+        yield f"there is no tokenizer.json, and {_PLAIN_CLASS} reads nothing else"
     jinja = folder / "chat_template.jinja"
     if jinja.is_file() and jinja.read_text(encoding="utf-8") != config.get("chat_template"):
         yield "chat_template.jinja is not the chat_template of tokenizer_config.json"

@@ -93,7 +93,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=dict(env) if env is not None else None,
-        start_new_session=True,
+        start_new_session=True,  # a group of its own: what it starts dies with it, and we don't
     )
     assert child.stdout is not None and child.stderr is not None
     with Pipes(child.stdout, child.stderr) as pipes:
@@ -139,6 +139,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                # Ctrl-C and a closed terminal signal the foreground's whole group (setsid(2))
                 start_new_session=True,
             )
 
@@ -182,6 +183,7 @@ class Adopted:
 def sleep_until_end(pid: int, timeout_s: float) -> None:
     """Wait for the end of a process, a zombie's included, up to `timeout_s` seconds."""
     try:
+        # readable when the process ends, also one that is not a child of ours (pidfd_open(2))
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
@@ -240,6 +242,7 @@ def kill_run(marker: str, timeout_s: float = 10.0) -> list[int]:
     deadline = time.monotonic() + timeout_s
     dying: set[ProcessIdentity] = set()
     while True:
+        # again and again: what is being killed may just have started another
         pids = processes_of_run(marker)
         # A process that is being torn down has no environment any more, and may hold its GPU a
         # while longer.

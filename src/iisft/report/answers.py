@@ -8,8 +8,7 @@ from iisft.errors import Finding, IisftError
 from iisft.evaluation.classes import NO_LABEL, shown
 from iisft.evaluation.evaluate import Evaluation, Options, evaluate
 from iisft.evaluation.explain import sentences_with_tone
-from iisft.evaluation.locate import Source, base_of
-from iisft.evaluation.losses import losses_at
+from iisft.evaluation.locate import Source, base_of, losses_at
 from iisft.evaluation.outcome import NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.task import Task

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from iisft import files, json_values
-from iisft.evaluation.losses import finite
+from iisft.evaluation.locate import finite
 from iisft.runs.record.folder import RunFolder
 
 CURVES = (

@@ -11,6 +11,7 @@ import re
 import tarfile
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -63,9 +64,11 @@ def pack(machine: Machine, reader: Reader, file: Path) -> None:
     files.write_bytes_atomically(file, packed(machine, reader))
 
 
-def packed(machine: Machine, reader: Reader) -> bytes:
-    """What the probes read, and nothing else. Of the kernel's command line only words about
-    devices.
+def packed(
+    machine: Machine, reader: Reader, *, rehearsal: Mapping[str, Any] | None = None
+) -> bytes:
+    """What the probes read, and the verdict of a rehearsal where there is one. Of the kernel's
+    command line only words about devices.
     """
     contents = {
         path: text
@@ -84,8 +87,9 @@ def packed(machine: Machine, reader: Reader) -> bytes:
     contents[f"{_OWN}/answers.json"] = _json(documents)
     if machine.interpreter is not None:
         contents[f"{_OWN}/interpreter.json"] = _json(_interpreter(machine))
-    if machine.deep is not None:
-        contents[f"{_OWN}/deep.json"] = _json(dict(machine.deep))
+    for name, value in (("deep", machine.deep), ("rehearsal", rehearsal)):
+        if value is not None:
+            contents[f"{_OWN}/{name}.json"] = _json(dict(value))
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for folder in sorted(reader.folders - contents.keys()):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from iisft.errors import Finding, IisftError
 from iisft.files import read_json_object
 from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.models.folder.text_part import text_config
+from iisft.workspace import how_to_get
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _USUAL_DTYPE = "bfloat16"
@@ -38,10 +38,7 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
                 "facts shipped with iisft; the model is not here",
             ), []
         text = f"the model {model_id} is not there, and iisft ships no facts about it"
-        fix = (
-            f"iisft download {shlex.quote(model_id)} (its config.json alone is enough here), or "
-            "--model DIR"
-        )
+        fix = f"{how_to_get(model_id, folder)} (its config.json alone is enough here)"
         return None, [Finding("model-missing", text, where=str(folder), fix=fix)]
     found = read_json_object(path)
     if found is None:
@@ -51,7 +48,7 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
                 "model-config-broken",
                 text,
                 where=str(path),
-                fix=f"iisft download {shlex.quote(model_id)}",
+                fix=how_to_get(model_id, folder),
             )
         ]
     dtype = _stored_dtype(folder, found)

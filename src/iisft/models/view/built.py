@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from iisft.presets.yaml12 import render_yaml
 from iisft.workspace import cache_folder
 
 _SCRIPT = Path(__file__).parents[2] / "child" / "build_model.py"
+_SCRIPTS = (_SCRIPT.name, "built_facts.py", "tokenizer_facts.py")
 _TIMEOUT_S = 600.0  # importing LLaMA-Factory takes 8 to 40 s, a model of 500 B parameters a minute
 # Where a run lives: no part of what the trainer makes of the rest.
 _PLACES = ("model_name_or_path", "output_dir", "dataset_dir", ARGUMENT)
@@ -71,6 +72,7 @@ def ask(
     *,
     on_cpu: bool,
     distributed: bool,
+    texts: Sequence[str] = (),
     say: Callable[[str], None],
 ) -> Built | str:
     """What the trainer would make of it, or why that could not be found out.
@@ -82,15 +84,17 @@ def ask(
         interpreter: the one that trains.
         on_cpu: no GPU takes part.
         distributed: the trainer would run under torchrun.
+        texts: on which an export would compare tokenizers.
         say: told before something takes long.
     """
-    cache = _cache_file(view, checkpoint, arguments, interpreter, on_cpu, distributed)
+    more = {"on_cpu": on_cpu, "distributed": distributed, "texts": texts}
+    cache = _cache_file(view, checkpoint, arguments, interpreter, more)
     known = files.read_json_object(cache)
     if known is not None:
         return Built(known)
     say("building the model without its weights (some seconds; remembered until something changes)")
     with tempfile.TemporaryDirectory(prefix="iisft-build-") as work:
-        facts = _run(Path(work), view, arguments, interpreter, on_cpu, distributed)
+        facts = _run(Path(work), view, arguments, interpreter, more)
     if isinstance(facts, str):
         return facts
     if facts.get("stage") != _NOT_KEPT:
@@ -107,8 +111,7 @@ def _run(
     view: ViewPlan,
     arguments: Mapping[str, Any],
     interpreter: Interpreter,
-    on_cpu: bool,
-    distributed: bool,
+    more: Mapping[str, Any],
 ) -> dict[str, Any] | str:
     build_view(view, work / "model")
     here = {name: str(work / name) for name in _PLACES if name in arguments}
@@ -116,14 +119,7 @@ def _run(
     (work / "train.yaml").write_text(render_yaml(meant), encoding="utf-8")
     request = work / "request.json"
     request.write_text(
-        json.dumps(
-            {
-                "yaml": str(work / "train.yaml"),
-                "meant": meant,
-                "on_cpu": on_cpu,
-                "distributed": distributed,
-            }
-        ),
+        json.dumps({"yaml": str(work / "train.yaml"), "meant": meant, **more}),
         encoding="utf-8",
     )
     env = {
@@ -153,11 +149,10 @@ def _cache_file(
     checkpoint: Checkpoint,
     arguments: Mapping[str, Any],
     interpreter: Interpreter,
-    on_cpu: bool,
-    distributed: bool,
+    more: Mapping[str, Any],
 ) -> Path:
     parts = [
-        _SCRIPT.read_text(encoding="utf-8"),
+        [(_SCRIPT.parent / name).read_text(encoding="utf-8") for name in _SCRIPTS],
         str(interpreter.path),
         interpreter.python,
         interpreter.packages,
@@ -165,8 +160,7 @@ def _cache_file(
         {name: _stamp(target) for name, target in sorted(view.links.items())},
         {name: value for name, value in arguments.items() if name not in _PLACES},
         str(checkpoint.folder),
-        on_cpu,
-        distributed,
+        more,
     ]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return cache_folder() / f"built-{key}.json"

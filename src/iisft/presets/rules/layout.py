@@ -179,19 +179,21 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
 
 @preset_rule(
     "constant-warmup",
-    applies="scheduler: constant with a warmup_ratio",
+    applies="scheduler: constant with a warmup_ratio or warmup_steps",
     source="transformers/optimization.py, get_scheduler: the warm-up is not passed on",
 )
 def constant_ignores_warmup(case: Case) -> Iterator[Finding]:
-    """The constant schedule begins at its peak, whatever warmup_ratio says."""
-    preset = case.preset
-    if preset and preset.train.scheduler == "constant" and preset.train.warmup_ratio:
+    """The constant schedule begins at its peak, whatever warmup_ratio and warmup_steps say."""
+    train = case.preset.train if case.preset else None
+    name = "warmup_steps" if train and train.warmup_steps else "warmup_ratio"
+    if train and train.scheduler == "constant" and getattr(train, name):
+        off = "null" if name == "warmup_steps" else "0"
         yield seen(
-            f"scheduler constant ignores warmup_ratio {preset.train.warmup_ratio}",
-            case.place("train.warmup_ratio"),
+            f"scheduler constant ignores {name} {getattr(train, name)}",
+            case.place(f"train.{name}"),
             change_preset(
                 "train.scheduler=constant_with_warmup",
-                "--set train.scheduler=constant_with_warmup, or train.warmup_ratio=0",
+                f"--set train.scheduler=constant_with_warmup, or train.{name}={off}",
             ),
             "warn",
         )

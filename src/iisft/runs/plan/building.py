@@ -2,6 +2,7 @@
 that.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from iisft.llamafactory.catalogue import catalogue
 from iisft.llamafactory.environment import Placement
 from iisft.llamafactory.interpreter import Interpreter, inspect, training_interpreter
 from iisft.llamafactory.turns import Options
+from iisft.models import exported
+from iisft.models.exported import TokenizerFacts
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.models.view import built, built_findings
 from iisft.models.view.build import ViewPlan
@@ -50,6 +53,7 @@ def build(
         return None, []
     if any(one.id in _UNIMPORTABLE for one in so_far):
         return None, []
+    name, extra, folder = preset.model.template, preset.llamafactory, checkpoint.folder
     answer = built.ask(
         view,
         checkpoint,
@@ -57,6 +61,7 @@ def build(
         interpreter,
         on_cpu=placement.on_cpu,
         distributed=placement.world_size > 1,
+        texts=_prompts(name, extra, folder),
         say=say,
     )
     if isinstance(answer, str):
@@ -65,17 +70,33 @@ def build(
     longest = [dataset.longest for dataset in datasets]
     known = None if not longest or None in longest else max(filter(None, longest))
     rows = [dataset.file for dataset in datasets]
-    foreseen = export_findings(preset.model.template, preset.llamafactory, checkpoint.folder, rows)
+    foreseen = export_findings(name, extra, folder, rows, answer.facts)
     found = list(built_findings.findings(answer, preset, checkpoint, known))
     return answer, [*found, *foreseen]
 
 
-def export_findings(
-    name: str, extra: Mapping[str, Any], folder: Path, rows: Sequence[Path]
-) -> Iterator[Finding]:
-    """What `iisft export` would have to leave out, while the template can still be changed.
+def _prompts(name: str, extra: Mapping[str, Any], folder: Path) -> list[str]:
+    """Texts on which an export compares tokenizers; none where the template is not known."""
+    options = Options.of(extra)
+    try:
+        template = turns.under(catalogue().template(name), options)
+        return chat_files.prompts(template, options, chat_files.tokens_of(folder, template))
+    except InputError:
+        return []
 
-    `name` and `extra`: a preset's template and its `llamafactory:` section.
+
+def export_findings(
+    name: str,
+    extra: Mapping[str, Any],
+    folder: Path,
+    rows: Sequence[Path],
+    facts: Mapping[str, Any],
+) -> Iterator[Finding]:
+    """What `iisft export` would have to leave out, while the template can still be changed, and
+    what would keep other tools from reading its files.
+
+    `name` and `extra`: a preset's template and its `llamafactory:` section; `facts`: what the
+    trainer's own code made of them.
     """
     options = Options.of(extra)
     try:
@@ -86,6 +107,19 @@ def export_findings(
         if error.code == "export-prompt":
             yield replace(error.finding, severity="warn")
         return  # anything else is told with the rows
+    faults = [str(facts["unexportable"])] if "unexportable" in facts else []
+    if "tokenizer" in facts:
+        with contextlib.suppress(OSError):  # an export needs more room, and says so
+            faults += exported.rehearse(folder, TokenizerFacts(**facts["tokenizer"]), chat.text)
+    if faults:
+        yield Finding(
+            "export-unreadable",
+            f"other tools will not read an export of this model: {'; '.join(faults)}",
+            where=str(folder),
+            fix="serve the adapter with iisft serve, or train a model whose tokenizer is published "
+            "as tokenizer.json",
+            severity="warn",
+        )
     if with_tools and chat.tools == "refused":
         yield Finding(
             "export-tools",

@@ -83,8 +83,8 @@ def _is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value < 1e12
 
 
-def keep(folder: RunFolder, record: RunRecord, found: dict[str, Any]) -> None:
-    """Add a finished run to the machine's memory; on a full disk it is let go."""
+def keep(runs: Path, folder: RunFolder, record: RunRecord, found: dict[str, Any]) -> None:
+    """Add a finished run to the machine's memory beside `runs`; on a full disk it is let go."""
     planned = record.forecast
     if not found or planned is None:
         return
@@ -102,7 +102,7 @@ def keep(folder: RunFolder, record: RunRecord, found: dict[str, Any]) -> None:
         "measured": found,
     }
     with contextlib.suppress(OSError):
-        files.append_line(folder.path.parent / FILE, json.dumps(entry))
+        files.append_line(runs / FILE, json.dumps(entry))
 
 
 def recall(runs: Path, kin: dict[str, Any], rows: str | None) -> Measured | None:

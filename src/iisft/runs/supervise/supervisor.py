@@ -144,7 +144,7 @@ class Supervisor:
         self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
         if ending.state == "finished" and not self.folder.node_rank:
-            measurements.keep(self.folder, self.record, found)
+            measurements.keep(self.folder.path.parent, self.folder, self.record, found)
         if ending.state == "finished":
             shutil.rmtree(self.folder.datasets_cache, ignore_errors=True)
         self.teller.ended(ending, outcome)

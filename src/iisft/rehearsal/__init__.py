@@ -1,0 +1,1 @@
+"""A short run that tells whether a long one will hold: planned, run and killed once, judged."""
