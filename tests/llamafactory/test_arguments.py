@@ -1,7 +1,7 @@
 """A preset becomes exactly this train.yaml, and its free section is checked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -10,7 +10,7 @@ from iisft.llamafactory import arguments, installed, interpreter, passed, refuse
 from iisft.llamafactory.extra import check_extra, check_together, fits
 from iisft.llamafactory.interpreter import Argument
 from iisft.presets import checking, documents
-from iisft.presets.schema import Preset
+from iisft.presets.schema import Preset, Tracker
 from iisft.workspace import Workspace
 
 PLACES: dict[str, Any] = {
@@ -87,20 +87,24 @@ def test_the_whole_train_yaml_of_mi50() -> None:
         (("lora.target=[q_proj, v_proj]",), {"lora_target": "q_proj,v_proj"}),
         (("train.max_steps=7",), {"max_steps": 7}),
         (
+            ("train.warmup_steps=20", "train.weight_decay=0.01"),
+            {"warmup_steps": 20, "warmup_ratio": None, "weight_decay": 0.01},
+        ),
+        (
             ("data.eval=held", "save.eval_every_steps=5"),
             {"eval_dataset": "held", "per_device_eval_batch_size": 1, "eval_strategy": "steps",
              "eval_steps": 5},
         ),
         (("train.gradient_checkpointing=false",), {"disable_gradient_checkpointing": True}),
         (
-            ("llamafactory.report_to=tensorboard", "llamafactory.ddp_timeout=60"),
-            {"report_to": "tensorboard", "ddp_timeout": 60},
+            ("track=[tensorboard]", "llamafactory.ddp_timeout=60"),
+            {"report_to": ["tensorboard"], "run_name": "r", "ddp_timeout": 60},
         ),
     ],
 )  # fmt: skip
 def test_what_a_value_becomes(overrides: tuple[str, ...], expected: dict[str, Any]) -> None:
     compiled = arguments.compile_arguments(load("mi50", *overrides), **PLACES, on_cpu=False)
-    assert {key: compiled[key] for key in expected} == expected
+    assert {key: compiled.get(key) for key in expected} == expected
 
 
 def test_a_number_of_warm_up_steps_stands_alone() -> None:
@@ -260,19 +264,18 @@ def test_values_that_do_not_go_together(
 
 
 def test_a_package_that_an_argument_needs() -> None:
-    extra = {"report_to": ["wandb", "tensorboard"]}
-    known = {"report_to": Argument(("list", "null", "str"), None)}
-    [missing] = check_extra(extra, load("mi50"), known, optional={"tensorboard"})
+    preset = load("mi50", "track=[wandb, tensorboard]")
+    [missing] = check_extra({}, preset, KNOWN, optional={"tensorboard"})
     assert (missing.id, missing.exit_code, missing.message) == (
         "llamafactory-package",
         ExitCode.ENVIRONMENT,
-        "llamafactory.report_to needs the package wandb, which is not installed",
+        "track needs the package wandb, which is not installed",
     )
-    assert check_extra(extra, load("mi50"), known) == []
+    assert check_extra({}, preset, KNOWN) == []
 
 
 def test_every_package_that_an_argument_needs_is_looked_for() -> None:
-    assert sorted({*passed.PACKAGES.values(), *passed.LOGGERS.values()}) == list(installed.OPTIONAL)
+    assert sorted({*passed.PACKAGES.values(), *get_args(Tracker)}) == list(installed.OPTIONAL)
 
 
 @pytest.mark.slow

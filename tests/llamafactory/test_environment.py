@@ -12,9 +12,11 @@ from iisft.llamafactory.environment import (
     compile_environment,
     gpu_order,
     inherited,
+    tracker_findings,
 )
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets import checking, documents
+from iisft.runs.plan.preflight import extra_argument_findings
 from iisft.workspace import Workspace
 
 INTERPRETER = Interpreter(Path("/env/bin/python"), "3.11.7", {}, None)
@@ -102,3 +104,51 @@ def test_nvidia_gpus_are_counted_along_the_bus_unless_the_shell_says_otherwise(
     told = compile_environment(preset, INTERPRETER, Placement(), CACHES)
     assert "CUDA_DEVICE_ORDER" not in told
     assert gpu_order(os.environ)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+@pytest.mark.parametrize(
+    ("track", "shell", "env", "fixes"),
+    [
+        ("tensorboard, mlflow, trackio", {}, {}, []),
+        ("wandb", {}, {}, ["wandb login, or --set env.WANDB_MODE=offline"]),
+        ("swanlab", {}, {}, ["swanlab login, or --set env.SWANLAB_MODE=local"]),
+        ("wandb, swanlab", {"WANDB_API_KEY": "x"}, {"SWANLAB_MODE": "local"}, []),
+        ("wandb", {}, {"WANDB_MODE": "offline"}, []),
+        ("wandb", {"NETRC": "FILE"}, {}, []),
+        ("wandb", {"NETRC": "/proc"}, {}, ["wandb login, or --set env.WANDB_MODE=offline"]),
+    ],
+)
+def test_a_tracker_that_would_ask_for_a_login_is_found(
+    track: str,
+    shell: dict[str, str],
+    env: dict[str, str],
+    fixes: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    here = {name: value.replace("FILE", str(tmp_path / "netrc")) for name, value in shell.items()}
+    document = documents.read_document("mi50", Workspace.current())
+    document.override(*documents.parse_override(f"track=[{track}]"), "--set")
+    preset = checking.check(document).preset
+    found = tracker_findings(preset.model_copy(update={"env": env}), here)
+    assert [(finding.id, finding.fix) for finding in found] == [
+        ("tracker-login", fix) for fix in fixes
+    ]
+    if track == "swanlab":
+        (tmp_path / ".swanlab").mkdir()
+        (tmp_path / ".swanlab" / ".netrc").write_text("machine https://api.swanlab.cn\n")
+        assert tracker_findings(preset, {}) == []
+
+
+def test_a_trackers_package_is_looked_for_without_a_llamafactory_section() -> None:
+    document = documents.read_document("mi50", Workspace.current())
+    document.override(*documents.parse_override("track=[trackio]"), "--set")
+    here = Interpreter(Path("/p"), "3.11.7", {"llamafactory": "0.9.5"}, None, frozenset())
+    (missing,) = extra_argument_findings(checking.check(document), here)
+    assert (missing.id, missing.where, missing.fix) == (
+        "llamafactory-package",
+        "--set",
+        "pip install trackio in the training interpreter, or drop it",
+    )

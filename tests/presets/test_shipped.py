@@ -99,6 +99,6 @@ def test_the_schema_names_every_section() -> None:
     schema = explain.schema()
     assert set(schema["properties"]) == {
         "extends", "summary", "run_on", "hardware", "model", "precision", "weights", "attention",
-        "lora", "train", "sharding", "data", "save", "watch", "notify", "env",
+        "lora", "train", "sharding", "data", "save", "watch", "track", "notify", "env",
         "llamafactory",
     }  # fmt: skip

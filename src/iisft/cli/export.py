@@ -65,20 +65,9 @@ def export(
     """
     from iisft.cli.progress import prepare
     from iisft.inference import export as exporting
-    from iisft.inference import export_plan, gguf
-    from iisft.models.view.support import DTYPES
+    from iisft.inference import export_plan
 
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError("dtype", f"--dtype is {', '.join(DTYPES)}, not {dtype!r}")
-    if format not in export_plan.FORMATS:
-        words = ", ".join(export_plan.FORMATS)
-        raise UsageError("export-format", f"--format is {words}, not {format!r}")
-    if quant is not None and quant not in gguf.BYTES:
-        raise UsageError("export-quant", f"--quant is {', '.join(gguf.BYTES)}, not {quant!r}")
-    if format != export_plan.GGUF and (quant or converter):
-        raise UsageError("export-quant", "--quant and --converter are for --format gguf")
-    if format == export_plan.ADAPTER_ONLY and dtype:
-        raise UsageError("dtype", "--dtype is for merged weights; an adapter stays as it is")
+    _require_choices(dtype, format, quant, converter)
     ready = prepare(run, checkpoint, model, cpu=cpu)
     plan = export_plan.plan(
         ready.source, ready.chosen, output, dtype, format, quant or "q8_0", converter
@@ -97,6 +86,25 @@ def export(
     console.say(f"chat template: {plan.chat.how}")
     if check is not None:
         console.say(f"{check.sentence}; {check.of_prompts}")
+
+
+def _require_choices(
+    dtype: str | None, format: str, quant: str | None, converter: Path | None
+) -> None:
+    from iisft.inference import export_plan, gguf
+    from iisft.models.view.support import DTYPES
+
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError("dtype", f"--dtype is {', '.join(DTYPES)}, not {dtype!r}")
+    if format not in export_plan.FORMATS:
+        words = ", ".join(export_plan.FORMATS)
+        raise UsageError("export-format", f"--format is {words}, not {format!r}")
+    if quant is not None and quant not in gguf.BYTES:
+        raise UsageError("export-quant", f"--quant is {', '.join(gguf.BYTES)}, not {quant!r}")
+    if format != export_plan.GGUF and (quant or converter):
+        raise UsageError("export-quant", "--quant and --converter are for --format gguf")
+    if format == export_plan.ADAPTER_ONLY and dtype:
+        raise UsageError("dtype", "--dtype is for merged weights; an adapter stays as it is")
 
 
 def _document(plan: "Export", check: "Check | None") -> dict[str, Any]:

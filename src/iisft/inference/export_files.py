@@ -129,10 +129,34 @@ def unwritable(place: Path, error: OSError) -> EnvironmentFault:
 
 def model_card(export: Export, check: Check | None, sampling: str) -> str:
     """README.md, with the front matter that hubs read (huggingface.co/docs/hub/model-cards)."""
+    run, model = export.source.folder.id, export.source.record.model
+    lines = [
+        "---",
+        f"library_name: {_LIBRARIES[export.format]}",
+        f"base_model: {_yaml_text(model.id)}",
+        f"base_model_relation: {_RELATIONS[export.format]}",
+        "pipeline_tag: text-generation",
+        "tags: [lora, llama-factory, iisft]",
+        "---",
+        "",
+        f"# {run}",
+        "",
+        f"{model.id} with the LoRA adapter of one run, {_made_of(export)}.",
+        "",
+        *_usage(export),
+        *(f"- **{name}**: {text}" for name, text in _facts(export, check, sampling).items()),
+        "",
+        "The licence is that of the base model.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(export: Export, check: Check | None, sampling: str) -> dict[str, str]:
     source, chosen, chat = export.source, export.chosen, export.chat
     record = source.record
     preset, model, observed = record.preset, record.model, record.observed or {}
-    facts = {
+    return {
         "Base model": f"`{model.id}` ({model.architecture}, {model.parameters:,} parameters)",
         "Run": f"`{source.folder.id}`, preset `{record.preset_name}`, begun "
         f"{_date(record.created or 0.0)}",
@@ -166,26 +190,6 @@ def model_card(export: Export, check: Check | None, sampling: str) -> str:
         )
         + f", iisft {__version__}",
     }
-    lines = [
-        "---",
-        f"library_name: {_LIBRARIES[export.format]}",
-        f"base_model: {_yaml_text(model.id)}",
-        f"base_model_relation: {_RELATIONS[export.format]}",
-        "pipeline_tag: text-generation",
-        "tags: [lora, llama-factory, iisft]",
-        "---",
-        "",
-        f"# {source.folder.id}",
-        "",
-        f"{model.id} with the LoRA adapter of one run, {_made_of(export)}.",
-        "",
-        *_usage(export),
-        *(f"- **{name}**: {text}" for name, text in facts.items()),
-        "",
-        "The licence is that of the base model.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 _LIBRARIES = {MERGED: "transformers", ADAPTER_ONLY: "peft", GGUF: "gguf"}

@@ -129,13 +129,7 @@ def plan(
         raise InputError(
             "export-base", "the base model has no adapter to merge", fix="--checkpoint final"
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(
-            "export-occupied",
-            f"{target} exists already",
-            where=str(target),
-            fix="choose another -o, or remove it",
-        )
+    _require_free_name(target)
     if format == GGUF:
         converter = gguf.converter(source.python, converter)
     arguments = source.record.train_yaml
@@ -157,6 +151,21 @@ def plan(
         options,
         chat_files.chat(folder, template, options, with_tools=with_tools),
     )
+    _require_space(export)
+    return export
+
+
+def _require_free_name(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            "export-occupied",
+            f"{target} exists already",
+            where=str(target),
+            fix="choose another -o, or remove it",
+        )
+
+
+def _require_space(export: Export) -> None:
     place = export.target.parent
     while not place.exists():
         place = place.parent
@@ -172,4 +181,3 @@ def plan(
             where=str(place),
             fix="free some space, or -o on another disk",
         )
-    return export

@@ -74,6 +74,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
         if p.save.eval_every_steps
         else {}
     ),
+    "track": lambda p: {"report_to": p.track or "none"},
 }
 
 # What iisft sets in every run; a preset's `llamafactory:` section may say otherwise.
@@ -85,7 +86,6 @@ ALWAYS: dict[str, Any] = {
     "include_num_input_tokens_seen": "non_padding",
     "logging_nan_inf_filter": False,  # the default turns a NaN loss into 0.0 in the log
     "ddp_timeout": 1800,  # seconds; the examples' 180000000 is 5.7 years, so a hang never ends
-    "report_to": "none",
     "overwrite_output_dir": False,
     "plot_loss": True,
     "save_only_model": False,  # a checkpoint without the optimizer can't be resumed
@@ -182,6 +182,8 @@ def compile_arguments(
     for arguments in MAPPING.values():
         compiled |= arguments(preset)
     compiled |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+    if preset.track:
+        compiled["run_name"] = output_dir.parent.name
     if on_cpu:
         compiled["use_cpu"] = True
     return compiled | ALWAYS | preset.llamafactory

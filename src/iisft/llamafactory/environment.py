@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iisft.errors import Finding
+from iisft import files
+from iisft.errors import ExitCode, Finding
 from iisft.llamafactory.interpreter import Interpreter
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
@@ -153,6 +154,40 @@ def env_findings(loaded: LoadedPreset) -> list[Finding]:
                 )
             )
     return found
+
+
+# Where each finds its login without a question, and the modes that need none. Sources:
+# wandb/sdk/lib/apikey.py, swanlab/package.py.
+_LOGINS = {
+    "wandb": (("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"), "~/.netrc", "WANDB_MODE", "offline"),
+    "swanlab": (("SWANLAB_API_KEY",), "~/.swanlab/.netrc", "SWANLAB_MODE", "local"),
+}
+
+
+def tracker_findings(preset: Preset, shell: Mapping[str, str]) -> list[Finding]:
+    """Trackers that would ask for a login, which nobody answers: the run would end there."""
+    found, env = [], {**shell, **preset.env}
+    for tracker in preset.track:
+        keys, file, mode, offline = _LOGINS.get(tracker, ((), "", "", ""))
+        logged_in = any(env.get(key) for key in keys) or env.get(mode) in (offline, "disabled")
+        if file and not logged_in and tracker not in _text(env.get("NETRC") or file):
+            found.append(
+                Finding(
+                    "tracker-login",
+                    f"{tracker} has no login here and would end the run by asking for one",
+                    where="track",
+                    fix=f"{tracker} login, or --set env.{mode}={offline}",
+                    exit_code=ExitCode.ENVIRONMENT,
+                )
+            )
+    return found
+
+
+def _text(name: str) -> str:
+    try:
+        return files.read_text(Path(name).expanduser())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder
+        return ""
 
 
 def brings_code(name: str) -> bool:

@@ -40,13 +40,13 @@ def check_extra(
     found = [finding for finding in judged if finding is not None]
     if not any(finding.severity == "error" for finding in found):
         found += check_together(preset, on_cpu=on_cpu)
-    for name, package in passed.packages_for(extra):
+    for name, package in passed.packages_for(preset):
         if optional is not None and package not in optional:
             found.append(
                 Finding(
                     "llamafactory-package",
-                    f"llamafactory.{name} needs the package {package}, which is not installed",
-                    f"llamafactory.{name}",
+                    f"{name} needs the package {package}, which is not installed",
+                    name,
                     f"pip install {package} in the training interpreter, or drop it",
                     exit_code=ExitCode.ENVIRONMENT,
                 )

@@ -27,15 +27,9 @@ PACKAGES = (
 )
 # What some of LLaMA-Factory's arguments need (iisft.llamafactory.passed); no run depends on them.
 OPTIONAL = (
-    "clearml",
-    "codecarbon",
-    "comet-ml",
-    "dvclive",
-    "flytekit",
     "liger-kernel",
     "mixture-of-depth",
     "mlflow",
-    "neptune",
     "swanlab",
     "tensorboard",
     "trackio",

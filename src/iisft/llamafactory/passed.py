@@ -6,10 +6,11 @@ trained, seen or proven. Names are those of LLaMA-Factory 0.9.5 with transformer
 compares.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from iisft.llamafactory.refused import by_name
+from iisft.presets.schema import Preset
 
 # On unless a preset switches them off.
 _ON = ("average_tokens_across_devices", "ignore_pad_token_for_loss", "use_fast_tokenizer")
@@ -116,7 +117,7 @@ PASSED: dict[str, str] = by_name(
         (
             "disable_tqdm include_effective_tokens_per_second log_level_replica "
             "log_on_each_node logging_dir logging_first_step plot_loss print_param_status "
-            "project report_to run_name save_on_each_node skip_memory_metrics swanlab_logdir "
+            "project run_name save_on_each_node skip_memory_metrics swanlab_logdir "
             "swanlab_mode swanlab_project swanlab_run_name swanlab_workspace use_swanlab"
         ): "what is told of a run, and to whom",
         (
@@ -127,26 +128,13 @@ PASSED: dict[str, str] = by_name(
     }
 )
 
-# Arguments that die after the start without a package, and report_to's.
+# Arguments that die after the start without a package.
 PACKAGES: dict[str, str] = {
     "enable_liger_kernel": "liger-kernel",
     "mixture_of_depths": "mixture-of-depth",
     "use_liger_kernel": "liger-kernel",
     "use_swanlab": "swanlab",
     "use_unsloth": "unsloth",
-}
-LOGGERS: dict[str, str] = {
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet-ml",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
 }
 
 
@@ -160,12 +148,10 @@ def changes(name: str, value: Any) -> bool:
     return is_off(value) == (name in _ON)
 
 
-def packages_for(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Arguments of the section, each with the package that it needs."""
+def packages_for(preset: Preset) -> Iterator[tuple[str, str]]:
+    """Keys of the preset, each with the package that it needs."""
     for name, package in PACKAGES.items():
-        if extra.get(name):
-            yield name, package
-    given = extra.get("report_to") or []
-    for logger in [given] if isinstance(given, str) else given:
-        if logger in LOGGERS:
-            yield "report_to", LOGGERS[logger]
+        if preset.llamafactory.get(name):
+            yield f"llamafactory.{name}", package
+    for tracker in preset.track:
+        yield "track", tracker  # each package has its tracker's name

@@ -10,6 +10,7 @@ Precision = Literal["fp32", "fp16", "bf16", "weights"]
 Weights = Literal["stored", "fp32", "fp16", "bf16", "nf4"]
 Attention = Literal["eager", "eager_blocks", "sdpa", "flash2"]
 Sharding = Literal["none", "fsdp", "zero2", "zero3"]
+Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
 Overlong = Literal["fail", "fit", "drop", "allow"]
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -286,6 +287,12 @@ class Preset(_Section):
     data: Data
     save: Save = Save()
     watch: Watch = Watch()
+    track: list[Tracker] = Field(
+        default_factory=list,
+        description="Programs and services that also get the metrics, under the run's name. "
+        "wandb and swanlab need a login, or WANDB_MODE=offline or SWANLAB_MODE=local in env; the "
+        "others write files.",
+    )
     notify: list[str] = Field(
         default_factory=list,
         description="Where to tell that the run finished, failed, restarts or runs out of disk: "

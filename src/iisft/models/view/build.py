@@ -109,18 +109,8 @@ def plan_view(
     if arithmetic == "float32":
         refuse_inexact(checkpoint, weights, memory, own_class)
     class_name = checkpoint.architecture if own_class is None else own_class.rpartition(".")[2]
-    own_map = top_auto_map(checkpoint) if with_code else {}
-    config = copy.deepcopy(checkpoint.config)
-    if not with_code:
-        _drop_auto_maps(config)
-    config |= {
-        "dtype": memory,  # transformers 5 reads this one
-        "torch_dtype": memory,  # transformers 4 and LLaMA-Factory (patcher.py) read this one
-        "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
-        ARITHMETIC_KEY: arithmetic,
-    }
-    if checkpoint.is_part:
-        config |= {NAMES_KEY: NAMES, LEFT_OUT_KEY: list(LEFT_OUT)}
+    config = _config(checkpoint, class_name, memory, with_code=with_code)
+    config[ARITHMETIC_KEY] = arithmetic
     # elsewhere a wider norm would widen what comes after it
     exact = arithmetic == "float32" and weights == "stored"
     if exact and (kept := kept_float32(checkpoint, memory)):
@@ -139,6 +129,24 @@ def plan_view(
         expected_weights_dtype="nf4" if weights == "nf4" else memory,
         expected_compute_dtype=DTYPES.get(precision, memory),
     )
+
+
+def _config(
+    checkpoint: Checkpoint, class_name: str, memory: str, *, with_code: bool
+) -> dict[str, Any]:
+    """config.json with the class of the view, and the model's own code only where it is trusted."""
+    own_map = top_auto_map(checkpoint) if with_code else {}
+    config = copy.deepcopy(checkpoint.config)
+    if not with_code:
+        _drop_auto_maps(config)
+    config |= {
+        "dtype": memory,  # transformers 5 reads this one
+        "torch_dtype": memory,  # transformers 4 and LLaMA-Factory (patcher.py) read this one
+        "auto_map": own_map | {AUTO_CLASS: f"{MODULE}.{class_name}"},
+    }
+    if checkpoint.is_part:
+        config |= {NAMES_KEY: NAMES, LEFT_OUT_KEY: list(LEFT_OUT)}
+    return config
 
 
 def attention_keys(attention: str) -> dict[str, Any]:

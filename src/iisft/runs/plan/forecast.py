@@ -96,7 +96,7 @@ def forecast_run(
     if model is None:
         text = (
             "config.json lacks a size that the plan needs, or the model has experts or layers that "
-            "it can't count (Gemma 4): memory and time are not known"
+            "it can't count (Gemma 4 E2B and E4B): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings
@@ -115,15 +115,7 @@ def forecast_run(
         data_bytes=sum(_size(dataset.file) for dataset in datasets),
     )
     if datasets:
-        share, most = known_rows.trained(datasets[0])
-        lengths = [known_rows.longest(preset, dataset, model_folder) for dataset in datasets]
-        workload = replace(
-            workload,
-            trained_share=share,
-            most_trained=most,
-            longest=max(one or 0 for one in lengths) if all(lengths) else None,
-            packs=known_rows.packs(preset, datasets[0]),
-        )
+        workload = _of_rows(workload, preset, datasets, model_folder)
     result = forecast(preset, workload)
     earlier = measurements.recall(runs, kin_of(preset, result), rows_of(preset, datasets))
     if earlier is not None:
@@ -131,6 +123,20 @@ def forecast_run(
         tokens = Span(each, each, each) if each else workload.row_tokens
         result = forecast(preset, replace(workload, measured=earlier, row_tokens=tokens))
     return facts, result, [*findings, *_assumed(preset, facts)]
+
+
+def _of_rows(
+    workload: Workload, preset: Preset, datasets: Sequence[RunDataset], model_folder: Path
+) -> Workload:
+    share, most = known_rows.trained(datasets[0])
+    lengths = [known_rows.longest(preset, dataset, model_folder) for dataset in datasets]
+    return replace(
+        workload,
+        trained_share=share,
+        most_trained=most,
+        longest=max(one or 0 for one in lengths) if all(lengths) else None,
+        packs=known_rows.packs(preset, datasets[0]),
+    )
 
 
 def step_keys(preset: Preset, result: Forecast | None) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from iisft import notices
 from iisft.errors import Finding
 from iisft.gpu_table import Device
 from iisft.llamafactory import tokenized
 from iisft.llamafactory.arguments import compile_arguments
-from iisft.llamafactory.environment import Placement, env_findings
+from iisft.llamafactory.environment import Placement, env_findings, tracker_findings
 from iisft.llamafactory.extra import reference_findings
 from iisft.llamafactory.interpreter import Interpreter, training_interpreter
 from iisft.machine.doctor.engine import training_gpus
@@ -25,6 +25,7 @@ from iisft.machine.doctor.inspect import visible_gpus
 from iisft.machine.facts.gpus import Gpu
 from iisft.models.view.build import with_step
 from iisft.models.view.built import Built
+from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
 from iisft.runs.plan import building, places, token_cache
 from iisft.runs.plan import forecast as forecasts
@@ -64,8 +65,35 @@ def make_plan(
         gpus = preflight.machine.visible_under(loaded.preset.env)
         if request.gpus is not None and not preflight.machine.visible:  # CPU ranks are meant
             placement = replace(placement, on_cpu=True)
-    elif gpus is None:
-        gpus = visible_gpus()
+    gpus = visible_gpus() if gpus is None else gpus
+    plan, found = _planned(request, workspace, loaded, placement, gpus, device, preflight)
+    of_step = forecasts.step_findings(plan.preset, plan.forecast)
+    if preflight is None:
+        warned = [replace(finding, severity="warn") for finding in found.data]
+        findings = (*loaded.warnings, *notes, *found.forecast, *of_step, *warned)
+        return replace(plan, findings=findings)
+    notes = [*notes, *of_step]
+    return _checked(plan, preflight, workspace, notes, found.model, found.data)
+
+
+class _Found(NamedTuple):
+    """What speaks against the model, its data and what is foreseen."""
+
+    model: Sequence[Finding]
+    data: list[Finding]
+    forecast: list[Finding]
+
+
+def _planned(
+    request: Request,
+    workspace: Workspace,
+    loaded: LoadedPreset,
+    placement: Placement,
+    gpus: Sequence[Gpu],
+    device: Device | float | None,
+    preflight: Preflight | None,
+) -> tuple[Plan, _Found]:
+    """The plan, not judged yet."""
     preset, model_folder = loaded.preset, workspace.model_folder(loaded.preset.model.id)
     model = checks.model_for(preset, model_folder) if preflight else checks.UNCHECKED
     counting = model_folder if model.checkpoint is not None else None
@@ -95,12 +123,7 @@ def make_plan(
         checkpoint=model.checkpoint,
         view=model.view and with_step(model.view, forecasts.step_keys(preset, forecast)),
     )
-    if preflight is None:
-        warned = [replace(finding, severity="warn") for finding in of_data]
-        of_step = forecasts.step_findings(preset, forecast)
-        return replace(plan, findings=(*loaded.warnings, *notes, *of_forecast, *of_step, *warned))
-    notes = [*notes, *forecasts.step_findings(preset, forecast)]
-    return _checked(plan, preflight, workspace, notes, model.findings, of_data)
+    return plan, _Found(model.findings, of_data, of_forecast)
 
 
 def _train_yaml(preset: Preset, folder: RunFolder, placement: Placement) -> dict[str, Any]:
@@ -128,6 +151,7 @@ def _checked(
     )
     findings = [*notes, *preflight.wrong, *doctored, *env_findings(plan.loaded)]
     findings += notices.check(preset.notify, os.environ)
+    findings += tracker_findings(preset, os.environ)
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)

@@ -67,9 +67,11 @@ def doctor_findings(
 def extra_argument_findings(
     loaded: LoadedPreset, interpreter: Interpreter | None = None, *, on_cpu: bool = False
 ) -> list[Finding]:
-    """Objections to the preset's `llamafactory:` section, asked of the installed version."""
+    """Objections to the preset's `llamafactory:` section and its trackers, asked of the installed
+    version.
+    """
     extra = loaded.preset.llamafactory
-    if not extra:
+    if not extra and not loaded.preset.track:
         return []
     try:
         interpreter = interpreter or llamafactory_interpreter.inspect(
@@ -78,7 +80,7 @@ def extra_argument_findings(
         if "llamafactory" not in interpreter.packages:
             text = "LLaMA-Factory is not installed: the llamafactory section was not checked"
             return [Finding("llamafactory-unchecked", text, fix=install(), severity="warn")]
-        known = llamafactory_interpreter.arguments(interpreter)
+        known = llamafactory_interpreter.arguments(interpreter) if extra else {}
     except IisftError as error:
         return [error.finding]
     return [
