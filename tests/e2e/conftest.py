@@ -37,8 +37,10 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """qwen2-tied/model, gemma3-vision/model, and data/ with their rows."""
-    folder, names = tmp_path_factory.mktemp("tiny") / "小 models", ("qwen2-tied", "gemma3-vision")
+    """qwen2-tied/model, one with a tower of each family, and data/ with their rows."""
+    folder = tmp_path_factory.mktemp("tiny") / "小 models"
+    towers = ("gemma3-vision", "gemma4-vision", "ministral3-vision", "qwen3_5-vision")
+    names = ("qwen2-tied", *towers)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([str(PYTHON), str(TINY_MODELS), str(folder), *names], check=True, env=env)
     return folder

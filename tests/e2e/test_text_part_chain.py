@@ -24,7 +24,7 @@ logging.set_verbosity_error()
 whole, found = AutoModelForImageTextToText.from_pretrained(sys.argv[1], output_loading_info=True)
 before = AutoModelForImageTextToText.from_pretrained(sys.argv[2])
 moved = {
-    "vision_tower" in name
+    "language_model" in name
     for (name, one), other in zip(whole.named_parameters(), before.parameters(), strict=True)
     if not torch.equal(one, other)
 }
@@ -32,23 +32,40 @@ print(json.dumps([type(whole).__name__, *map(len, found.values()), sorted(moved)
 """
 
 
+# family -> class of the text model, and of the whole
+FAMILIES = {
+    "gemma3-vision": ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    "gemma4-vision": ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+    "ministral3-vision": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
+    "qwen3_5-vision": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+}
+# a minute each: one of every kind of layer is enough for each change
+OFTEN = ("gemma3-vision",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=() if one in OFTEN else pytest.mark.matrix) for one in FAMILIES],
+)
 def test_trained_asked_and_written_back(
+    name: str,
     iisft: Callable[..., Any],
     train: Callable[..., Any],
     tiny_models: Path,
     workspace: Path,
     tmp_path: Path,
 ) -> None:
-    model = tiny_models / "gemma3-vision" / "model"
+    model = tiny_models / name / "model"
     options = ("lora.rank=8", "train.learning_rate=0.05", "train.max_steps=2")
     trained = train(
         "--model", str(model), *(part for value in options for part in ("--set", value))
     )
     assert trained.code == 0, trained.err[-3000:]
     record = json.loads((workspace / "runs" / "run" / "run.json").read_text(encoding="utf-8"))
-    assert record["observed"]["class"] == "Gemma3ForCausalLM"
+    text_class, whole_class = FAMILIES[name]
+    assert record["observed"]["class"] == text_class
     assert record["observed"]["weights_dtype"] == "bfloat16"
-    assert record["model"]["architecture"] == "Gemma3ForCausalLM"
+    assert record["model"]["architecture"] == text_class
     answers = iisft("predict", "run", "--data", "情报", "--limit", "2", "--max-tokens", "3")
     assert answers.code == 0, answers.err[-3000:]
     target = tmp_path / "whole 模型"
@@ -58,7 +75,7 @@ def test_trained_asked_and_written_back(
         [PYTHON, "-c", LOADED, str(target), str(model)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout) == ["Gemma3ForConditionalGeneration", 0, 0, 0, 0, [False]]
+    assert json.loads(done.stdout) == [whole_class, 0, 0, 0, 0, [True]]
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    assert config["architectures"] == ["Gemma3ForConditionalGeneration"]
+    assert config["architectures"] == [whole_class]
     assert {"text_config", "vision_config"} <= config.keys()

@@ -56,6 +56,21 @@ FAMILIES = {
         "Qwen3_5ForCausalLM",
         {"head_dim": 64, "num_hidden_layers": 8, **DELTA},
     ),
+    "gemma4_text": (
+        "Gemma4ForCausalLM",
+        {
+            "head_dim": 64,
+            "global_head_dim": 96,
+            "num_hidden_layers": 6,
+            "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 4,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "tie_word_embeddings": True,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
     "ministral3": ("Ministral3ForCausalLM", {"head_dim": 64, "rope_parameters": SCALED}),
 }
 STEPS = (
@@ -87,6 +102,11 @@ MORE = (
 )
 
 
+# Layers of two kinds: three of four carry a state
+DELTA_KEPT: tuple[dict[str, Any], ...] = (
+    {"arithmetic": "float32", **BLOCKS, **KEPT, "layers_kept": 4},
+    {"autocast": "float16", "attention": "math", **KEPT, "layers_kept": 8},
+)
 # Gemma 2 caps its scores and has two masks
 BLOCK_FAMILIES = ("gemma2", "phi3")
 
@@ -120,6 +140,7 @@ def predicted(one: dict[str, Any]) -> int:
         pytest.param(
             [
                 *(case(kind, **step) for kind in FAMILIES for step in STEPS),
+                *(case("qwen3_5_text", **step) for step in DELTA_KEPT),
                 *(case(kind, arithmetic="float32", **BLOCKS) for kind in BLOCK_FAMILIES),
             ],
             False,

@@ -539,3 +539,17 @@ def test_towers_of_other_families_and_quantised_ones_are_refused(
     assert refused.code == code
     if code == "model-not-text":
         assert "gemma3, gemma4, mistral3, qwen3_5" in str(refused.finding.fix)
+
+
+@pytest.mark.parametrize("whole", [{}, {"model_type": "qwen3_5_moe"}])
+def test_experts_beside_a_tower_are_refused_with_the_reason(
+    model_folder: Path, whole: dict[str, Any]
+) -> None:
+    folder = with_tower(model_folder, **whole)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["text_config"]["num_experts"] = 128
+    file.write_text(json.dumps(config), encoding="utf-8")
+    refused = refusal(folder, precision="bf16")
+    assert (refused.code, "has experts" in refused.message) == ("model-not-text", True)
+    assert "dense" in str(refused.finding.fix)

@@ -203,3 +203,34 @@ def test_an_export_that_no_tool_would_read_is_told_before_the_training(
         [("export-unreadable", "warn", said)] if said else []
     )
     assert sorted(path.name for path in model.iterdir()) == ["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ((), ""),
+        (("llamafactory.enable_thinking=false",), ", though thinking is off"),
+    ],
+)
+def test_thoughts_that_the_template_does_not_know_are_told(
+    iisft: CLI, model: Path, workspace: Path, tmp_path: Path, sets: tuple[str, ...], said: str
+) -> None:
+    answers = [
+        "<think>hm</think>a", "<think>\nhm\n</think>b", "<think>\nhm\n</think>\n\nc",
+        "<think>\n\n</think>\n\nd", "e",
+    ]  # fmt: skip
+    file = tmp_path / "thoughts.jsonl"
+    lines = [json.dumps({"instruction": "<think>问", "output": one}) for one in answers]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert iisft("data", "stage", str(file), "--name", "rows").code == 0
+    wanted = ["model.template=qwen3", *sets]
+    words = [word for one in wanted for word in ("--set", one)]
+    told = iisft(*train_argv(model, "--dry-run", "--json", *words, preset="mi50"))
+    found = [one for one in json.loads(told.out)["findings"] if one["id"] == "thought-form"]
+    assert [(one["severity"], one["message"]) for one in found] == [
+        (
+            "warn",
+            "2 rows of rows have a thought in another form than template qwen3 writes it: "
+            f"LLaMA-Factory trains it as a part of the answer{said}",
+        )
+    ]

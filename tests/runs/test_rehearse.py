@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from helpers import CLI, until, write_rows
-from iisft import process
+from iisft import notices, process
 from iisft.errors import Finding
 from iisft.rehearsal import short, verdict
 from iisft.runs.plan.make import make_plan
@@ -205,12 +205,23 @@ def test_a_disk_that_the_long_run_fills_is_found(
     assert document["disk_gib"] > document["free_gib"]
 
 
-def test_one_screen_and_the_archive_that_holds_no_row(
-    iisft: CLI, argv: list[str], tmp_path: Path
+def test_one_screen_one_notice_and_the_archive_that_holds_no_row(
+    iisft: CLI,
+    argv: list[str],
+    tmp_path: Path,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    sent_to: list[tuple[str, Any]] = []
+    monkeypatch.setenv(notices.VARIABLE, "json://127.0.0.1:9/x")
+    monkeypatch.setattr(notices, "send", lambda title, _, to: sent_to.append((title, to)) or [])
     file = tmp_path / "for you.tar.gz"
     result = iisft(*argv, "--collect", str(file))
     assert result.code == 0, result.err
+    title = f"iisft: the rehearsal of mi50 went well ({platform.node()})"
+    assert [one for one in sent_to if one[0]] == [(title, ["json://127.0.0.1:9/x"])]
+    record = folder_of(workspace).whole_record()
+    assert record.env[notices.VARIABLE] == ""  # its supervisor tells nobody of the kill
     first, *lines = result.out.splitlines()
     assert first.startswith("mi50-") and first.endswith(": ok")
     assert [line.split()[0] for line in lines] == [

@@ -1,6 +1,6 @@
 """The sizes and features of a decoder-only model, from its config.json alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,11 +45,14 @@ class Architecture:
     masks: int = 1
     gated_query: bool = False
     delta: Delta | None = None
-    unit: int = 1  # layers after which their kinds repeat: the last attends, the others are delta
+    near: "Architecture | None" = None  # layers that attend to a window, with heads of other sizes
+    unit: int = 1  # layers after which their kinds repeat: the last attends, the others are these
+    value_norm: bool = False
+    layer_scalar: bool = False
 
     @property
     def attending(self) -> int:
-        """How many layers attend."""
+        """How many layers attend (where they are of several kinds: to everything)."""
         return self.layers // self.unit
 
     @property
@@ -76,8 +79,9 @@ class Architecture:
     def _counted(self) -> Iterator[tuple[int, Projection]]:
         """Each linear layer of each kind of layer, and how many layers of that kind there are."""
         yield from ((self.attending, one) for one in self.projections)
-        if self.delta is not None:
-            yield from ((self.layers - self.attending, one) for one in self.delta.projections)
+        others = self.delta or self.near
+        if others is not None:
+            yield from ((self.layers - self.attending, one) for one in others.projections)
 
     @property
     def small_parameters(self) -> int:
@@ -85,6 +89,8 @@ class Architecture:
         norms = (4 if self.sandwich_norms else 2) * self.hidden
         attending = self.bias_parameters + (2 * self.head_dim if self.qk_norm else 0)
         others = self.delta.small_parameters if self.delta else 0
+        if self.near is not None:
+            others = 2 * self.near.head_dim
         return (
             self.layers * norms
             + self.attending * attending
@@ -136,23 +142,40 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "chatglm": {},
     "phi3": {},
     "qwen3_5_text": {"norm_before_cast": True, "qk_norm": True, "gated_query": True},
+    "gemma4_text": {
+        "norm_before_cast": True,
+        "scaled_embedding": True,
+        "sandwich_norms": True,
+        "qk_norm": True,
+        "value_norm": True,
+        "layer_scalar": True,
+        "logit_softcap": True,
+        "masks": 2,
+    },
 }
 # Layers of other kinds, that this account has no words for.
-_BEYOND = ("gemma4_text", "gemma3n_text")
+_BEYOND = ("gemma3n_text",)
+_GEMMA4 = "gemma4_text"
 # What published configs leave out, because it is the class's default (configuration_gemma3.py).
-_UNSAID = {
+_UNSAID: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,
         "vocab_size": 262208,
-    }
+    },
+    "gemma4_text": {
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "final_logit_softcapping": None,
+        "hidden_size_per_layer_input": 256,
+    },
 }
 _DELTA = "qwen3_5_text"
 _MOST_LAYERS = 2000
 _FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
 _FUSED_ATTENTION = ("chatglm", "phi3")
-_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "gemma4_text")
 _CHATGLM_NAMES = {
     "query_key_value": "qkv_proj",
     "dense": "o_proj",
@@ -176,9 +199,9 @@ def read_architecture(
         target: lora.target of a preset.
     """
     kind = text_of(config, "model_type")
-    if has_experts(config) or kind in _BEYOND:
-        return None
     config = {**_UNSAID.get(kind, {}), **config}
+    if has_experts(config) or kind in _BEYOND or _takes_from_others(config, kind):
+        return None
     hidden = size_of(config, "hidden_size")
     layers = size_of(config, "num_hidden_layers", "num_layers")
     heads = size_of(config, "num_attention_heads")
@@ -189,7 +212,10 @@ def read_architecture(
     assert hidden and layers and heads and vocabulary and intermediate
     kv_heads = size_of(config, "num_key_value_heads", "multi_query_group_num") or heads
     head_dim = size_of(config, "head_dim", "kv_channels") or hidden // heads
-    unit = unit_of(config.get("layer_types")) if kind == _DELTA else 1
+    unit = 1
+    if kind in (_DELTA, _GEMMA4):
+        others = "linear_attention" if kind == _DELTA else "sliding_attention"
+        unit = unit_of(config.get("layer_types"), others)
     if heads % kv_heads or layers > _MOST_LAYERS or not unit or layers % unit:
         return None
     given = target.split(",") if isinstance(target, str) else target
@@ -205,13 +231,39 @@ def read_architecture(
     if delta is not None:
         delta = replace(delta, projections=adapted(delta_projections(delta, hidden, intermediate)))
     tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
-    return Architecture(
+    model = Architecture(
         name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
         kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
         projections=projections,
         bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
         rotary_share=_rotary_share(config, kind), delta=delta, unit=unit, **_features(config, kind),
     )  # fmt: skip
+    return _with_wide_heads(model, config, adapted) if kind == _GEMMA4 else model
+
+
+def _takes_from_others(config: Mapping[str, Any], kind: str) -> bool:
+    """Gemma 4 E2B and E4B: layers with inputs of their own, and keys and values of earlier ones."""
+    extra = config.get("hidden_size_per_layer_input"), config.get("num_kv_shared_layers")
+    return kind == _GEMMA4 and any(extra)
+
+
+def _with_wide_heads(
+    near: Architecture,
+    config: Mapping[str, Any],
+    adapted: Callable[[list[tuple[str, int, int]]], tuple[Projection, ...]],
+) -> Architecture | None:
+    """Gemma 4: layers that attend to everything have wider heads, and may take keys as values."""
+    same = bool(config.get("attention_k_eq_v"))
+    heads = size_of(config, "num_global_key_value_heads") if same else None
+    kv_heads, head_dim = heads or near.kv_heads, size_of(config, "global_head_dim") or near.head_dim
+    if near.heads % kv_heads:
+        return None
+    query, key = near.heads * head_dim, kv_heads * head_dim
+    layer = _projections(near.name, near.hidden, near.intermediate, query, key)
+    layer = [one for one in layer if not (same and one[0] == "v_proj")]
+    return replace(
+        near, kv_heads=kv_heads, head_dim=head_dim, projections=adapted(layer), near=near
+    )
 
 
 def _features(config: Mapping[str, Any], kind: str) -> dict[str, Any]:

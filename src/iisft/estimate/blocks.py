@@ -8,7 +8,13 @@ from iisft.estimate.tape import Gradients, Tape, Tensor, promoted
 
 
 def norm(
-    tape: Tape, x: Tensor, model: Architecture, weight_dtype: str, size: int | None = None
+    tape: Tape,
+    x: Tensor,
+    model: Architecture,
+    weight_dtype: str,
+    size: int | None = None,
+    *,
+    scaled: bool = True,
 ) -> Tensor:
     """RMSNorm in float32; Gemma's multiplies before the cast back, Llama's after it."""
     source = x.dtype
@@ -17,6 +23,8 @@ def norm(
     root = _inverse_root(tape, x, rows)
     out = _times_root(tape, x, root, rows)
     del x, root
+    if not scaled:
+        return ops.cast(tape, out, source)
     if model.norm_before_cast:  # Gemma's (1 + weight) is float32 (modeling_gemma.py)
         return ops.cast(tape, ops.scale(tape, out), source)
     out = ops.cast(tape, out, source)

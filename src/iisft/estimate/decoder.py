@@ -34,10 +34,17 @@ class Model:
 
     def __init__(self, tape: Tape, model: Architecture, shape: StepShape, layers: int) -> None:
         self.tape, self.model, self.shape = tape, model, shape
+        last = [(number + 1) % model.unit == 0 for number in range(layers)]
         self.layers = [
-            Layer(tape, model, shape, model.delta if (number + 1) % model.unit else None)
-            for number in range(layers)
-        ]
+            Layer(tape, model, shape) if one
+            else Layer(tape, model.near or model, shape, model.delta)
+            for one in last
+        ]  # fmt: skip
+        if model.near is not None:
+            # the last layer of each kind keeps keys and values for layers that take them, also
+            # where there are none (modeling_gemma4.py)
+            self.layers[-1].stored = []
+            self.layers[-2].stored = []
 
     def loss(self) -> Tensor:
         """Forward to the loss. The tensors of the batch live as long as the step."""
@@ -53,7 +60,8 @@ class Model:
         hidden = self._embed()
         embedded = hidden
         # cos and sin of every position, made once for all layers, and held until their backward
-        self.angles = tape.new(2 * shape.length * model.head_dim, hidden.dtype)
+        widths = model.head_dim + (model.near.head_dim if model.near else 0)
+        self.angles = tape.new(2 * shape.length * widths, hidden.dtype)
         for number, layer in enumerate(self.layers):
             hidden = self._run(number, layer, hidden, mask_dtype)
             hidden = _mark(tape, hidden, self._place(number))
@@ -113,6 +121,8 @@ class Model:
             with tape.paused(True):
                 again = layer(detached, mask_dtype)
             tape.casts = before
+            if layer.stored is not None:  # their graph ends in it
+                layer.stored.append(detached)
             tape.backward(again, gradient)
             assert detached.node is not None
             return (detached.node.gradient,)
@@ -232,6 +242,9 @@ class Model:
         self.tape.enter(LOSS_BACKWARD, LOGITS)
         self.tape.backward(loss, self.tape.new(1, "float32"))
         del self.angles
+        for layer in self.layers:
+            if layer.stored is not None:
+                layer.stored.clear()
 
 
 def _mark(tape: Tape, x: Tensor, segment: str) -> Tensor:

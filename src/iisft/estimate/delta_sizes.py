@@ -43,14 +43,14 @@ class Delta:
         return self.channels * self.kernel + 2 * self.value_heads + self.value_dim
 
 
-def unit_of(kinds: Any) -> int:
-    """After how many layers their kinds repeat; 0 when they are not so many delta layers and one
-    that attends.
+def unit_of(kinds: Any, others: str = "linear_attention") -> int:
+    """After how many layers their kinds repeat; 0 when they are not so many of `others` and one
+    that attends to everything.
     """
     if not isinstance(kinds, list) or _ATTENDS not in kinds:
         return 0
     unit = kinds.index(_ATTENDS) + 1
-    repeated = (["linear_attention"] * (unit - 1) + [_ATTENDS]) * (len(kinds) // unit)
+    repeated = ([others] * (unit - 1) + [_ATTENDS]) * (len(kinds) // unit)
     return unit if kinds == repeated else 0
 
 

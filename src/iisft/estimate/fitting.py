@@ -13,7 +13,7 @@ Estimate = Callable[[StepShape], Memory]
 
 
 def fitted(
-    shape: StepShape, estimate: Estimate, gpu_gib: float, *, layers: int
+    shape: StepShape, estimate: Estimate, gpu_gib: float, *, layers: int, unit: int = 1
 ) -> tuple[StepShape, Memory]:
     """The shape with as many kept layers as fit, and logits in chunks where that lets more fit.
 
@@ -22,10 +22,11 @@ def fitted(
         estimate: the memory of a shape.
         gpu_gib: what is there; 0 when that is not known.
         layers: the most that may keep their products, 0 for none.
+        unit: as many together do or don't: where layers of several kinds take turns.
     """
     found: list[tuple[tuple[bool, int, int], StepShape, Memory]] = []
     for chunked in _chunked(shape):
-        one, memory = _most_layers(chunked, estimate, gpu_gib, layers if gpu_gib > 0 else 0)
+        one, memory = _most_layers(chunked, estimate, gpu_gib, layers if gpu_gib > 0 else 0, unit)
         fits = memory.fits(gpu_gib) == "yes"
         found.append(((fits, one.layers_kept, 0 if fits else -memory.needed), one, memory))
         if fits and one.layers_kept == layers:
@@ -43,7 +44,7 @@ def _chunked(shape: StepShape) -> Iterator[StepShape]:
 
 
 def _most_layers(
-    shape: StepShape, estimate: Estimate, gpu_gib: float, layers: int
+    shape: StepShape, estimate: Estimate, gpu_gib: float, layers: int, unit: int
 ) -> tuple[StepShape, Memory]:
     """Bisection: each layer that keeps its products needs more."""
     if layers:
@@ -51,10 +52,10 @@ def _most_layers(
         if (memory := estimate(whole)).fits(gpu_gib) == "yes":
             return whole, memory
     best, memory = shape, estimate(shape)
-    low, high = 0, layers
+    low, high = 0, layers // unit
     while high - low > 1:
         middle = (low + high) // 2
-        trial = replace(shape, layers_kept=middle)
+        trial = replace(shape, layers_kept=middle * unit)
         need = estimate(trial)
         if need.fits(gpu_gib) == "yes":
             low, best, memory = middle, trial, need

@@ -62,6 +62,7 @@ class Layer:
         self, tape: Tape, model: Architecture, shape: StepShape, delta: Delta | None = None
     ) -> None:
         self.tape, self.model, self.shape, self.delta = tape, model, shape, delta
+        self.stored: list[Tensor] | None = None  # keys and values for later layers
         self.projections = {
             name: Projection(
                 tape,
@@ -86,7 +87,8 @@ class Layer:
         hidden = self.mlp(hidden)
         if model.sandwich_norms:
             hidden = norm(tape, hidden, model, self.shape.weights)
-        return ops.add(tape, residual, hidden)
+        hidden = ops.add(tape, residual, hidden)
+        return ops.scale_in_place(tape, hidden) if model.layer_scalar else hidden
 
     def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
         tape, model, project = self.tape, self.model, self.projections
@@ -101,20 +103,21 @@ class Layer:
             )
             del whole
         else:
-            query, key, value = (
-                project["q_proj"](hidden),
-                project["k_proj"](hidden),
-                project["v_proj"](hidden),
-            )
+            query, key = project["q_proj"](hidden), project["k_proj"](hidden)
+            value = project["v_proj"](hidden) if "v_proj" in project else key
         if model.gated_query:
             query, gate = split(tape, query, (model.query_size, model.query_size))
             gate = ops.contiguous(tape, gate)
         if model.qk_norm:
             query = norm(tape, query, model, self.shape.weights, model.head_dim)
             key = norm(tape, key, model, self.shape.weights, model.head_dim)
+        if model.value_norm:
+            value = norm(tape, value, model, self.shape.weights, model.head_dim, scaled=False)
         query, key = rotate(tape, query, model, stream), rotate(tape, key, model, stream)
         if model.scaled_query:
             query = ops.scale(tape, query, stream)
+        if self.stored is not None:
+            self.stored[:] = key, value
         out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
         if gate is not None:
             out = ops.multiply(tape, out, ops.unary(tape, gate, saves_result=True))

@@ -137,7 +137,7 @@ def _segments(model: Architecture, shape: StepShape) -> Mapping[str, Mapping[str
     few_kept, few_others = (count if count <= high else low for count in (kept, others))
     found = _count(model, shape, few_kept, few_others)
     for more, one in (
-        (kept - few_kept, (few_kept + 1, few_others)),
+        ((kept - few_kept) // model.unit, (few_kept + model.unit, few_others)),
         ((others - few_others) // model.unit, (few_kept, few_others + model.unit)),
     ):
         if more:

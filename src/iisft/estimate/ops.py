@@ -118,6 +118,12 @@ def scale(tape: Tape, x: Tensor, by: str | None = None) -> Tensor:
     return tape.record(out, (x,), lambda g: (tape.new(g.numel, g.dtype),))
 
 
+def scale_in_place(tape: Tape, x: Tensor) -> Tensor:
+    """x *= a number that needs no gradient."""
+    out = Tensor(x.storage, x.numel, x.dtype)
+    return tape.record(out, (x,), lambda g: (tape.new(g.numel, g.dtype),))
+
+
 def add(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
     """x + y; both get the same gradient."""
     return tape.record(tape.new(x.numel, promoted(x.dtype, y.dtype)), (x, y), lambda g: (g, g))

@@ -115,7 +115,7 @@ def slow_layers(model: Architecture, shape: StepShape, arch: str) -> int:
     """Gated delta layers that take transformers' torch functions (presets/rules/precision.py)."""
     known = architecture(arch)
     slow = computed_precision(shape) == "fp32" or (known is not None and not known.triton)
-    return model.layers - model.attending if slow else 0
+    return model.layers - model.attending if slow and model.delta else 0
 
 
 def _cast_seconds(model: Architecture, shape: StepShape, device: Device) -> float:

@@ -70,6 +70,11 @@ class Template:
         return self.family in ("ReasoningTemplate", "Glm47ReasoningTemplate")
 
     @property
+    def thought_marks(self) -> tuple[str, str] | None:
+        """What stands around a thought, where thoughts are known at all."""
+        return self.thought_words if self.reasons else None
+
+    @property
     def empty_thought(self) -> str:
         """Glm47ReasoningTemplate.add_thought: the closing word alone."""
         begin = "" if self.family == "Glm47ReasoningTemplate" else self.thought_words[0]

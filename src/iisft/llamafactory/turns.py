@@ -40,6 +40,10 @@ class Options:
         """Whether earlier answers lose their thoughts (data/processor/supervised.py)."""
         return self.mask_history and not self.preserve_thinking
 
+    @property
+    def thinks(self) -> bool:
+        return self.enable_thinking is not False
+
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> "Options":
         """From a preset's `llamafactory:` section."""

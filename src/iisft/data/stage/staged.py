@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from iisft import files
+from iisft.data.read.conversation import from_row
 from iisft.data.read.source import digest_of
 from iisft.errors import InputError, UsageError
 from iisft.workspace import Workspace
@@ -130,3 +131,24 @@ def has_tools(file: Path) -> bool:
             b'"tools":"[' in line and b'"tools":"[]"' not in line for line in files.lines_of(stream)
         )
     return False
+
+
+def other_thoughts(file: Path, words: tuple[str, str]) -> int:
+    """Staged rows whose answers have a thought in another form than a template's words.
+
+    LLaMA-Factory looks for the very words, and takes such a thought for a part of the answer.
+    """
+    bare = [word.strip() for word in words]
+    found = 0
+    with contextlib.suppress(OSError), files.open_regular(file) as stream:
+        for line in files.lines_of(stream):
+            if not any(word.encode() in line for word in bare):
+                continue
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                found += any(
+                    message.content.count(short) != message.content.count(word)
+                    for message in from_row(orjson.loads(line)).messages
+                    if message.role in ("assistant", "function_call")
+                    for short, word in zip(bare, words, strict=True)
+                )
+    return found

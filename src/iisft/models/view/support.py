@@ -42,6 +42,15 @@ MULTIMODAL_KEYS = ("vision_config", "audio_config", "text_config", "thinker_conf
 def refuse_unprovable(checkpoint: Checkpoint) -> None:
     """Refuse models that LLaMA-Factory would load past the view's class, and quantised ones."""
     config = checkpoint.config
+    inner = checkpoint.published.get("text_config")
+    if isinstance(inner, dict) and has_experts(inner):
+        raise InputError(
+            "model-not-text",
+            f"the text model of {checkpoint.published['architectures'][0]} has experts: no test "
+            "has shown that such a one, taken out of its folder, computes the same as within it",
+            where=_config_place(checkpoint),
+            fix="choose a dense model of that family, or one that is published as text alone",
+        )
     composite = [key for key in MULTIMODAL_KEYS if isinstance(config.get(key), dict)]
     if composite or not checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(

@@ -13,12 +13,15 @@ from iisft import files
 from iisft.data.stage import overlong
 from iisft.data.stage.overlong import Changes, Survey
 from iisft.data.stage.policy import damage_finding, unfit_findings
+from iisft.data.stage.staged import other_thoughts
 from iisft.data.stage.staging import REPORT, StagedDataset
 from iisft.data.tokens.counting import unrenderable_finding
 from iisft.data.tokens.limit import Limit
 from iisft.data.tokens.target import limit_of
 from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info
+from iisft.llamafactory.templates import Template
+from iisft.llamafactory.turns import Options
 from iisft.presets.schema import Overlong, Preset
 from iisft.runs.record.run_record import DatasetRecord
 
@@ -84,6 +87,7 @@ def prepare(
         return dataset
     try:
         limit = limit_of(preset, model)
+        findings += _thoughts(preset, dataset, limit.tokens.template)
         return _prepare(findings, preset, staged, dataset, limit, progress)
     except InputError as error:
         findings.append(_uncounted(error, preset.data.overlong))
@@ -92,6 +96,24 @@ def prepare(
             Finding("data-unreadable", f"can't be read: {error.strerror}", where=str(staged.folder))
         )
     return dataset
+
+
+def _thoughts(preset: Preset, dataset: RunDataset, template: Template) -> list[Finding]:
+    marks = template.thought_marks
+    if not marks or not (count := other_thoughts(dataset.file, marks)):
+        return []
+    thinks = Options.of(preset.llamafactory).thinks
+    return [
+        Finding(
+            "thought-form",
+            f"{count:,} rows of {dataset.name} have a thought in another form than template "
+            f"{template.name} writes it: LLaMA-Factory trains it as a part of the answer"
+            + ("" if thinks else ", though thinking is off"),
+            where=str(dataset.file),
+            fix=f"write thoughts as {'...'.join(marks)!r}",
+            severity="warn",
+        )
+    ]
 
 
 def _prepare(
