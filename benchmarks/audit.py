@@ -136,7 +136,7 @@ def planned(seed: int, work: Path, models: Path, known: dict[str, Any]) -> dict[
     (folder / "train.yaml").write_text(render_yaml(arguments), encoding="utf-8")
     return {
         "request": {"yaml": str(folder / "train.yaml"), "meant": arguments, "on_cpu": False,
-                    "distributed": False},
+                    "distributed": False, "texts": []},
         "preset": preset.model_dump(mode="json"),
         "said": [[one.id, one.message] for one in [*loaded.warnings, *found]],
         "dtypes": [view.expected_weights_dtype, view.expected_compute_dtype],
