@@ -1,7 +1,7 @@
 """--backend api against a server that misbehaves as it is told."""
 
-import contextlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +33,11 @@ class Server(ThreadingHTTPServer):
             answer(question),
         )
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # a client hangs up on a lie; the traceback would go to the stderr that a test looks at
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -55,9 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, text in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, text)
-        with contextlib.suppress(ConnectionError):  # a client may hang up on a lie
-            self.end_headers()
-            self.wfile.write(content)
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         pass
