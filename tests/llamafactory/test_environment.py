@@ -115,6 +115,19 @@ def test_nvidia_gpus_are_counted_along_the_bus_unless_the_shell_says_otherwise(
         ("wandb, swanlab", {"WANDB_API_KEY": "x"}, {"SWANLAB_MODE": "local"}, []),
         ("wandb", {}, {"WANDB_MODE": "offline"}, []),
         ("wandb", {"NETRC": "FILE"}, {}, []),
+        (
+            "wandb, swanlab",
+            {"NETRC": "FILE"},
+            {},
+            ["swanlab login, or --set env.SWANLAB_MODE=local"],
+        ),
+        (
+            "wandb",
+            {"NETRC": "FILE", "WANDB_BASE_URL": "http://lab:8080"},
+            {},
+            ["wandb login, or --set env.WANDB_MODE=offline"],
+        ),
+        ("wandb", {"NETRC": "FILE", "WANDB_BASE_URL": "http://10.0.0.7:8080"}, {}, []),
         ("wandb", {"NETRC": "/proc"}, {}, ["wandb login, or --set env.WANDB_MODE=offline"]),
     ],
 )
@@ -127,7 +140,9 @@ def test_a_tracker_that_would_ask_for_a_login_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    (tmp_path / "netrc").write_text(
+        "machine api.wandb.ai login user password x\nmachine 10.0.0.7 login user password x\n"
+    )
     here = {name: value.replace("FILE", str(tmp_path / "netrc")) for name, value in shell.items()}
     document = documents.read_document("mi50", Workspace.current())
     document.override(*documents.parse_override(f"track=[{track}]"), "--set")

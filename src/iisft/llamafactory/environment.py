@@ -2,12 +2,14 @@
 trainer.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from iisft import files
 from iisft.errors import ExitCode, Finding
@@ -170,7 +172,12 @@ def tracker_findings(preset: Preset, shell: Mapping[str, str]) -> list[Finding]:
     for tracker in preset.track:
         keys, file, mode, offline = _LOGINS.get(tracker, ((), "", "", ""))
         logged_in = any(env.get(key) for key in keys) or env.get(mode) in (offline, "disabled")
-        if file and not logged_in and tracker not in _text(env.get("NETRC") or file):
+        host: str = tracker
+        if tracker == "wandb":  # its own server may be elsewhere, and so may the file
+            with contextlib.suppress(ValueError):  # no URL
+                host = urlsplit(env.get("WANDB_BASE_URL", "")).hostname or host
+            file = env.get("NETRC") or file
+        if file and not logged_in and host not in _text(file):
             found.append(
                 Finding(
                     "tracker-login",
