@@ -11,6 +11,7 @@ import pytest
 
 from helpers import until
 from iisft import process
+from iisft.models.folder.adapter import read_adapter
 from iisft.runs.record.checkpoints import SEAL
 from iisft.runs.record.folder import RunFolder
 
@@ -42,8 +43,13 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     iisft: CLI,
     train: CLI,
     workspace: Path,
+    tiny_models: Path,
 ) -> None:
-    size = ("--set", f"train.max_steps={steps}", "--set", "save.every_steps=7")
+    size = ["--set", f"train.max_steps={steps}", "--set", "save.every_steps=7"]
+    start = tiny_models / "qwen2-tied" / "start" if interrupt == "kill -9" else None
+    if start is not None:  # from an adapter that exists: a resume must not load that again
+        lora = ("rank=8", "alpha=16", f"start={start}")
+        size += [part for value in lora for part in ("--set", f"lora.{value}")]
     whole, part = (RunFolder(workspace / "runs" / name) for name in ("whole", "part"))
     assert train(*size, name="whole", gpus=ranks).code == 0
     assert train(*size, "--detach", name="part", gpus=ranks).code == 0
@@ -61,8 +67,12 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     adapters = [folder.output / "adapter_model.safetensors" for folder in (whole, part)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     observed = [json.loads(folder.record.read_text())["observed"] for folder in (part, whole)]
-    # a resume begins with another row
-    of_row = ("first_batch", "logit_positions", "reach")
+    if start is not None:
+        expected = json.loads(whole.record.read_text())["expected"]["adapter"]
+        assert observed[1]["adapter"] == expected == read_adapter(start).digest
+        assert observed[0]["adapter"] != expected
+    # a resume begins with another row and the adapter of its checkpoint
+    of_row = ("adapter", "first_batch", "logit_positions", "reach")
     batches = [[one.pop(name) for name in of_row] for one in observed]
     assert observed[0] == observed[1] and all(map(all, batches))
     assert observed[0]["layers_kept"] == 2  # all: mi50 says gradient_checkpointing: fit

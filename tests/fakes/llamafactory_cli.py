@@ -2,7 +2,7 @@
 says.
 
 ok | crash | random-head | narrow-mlp | no-cap | stock-class | wrong-attention | dropped-row |
-nan | hang | ignore-stop | early-end |
+nan | hang | ignore-stop | early-end | old-adapter |
 orphan | crash-once-at-N | crash-at-N | hang-once | log:FILE (prints FILE after step FAKE_LOG_AT, 2
 unless said, and ends with 1) | forward:FILE (the same in the first forward, FAKE_REPORTED ranks,
 0 unless said, have reported, and FAKE_WAIT_FOR exists)
@@ -13,6 +13,7 @@ killed; no-resume | other-loss | no-eval | no-checkpoint are for that.
 FAKE_SAYS is printed before the training; FAKE_FIRST_ROWS (digests) and FAKE_REACH are in the proof.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -48,17 +49,56 @@ def log(message: str) -> None:
     said(log=message)
 
 
-def write_adapter_config(folder: Path) -> None:
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def matrices() -> dict[str, list[int]]:
+    """Shapes of an adapter on one layer, by the names in the model."""
+    rank = yaml.safe_load(Path("train.yaml").read_text()).get("lora_rank", 8)
+    width = json.loads(Path("model/config.json").read_text()).get("hidden_size", 4)
+    return {f"{LAYER}.lora_A.weight": [rank, width], f"{LAYER}.lora_B.weight": [width, rank]}
+
+
+def write_adapter(folder: Path, step: int) -> None:
+    config = yaml.safe_load(Path("train.yaml").read_text())
     (folder / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(Path.cwd() / "model")})
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "base_model_name_or_path": str(Path.cwd() / "model"),
+                "r": config.get("lora_rank", 8),
+                "lora_alpha": config.get("lora_alpha", 16),
+                "target_modules": ["q_proj"],
+            }
+        )
     )
+    header, body = {}, b""
+    for name, shape in matrices().items():
+        values = struct.pack("<f", step) * (shape[0] * shape[1])
+        header[f"base_model.model.{name}"] = {
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [len(body), len(body) + len(values)],
+        }
+        body += values
+    text = json.dumps(header).encode()
+    content = struct.pack("<Q", len(text)) + text + body
+    (folder / "adapter_model.safetensors").write_bytes(content)
+
+
+def loaded_adapter(step: int) -> str:
+    """The digest that the real trainer would report of the adapter of that step."""
+    digest = hashlib.sha256()
+    for name, shape in matrices().items():
+        digest.update(f"{name} {shape}\n".encode())
+        digest.update(struct.pack("<f", step) * (shape[0] * shape[1]))
+    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(output: Path, step: int) -> None:
     folder = output / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_adapter_config(folder)
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    write_adapter(folder, step)
     (folder / "vocab.txt").write_bytes(bytes(int(os.environ.get("FAKE_CHECKPOINT_BYTES", "0"))))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with zipfile.ZipFile(folder / name, "w") as archive:
@@ -156,6 +196,11 @@ def main() -> None:
                     "mismatched": [0],
                 },
                 "adapted": {"q_proj": 1},
+                "adapter": (
+                    loaded_adapter(begin - (MODE == "old-adapter"))
+                    if begin
+                    else expected.get("adapter")
+                ),
                 "products": {
                     "float32": 2,
                     ("bfloat16" if MODE == "narrow-mlp" else expected["compute_dtype"]): 7,
@@ -235,8 +280,7 @@ def main() -> None:
     (output / "trainer_state.json").write_text(
         json.dumps({"global_step": step, "max_steps": STEPS})
     )
-    write_adapter_config(output)
-    (output / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    write_adapter(output, step)
 
 
 if __name__ == "__main__":

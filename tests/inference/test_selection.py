@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from iisft.errors import IisftError, RunStateError, UsageError
-from iisft.inference.selection import choose, choose_one
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import choose, choose_one
 
 MakeRun = Callable[..., RunFolder]
 

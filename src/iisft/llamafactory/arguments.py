@@ -11,6 +11,10 @@ from iisft.presets.schema import Preset, Sharding
 # the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
 _ATTENTION = {"eager": "disabled", "eager_blocks": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
 
+# A folder of the run's, by its bare name: the trainer works in the run's folder, and LLaMA-Factory
+# splits this argument at commas.
+START_ADAPTER = "start"
+
 # Preset key -> the LLaMA-Factory arguments that it becomes.
 MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "model.template": lambda p: {"template": p.model.template},
@@ -36,6 +40,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "lora.target": lambda p: {
         "lora_target": p.lora.target if isinstance(p.lora.target, str) else ",".join(p.lora.target)
     },
+    "lora.start": lambda p: {"adapter_name_or_path": START_ADAPTER} if p.lora.start else {},
     "train.learning_rate": lambda p: {"learning_rate": p.train.learning_rate},
     "train.scheduler": lambda p: {"lr_scheduler_type": p.train.scheduler},
     # beside a warmup_ratio transformers takes no warmup_steps (TrainingArguments.__post_init__)
@@ -205,6 +210,7 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     everything = preset.model_copy(
         update={
             "weights": "nf4",
+            "lora": preset.lora.model_copy(update={"start": "any"}),
             "train": preset.train.model_copy(
                 update={"max_steps": 1, "packing": True, "warmup_steps": 1, "weight_decay": 1.0}
             ),

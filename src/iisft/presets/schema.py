@@ -92,6 +92,13 @@ class Lora(_Section):
         "(lm_head), as LLaMA-Factory has it; attention alone (q, v) was weaker on reasoning and "
         "instruction following (design notes).",
     )
+    start: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="An adapter to go on training, instead of a fresh one: RUN, RUN@CHECKPOINT (a "
+        "step, best or final) or a folder with adapter_model.safetensors. It must have this "
+        "preset's rank, alpha, targets and base model; the run keeps a copy and proves that the "
+        "trainer loaded it. Optimizer, learning rate and order of rows begin again.",
+    )
 
 
 class Train(_Section):

@@ -9,6 +9,7 @@ from typing import Any
 
 from iisft import files, json_values, process
 from iisft.errors import RunStateError
+from iisft.llamafactory.arguments import START_ADAPTER
 from iisft.process import ProcessIdentity
 from iisft.runs.record import run_record
 from iisft.runs.record.run_record import RunRecord
@@ -125,6 +126,11 @@ class RunFolder:
     @property
     def dataset(self) -> Path:
         return self.path / "dataset"
+
+    @property
+    def start(self) -> Path:
+        """The run's copy of the adapter that it goes on from, where lora.start names one."""
+        return self.path / START_ADAPTER
 
     @property
     def tokenized(self) -> Path:
