@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from iisft.presets.schema import Preset, Sharding
+from iisft.workspace import START_ADAPTER
 
 # the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
 _ATTENTION = {"eager": "disabled", "eager_blocks": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
-
-# A folder of the run's, by its bare name: the trainer works in the run's folder, and LLaMA-Factory
-# splits this argument at commas.
-START_ADAPTER = "start"
 
 # Preset key -> the LLaMA-Factory arguments that it becomes.
 MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {

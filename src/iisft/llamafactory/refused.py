@@ -91,8 +91,8 @@ REFUSED: dict[str, Refusal] = by_name(
         ),
         "create_new_adapter adapter_folder": Refusal(
             "would start from an adapter that no preset names",
-            "lora.start: RUN goes on with an adapter; iisft export RUN, then its folder as "
-            "model.id trains a fresh one on top",
+            "drop it; lora.start: RUN goes on with an adapter, and the folder of iisft export RUN "
+            "as model.id gets a fresh one on top",
             always=True,
         ),
         "model_name_or_path": Refusal(

@@ -94,10 +94,9 @@ class Lora(_Section):
     )
     start: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="An adapter to go on training, instead of a fresh one: RUN, RUN@CHECKPOINT (a "
-        "step, best or final) or a folder with adapter_model.safetensors. It must have this "
-        "preset's rank, alpha, targets and base model; the run keeps a copy and proves that the "
-        "trainer loaded it. Optimizer, learning rate and order of rows begin again.",
+        description="An adapter to go on training: RUN, RUN@CHECKPOINT (a step, best, final) or a "
+        "folder. It must have this preset's rank, alpha, targets and base model; the run keeps a "
+        "copy and proves that it was loaded. Optimizer and learning rate begin again.",
     )
 
 

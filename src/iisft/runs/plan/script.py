@@ -12,7 +12,6 @@ from iisft import __version__
 from iisft.child.constants_iisft import PROOF_VARIABLE
 from iisft.errors import InputError
 from iisft.llamafactory import dataset_info
-from iisft.llamafactory.arguments import START_ADAPTER
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
 from iisft.llamafactory.logs import SUMMARY, TRAINING_STARTS
 from iisft.llamafactory.tokenized import ARGUMENT
@@ -21,6 +20,7 @@ from iisft.presets.yaml12 import render_yaml
 from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
 from iisft.runs.plan.plan import Plan
 from iisft.secrets import HIDDEN, redact
+from iisft.workspace import START_ADAPTER
 
 _END = "IISFT_END_OF_FILE"
 

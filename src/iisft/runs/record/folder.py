@@ -9,11 +9,11 @@ from typing import Any
 
 from iisft import files, json_values, process
 from iisft.errors import RunStateError
-from iisft.llamafactory.arguments import START_ADAPTER
 from iisft.process import ProcessIdentity
 from iisft.runs.record import run_record
 from iisft.runs.record.run_record import RunRecord
 from iisft.secrets import hide
+from iisft.workspace import START_ADAPTER
 
 EXIT = "exit.json"
 
