@@ -118,8 +118,8 @@ class RunRecord:
     """One run.json, field by field in the order of the file.
 
     What stands in `status` and reports as it is (preset, forecast, expected, observed) stays a JSON
-    object; so does `queue`, what a run waits for: None where it was started at once. A broken file's
-    missing sections are empty here, and named in `missing`.
+    object; so does `queue`, what a run waits for: None where it was started at once. A broken
+    file's missing sections are empty here, and named in `missing`.
     """
 
     id: str
