@@ -12,7 +12,7 @@ from iisft.errors import IisftError, RunStateError
 from iisft.runs.plan.make import make_plan
 from iisft.runs.plan.plan import Preflight
 from iisft.runs.plan.request import Request
-from iisft.runs.queue import entries
+from iisft.runs.queue import changes, entries
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import brief_of
 from iisft.workspace import Workspace
@@ -33,7 +33,7 @@ def add(iisft: CLI, model: Path, rows: Path, fake_trainer: Callable[..., None]) 
         )  # fmt: skip
         plan = make_plan(request, workspace, Preflight.here(workspace, queued=True))
         plan.require_sound()
-        return entries.add(plan, workspace, family)
+        return changes.add(plan, workspace, family)
 
     return queue
 
@@ -61,18 +61,18 @@ def test_positions_are_changed_and_given_up(add: Add, workspace: Path) -> None:
     here = Workspace.current()
     for name in "abcd":
         add(name)
-    entries.move(here, "d", 1)
-    entries.move(here, "a", 3)
+    changes.move(here, "d", 1)
+    changes.move(here, "a", 3)
     assert waiting() == ["d", "b", "a", "c"]
-    entries.move(here, "d", 99)
+    changes.move(here, "d", 99)
     assert waiting() == ["b", "a", "c", "d"]
-    entries.remove(here, "a")
+    changes.remove(here, "a")
     assert waiting() == ["b", "c", "d"]
     assert not (workspace / "runs" / "a").exists()
     with pytest.raises(
         RunStateError, match="no run named 'a' is in the queue; there wait: b, c, d"
     ):
-        entries.remove(here, "a")
+        changes.remove(here, "a")
 
 
 @pytest.mark.parametrize("content", ["", '{"place": 0', "[" * 5000, '{"place": NaN}', "x" * 70000])
@@ -80,7 +80,7 @@ def test_a_torn_entry_costs_a_run_its_place_and_nothing_else(add: Add, content: 
     one, _ = add("one"), add("two")
     one.queue_entry.write_text(content)
     assert waiting() == ["two", "one"]
-    entries.move(Workspace.current(), "one", 1)
+    changes.move(Workspace.current(), "one", 1)
     assert waiting() == ["one", "two"]
     assert entries.read(Workspace.current()).findings == ()
 
