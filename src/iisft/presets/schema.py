@@ -217,6 +217,17 @@ class Save(_Section):
     eval_every_steps: PositiveInt | None = Field(
         default=None, description="Steps between evaluations (needs data.eval)."
     )
+    best: bool = Field(
+        default=False,
+        description="Never delete the checkpoint with the lowest evaluation loss, which is one of "
+        "`keep`. The final adapter stays the last one; predict, chat, serve and export take "
+        "--checkpoint best.",
+    )
+
+    @property
+    def fewest(self) -> int:
+        """The smallest `keep`: the newest checkpoint, and the best one where it is another."""
+        return 2 if self.best else 1
 
 
 class Watch(_Section):
