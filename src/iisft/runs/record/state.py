@@ -4,12 +4,12 @@ import difflib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iisft import files, process
 from iisft.errors import Finding, RunStateError
-from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.checkpoints import Saved, best_of, checkpoints, eval_losses
 from iisft.runs.record.folder import EXIT, RunFolder, parse_event
 from iisft.runs.record.measurements import measure
 from iisft.runs.record.run_record import RunRecord, count, moment, why_unusable
@@ -42,6 +42,7 @@ class RunStatus:
     measured: dict[str, Any] | None = None
     fix: str = ""
     comes_again: bool = False
+    eval_losses: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def can_go_on(self) -> bool:
@@ -87,9 +88,7 @@ class RunStatus:
     def as_full_json(self) -> dict[str, Any]:
         return self.as_json() | {
             "observed": self.observed,
-            "checkpoints": [
-                saved.as_json() for saved in checkpoints(self.folder.output, self.ranks or 1)
-            ],
+            "checkpoints": self._checkpoints(),
             "restarts": self.restarts,
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
@@ -97,6 +96,23 @@ class RunStatus:
             "forecast": self.forecast,
             "measured": self.measured,
         }
+
+    @property
+    def _saved(self) -> list[Saved]:
+        return checkpoints(self.folder.output, self.ranks or 1)
+
+    @property
+    def best(self) -> Saved | None:
+        """The kept checkpoint with the lowest evaluation loss."""
+        return best_of(self._saved, self.eval_losses)
+
+    def _checkpoints(self) -> list[dict[str, Any]]:
+        saved = self._saved
+        best = best_of(saved, self.eval_losses)
+        return [
+            one.as_json() | {"eval_loss": self.eval_losses.get(one.step), "best": one is best}
+            for one in saved
+        ]
 
 
 def status_of(folder: RunFolder) -> RunStatus:
@@ -128,6 +144,7 @@ def status_of(folder: RunFolder) -> RunStatus:
         findings=tuple(findings),
         forecast=record.forecast if record else None,
         measured=measure(events),
+        eval_losses=eval_losses(events),
     )
 
 
