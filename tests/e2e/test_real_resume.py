@@ -12,7 +12,7 @@ import pytest
 from helpers import until
 from iisft import process
 from iisft.models.folder.adapter import read_adapter
-from iisft.runs.record.checkpoints import SEAL
+from iisft.runs.record.checkpoints import SEAL, checkpoints, eval_losses
 from iisft.runs.record.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -30,6 +30,14 @@ def curve(folder: RunFolder) -> dict[int, tuple[float, float]]:
     return found
 
 
+def best_and_newest(folder: RunFolder, ranks: int) -> list[int]:
+    """The checkpoints of a run with two to keep, of which the best is the older one."""
+    losses = eval_losses(folder.read_events())
+    kept = [saved.step for saved in checkpoints(folder.output, ranks)]
+    assert kept[0] == min(losses, key=lambda step: losses[step]), losses
+    return kept
+
+
 def kill_everything(folder: RunFolder) -> None:
     process.kill([json.loads(folder.processes.read_text())["supervisor"]["pid"]])
     process.kill_run(folder.marker)
@@ -45,7 +53,15 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     workspace: Path,
     tiny_models: Path,
 ) -> None:
-    size = ["--set", f"train.max_steps={steps}", "--set", "save.every_steps=7"]
+    # what is trained makes other letters less likely, so that the first checkpoint is the best
+    others = workspace / "others.jsonl"
+    row = {"instruction": "QZXW", "input": "", "output": "QQZZXXWWVV" * 3}
+    others.write_text(f"{json.dumps(row)}\n" * 2)
+    assert iisft("data", "stage", str(others), "--name", "others").code == 0
+    values = (f"train.max_steps={steps}", "save.every_steps=7", "save.eval_every_steps=7",
+              "data.eval=others", "save.best=true", "save.keep=2",
+              "train.learning_rate=0.01")  # fmt: skip
+    size = [part for value in values for part in ("--set", value)]
     start = tiny_models / "qwen2-tied" / "start" if interrupt == "kill -9" else None
     if start is not None:  # from an adapter that exists: a resume must not load that again
         lora = ("rank=8", "alpha=16", f"start={start}")
@@ -66,6 +82,7 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     assert curve(part) == curve(whole)
     adapters = [folder.output / "adapter_model.safetensors" for folder in (whole, part)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert best_and_newest(part, ranks) == best_and_newest(whole, ranks)
     observed = [json.loads(folder.record.read_text())["observed"] for folder in (part, whole)]
     if start is not None:
         expected = json.loads(whole.record.read_text())["expected"]["adapter"]
