@@ -106,6 +106,16 @@ class RunFolder:
         return self.path / "stop.json"
 
     @property
+    def node_file(self) -> Path:
+        """What this node tells the others of a run on several machines."""
+        return self.path / f"node-{self.node_rank}.json"
+
+    @property
+    def resume_order(self) -> Path:
+        """Written by a resume on node 0, for the supervisors that wait on the other nodes."""
+        return self.path / "resume-order.json"
+
+    @property
     def output(self) -> Path:
         return self.path / "output"
 

@@ -27,6 +27,8 @@ from iisft.runs.record.state import latest_metrics
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
+from iisft.runs.supervise.nodes import Nodes
+from iisft.runs.supervise.orders import await_order
 from iisft.runs.supervise.telling import Teller
 from iisft.secrets import hide
 
@@ -47,6 +49,7 @@ class Supervisor:
         self.record = record
         self.events = Events(folder)
         self.teller = Teller(folder, record, self.events)
+        self.nodes = Nodes(folder, record, self.events)
         self.restarts = 0
         self._crashes: set[tuple[int, str]] = set()
         self._furthest = -1
@@ -54,12 +57,14 @@ class Supervisor:
         self._attempt: Attempt | None = None
         self._told_to_end = False
         self._came_again = False
+        self._failed = False
 
     def run(self) -> None:
         """Supervise to the end."""
         process.on_terminate(self._on_signal)
         with contextlib.suppress(OSError):
             self.folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
+        self.nodes.begin()
         start = trainer.adopt(self.folder, self.events)
         while True:
             try:
@@ -71,14 +76,20 @@ class Supervisor:
                 self.events.finding(Finding("start-failed", reason, fix=fix))
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
-            self._attempt = Attempt(self.folder, self.record, start, self.events)
+            self.nodes.training(start.proof_word, start.from_step, adopted=start.adopted)
+            self._attempt = Attempt(self.folder, self.record, start, self.events, self.nodes)
             self._attempt.told_to_end = self._told_to_end
             ending = self._attempt.run()
             self.record = self.folder.read_record() or self.record
             if not self._may_restart(ending) or not self._wait_for_restart(ending):
                 break
             start = None
-        self._finish(ending)
+        self._finish(self.nodes.explain(ending, lambda: self._told_to_end))
+
+    def await_resume(self) -> None:
+        """On a later node whose life failed: for the others' sake it may be asked to go on."""
+        if self.folder.node_rank and self._failed:
+            await_order(self.nodes, self.folder, lambda: self._told_to_end)
 
     def _on_signal(self) -> None:
         self._told_to_end = True
@@ -143,6 +154,8 @@ class Supervisor:
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
+        self._failed = ending.state == "failed"
+        self.nodes.ended(ending)
         if ending.state == "finished" and not self.folder.node_rank:
             measurements.keep(self.folder.path.parent, self.folder, self.record, found)
         if ending.state == "finished":
@@ -211,7 +224,9 @@ def main(argv: list[str]) -> None:
             stack.enter_context(files.exclusive_lock(folder.supervisor_lock))
         except BlockingIOError:
             raise SystemExit("another supervisor has this run") from None
-        Supervisor(folder).run()
+        supervisor = Supervisor(folder)
+        supervisor.run()
+    supervisor.await_resume()
 
 
 if __name__ == "__main__":
