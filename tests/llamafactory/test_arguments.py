@@ -95,6 +95,10 @@ def test_the_whole_train_yaml_of_mi50() -> None:
             {"eval_dataset": "held", "per_device_eval_batch_size": 1, "eval_strategy": "steps",
              "eval_steps": 5},
         ),
+        (
+            ("data.eval=held", "save.eval_every_steps=50", "save.best=true"),
+            {"metric_for_best_model": "eval_loss", "load_best_model_at_end": None},
+        ),
         (("train.gradient_checkpointing=false",), {"disable_gradient_checkpointing": True}),
         (
             ("track=[tensorboard]", "llamafactory.ddp_timeout=60"),

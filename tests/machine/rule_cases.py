@@ -273,6 +273,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
+    "save-best": (
+        preset("save.best=true", "save.eval_every_steps=75", "data.eval=x"),
+        preset("save.best=true", "save.eval_every_steps=100", "data.eval=x"),
+    ),
     "eager-blocks-lacking": (
         on(V100, "v100", ranks=1, model={"attention_dropout": 0.1}),
         on(V100, "v100", ranks=1, model={"attention_dropout": 0.0}),

@@ -224,7 +224,7 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
-    from iisft.cli.follow import next_steps, say_end, say_warnings
+    from iisft.cli.follow import better_before, next_steps, say_end, say_warnings
 
     folder = plan.folder
     if ended.state != "finished":
@@ -252,5 +252,7 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
     if plot.exists():
         console.out(f"  loss plot  {plot}")
     console.out(f"  adapter    {folder.output}")
+    if line := better_before(ended):
+        console.out(f"  best       {line}")
     console.out(f"  record     {folder.record}")
     console.out(f"  next       {next_steps(folder.id)}")

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iisft import files
 from iisft.errors import RunStateError, UsageError
 from iisft.evaluation.locate import BASE, FINAL
 from iisft.models.folder.safetensors import read_header
 from iisft.quoting import is_count
-from iisft.runs.record.checkpoints import Saved, checkpoints
+from iisft.runs.record.checkpoints import Saved, best_of, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
 
@@ -110,10 +109,10 @@ def _some(folder: RunFolder, status: RunStatus | None = None) -> list[Saved]:
 
 
 def _best(folder: RunFolder) -> Chosen:
-    losses = eval_losses(folder)
-    whole = {one.step: one for one in _some(folder)}
-    evaluated = sorted((losses[step], step) for step in whole if step in losses)
-    if not evaluated:
+    status = status_of(folder)
+    losses = status.eval_losses
+    best = best_of(_some(folder, status), losses)
+    if best is None:
         known = (
             f"evaluated at {', '.join(map(str, losses))}"
             if losses
@@ -125,12 +124,15 @@ def _best(folder: RunFolder) -> Chosen:
             fix=f"iisft predict {folder.id} --checkpoint all, then iisft compare {folder.id}; or "
             "train with data.eval and save.eval_every_steps",
         )
-    loss, step = evaluated[0]
-    reason = f"checkpoint-{step} has the lowest evaluation loss of those kept, {loss:.4f}"
+    loss = losses[best.step]
+    reason = f"checkpoint-{best.step} has the lowest evaluation loss of those kept, {loss:.4f}"
     lowest = min(losses, key=lambda at: losses[at])
     if losses[lowest] < loss:
-        reason += f" (step {lowest} had {losses[lowest]:.4f}, but its checkpoint is gone)"
-    return _checkpoint(whole[step], reason)
+        reason += (
+            f" (step {lowest} had {losses[lowest]:.4f}, but its checkpoint is gone; save.best "
+            "keeps it)"
+        )
+    return _checkpoint(best, reason)
 
 
 def _all(folder: RunFolder) -> list[Chosen]:
@@ -142,16 +144,6 @@ def _all(folder: RunFolder) -> list[Chosen]:
         if not found or not _same_file(folder.output / ADAPTER, found[-1].adapter):
             found.append(final)
     return found or [_checkpoint(saved) for saved in _some(folder, status)]
-
-
-def eval_losses(folder: RunFolder) -> dict[int, float]:
-    """Step -> evaluation loss, the latest where a step was evaluated again."""
-    found: dict[int, float] = {}
-    for event in folder.read_events():
-        loss: Any = event.get("eval_loss")
-        if event["kind"] in ("metrics", "redone") and isinstance(loss, float):
-            found[int(event["step"])] = loss
-    return found
 
 
 def _whole(folder: RunFolder, status: RunStatus | None = None) -> list[Saved]:

@@ -74,6 +74,8 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
         if p.save.eval_every_steps
         else {}
     ),
+    # without load_best_model_at_end: the final adapter is the trained one
+    "save.best": lambda p: {"metric_for_best_model": "eval_loss"} if p.save.best else {},
     "track": lambda p: {"report_to": p.track or "none"},
 }
 
@@ -209,7 +211,7 @@ def own_arguments(preset: Preset) -> dict[str, str]:
                 update={"max_steps": 1, "packing": True, "warmup_steps": 1, "weight_decay": 1.0}
             ),
             "data": preset.data.model_copy(update={"eval": "any"}),
-            "save": preset.save.model_copy(update={"eval_every_steps": 1}),
+            "save": preset.save.model_copy(update={"eval_every_steps": 1, "best": True}),
         }
     )
     by_ratio = {"train": preset.train.model_copy(update={"warmup_steps": None})}

@@ -150,12 +150,12 @@ REFUSED: dict[str, Refusal] = by_name(
             "drop it",
             always=True,
         ),
-        "load_best_model_at_end metric_for_best_model greater_is_better": Refusal(
+        "load_best_model_at_end greater_is_better": Refusal(
             (
                 "would make another adapter the final one than the trained one, or dies after "
                 "the start"
             ),
-            "drop it; iisft compare RUN finds the best checkpoint",
+            "--set save.best=true keeps the checkpoint with the lowest evaluation loss",
         ),
         "ignore_data_skip": Refusal(
             "would let a resumed run see other rows",

@@ -178,6 +178,58 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
 
 
 @preset_rule(
+    "save-best",
+    applies="save.best",
+    source="transformers 5.6's trainer.py: _determine_best_metric, _save_checkpoint and the end of "
+    "_inner_training_loop",
+)
+def best_is_not_kept(case: Case) -> Iterator[Finding]:
+    """The trainer compares evaluations, not checkpoints: a better one at a step without a
+    checkpoint keeps a worse checkpoint than others that it deletes. A limit of one makes it delete
+    every checkpoint but the best at the end, also of a run that was only stopped and goes on from
+    its newest.
+    """
+    preset = case.preset
+    if preset is None or not preset.save.best:
+        return
+    save = preset.save
+    if preset.data.eval is None:
+        yield seen(
+            "save.best needs rows to evaluate: data.eval",
+            case.place("save.best"),
+            change_preset(
+                "data.eval=NAME",
+                f"--set data.eval=NAME --set save.eval_every_steps={save.every_steps}; iisft data "
+                "split makes such rows",
+            ),
+        )
+    elif save.eval_every_steps is not None and save.eval_every_steps % save.every_steps:
+        yield seen(
+            f"with save.best every evaluation needs a checkpoint: eval_every_steps "
+            f"{save.eval_every_steps} is not a multiple of every_steps {save.every_steps}",
+            case.place("save.eval_every_steps"),
+            change_preset(
+                f"save.eval_every_steps={save.every_steps}",
+                f"--set save.eval_every_steps={save.every_steps}, or "
+                f"save.every_steps={save.eval_every_steps}",
+            ),
+        )
+    if save.keep < save.fewest:
+        yield seen(
+            "save.best needs room for the newest checkpoint beside the best: keep is 1",
+            case.place("save.keep"),
+            change_preset(f"save.keep={save.fewest}"),
+        )
+    if case.argument("eval_on_each_dataset"):
+        yield seen(
+            "llamafactory.eval_on_each_dataset leaves no evaluation loss of all rows, by which "
+            "save.best chooses",
+            case.place("llamafactory.eval_on_each_dataset"),
+            change_preset("save.best=false", "drop one of them"),
+        )
+
+
+@preset_rule(
     "constant-warmup",
     applies="scheduler: constant with a warmup_ratio or warmup_steps",
     source="transformers/optimization.py, get_scheduler: the warm-up is not passed on",
