@@ -16,7 +16,7 @@ from typing import Any
 
 from iisft import files, process
 from iisft.child.constants_iisft import LAYERS_KEPT_KEY
-from iisft.errors import Finding, RunStateError
+from iisft.errors import Finding, IisftError, RunStateError
 from iisft.files import read_json_object, sha256_of, write_json_atomically
 from iisft.models.view.build import restore_base_model_name
 from iisft.runs.record import measurements
@@ -28,13 +28,15 @@ from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
 from iisft.runs.supervise.nodes import Nodes
-from iisft.runs.supervise.orders import await_order
+from iisft.runs.supervise.orders import Order, order_of
 from iisft.runs.supervise.telling import Teller
 from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
 _LONGEST_BACKOFF_S = 60.0
+_RESUME_WAIT_S = 24 * 3600.0  # how long the other nodes wait for a resume on node 0
+_LOOK_FOR_ORDER_S = 2.0
 _RESERVE_BYTES = 256 * 1024
 
 
@@ -87,9 +89,34 @@ class Supervisor:
         self._finish(self.nodes.explain(ending, lambda: self._told_to_end))
 
     def await_resume(self) -> None:
-        """On a later node whose life failed: for the others' sake it may be asked to go on."""
-        if self.folder.node_rank and self._failed:
-            await_order(self.nodes, self.folder, lambda: self._told_to_end)
+        """Where this later node's life failed: wait for a resume on node 0, and resume here too.
+
+        Not for ever, not when told to end, and not when the run was removed or brought back here.
+        """
+        deadline = time.monotonic() + _RESUME_WAIT_S
+        while self._failed and self.folder.node_rank and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):  # the shared folder is out of reach for a while
+                if not (self.folder.record.exists() and self.folder.exit.exists()):
+                    return
+            if self._told_to_end:
+                return
+            order = order_of(self.folder)
+            if order is None or order.word == self.nodes.order.word:
+                time.sleep(_LOOK_FOR_ORDER_S)
+            elif self._follow(order):
+                return
+
+    def _follow(self, order: Order) -> bool:
+        from iisft.runs.supervise.resume import resume  # what it loads, a waiting process need not
+
+        drift, again = order.accept_drift, order.from_start
+        try:
+            resume(self.folder, accept_drift=drift, from_start=again, ordered=True)
+        except IisftError as error:
+            self.events.finding(error.finding)
+            self.nodes.refused(order, str(error))
+            return False
+        return True
 
     def _on_signal(self) -> None:
         self._told_to_end = True
