@@ -78,6 +78,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def queue(self) -> Path:
+        """Runs that wait for free GPUs: one file each, beside what starts them."""
+        return self.root / "queue"
+
+    @property
     def rehearsals(self) -> Path:
         """Verdicts of short runs that stood for long ones, and such a run while it is one."""
         return self.root / "rehearsals"

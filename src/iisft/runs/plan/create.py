@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ from iisft.secrets import redact, redact_all
 _SHARED_FOLDER_TIMEOUT_S = 300.0
 
 
-def create(plan: Plan) -> None:
+def create(plan: Plan, queue: Mapping[str, Any] | None = None) -> None:
     """Write the run folder under a temporary name and rename it, so that no half-made run is ever
-    seen.
+    seen. `queue` is what a run that does not start at once waits for.
 
     Raises:
         RunStateError: the name was taken meanwhile.
@@ -45,7 +47,7 @@ def create(plan: Plan) -> None:
     except OSError as error:
         raise unwritable(final.parent, error) from error
     try:
-        _write(plan, RunFolder(temporary))
+        _write(plan, RunFolder(temporary), queue)
         temporary.chmod(0o755)
         temporary.rename(final)
     except OSError as error:
@@ -56,7 +58,7 @@ def create(plan: Plan) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(plan: Plan, folder: RunFolder) -> None:
+def _write(plan: Plan, folder: RunFolder, queue: Mapping[str, Any] | None) -> None:
     assert plan.view is not None
     for place in (folder.logs, folder.dataset):
         place.mkdir()
@@ -68,7 +70,8 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     preset = redact_all(_planned_again(plan).model_dump(mode="json"))
     files.write_text_atomically(folder.preset, render_yaml(preset))
     files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
-    files.write_json_atomically(folder.record, _record(plan, folder, written).as_json())
+    record = replace(_record(plan, folder, written), queue=queue)
+    files.write_json_atomically(folder.record, record.as_json())
 
 
 def _planned_again(plan: Plan) -> Preset:

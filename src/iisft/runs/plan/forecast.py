@@ -44,9 +44,12 @@ def accelerator_for(
     gpus: Sequence[Gpu],
     ranks: int,
     device: Device | float | None = None,
+    *,
+    free: bool = False,
 ) -> Accelerator:
     """What a preset is planned to run on: the named device, or a card like the preset's with so
-    many gigabytes, else the GPUs that are here, else the preset's hardware.
+    many gigabytes, else the GPUs that are here (`free`: as they are when nobody else is on them),
+    else the preset's hardware.
     """
     wanted = preset.hardware
     if isinstance(device, float):
@@ -65,7 +68,7 @@ def accelerator_for(
     if known:
         smallest = min(known, key=lambda gpu: gpu.memory_gib)
         found = nearest_device(smallest.arch, smallest.memory_gib)
-        used = _used_by_others_gib(gpus)
+        used = 0.0 if free else _used_by_others_gib(gpus)
         source = "the GPUs of this machine" + (
             f", less {used:.1f} GiB in use" if used > 0.1 else ""
         )

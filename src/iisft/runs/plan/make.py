@@ -101,7 +101,11 @@ def _planned(
         preset, workspace, counting, preflight.progress if preflight else None
     )
     accelerator = forecasts.accelerator_for(
-        preset, training_gpus(gpus, preset.hardware.vendor), placement.ranks, device
+        preset,
+        training_gpus(gpus, preset.hardware.vendor),
+        placement.ranks,
+        device,
+        free=preflight is not None and preflight.queued,
     )
     facts, forecast, of_forecast = forecasts.forecast_run(
         preset, model_folder, accelerator, placement.world_size, datasets, workspace.runs

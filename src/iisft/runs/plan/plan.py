@@ -52,13 +52,14 @@ class Preflight:
 
     `progress` is called while rows are counted that were never counted before; `say` is told before
     the first look at new packages, which takes some seconds. `wrong` is what keeps the interpreter
-    from being asked.
+    from being asked. `queued`: it starts when its GPUs are nobody else's, whatever is on them now.
     """
 
     machine: Machine
     progress: Progress | None = None
     say: Callable[[str], None] = lambda _: None
     wrong: tuple[Finding, ...] = ()
+    queued: bool = False
 
     def asked(self) -> "Preflight":
         """With what the training interpreter says."""
@@ -71,8 +72,10 @@ class Preflight:
         workspace: Workspace,
         progress: Progress | None = None,
         say: Callable[[str], None] = lambda _: None,
+        *,
+        queued: bool = False,
     ) -> "Preflight":
-        return cls(inspect.this_machine(workspace.root), progress, say)
+        return cls(inspect.this_machine(workspace.root), progress, say, queued=queued)
 
 
 @dataclass(frozen=True)

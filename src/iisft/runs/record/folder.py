@@ -106,6 +106,16 @@ class RunFolder:
         return self.path / "stop.json"
 
     @property
+    def queue_entry(self) -> Path:
+        """In the workspace's queue as long as it waits there, runs from there, or just ended."""
+        return self.path.parent.parent / "queue" / f"{self.id}.json"
+
+    @property
+    def cards(self) -> Path:
+        """The GPUs that the queue gave to this run."""
+        return self.path / "cards.json"
+
+    @property
     def output(self) -> Path:
         return self.path / "output"
 

@@ -118,7 +118,8 @@ class RunRecord:
     """One run.json, field by field in the order of the file.
 
     What stands in `status` and reports as it is (preset, forecast, expected, observed) stays a JSON
-    object. A broken file's missing sections are empty here, and named in `missing`.
+    object; so does `queue`, what a run waits for: None where it was started at once. A broken
+    file's missing sections are empty here, and named in `missing`.
     """
 
     id: str
@@ -146,6 +147,7 @@ class RunRecord:
     observed: Mapping[str, Any] | None
     watch: Watch
     launcher: ProcessIdentity | None
+    queue: Mapping[str, Any] | None = None
     missing: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -178,6 +180,7 @@ class RunRecord:
             observed=_mapping(values.get("observed")) or None,
             watch=Watch.from_json(_mapping(values.get("watch"))),
             launcher=ProcessIdentity.from_json(values.get("launcher")),
+            queue=_mapping(values.get("queue")) or None,
             missing=_missing(values),
         )
 
@@ -208,7 +211,7 @@ class RunRecord:
             "observed": self.observed and dict(self.observed),
             "watch": self.watch.as_json(),
             "launcher": self.launcher.as_json() if self.launcher else None,
-        }
+        } | ({"queue": dict(self.queue)} if self.queue else {})
 
     @property
     def world_size(self) -> int | None:

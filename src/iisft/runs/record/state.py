@@ -16,6 +16,7 @@ from iisft.runs.record.run_record import RunRecord, count, moment, why_unusable
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
+QUEUED = "queued"
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
 _LONGEST_START_S = 3600.0  # from the record to the supervisor; a record may name any process
 _RECENT_STEPS = 21
@@ -258,10 +259,11 @@ def _state(
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
     if folder.live_trainer() is not None:
         return "running", UNSUPERVISED
-    waiting = (
-        not folder.processes.exists() and record.launcher is not None and record.launcher.alive()
-    )
-    if waiting and 0 <= time.time() - (record.created or 0) < _LONGEST_START_S:
+    never_started = not folder.processes.exists()
+    if record.queue and never_started and folder.queue_entry.exists():
+        return QUEUED, "it waits in the queue (iisft queue)"
+    launching = record.launcher is not None and record.launcher.alive() and not record.queue
+    if never_started and launching and 0 <= time.time() - (record.created or 0) < _LONGEST_START_S:
         return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 
