@@ -173,6 +173,11 @@ class RunFolder:
         }
 
     @property
+    def board(self) -> Path:
+        """For TensorBoard, the same after a resume, so that a run has one curve."""
+        return self.path / "tensorboard"
+
+    @property
     def predictions(self) -> Path:
         """One file of answers for each dataset and checkpoint, and beside it how they were made."""
         return self.path / "predictions"
