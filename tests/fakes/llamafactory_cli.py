@@ -10,6 +10,9 @@ unless said, and ends with 1) | forward:FILE (the same in the first forward, FAK
 A rehearsed one (model/config.json says so) saves and evaluates as train.yaml says, and waits to be
 killed; no-resume | other-loss | no-eval | no-checkpoint are for that.
 
+Of several nodes (NNODES) each waits for the others; with NODE_RANK above 0 it writes no metrics,
+checkpoints or adapter: those are the first node's.
+
 FAKE_SAYS is printed before the training; FAKE_FIRST_ROWS (digests) and FAKE_REACH are in the proof.
 """
 
@@ -27,6 +30,7 @@ from pathlib import Path
 import yaml
 
 MODE = os.environ.get("FAKE_MODE", "ok")
+NODE, NODES = int(os.environ.get("NODE_RANK", "0")), int(os.environ.get("NNODES", "1"))
 STEPS = int(os.environ.get("FAKE_STEPS", "4"))
 STEP_S = float(os.environ.get("FAKE_STEP_S", "0"))
 LOG_AT = int(os.environ.get("FAKE_LOG_AT", "2"))
@@ -96,11 +100,15 @@ def loaded_adapter(step: int) -> str:
 
 
 def save_checkpoint(output: Path, step: int) -> None:
+    if NODE:
+        return
     folder = output / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
     write_adapter(folder, step)
     (folder / "vocab.txt").write_bytes(bytes(int(os.environ.get("FAKE_CHECKPOINT_BYTES", "0"))))
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    size = json.loads(Path("run.json").read_text())["expected"]["world_size"]
+    states = [f"rng_state_{rank}.pth" for rank in range(size)] if size > 1 else ["rng_state.pth"]
+    for name in ("optimizer.pt", "scheduler.pt", *states):
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("data.pkl", f"step {step}")
     (folder / "trainer_state.json").write_text(
@@ -119,7 +127,7 @@ def await_the_kill(output: Path) -> None:
 def once(name: str) -> bool:
     """True at the first call of a run's whole life."""
     try:
-        Path(name).touch(exist_ok=False)
+        Path(f"{name}{NODE or ''}").touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
@@ -159,6 +167,11 @@ def main() -> None:
     record = json.loads(Path("run.json").read_text())
     expected = record["expected"]
     rows = expected["rows"] - (1 if MODE == "dropped-row" else 0)
+    order = Path("resume-order.json")
+    met = f"met{json.loads(order.read_text())['word'] if order.exists() else ''}-"
+    Path(f"{met}{NODE}").touch()
+    while not all(Path(f"{met}{node}").exists() for node in range(NODES)):
+        time.sleep(0.01)
     log("***** Running training *****")
     for name, value in {
         "Num examples": rows,
@@ -173,7 +186,8 @@ def main() -> None:
         entry = {"current_steps": 0, "total_steps": STEPS, "eval_loss": 2.5, "epoch": 0.0}
         (output / "trainer_log.jsonl").write_text(json.dumps(entry) + "\n")
     if MODE != "stock-class":
-        for rank in range(min(record["ranks"], REPORTED)):
+        for local in range(min(record["ranks"], REPORTED)):
+            rank = NODE * record["ranks"] + local
             proof = {
                 "rank": rank,
                 "world_size": expected["world_size"],
@@ -244,8 +258,9 @@ def main() -> None:
         printed = {"loss": f"{loss:.4g}", "grad_norm": "2.102", "learning_rate": "1e-05"}
         say(str(printed | {"epoch": f"{step / STEPS}"}))
         said(step=step, grad_norm=2.102, **({"spent": {"forward": 0.5}} if rehearsed else {}))
-        with (output / "trainer_log.jsonl").open("a") as metrics:
-            metrics.write(json.dumps(entry) + "\n")
+        if not NODE:
+            with (output / "trainer_log.jsonl").open("a") as metrics:
+                metrics.write(json.dumps(entry) + "\n")
         if step % every == 0 and MODE != "no-checkpoint":
             save_checkpoint(output, step)
         if rehearsed and step % config.get("eval_steps", STEPS + 1) == 0 and MODE != "no-eval":
@@ -277,6 +292,8 @@ def main() -> None:
         entry = {"current_steps": step, "total_steps": STEPS, "eval_loss": 0.75, "epoch": 1.0}
         with (output / "trainer_log.jsonl").open("a") as metrics:
             metrics.write(json.dumps(entry | {"total_tokens": 100 * step}) + "\n")
+    if NODE:
+        return
     (output / "trainer_state.json").write_text(
         json.dumps({"global_step": step, "max_steps": STEPS})
     )

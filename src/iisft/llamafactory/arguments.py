@@ -78,7 +78,11 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     ),
     # without load_best_model_at_end: the final adapter is the trained one
     "save.best": lambda p: {"metric_for_best_model": "eval_loss"} if p.save.best else {},
-    "track": lambda p: {"report_to": p.track or "none"},
+    # trackio's default is a public Space of that name; null keeps a folder of this machine
+    "track": lambda p: (
+        {"report_to": p.track or "none"}
+        | ({"trackio_space_id": None} if "trackio" in p.track else {})
+    ),
 }
 
 # What iisft sets in every run; a preset's `llamafactory:` section may say otherwise.

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from iisft.child.constants_iisft import BOARD_VARIABLE
 from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
@@ -124,9 +125,10 @@ class Plan:
 
     @property
     def env(self) -> dict[str, str]:
-        return compile_environment(
-            self.preset, self.interpreter, self.placement, self.folder.caches
-        )
+        places = self.folder.caches
+        if "tensorboard" in self.preset.track:
+            places |= {BOARD_VARIABLE: str(self.folder.board)}
+        return compile_environment(self.preset, self.interpreter, self.placement, places)
 
     @property
     def argv(self) -> list[str]:

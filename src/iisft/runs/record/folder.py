@@ -107,6 +107,16 @@ class RunFolder:
         return self.path / "stop.json"
 
     @property
+    def node_file(self) -> Path:
+        """What this node tells the others of a run on several machines."""
+        return self.path / f"node-{self.node_rank}.json"
+
+    @property
+    def resume_order(self) -> Path:
+        """Written by a resume on node 0, for the supervisors that wait on the other nodes."""
+        return self.path / "resume-order.json"
+
+    @property
     def queue_entry(self) -> Path:
         """In the workspace's queue as long as it waits there, runs from there, or just ended."""
         return self.path.parent.parent / "queue" / f"{self.id}.json"
@@ -167,6 +177,11 @@ class RunFolder:
             "HF_MODULES_CACHE": str(self.modules_cache),
             "HF_DATASETS_CACHE": str(self.datasets_cache),
         }
+
+    @property
+    def board(self) -> Path:
+        """For TensorBoard, the same after a resume, so that a run has one curve."""
+        return self.path / "tensorboard"
 
     @property
     def predictions(self) -> Path:

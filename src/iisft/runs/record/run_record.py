@@ -98,6 +98,7 @@ class Watch:
     hang_factor: float = 10.0
     hang_min_s: float = 300.0
     restarts: int = 3
+    node_silence_s: float = 40.0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Watch":
