@@ -155,10 +155,11 @@ def main() -> None:
         (output / "trainer_log.jsonl").unlink(missing_ok=True)
     rehearsed = json.loads(Path("model/config.json").read_text()).get("iisft_rehearsed")
     every = config["save_steps"] if rehearsed else 2
-    if "resume_from_checkpoint" in config and MODE != "no-resume":
-        begin = json.loads(
-            Path(config["resume_from_checkpoint"], "trainer_state.json").read_text()
-        )["global_step"]
+    loaded = 0
+    if "resume_from_checkpoint" in config:
+        state = Path(config["resume_from_checkpoint"], "trainer_state.json").read_text()
+        loaded = json.loads(state)["global_step"]
+        begin = 0 if MODE == "no-resume" else loaded
     if MODE == "crash":
         say("Traceback (most recent call last):")
         say("ValueError: Cannot find valid samples, check `data/README.md` for the data format.")
@@ -211,8 +212,8 @@ def main() -> None:
                 },
                 "adapted": {"q_proj": 1},
                 "adapter": (
-                    loaded_adapter(begin - (MODE == "old-adapter"))
-                    if begin
+                    loaded_adapter(loaded - (MODE == "old-adapter"))
+                    if loaded
                     else expected.get("adapter")
                 ),
                 "products": {

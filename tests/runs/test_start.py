@@ -107,7 +107,14 @@ def test_everything_that_does_not_fit_is_said_at_once(
 def test_the_modules_that_the_preset_means_are_compared_one_by_one(
     go_on: CLI, fake_trainer: Callable[..., None]
 ) -> None:
-    built = {"warnings": [], "base": 10, "adapted": {"modules": {"q_proj": 2}, "parameters": {}}}
+    built = {
+        "warnings": [],
+        "loaded": dict.fromkeys(("missing", "unexpected", "mismatched"), [0, []]),
+        "base": 10,
+        "modules": {"self_attn.q_proj": 10},
+        "adapted": {"modules": {"q_proj": 2}, "parameters": {"self_attn.q_proj": 10}},
+        "trained_whole": [],
+    }
     fake_trainer("ok", BUILT=json.dumps(built))
     # another dropout, so that the model is built again
     result = go_on("first", "--dry-run", "--set", "lora.dropout=0.2")
