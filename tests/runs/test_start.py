@@ -109,7 +109,7 @@ def test_the_modules_that_the_preset_means_are_compared_one_by_one(
 ) -> None:
     built = {
         "warnings": [],
-        "loaded": dict.fromkeys(("missing", "unexpected", "mismatched"), [0, []]),
+        "loaded": {key: [0, []] for key in ("missing", "unexpected", "mismatched")},
         "base": 10,
         "modules": {"self_attn.q_proj": 10},
         "adapted": {"modules": {"q_proj": 2}, "parameters": {"self_attn.q_proj": 10}},
