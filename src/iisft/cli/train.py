@@ -224,7 +224,7 @@ def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
-    from iisft.cli.follow import next_steps, say_end, say_warnings
+    from iisft.cli.follow import better_before, next_steps, say_end, say_warnings
 
     folder = plan.folder
     if ended.state != "finished":
@@ -235,6 +235,7 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e
     ]
     observed = ended.observed or {}
+    started = f", started from {plan.start.source}" if plan.start else ""
     console.out(f"{folder.id}: finished, {ended.reason}")
     if losses:
         tail = losses[-5:]
@@ -246,11 +247,13 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         f"  proven     {observed['weights_dtype']} weights, {observed['compute_dtype']} "
         "arithmetic, "
         f"{observed['attention']} attention, global batch {observed['global_batch']}, "
-        f"{observed['rows']} rows"
+        f"{observed['rows']} rows{started}"
     )
     plot = folder.output / "training_loss.png"
     if plot.exists():
         console.out(f"  loss plot  {plot}")
     console.out(f"  adapter    {folder.output}")
+    if line := better_before(ended):
+        console.out(f"  best       {line}")
     console.out(f"  record     {folder.record}")
     console.out(f"  next       {next_steps(folder.id)}")
