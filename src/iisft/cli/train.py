@@ -231,6 +231,7 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e
     ]
     observed = ended.observed or {}
+    started = f", started from {plan.start.source}" if plan.start else ""
     console.out(f"{folder.id}: finished, {ended.reason}")
     if losses:
         tail = losses[-5:]
@@ -242,7 +243,7 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         f"  proven     {observed['weights_dtype']} weights, {observed['compute_dtype']} "
         "arithmetic, "
         f"{observed['attention']} attention, global batch {observed['global_batch']}, "
-        f"{observed['rows']} rows"
+        f"{observed['rows']} rows{started}"
     )
     plot = folder.output / "training_loss.png"
     if plot.exists():

@@ -7,6 +7,15 @@ from iisft.errors import Finding
 from iisft.presets.case import Case
 from iisft.rules import change_preset, preset_rule, seen
 
+_OF_FRESH_ADAPTERS = (
+    "additional_target",
+    "pissa_init",
+    "resize_vocab",
+    "use_dora",
+    "use_llama_pro",
+    "use_unsloth",
+)
+
 
 @preset_rule("global-batch", applies="presets with train.global_batch", source="arithmetic")
 def global_batch(case: Case) -> Iterator[Finding]:
@@ -54,6 +63,29 @@ def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
             case.place("weights"),
             change_preset("weights=fp32", "--set weights=fp32, or --set sharding=none"),
         )
+
+
+@preset_rule("start-fresh", applies="presets with lora.start", source="LLaMA-Factory's adapter.py")
+def start_fresh(case: Case) -> Iterator[Finding]:
+    """Sharded matrices have no digest that could prove which adapter was loaded, and what makes a
+    fresh adapter another one is not looked at where one is loaded.
+    """
+    preset = case.preset
+    if preset is None or preset.lora.start is None:
+        return
+    if preset.sharding != "none":
+        yield seen(
+            f"lora.start with sharding {preset.sharding} can't be proven",
+            case.place("lora.start"),
+            change_preset("sharding=none"),
+        )
+    for name in _OF_FRESH_ADAPTERS:
+        if case.argument(name):
+            yield seen(
+                f"llamafactory.{name} is for a fresh adapter, and lora.start goes on with one",
+                case.place("lora.start"),
+                change_preset(f"llamafactory.{name}=null", f"drop llamafactory.{name}"),
+            )
 
 
 @preset_rule(

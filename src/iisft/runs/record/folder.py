@@ -13,6 +13,7 @@ from iisft.process import ProcessIdentity
 from iisft.runs.record import run_record
 from iisft.runs.record.run_record import RunRecord
 from iisft.secrets import hide
+from iisft.workspace import START_ADAPTER
 
 EXIT = "exit.json"
 
@@ -145,6 +146,11 @@ class RunFolder:
     @property
     def dataset(self) -> Path:
         return self.path / "dataset"
+
+    @property
+    def start(self) -> Path:
+        """The run's copy of the adapter that it goes on from, where lora.start names one."""
+        return self.path / START_ADAPTER
 
     @property
     def tokenized(self) -> Path:

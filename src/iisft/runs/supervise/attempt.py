@@ -43,7 +43,7 @@ class Attempt:
         self.events = events
         self.record = record
         self.start = start
-        self.expected = record.proof
+        self.expected = loading.expected_of(folder, record, start.from_step)
         self.log = TrainerLog.follow(
             folder.train_log, folder.trainer_log, start.begin, start.proof_word
         )

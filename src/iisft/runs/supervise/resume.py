@@ -112,13 +112,22 @@ def _require_ended(status: RunStatus) -> None:
         )
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
-        fix = f"for a longer run: {longer(folder)}train.epochs=N"
+        fix = f"to go on with its adapter: {longer(folder)}train.epochs=N"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path), fix=fix)
 
 
 def longer(folder: RunFolder) -> str:
-    """The beginning of the command that trains the same anew with another number of steps."""
-    return f"iisft train --preset {shell_word(str(folder.preset))} --set "
+    """The beginning of the command that trains the same for another number of steps: with the
+    adapter of a run that is finished, else from the beginning.
+    """
+    command = f"iisft train --preset {shell_word(str(folder.preset))} "
+    record = folder.read_record()
+    if record and not record.gpus and record.setting("hardware.vendor") != "cpu":
+        command += f"--gpus {record.ranks} "  # it was tried on the CPU
+    command += "--set "
+    if status_of(folder).state == "finished":
+        command += f"lora.start={shell_word(folder.id)} --set "
+    return command
 
 
 def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
