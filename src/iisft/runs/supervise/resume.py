@@ -15,7 +15,7 @@ from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.record.state import RunStatus, is_live, status_of
-from iisft.runs.supervise import drift, orders, trainer
+from iisft.runs.supervise import drift, nodes, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
 
@@ -77,7 +77,7 @@ def resume(
         for name in (folder.exit,) if ordered else (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
         if record.nodes > 1 and not folder.node_rank:
-            orders.give_order(folder, accept_drift=accept_drift, from_start=from_start)
+            nodes.give_order(folder, accept_drift=accept_drift, from_start=from_start)
         start_supervisor(folder, env)
     step = int(folder.read_processes().get("from_step", 0))
     note = not_to_the_bit(record) if step else ""

@@ -27,8 +27,7 @@ from iisft.runs.record.state import latest_metrics
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
-from iisft.runs.supervise.nodes import Nodes
-from iisft.runs.supervise.orders import Order, order_of
+from iisft.runs.supervise.nodes import Nodes, Order, order_of
 from iisft.runs.supervise.telling import Teller
 from iisft.secrets import hide
 
