@@ -178,6 +178,34 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
 
 
 @preset_rule(
+    "data-mix",
+    applies="several datasets in data.name or data.eval, data.mix and data.repeat",
+    source="a share is exact or refused",
+)
+def wrongly_mixed(case: Case) -> Iterator[Finding]:
+    """What is mixed is named once each, with a share or a number of rows for every one of them."""
+    data = case.preset.data if case.preset else None
+    if data is None:
+        return
+    for key, names in (("name", data.names), ("eval", data.evaluated)):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            once = ", ".join(dict.fromkeys(names))
+            yield seen(
+                f"data.{key} names {', '.join(twice)} twice",
+                case.place(f"data.{key}"),
+                change_preset(f"data.{key}=[{once}]", f"--set 'data.{key}=[{once}]'"),
+            )
+    if data.repeat and not data.mix:
+        yield seen(
+            "data.repeat has no effect without data.mix",
+            case.place("data.repeat"),
+            change_preset("data.repeat=false"),
+        )
+    if text := data.wrong_mix:
+        yield seen(text, case.place("data.mix"), "correct data.mix, or --set data.mix=null")
+
+
+@preset_rule(
     "save-best",
     applies="save.best",
     source="transformers 5.6's trainer.py: _determine_best_metric, _save_checkpoint and the end of "
