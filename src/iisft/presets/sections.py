@@ -6,7 +6,7 @@ The others and the whole are in iisft.presets.schema.
 import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,11 +20,10 @@ Share = Annotated[float, Field(gt=0, le=1)] | PositiveInt
 _LONGEST_NAME = 120  # bytes of a mix's; files have it, with some more around it
 
 
-def names_of(value: str | list[str] | None) -> tuple[str, ...]:
-    """One dataset or several, as a preset has them."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+def names_of(value: Any) -> tuple[str, ...]:
+    """One dataset or several, as a preset has them; nothing else is a name."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(name for name in values if isinstance(name, str))
 
 
 def exactly(share: float) -> Fraction:
