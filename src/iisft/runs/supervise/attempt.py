@@ -7,7 +7,7 @@ from typing import Literal
 from iisft import files, process
 from iisft.errors import Finding
 from iisft.llamafactory.logs import TrainerLog, last_lines
-from iisft.runs.record import checkpoints
+from iisft.runs.record import checkpoints, given_cards
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed, differences
@@ -48,7 +48,7 @@ class Attempt:
         self.events = events
         self.record = record
         self.start = start
-        self.expected = record.proof
+        self.expected = given_cards.expected(folder, record.proof)
         self.log = TrainerLog.follow(
             folder.train_log, folder.trainer_log, start.begin, start.proof_word
         )
