@@ -104,6 +104,7 @@ def test_the_whole_train_yaml_of_mi50() -> None:
             ("track=[tensorboard]", "llamafactory.ddp_timeout=60"),
             {"report_to": ["tensorboard"], "run_name": "r", "ddp_timeout": 60},
         ),
+        (("track=[trackio]",), {"report_to": ["trackio"], "trackio_space_id": None}),
     ],
 )  # fmt: skip
 def test_what_a_value_becomes(overrides: tuple[str, ...], expected: dict[str, Any]) -> None:

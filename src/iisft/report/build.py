@@ -28,6 +28,7 @@ from iisft.report.answers import MOST_ROWS, Judged, answers_of, judged
 from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import BASE
 from iisft.secrets import hide
 from iisft.workspace import Workspace
 
@@ -136,7 +137,7 @@ def _groups(
 ) -> list[list[Source]]:
     """Predictions to show side by side: those of one dataset."""
     if len(folders) == 1:
-        known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
+        known = [source for source in locate.of_run(folders[0]) if source.checkpoint != BASE]
         if data is not None or locate.split(workspace, names[0])[1] is not None:
             # its error says what there is, if the named ones are missing
             known = locate.find(workspace, names[0], data)

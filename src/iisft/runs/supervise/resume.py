@@ -18,7 +18,7 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.given_cards import GivenCards
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.record.state import QUEUED, RunStatus, brief_of, is_live, status_of
-from iisft.runs.supervise import drift, trainer
+from iisft.runs.supervise import drift, nodes, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
 
@@ -60,6 +60,7 @@ def resume(
     *,
     accept_drift: bool = False,
     from_start: bool = False,
+    ordered: bool = False,
     cards: GivenCards | None = None,
 ) -> Resumed:
     """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor
@@ -69,6 +70,7 @@ def resume(
         folder: the run.
         accept_drift: go on though something has changed.
         from_start: start over when no complete checkpoint is left.
+        ordered: node 0 was resumed before, and this node follows.
         cards: GPUs that the queue gives it. Left out, it gets those that it had, unless this shell
             chooses some.
 
@@ -98,8 +100,10 @@ def resume(
             given_cards.write(folder, cards)
         elif not MASKS.isdisjoint(os.environ):
             folder.cards.unlink(missing_ok=True)
-        for name in (folder.stop_request, folder.exit):
+        for name in (folder.exit,) if ordered else (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
+        if record.nodes > 1 and not folder.node_rank:
+            nodes.give_order(folder, accept_drift=accept_drift, from_start=from_start)
         start_supervisor(folder, env)
     step = int(folder.read_processes().get("from_step", 0))
     note = not_to_the_bit(record) if step else ""
@@ -144,13 +148,22 @@ def _require_ended(status: RunStatus) -> None:
         )
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
-        fix = f"for a longer run: {longer(folder)}train.epochs=N"
+        fix = f"to go on with its adapter: {longer(folder)}train.epochs=N"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path), fix=fix)
 
 
 def longer(folder: RunFolder) -> str:
-    """The beginning of the command that trains the same anew with another number of steps."""
-    return f"iisft train --preset {shell_word(str(folder.preset))} --set "
+    """The beginning of the command that trains the same for another number of steps: with the
+    adapter of a run that is finished, else from the beginning.
+    """
+    command = f"iisft train --preset {shell_word(str(folder.preset))} "
+    record = folder.read_record()
+    if record and not record.gpus and record.setting("hardware.vendor") != "cpu":
+        command += f"--gpus {record.ranks} "  # it was tried on the CPU
+    command += "--set "
+    if status_of(folder).state == "finished":
+        command += f"lora.start={shell_word(folder.id)} --set "
+    return command
 
 
 def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:
