@@ -94,7 +94,7 @@ PRINTED = [
     ("status, wait, stop, train, resume", ["status", "done"]),
     ("status, wait, stop, train, resume", ["wait", "done"]),
     ("runs", ["runs"]),
-    ("queue", ["queue"]),
+    ("queue, queue move, queue rm, queue pause, queue run", ["queue"]),
     ("logs", ["logs", "done"]),
     ("env-check", ["env-check"]),
     ("env-check --explain", ["env-check", "--explain", "R08"]),

@@ -173,7 +173,7 @@ def test_what_was_asked_for_is_fixed_and_a_queued_run_is_no_lost_one(
     assert iisft("queue", "run").code == 0
     ended = control.wait(folder)
     assert ended.state == "failed"
-    assert "is not what it was when it began: config.json" in ended.reason
+    assert "is not what it was when it began: the model's config.json has changed" in ended.reason
     assert ended.fix.endswith("iisft resume 夜 --accept-drift")
     monkeypatch.setenv("IISFT_PYTHON", python)
     assert folder.whole_record().shell["OMP_NUM_THREADS"] == "3"

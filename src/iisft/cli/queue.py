@@ -65,7 +65,7 @@ def rm(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Take waiting runs out of the queue, with their folders: nothing has happened in them.
+    """Take waiting runs out of the queue, with their folders.
 
     \b
     Examples:
