@@ -10,7 +10,7 @@ import orjson
 from iisft import files, json_values
 from iisft.evaluation.locate import finite
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.record.run_record import count
+from iisft.runs.record.run_record import count, moment
 
 CURVES = (
     "loss",
@@ -47,8 +47,8 @@ class Series:
 
     def take(self, event: dict[str, Any]) -> None:
         """Take in the next event; a step that was done again is not drawn a second time."""
-        kind, step, time = event.get("kind"), count(event.get("step")), event.get("time")
-        if not isinstance(time, int | float):
+        kind, step, time = event.get("kind"), count(event.get("step")), moment(event.get("time"))
+        if time is None:
             return
         if kind != "metrics":
             self.marks += _marks(event, self.steps[-1] if self.steps else 0)

@@ -57,6 +57,7 @@ class LivePage(ThreadingMixIn, HTTPServer):
 
     daemon_threads = False  # close() waits for them
     block_on_close = True
+    request_queue_size = 64  # what finds no room in it tries again a second later (listen(2))
 
     def __init__(self, listener: socket.socket, workspace: Workspace) -> None:
         # not bound by HTTPServer, which would ask the name service who this machine is
@@ -65,6 +66,7 @@ class LivePage(ThreadingMixIn, HTTPServer):
         self.socket = listener
         self.server_activate()
         self.key = secrets.token_urlsafe(24)
+        self.url = f"http://{HOST}:{listener.getsockname()[1]}/{self.key}/"
         self.machine = Machine(workspace, Listing(workspace, LOOK_S / 2))
         self.closing = threading.Event()
         self._looking = 0
@@ -73,10 +75,6 @@ class LivePage(ThreadingMixIn, HTTPServer):
         self._open: set[socket.socket] = set()
         self._sensing = threading.Thread(target=self._ask_gpus, name="sensors")
         self._sensing.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.socket.getsockname()[1]}/{self.key}/"
 
     def close(self) -> None:
         """End every page; no thread is left."""
