@@ -11,7 +11,8 @@ import pytest
 
 from helpers import until
 from iisft import process
-from iisft.runs.record.checkpoints import SEAL
+from iisft.models.folder.adapter import read_adapter
+from iisft.runs.record.checkpoints import SEAL, checkpoints, eval_losses
 from iisft.runs.record.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -29,6 +30,14 @@ def curve(folder: RunFolder) -> dict[int, tuple[float, float]]:
     return found
 
 
+def best_and_newest(folder: RunFolder, ranks: int) -> list[int]:
+    """The checkpoints of a run with two to keep, of which the best is the older one."""
+    losses = eval_losses(folder.read_events())
+    kept = [saved.step for saved in checkpoints(folder.output, ranks)]
+    assert kept[0] == min(losses, key=lambda step: losses[step]), losses
+    return kept
+
+
 def kill_everything(folder: RunFolder) -> None:
     process.kill([json.loads(folder.processes.read_text())["supervisor"]["pid"]])
     process.kill_run(folder.marker)
@@ -42,8 +51,21 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     iisft: CLI,
     train: CLI,
     workspace: Path,
+    tiny_models: Path,
 ) -> None:
-    size = ("--set", f"train.max_steps={steps}", "--set", "save.every_steps=7")
+    # what is trained makes other letters less likely, so that the first checkpoint is the best
+    others = workspace / "others.jsonl"
+    row = {"instruction": "QZXW", "input": "", "output": "QQZZXXWWVV" * 3}
+    others.write_text(f"{json.dumps(row)}\n" * 2)
+    assert iisft("data", "stage", str(others), "--name", "others").code == 0
+    values = (f"train.max_steps={steps}", "save.every_steps=7", "save.eval_every_steps=7",
+              "data.eval=others", "save.best=true", "save.keep=2",
+              "train.learning_rate=0.01")  # fmt: skip
+    size = [part for value in values for part in ("--set", value)]
+    start = tiny_models / "qwen2-tied" / "start" if interrupt == "kill -9" else None
+    if start is not None:  # from an adapter that exists: a resume must not load that again
+        lora = ("rank=8", "alpha=16", f"start={start}")
+        size += [part for value in lora for part in ("--set", f"lora.{value}")]
     whole, part = (RunFolder(workspace / "runs" / name) for name in ("whole", "part"))
     assert train(*size, name="whole", gpus=ranks).code == 0
     assert train(*size, "--detach", name="part", gpus=ranks).code == 0
@@ -60,9 +82,14 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     assert curve(part) == curve(whole)
     adapters = [folder.output / "adapter_model.safetensors" for folder in (whole, part)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert best_and_newest(part, ranks) == best_and_newest(whole, ranks)
     observed = [json.loads(folder.record.read_text())["observed"] for folder in (part, whole)]
-    # a resume begins with another row
-    of_row = ("first_batch", "logit_positions", "reach")
+    if start is not None:
+        expected = json.loads(whole.record.read_text())["expected"]["adapter"]
+        assert observed[1]["adapter"] == expected == read_adapter(start).digest
+        assert observed[0]["adapter"] != expected
+    # a resume begins with another row and the adapter of its checkpoint
+    of_row = ("adapter", "first_batch", "logit_positions", "reach")
     batches = [[one.pop(name) for name in of_row] for one in observed]
     assert observed[0] == observed[1] and all(map(all, batches))
     assert observed[0]["layers_kept"] == 2  # all: mi50 says gradient_checkpointing: fit

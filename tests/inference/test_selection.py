@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from helpers import CLI
 from iisft.errors import IisftError, RunStateError, UsageError
-from iisft.inference.selection import choose, choose_one
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import choose, choose_one
 
 MakeRun = Callable[..., RunFolder]
 
@@ -62,8 +63,24 @@ def test_best_is_the_lowest_evaluation_loss_among_the_kept(make_run: MakeRun) ->
     assert chosen.which == "20"
     assert chosen.reason == (
         "checkpoint-20 has the lowest evaluation loss of those kept, 1.5000 "
-        "(step 10 had 1.0000, but its checkpoint is gone)"
+        "(step 10 had 1.0000, but its checkpoint is gone; save.best keeps it)"
     )
+
+
+def test_the_best_is_named_where_the_checkpoints_are(make_run: MakeRun, iisft: CLI) -> None:
+    folder = make_run(checkpoints=(20, 40, 60))
+    record_eval_losses(folder, {20: 1.5, 40: 1.25, 60: 1.25})
+    shown = [line for line in iisft("status", "run").out.splitlines() if "checkpoint-" in line]
+    assert shown == [
+        "checkpoint-20  eval_loss 1.5000",
+        "checkpoint-40  eval_loss 1.2500, the best",
+        "checkpoint-60  eval_loss 1.2500",
+    ]
+    waited = iisft("wait", "run").err
+    assert "  best: checkpoint-40, eval_loss 1.2500: take it with --checkpoint best\n" in waited
+    (folder.output / "checkpoint-40" / "optimizer.pt").write_text("torn")
+    saved = json.loads(iisft("status", "run", "--json").out)["checkpoints"]
+    assert [one["best"] for one in saved] == [False, False, True]
 
 
 def test_an_evaluation_that_was_nan_is_never_the_best(make_run: MakeRun) -> None:

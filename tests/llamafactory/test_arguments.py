@@ -95,11 +95,16 @@ def test_the_whole_train_yaml_of_mi50() -> None:
             {"eval_dataset": "held", "per_device_eval_batch_size": 1, "eval_strategy": "steps",
              "eval_steps": 5},
         ),
+        (
+            ("data.eval=held", "save.eval_every_steps=50", "save.best=true"),
+            {"metric_for_best_model": "eval_loss", "load_best_model_at_end": None},
+        ),
         (("train.gradient_checkpointing=false",), {"disable_gradient_checkpointing": True}),
         (
             ("track=[tensorboard]", "llamafactory.ddp_timeout=60"),
             {"report_to": ["tensorboard"], "run_name": "r", "ddp_timeout": 60},
         ),
+        (("track=[trackio]",), {"report_to": ["trackio"], "trackio_space_id": None}),
     ],
 )  # fmt: skip
 def test_what_a_value_becomes(overrides: tuple[str, ...], expected: dict[str, Any]) -> None:

@@ -273,6 +273,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
+    "save-best": (
+        preset("save.best=true", "save.eval_every_steps=75", "data.eval=x"),
+        preset("save.best=true", "save.eval_every_steps=100", "data.eval=x"),
+    ),
     "eager-blocks-lacking": (
         on(V100, "v100", ranks=1, model={"attention_dropout": 0.1}),
         on(V100, "v100", ranks=1, model={"attention_dropout": 0.0}),
@@ -294,6 +298,14 @@ CASES: dict[str, tuple[Scene, Scene]] = {
     "fit-unverified": (
         preset("train.gradient_checkpointing=fit", "sharding=fsdp", ranks=2),
         preset("train.gradient_checkpointing=fit", ranks=2),
+    ),
+    "shared-keys-sharded": (
+        on(A100, "ampere", "sharding=fsdp", ranks=2, model={"num_kv_shared_layers": 20}),
+        on(A100, "ampere", "sharding=fsdp", ranks=2, model={"num_kv_shared_layers": 0}),
+    ),
+    "start-fresh": (
+        preset("lora.start=run", "sharding=zero2", ranks=2),
+        preset("lora.start=run", ranks=2),
     ),
     "nf4-precision": (preset("weights=nf4", "precision=fp32"), preset("weights=nf4")),
     "packing-wrong": (

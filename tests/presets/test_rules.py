@@ -37,6 +37,9 @@ def findings(*overrides: str, ranks: int = 1) -> list[Finding]:
         (["data.eval=x"], ["eval-never"]),
         (["train.packing=true", "train.cutoff_len=1001", "attention=flash2",
           "hardware.arch=sm_80"], ["packing-wrong"] * 2),
+        (["save.best=true"], ["save-best"]),
+        (["save.best=true", "data.eval=x", "save.eval_every_steps=75", "save.keep=1",
+          "llamafactory.eval_on_each_dataset=true"], ["save-best"] * 3),
     ],
 )  # fmt: skip
 def test_a_preset_alone_is_judged_by_its_own_hardware(overrides: list[str], ids: list[str]) -> None:

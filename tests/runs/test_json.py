@@ -62,7 +62,9 @@ def test_status_has_the_promised_keys(iisft: CLI, finished: list[str]) -> None:
         "loss",
         "eta_s",
     } <= set(status)
-    assert status["checkpoints"] == [{"step": 2, "complete": True}, {"step": 4, "complete": True}]
+    assert status["checkpoints"] == [
+        {"step": step, "complete": True, "eval_loss": None, "best": False} for step in (2, 4)
+    ]
     assert (status["restarts"], status["findings"], status["loss"]) == (0, [], 0.5)
 
 

@@ -54,7 +54,7 @@ def test_a_crashed_trainer_comes_back_from_its_last_checkpoint_and_the_curve_is_
     status = json.loads(iisft("status", "run", "--json").out)
     assert (status["restarts"], status["checkpoints"]) == (
         1,
-        [{"step": 2, "complete": True}, {"step": 4, "complete": True}],
+        [{"step": n, "complete": True, "eval_loss": None, "best": False} for n in (2, 4)],
     )
 
 
@@ -297,7 +297,8 @@ def test_a_torn_checkpoint_is_put_aside_and_listed(
     assert (resumed.code, "goes on from checkpoint-2" in resumed.err) == (0, True)
     assert (folder.output / "torn-checkpoint-3").is_dir()
     status = json.loads(iisft("status", "run", "--json").out)
-    assert {"step": 3, "complete": False, "fault": "torn, put aside"} in status["checkpoints"]
+    torn = [one for one in status["checkpoints"] if not one["complete"]]
+    assert [(one["step"], one["fault"]) for one in torn] == [(3, "torn, put aside")]
     assert [finding["id"] for finding in status["findings"]] == ["torn-checkpoint"]
     assert steps(folder) == [1, 2, 3, 4, 5, 6]
 

@@ -7,6 +7,7 @@ PROOF_MARK = "iisft-observed"
 SAID_MARK = "iisft-said"
 PROOF_VARIABLE = "IISFT_PROOF"
 STOP_VARIABLE = "IISFT_STOP_FILE"
+BOARD_VARIABLE = "TENSORBOARD_LOGGING_DIR"  # transformers' TensorBoardCallback reads it
 ARITHMETIC_KEY = "iisft_arithmetic"
 FLOAT32, NATIVE = ARITHMETICS = ("float32", "native")
 # of a text model that is published with a tower: how its tensors' names in the files become those

@@ -40,6 +40,7 @@ from .constants_iisft import (
 from .products_iisft import dispatched
 from .step_iisft import frozen_linear, step_class
 from .stopping_iisft import install
+from .trackers_iisft import Introduce
 from .witness_iisft import LOADED, Witness, loading_report
 
 # a view of a model with its own, trusted code imports that code's class under this name
@@ -244,7 +245,7 @@ def __getattr__(name: str) -> type:
                 make_exact(self)
                 keep_the_draw()
             Witness(self, arithmetic, None if TRUSTED is None else dispatched)
-            install(Spent, Rehearsal)
+            install(Spent, Rehearsal, Introduce)
 
         @classmethod
         def from_pretrained(cls, *inputs: Any, **kwargs: Any) -> Any:

@@ -90,6 +90,21 @@ def adapted(model: nn.Module) -> dict[str, int]:
     return dict(sorted(names.items()))
 
 
+def loaded_adapter(model: nn.Module) -> str | None:
+    """Digest of the LoRA matrices as float32, as iisft makes it of an adapter's file; None where
+    parts of them are elsewhere.
+    """
+    digest = hashlib.sha256()
+    named = {name.replace(".default", ""): one for name, one in model.named_parameters()}
+    for name in sorted(name for name in named if ".lora_A." in name or ".lora_B." in name):
+        values = named[name].detach()
+        if hasattr(named[name], "ds_numel") or hasattr(values, "device_mesh"):
+            return None  # sharded by DeepSpeed or FSDP
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
 class Witness:
     """Looks at one training forward of the backbone and writes what it saw; its hooks are gone
     afterwards.
@@ -164,6 +179,7 @@ class Witness:
         about = describe(self.model, self.arithmetic, output[0].device)
         assert products is not None
         about["packed"] = packed_rows(self.positions, self.mask)
+        about["adapter"] = loaded_adapter(self.model)
         self.positions = self.mask = None
         reach = reached(self.model.config, products)
         say(PROOF_MARK, {**about, **self.seen, **products.as_json(), **reach, **self.kernels})

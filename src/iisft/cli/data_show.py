@@ -13,8 +13,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.data.stage.staged import StagedDataset
-    from iisft.data.tokens.limit import Limit
-    from iisft.data.tokens.rendering import Segment
+    from iisft.data.tokens.limit import Limit, Segment
 
 _STYLES = {"read": "dim", "trained": "bold green", "cut": "red strike"}
 _MARKS = {"read": ("", ""), "trained": ("⟦", "⟧"), "cut": ("⟨cut: ", "⟩")}
@@ -45,7 +44,7 @@ def show(
     from iisft.data.read.conversation import from_row
     from iisft.data.stage import staging
     from iisft.data.stage.staged import row_of
-    from iisft.data.tokens.rendering import render
+    from iisft.data.tokens.limit import render
 
     staged = staging.load(name, Workspace.current())
     value = row_of(staged, row)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from iisft.data.stage.staged import StagedDataset
     from iisft.data.tokens.account import Account
     from iisft.data.tokens.target import Target
-    from iisft.presets.schema import Overlong
+    from iisft.presets.sections import Overlong
 
 _BAR = 40
 _POLICIES = ("fail", "fit", "drop", "allow")

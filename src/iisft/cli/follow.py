@@ -87,6 +87,15 @@ def next_steps(run: str) -> str:
     )  # fmt: skip
 
 
+def better_before(ended: RunStatus) -> str:
+    """The checkpoint that did better than the run's end, "" where there is none."""
+    best = ended.best
+    if best is None or best.step == ended.metrics.get("step"):
+        return ""
+    loss = ended.eval_losses[best.step]
+    return f"checkpoint-{best.step}, eval_loss {loss:.4f}: take it with --checkpoint best"
+
+
 def say_end(ended: RunStatus) -> None:
     """How a run ended: what the libraries warned of, the cause and the fix, and the way to go on
     where there is one.
@@ -94,6 +103,8 @@ def say_end(ended: RunStatus) -> None:
     say_warnings(ended)
     console.say(f"{ended.folder.id}: {ended.state} - {ended.reason}")
     if ended.state == "finished":
+        if line := better_before(ended):
+            console.say(f"  best: {line}")
         console.say(f"  next: {next_steps(ended.folder.id)}")
         return
     if ended.state == "failed" and ended.fix:

@@ -56,9 +56,12 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     for name, value in (found.observed or {}).items():
         console.out(f"{name.replace('_', ' '):<21}{in_words(value)}")
     for checkpoint in facts["checkpoints"]:
-        fault = checkpoint.get("fault", "")
+        loss, fault = checkpoint["eval_loss"], checkpoint.get("fault", "")
         console.out(
-            f"checkpoint-{checkpoint['step']}{' (not complete: ' + fault + ')' if fault else ''}"
+            f"checkpoint-{checkpoint['step']}"
+            + (f"  eval_loss {loss:.4f}" if loss is not None else "")
+            + (", the best" if checkpoint["best"] else "")
+            + (f" (not complete: {fault})" if fault else "")
         )
     for finding in facts["findings"]:
         console.out(f"{finding.get('severity', 'finding')}: {finding.get('message', '')}")

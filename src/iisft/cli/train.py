@@ -1,6 +1,5 @@
 """iisft train: preflight, then a supervised run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,14 @@ from iisft.cli.options import (
     VerboseOption,
     complete_datasets,
     complete_presets,
+)
+from iisft.cli.script import (
+    ANY_ADDRESS,
+    EngineOption,
+    ImageOption,
+    ScriptOption,
+    engine_of,
+    write_script,
 )
 from iisft.errors import UsageError
 from iisft.quoting import shell_word, shell_words
@@ -44,9 +51,6 @@ _Gpus = Annotated[
 ]
 _Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")]
-_Script = Annotated[
-    Path | None, typer.Option(help="Write a bash script that trains without iisft.")
-]
 
 
 def train(
@@ -62,8 +66,10 @@ def train(
     detach: DetachOption = False,
     verbose: VerboseOption = False,
     dry_run: _DryRun = False,
-    script: _Script = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
+    script: ScriptOption = None,
+    engine: EngineOption = None,
+    image: ImageOption = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="The same as --for slurm.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything, then train what the preset says.
@@ -76,14 +82,16 @@ def train(
       iisft train --preset mi50 --dry-run
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
+      iisft train -p mi50 --name big --nodes 2 --script big.yaml --for dstack
     """
     from iisft.runs.plan.request import Request
 
-    if slurm and script is None:
-        raise UsageError("slurm-script", "--slurm goes with --script FILE")
+    engine = engine_of(engine, script, image, slurm=slurm)
     workspace = Workspace.current()
     if preset is None:
         raise _no_preset(workspace)
+    if engine is not None:
+        rendezvous = rendezvous or ANY_ADDRESS
     request = Request(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
@@ -94,7 +102,7 @@ def train(
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
     if script is not None:
-        _write_script(plan.for_elsewhere(), script, slurm=slurm)
+        write_script(plan.for_elsewhere(), request, script, engine, image)
         return
     plan.require_sound()
     _say_findings(plan, workspace)
@@ -211,20 +219,8 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
     console.findings(plan.findings)
 
 
-def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft.runs.plan import script as scripts
-
-    plan.require_sound()
-    text = scripts.render(plan, slurm=slurm)
-    console.write(file, text, UsageError, "script-write")
-    if file.is_file():
-        file.chmod(0o755)
-    console.findings(plan.findings)
-    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shell_word(str(file))}")
-
-
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:
-    from iisft.cli.follow import next_steps, say_end, say_warnings
+    from iisft.cli.follow import better_before, next_steps, say_end, say_warnings
 
     folder = plan.folder
     if ended.state != "finished":
@@ -235,6 +231,7 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         float(e["loss"]) for e in folder.read_events() if e["kind"] == "metrics" and "loss" in e
     ]
     observed = ended.observed or {}
+    started = f", started from {plan.start.source}" if plan.start else ""
     console.out(f"{folder.id}: finished, {ended.reason}")
     if losses:
         tail = losses[-5:]
@@ -246,11 +243,13 @@ def _print_end(plan: "Plan", ended: "RunStatus") -> None:
         f"  proven     {observed['weights_dtype']} weights, {observed['compute_dtype']} "
         "arithmetic, "
         f"{observed['attention']} attention, global batch {observed['global_batch']}, "
-        f"{observed['rows']} rows"
+        f"{observed['rows']} rows{started}"
     )
     plot = folder.output / "training_loss.png"
     if plot.exists():
         console.out(f"  loss plot  {plot}")
     console.out(f"  adapter    {folder.output}")
+    if line := better_before(ended):
+        console.out(f"  best       {line}")
     console.out(f"  record     {folder.record}")
     console.out(f"  next       {next_steps(folder.id)}")

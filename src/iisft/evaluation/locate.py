@@ -12,10 +12,10 @@ from iisft import files
 from iisft.errors import Finding, InputError, RunStateError
 from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import BASE, FINAL
 from iisft.runs.record.state import find_run
 from iisft.workspace import Workspace
 
-FINAL, BASE = "final", "base"
 _FILES = (".jsonl", ".json", ".ndjson")
 
 

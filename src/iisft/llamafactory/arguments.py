@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from iisft.presets.schema import Preset, Sharding
+from iisft.workspace import START_ADAPTER
 
 # the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
 _ATTENTION = {"eager": "disabled", "eager_blocks": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
@@ -36,6 +37,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "lora.target": lambda p: {
         "lora_target": p.lora.target if isinstance(p.lora.target, str) else ",".join(p.lora.target)
     },
+    "lora.start": lambda p: {"adapter_name_or_path": START_ADAPTER} if p.lora.start else {},
     "train.learning_rate": lambda p: {"learning_rate": p.train.learning_rate},
     "train.scheduler": lambda p: {"lr_scheduler_type": p.train.scheduler},
     # beside a warmup_ratio transformers takes no warmup_steps (TrainingArguments.__post_init__)
@@ -74,7 +76,13 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
         if p.save.eval_every_steps
         else {}
     ),
-    "track": lambda p: {"report_to": p.track or "none"},
+    # without load_best_model_at_end: the final adapter is the trained one
+    "save.best": lambda p: {"metric_for_best_model": "eval_loss"} if p.save.best else {},
+    # trackio's default is a public Space of that name; null keeps a folder of this machine
+    "track": lambda p: (
+        {"report_to": p.track or "none"}
+        | ({"trackio_space_id": None} if "trackio" in p.track else {})
+    ),
 }
 
 # What iisft sets in every run; a preset's `llamafactory:` section may say otherwise.
@@ -205,11 +213,12 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     everything = preset.model_copy(
         update={
             "weights": "nf4",
+            "lora": preset.lora.model_copy(update={"start": "any"}),
             "train": preset.train.model_copy(
                 update={"max_steps": 1, "packing": True, "warmup_steps": 1, "weight_decay": 1.0}
             ),
             "data": preset.data.model_copy(update={"eval": "any"}),
-            "save": preset.save.model_copy(update={"eval_every_steps": 1}),
+            "save": preset.save.model_copy(update={"eval_every_steps": 1, "best": True}),
         }
     )
     by_ratio = {"train": preset.train.model_copy(update={"warmup_steps": None})}

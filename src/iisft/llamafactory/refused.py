@@ -89,9 +89,10 @@ REFUSED: dict[str, Refusal] = by_name(
             ),
             always=True,
         ),
-        "adapter_name_or_path create_new_adapter adapter_folder": Refusal(
+        "create_new_adapter adapter_folder": Refusal(
             "would start from an adapter that no preset names",
-            ("iisft export RUN, then its folder as model.id; iisft resume RUN goes on with a run"),
+            "drop it; lora.start: RUN goes on with an adapter, and the folder of iisft export RUN "
+            "as model.id gets a fresh one on top",
             always=True,
         ),
         "model_name_or_path": Refusal(
@@ -150,12 +151,12 @@ REFUSED: dict[str, Refusal] = by_name(
             "drop it",
             always=True,
         ),
-        "load_best_model_at_end metric_for_best_model greater_is_better": Refusal(
+        "load_best_model_at_end greater_is_better": Refusal(
             (
                 "would make another adapter the final one than the trained one, or dies after "
                 "the start"
             ),
-            "drop it; iisft compare RUN finds the best checkpoint",
+            "--set save.best=true keeps the checkpoint with the lowest evaluation loss",
         ),
         "ignore_data_skip": Refusal(
             "would let a resumed run see other rows",

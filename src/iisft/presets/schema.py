@@ -3,7 +3,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from iisft.presets.sections import Data, PositiveInt, Save, Section, Watch
 
 Vendor = Literal["amd", "nvidia", "cpu"]
 Precision = Literal["fp32", "fp16", "bf16", "weights"]
@@ -11,20 +13,11 @@ Weights = Literal["stored", "fp32", "fp16", "bf16", "nf4"]
 Attention = Literal["eager", "eager_blocks", "sdpa", "flash2"]
 Sharding = Literal["none", "fsdp", "zero2", "zero3"]
 Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
-Overlong = Literal["fail", "fit", "drop", "allow"]
 
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
-DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # as data stage takes it
 
 
-class _Section(BaseModel):
-    """Frozen, unknown keys refused, and no coercion: "1e-5" is text, not a number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Hardware(_Section):
+class Hardware(Section):
     """The machine that the preset is made for."""
 
     vendor: Vendor = Field(
@@ -44,7 +37,7 @@ class Hardware(_Section):
     )
 
 
-class Model(_Section):
+class Model(Section):
     """The base model."""
 
     id: str = Field(description="Hub id (owner/name, looked for under models/) or a folder.")
@@ -66,7 +59,7 @@ class Model(_Section):
     )
 
 
-class Lora(_Section):
+class Lora(Section):
     """The low-rank adapter."""
 
     rank: PositiveInt = Field(
@@ -92,9 +85,15 @@ class Lora(_Section):
         "(lm_head), as LLaMA-Factory has it; attention alone (q, v) was weaker on reasoning and "
         "instruction following (design notes).",
     )
+    start: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="An adapter to go on training: RUN, RUN@CHECKPOINT (a step, best, final) or a "
+        "folder. It must have this preset's rank, alpha, targets and base model; the run keeps a "
+        "copy and proves that it was loaded. Optimizer and learning rate begin again.",
+    )
 
 
-class Train(_Section):
+class Train(Section):
     """Optimisation and batch."""
 
     learning_rate: Annotated[float, Field(gt=0, le=10**6)] = Field(
@@ -188,67 +187,7 @@ class Train(_Section):
     )
 
 
-class Data(_Section):
-    """What is trained on."""
-
-    name: DatasetName = Field(description="A staged dataset: data/NAME (iisft data stage).")
-    eval: DatasetName | None = Field(
-        default=None, description="A staged dataset for evaluation during training."
-    )
-    overlong: Overlong = Field(
-        default="fail",
-        description="Rows longer than cutoff_len: fail, fit (shorten the body, keep header and "
-        "answer), drop, or allow "
-        "(let LLaMA-Factory cut them). Applied when data is staged for the preset, and to a run's "
-        "own copy of data that"
-        " was staged otherwise.",
-    )
-
-
-class Save(_Section):
-    """Checkpoints and evaluation."""
-
-    every_steps: PositiveInt = Field(
-        default=50, description="Steps between checkpoints: what a crash can cost."
-    )
-    keep: PositiveInt = Field(
-        default=3, description="Newest checkpoints kept; older ones are deleted by the trainer."
-    )
-    eval_every_steps: PositiveInt | None = Field(
-        default=None, description="Steps between evaluations (needs data.eval)."
-    )
-
-
-class Watch(_Section):
-    """What the supervisor does about what it sees."""
-
-    nan: Literal["stop", "ignore"] = Field(
-        default="stop",
-        description="NaN or infinite loss or grad_norm in two logged steps in a row: nothing is "
-        "learnt from there on. "
-        "With fp16 sixteen steps with an overflowing gradient are let through: the scaler skips "
-        "them.",
-    )
-    hang_factor: Annotated[float, Field(ge=2, le=10**9)] = Field(
-        default=10.0,
-        description="No step within this many times the median step time is a hang; saving and "
-        "evaluating don't count.",
-    )
-    hang_min_s: Annotated[float, Field(gt=0, le=10**9)] = Field(
-        default=300.0,
-        description="Seconds below which nothing is a hang; loading, the first step, saving and "
-        "evaluating may take "
-        "twelve times as long, an evaluation twelve times hang_factor steps.",
-    )
-    restarts: Annotated[int, Field(ge=0, le=10**6)] = Field(
-        default=3,
-        description="How often a crashed or hung trainer is started again from its last complete "
-        "checkpoint, never "
-        "twice at the same step for the same reason. Not with several nodes.",
-    )
-
-
-class Preset(_Section):
+class Preset(Section):
     """A whole preset, after `extends` and overrides."""
 
     summary: str = Field(description="One line for `preset list`.")

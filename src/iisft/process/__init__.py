@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iisft.pipes import Pipes
+from iisft.process.pipes import Pipes
 from iisft.process.proc import ProcessIdentity as ProcessIdentity
 from iisft.process.proc import environ_entries, has_variable, parent_of
 from iisft.process.proc import environment_of as environment_of

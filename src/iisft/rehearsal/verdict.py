@@ -195,7 +195,7 @@ def _disk(plan: Plan, document: Mapping[str, Any]) -> Iterator[Finding]:
             f"{keep} checkpoints of {document['checkpoint_gib'] or 0:.2f} GiB and the rows' "
             f"copies need {needed:.1f} GiB, {free:.1f} GiB are free",
             where=str(plan.folder.path.parent),
-            fix="free some space, or --set save.keep=1",
+            fix=f"free some space, or --set save.keep={plan.preset.save.fewest}",
             exit_code=ExitCode.ENVIRONMENT,
         )
 

@@ -25,6 +25,7 @@ from iisft.report.page import report_page
 from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import BASE
 from iisft.workspace import Workspace
 
 _SAME_START = 100  # bytes, before anything that differs from report to report
@@ -132,7 +133,7 @@ def _groups(
 ) -> list[list[Source]]:
     """Predictions to show side by side: those of one dataset."""
     if len(folders) == 1:
-        known = [source for source in locate.of_run(folders[0]) if source.checkpoint != locate.BASE]
+        known = [source for source in locate.of_run(folders[0]) if source.checkpoint != BASE]
         if data is not None or locate.split(workspace, names[0])[1] is not None:
             # its error says what there is, if the named ones are missing
             known = locate.find(workspace, names[0], data)

@@ -18,7 +18,7 @@ from iisft.data.stage.fitting import Cut, Fitter, apply
 from iisft.data.tokens import lengths, remembered
 from iisft.data.tokens.account import Account
 from iisft.data.tokens.limit import Limit
-from iisft.presets.schema import Overlong
+from iisft.presets.sections import Overlong
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from iisft.data.tokens import counting
 from iisft.data.tokens.account import Account
 from iisft.data.tokens.limit import Limit, RowTokens
 from iisft.errors import Finding
-from iisft.presets.schema import Overlong
+from iisft.presets.sections import Overlong
 
 _SHOWN_UNFIT = 20
 

@@ -1,13 +1,16 @@
 """What becomes of one row under a limit: the tokens it has, and those that LLaMA-Factory would
-leave of it.
+leave of it, also as text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from iisft.data.read.conversation import Conversation
 from iisft.data.tokens.tokenization import Pairs, Tokenization
 from iisft.llamafactory import templates, truncation
+
+Kind = Literal["read", "trained", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +93,51 @@ class Limit:
         kept_prompt, kept_answer = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
         trained = cutting.labels.count(kept)
         return RowTokens(prompt, answer, kept_prompt, kept_answer, end, eos_lost, trained)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring tokens of one kind, as text."""
+
+    kind: Kind
+    text: str
+    tokens: int
+
+
+def render(conversation: Conversation, limit: Limit) -> list[Segment]:
+    """The whole row in order; what LLaMA-Factory would cut at this limit stands where it was."""
+    tokens = limit.tokens
+    pairs = tokens.ids(conversation)
+    kept = limit.cutting.kept([(len(question), len(answer)) for question, answer in pairs])
+    labels = limit.cutting.labels
+    parts: list[tuple[Kind, list[int]]] = []
+    for index, ((question, answer), (of_question, of_answer)) in enumerate(
+        zip(pairs, kept, strict=True)
+    ):
+        learnt = labels.of_answer(index, len(pairs))
+        parts += [
+            ("trained" if labels.of_question() else "read", question[:of_question]),
+            ("cut", question[of_question:]),
+            ("trained" if learnt else "read", answer[:of_answer]),
+            ("cut", answer[of_answer:]),
+        ]
+    if limit.cutting.end_tokens and (end := tokens.end_id) is not None:
+        parts.append(("trained", [end]))
+    return [Segment(kind, tokens.decode(ids), len(ids)) for kind, ids in _joined(parts)]
+
+
+def _joined(parts: list[tuple[Kind, list[int]]]) -> Iterator[tuple[Kind, list[int]]]:
+    """Without empty parts, neighbours of one kind as one."""
+    waiting: tuple[Kind, list[int]] | None = None
+    for kind, ids in parts:
+        known = [number for number in ids if number >= 0]
+        if not known:
+            continue
+        if waiting and waiting[0] == kind:
+            waiting[1].extend(known)
+            continue
+        if waiting:
+            yield waiting
+        waiting = (kind, known)
+    if waiting:
+        yield waiting

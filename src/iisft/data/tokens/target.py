@@ -14,7 +14,8 @@ from iisft.errors import InputError, UsageError
 from iisft.llamafactory import fitting_template
 from iisft.llamafactory.arguments import of_data
 from iisft.presets import checking, documents
-from iisft.presets.schema import Overlong, Preset
+from iisft.presets.schema import Preset
+from iisft.presets.sections import Overlong
 from iisft.workspace import Workspace, how_to_get
 
 _DEFAULT_CUTOFF_LEN = 2048  # LLaMA-Factory's own

@@ -50,6 +50,7 @@ COMPANIONS = (
     "products_iisft.py",
     "step_iisft.py",
     "stopping_iisft.py",
+    "trackers_iisft.py",
     "witness_iisft.py",
 )
 

@@ -7,6 +7,15 @@ from iisft.errors import Finding
 from iisft.presets.case import Case
 from iisft.rules import change_preset, preset_rule, seen
 
+_OF_FRESH_ADAPTERS = (
+    "additional_target",
+    "pissa_init",
+    "resize_vocab",
+    "use_dora",
+    "use_llama_pro",
+    "use_unsloth",
+)
+
 
 @preset_rule("global-batch", applies="presets with train.global_batch", source="arithmetic")
 def global_batch(case: Case) -> Iterator[Finding]:
@@ -56,6 +65,29 @@ def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
         )
 
 
+@preset_rule("start-fresh", applies="presets with lora.start", source="LLaMA-Factory's adapter.py")
+def start_fresh(case: Case) -> Iterator[Finding]:
+    """Sharded matrices have no digest that could prove which adapter was loaded, and what makes a
+    fresh adapter another one is not looked at where one is loaded.
+    """
+    preset = case.preset
+    if preset is None or preset.lora.start is None:
+        return
+    if preset.sharding != "none":
+        yield seen(
+            f"lora.start with sharding {preset.sharding} can't be proven",
+            case.place("lora.start"),
+            change_preset("sharding=none"),
+        )
+    for name in _OF_FRESH_ADAPTERS:
+        if case.argument(name):
+            yield seen(
+                f"llamafactory.{name} is for a fresh adapter, and lora.start goes on with one",
+                case.place("lora.start"),
+                change_preset(f"llamafactory.{name}=null", f"drop llamafactory.{name}"),
+            )
+
+
 @preset_rule(
     "fit-unverified",
     applies="gradient_checkpointing: fit with sharding or 4-bit weights",
@@ -72,6 +104,24 @@ def fit_unproven(case: Case) -> Iterator[Finding]:
             f"gradient_checkpointing fit is not verified with {other}",
             case.place("train.gradient_checkpointing"),
             change_preset("train.gradient_checkpointing=true"),
+        )
+
+
+@preset_rule(
+    "shared-keys-sharded",
+    applies="sharding fsdp, Gemma 4 E2B and E4B",
+    source="transformers modeling_gemma4.py hands one dict from layer to layer, torch's FSDP2 "
+    "gives each sharded layer a copy of it (traced: KeyError in the first layer that takes)",
+)
+def shared_keys_sharded(case: Case) -> Iterator[Finding]:
+    """Later layers take keys and values of earlier ones, and find none under FSDP2."""
+    preset, shared = case.preset, case.model.get("num_kv_shared_layers")
+    if preset is not None and preset.sharding == "fsdp" and shared:
+        yield seen(
+            f"the last {shared} layers take keys and values of earlier ones, which sharding fsdp "
+            "hides from them: the first step ends with a KeyError",
+            case.place("sharding"),
+            change_preset("sharding=none"),
         )
 
 
@@ -174,6 +224,58 @@ def nothing_to_evaluate(case: Case) -> Iterator[Finding]:
             "eval_every_steps needs data.eval",
             case.place("save.eval_every_steps"),
             change_preset("data.eval=NAME"),
+        )
+
+
+@preset_rule(
+    "save-best",
+    applies="save.best",
+    source="transformers 5.6's trainer.py: _determine_best_metric, _save_checkpoint and the end of "
+    "_inner_training_loop",
+)
+def best_is_not_kept(case: Case) -> Iterator[Finding]:
+    """The trainer compares evaluations, not checkpoints: a better one at a step without a
+    checkpoint keeps a worse checkpoint than others that it deletes. A limit of one makes it delete
+    every checkpoint but the best at the end, also of a run that was only stopped and goes on from
+    its newest.
+    """
+    preset = case.preset
+    if preset is None or not preset.save.best:
+        return
+    save = preset.save
+    if preset.data.eval is None:
+        yield seen(
+            "save.best needs rows to evaluate: data.eval",
+            case.place("save.best"),
+            change_preset(
+                "data.eval=NAME",
+                f"--set data.eval=NAME --set save.eval_every_steps={save.every_steps}; iisft data "
+                "split makes such rows",
+            ),
+        )
+    elif save.eval_every_steps is not None and save.eval_every_steps % save.every_steps:
+        yield seen(
+            f"with save.best every evaluation needs a checkpoint: eval_every_steps "
+            f"{save.eval_every_steps} is not a multiple of every_steps {save.every_steps}",
+            case.place("save.eval_every_steps"),
+            change_preset(
+                f"save.eval_every_steps={save.every_steps}",
+                f"--set save.eval_every_steps={save.every_steps}, or "
+                f"save.every_steps={save.eval_every_steps}",
+            ),
+        )
+    if save.keep < save.fewest:
+        yield seen(
+            "save.best needs room for the newest checkpoint beside the best: keep is 1",
+            case.place("save.keep"),
+            change_preset(f"save.keep={save.fewest}"),
+        )
+    if case.argument("eval_on_each_dataset"):
+        yield seen(
+            "llamafactory.eval_on_each_dataset leaves no evaluation loss of all rows, by which "
+            "save.best chooses",
+            case.place("llamafactory.eval_on_each_dataset"),
+            change_preset("save.best=false", "drop one of them"),
         )
 
 

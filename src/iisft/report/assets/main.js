@@ -18,6 +18,7 @@ function overviewSection() {
       [t("arithmetic"), text(facts.observed?.arithmetic || facts.observed?.compute_dtype)],
       [t("rows"), number(facts.observed?.rows)],
       [t("checkpoints"), number(facts.checkpoints.filter((each) => each.complete).length)],
+      ...facts.checkpoints.filter((each) => each.best).map((each) => [t("best_checkpoint"), `${each.step} (${t("eval_loss")} ${number(each.eval_loss)})`]),
     ];
     section.append(el(several ? "h2" : "h1", {}, facts.id, " ", el("span", { class: "badge " + tone }, t(facts.state))),
       facts.reason ? el("p", { class: "muted" }, facts.reason) : null,

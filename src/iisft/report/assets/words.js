@@ -23,6 +23,7 @@ const WORDS = {
   arithmetic: ["arithmetic", "运算精度"],
   rows: ["rows", "行数"],
   checkpoints: ["checkpoints", "检查点"],
+  best_checkpoint: ["best checkpoint", "最佳检查点"],
   grad_norm: ["gradient norm", "梯度范数"],
   learning_rate: ["learning rate", "学习率"],
   step_s: ["seconds per step", "每步秒数"],

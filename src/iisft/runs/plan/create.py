@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from iisft.models.view.build import build_view
 from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import render_yaml
 from iisft.runs.plan import datasets, forecast, script, token_cache
+from iisft.runs.plan import start as start_adapter
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.plan.places import unwritable
 from iisft.runs.plan.plan import Plan
@@ -30,9 +33,9 @@ from iisft.secrets import redact, redact_all
 _SHARED_FOLDER_TIMEOUT_S = 300.0
 
 
-def create(plan: Plan) -> None:
+def create(plan: Plan, queue: Mapping[str, Any] | None = None) -> None:
     """Write the run folder under a temporary name and rename it, so that no half-made run is ever
-    seen.
+    seen. `queue` is what a run that does not start at once waits for.
 
     Raises:
         RunStateError: the name was taken meanwhile.
@@ -45,7 +48,7 @@ def create(plan: Plan) -> None:
     except OSError as error:
         raise unwritable(final.parent, error) from error
     try:
-        _write(plan, RunFolder(temporary))
+        _write(plan, RunFolder(temporary), queue)
         temporary.chmod(0o755)
         temporary.rename(final)
     except OSError as error:
@@ -56,11 +59,13 @@ def create(plan: Plan) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(plan: Plan, folder: RunFolder) -> None:
+def _write(plan: Plan, folder: RunFolder, queue: Mapping[str, Any] | None) -> None:
     assert plan.view is not None
     for place in (folder.logs, folder.dataset):
         place.mkdir()
     build_view(plan.view, folder.model)
+    if plan.start is not None:
+        start_adapter.write_into(folder, plan.start, plan.preset.lora.dropout)
     written = datasets.write_into(folder.dataset, list(plan.datasets))
     if plan.tokens is not None:
         token_cache.link_into(plan.tokens, folder.tokenized)
@@ -68,7 +73,8 @@ def _write(plan: Plan, folder: RunFolder) -> None:
     preset = redact_all(_planned_again(plan).model_dump(mode="json"))
     files.write_text_atomically(folder.preset, render_yaml(preset))
     files.write_text_atomically(folder.command, script.render(plan, beside_run=True))
-    files.write_json_atomically(folder.record, _record(plan, folder, written).as_json())
+    record = replace(_record(plan, folder, written), queue=queue)
+    files.write_json_atomically(folder.record, record.as_json())
 
 
 def _planned_again(plan: Plan) -> Preset:
@@ -112,6 +118,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunReco
         observed=None,
         watch=Watch.from_json(plan.preset.watch.model_dump(mode="json")),
         launcher=process.identity_of(os.getpid()),
+        start=plan.start.as_record() if plan.start else None,
     )
 
 

@@ -22,7 +22,8 @@ from iisft.errors import Finding, IisftError, InputError
 from iisft.llamafactory import dataset_info
 from iisft.llamafactory.templates import Template
 from iisft.llamafactory.turns import Options
-from iisft.presets.schema import Overlong, Preset
+from iisft.presets.schema import Preset
+from iisft.presets.sections import Overlong
 from iisft.runs.record.run_record import DatasetRecord
 
 Progress = Callable[[int, int], None]

@@ -24,7 +24,7 @@ from iisft.estimate.suggestions import Suggestion, suggest
 from iisft.estimate.timing import Span
 from iisft.gpu_table import Device, nearest_device
 from iisft.json_values import text_of
-from iisft.llamafactory.arguments import UNCOUNTED
+from iisft.llamafactory.arguments import UNCOUNTED, is_packed
 from iisft.machine.facts import sensors
 from iisft.machine.facts.gpus import Gpu
 from iisft.models.folder.known import ModelFacts, model_facts
@@ -44,9 +44,12 @@ def accelerator_for(
     gpus: Sequence[Gpu],
     ranks: int,
     device: Device | float | None = None,
+    *,
+    free: bool = False,
 ) -> Accelerator:
     """What a preset is planned to run on: the named device, or a card like the preset's with so
-    many gigabytes, else the GPUs that are here, else the preset's hardware.
+    many gigabytes, else the GPUs that are here (`free`: as they are when nobody else is on them),
+    else the preset's hardware.
     """
     wanted = preset.hardware
     if isinstance(device, float):
@@ -65,7 +68,7 @@ def accelerator_for(
     if known:
         smallest = min(known, key=lambda gpu: gpu.memory_gib)
         found = nearest_device(smallest.arch, smallest.memory_gib)
-        used = _used_by_others_gib(gpus)
+        used = 0.0 if free else _used_by_others_gib(gpus)
         source = "the GPUs of this machine" + (
             f", less {used:.1f} GiB in use" if used > 0.1 else ""
         )
@@ -96,7 +99,7 @@ def forecast_run(
     if model is None:
         text = (
             "config.json lacks a size that the plan needs, or the model has experts or layers that "
-            "it can't count (Gemma 4 E2B and E4B): memory and time are not known"
+            "it can't count (Gemma 3n): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings
@@ -222,7 +225,19 @@ def record_of(
         "ranks": workload.ranks,
         "rows": rows_of(preset, datasets),
         "global_batch": preset.global_batch(workload.ranks),
+        "tokens_per_step": _tokens_per_step(preset, workload, length),
     }
+
+
+def _tokens_per_step(preset: Preset, workload: Workload, length: float) -> int | None:
+    """Of a typical step; None where nothing is known of the rows."""
+    if workload.row_tokens is None:
+        return None
+    if is_packed(preset):
+        if not workload.packs or not workload.rows:
+            return None
+        length = workload.row_tokens.typical * workload.rows / workload.packs
+    return round(length * preset.global_batch(workload.ranks))
 
 
 def suggestions(preset: Preset, result: Forecast) -> list[Suggestion]:

@@ -49,7 +49,7 @@ def disk_findings(
             f"{preset.save.keep} checkpoints need {needed:.1f} GiB with the rows' copies, "
             f"{free:.1f} GiB are free",
             where=str(place),
-            fix="free some space, or --set save.keep=1",
+            fix=f"free some space, or --set save.keep={preset.save.fewest}",
             exit_code=ExitCode.ENVIRONMENT,
         )
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from iisft.child.constants_iisft import BOARD_VARIABLE
 from iisft.errors import CheckFailed, ExitCode, Finding
 from iisft.estimate.forecast import Accelerator, Forecast
 from iisft.estimate.suggestions import Suggestion
@@ -25,6 +26,7 @@ from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.runs.plan import forecast as forecasts
 from iisft.runs.plan.datasets import Progress, RunDataset
+from iisft.runs.plan.start import StartAdapter
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.workspace import Workspace
@@ -51,13 +53,14 @@ class Preflight:
 
     `progress` is called while rows are counted that were never counted before; `say` is told before
     the first look at new packages, which takes some seconds. `wrong` is what keeps the interpreter
-    from being asked.
+    from being asked. `queued`: it starts when its GPUs are nobody else's, whatever is on them now.
     """
 
     machine: Machine
     progress: Progress | None = None
     say: Callable[[str], None] = lambda _: None
     wrong: tuple[Finding, ...] = ()
+    queued: bool = False
 
     def asked(self) -> "Preflight":
         """With what the training interpreter says."""
@@ -70,8 +73,10 @@ class Preflight:
         workspace: Workspace,
         progress: Progress | None = None,
         say: Callable[[str], None] = lambda _: None,
+        *,
+        queued: bool = False,
     ) -> "Preflight":
-        return cls(inspect.this_machine(workspace.root), progress, say)
+        return cls(inspect.this_machine(workspace.root), progress, say, queued=queued)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Plan:
     view: ViewPlan | None = None
     built: Built | None = None
     tokens: Path | None = None
+    start: StartAdapter | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -119,9 +125,10 @@ class Plan:
 
     @property
     def env(self) -> dict[str, str]:
-        return compile_environment(
-            self.preset, self.interpreter, self.placement, self.folder.caches
-        )
+        places = self.folder.caches
+        if "tensorboard" in self.preset.track:
+            places |= {BOARD_VARIABLE: str(self.folder.board)}
+        return compile_environment(self.preset, self.interpreter, self.placement, places)
 
     @property
     def argv(self) -> list[str]:
@@ -176,6 +183,7 @@ class Plan:
             packed=self.preset.train.packing,
             layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
             adapted=self.built.adapted if self.built else None,
+            adapter=self.start.adapter.digest if self.start else None,
         )
 
 

@@ -6,10 +6,11 @@ only names one that it has checked.
 """
 
 import hashlib
+import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,25 @@ def newest_complete(output: Path, ranks: int, *, thorough: bool = False) -> Save
         if not (fault := _fault(folder, step, ranks, thorough)):
             return Saved(step, folder, fault)
     return None
+
+
+def eval_losses(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Step -> evaluation loss, the latest where a step was evaluated again."""
+    found: dict[int, float] = {}
+    for event in events:
+        step, loss = event.get("step"), event.get("eval_loss")
+        said = event.get("kind") in ("metrics", "redone")
+        if said and isinstance(loss, float) and math.isfinite(loss) and isinstance(step, int):
+            found[step] = loss
+    return found
+
+
+def best_of(saved: Iterable[Saved], losses: Mapping[int, float]) -> Saved | None:
+    """The whole checkpoint with the lowest evaluation loss, the earlier of two alike; None where
+    none was evaluated.
+    """
+    evaluated = [one for one in saved if one.complete and one.step in losses]
+    return min(evaluated, key=lambda one: (losses[one.step], one.step), default=None)
 
 
 def put_torn_aside(output: Path, newer_than: int) -> list[str]:

@@ -18,7 +18,8 @@ _BLOCKS = "eager_blocks"  # child/attention_iisft.py; this file stands alone bes
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What every rank must report. `rows` is None where the trainer packs or splits them itself,
-    `adapted` (modules with an adapter, by name) where the model was not built before the start.
+    `adapted` (modules with an adapter, by name) where the model was not built before the start,
+    `adapter` (a digest of the loaded matrices) where they are fresh.
     """
 
     weights_dtype: str
@@ -32,6 +33,7 @@ class Expected:
     adapted: dict[str, int] | None = None
     layers_kept: int = 0
     packed: bool = False
+    adapter: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +81,7 @@ class Observed:
             "class": first.get("class"),
             "loaded": first.get("loaded"),
             "adapted": first.get("adapted"),
+            "adapter": first.get("adapter"),
             "products": first.get("products"),
             "first_batch": _without_rows(first.get("first_batch")),
             "reach": first.get("reach"),
@@ -144,6 +147,8 @@ def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[
             f"adapters on {_modules(proof.get('adapted'))}, but the preset says "
             f"{_modules(expected.adapted)}"
         )
+    if expected.adapter is not None and (seen := proof.get("adapter")) != expected.adapter:
+        yield f"the loaded adapter has the digest {_said(seen)}, its file {expected.adapter}"
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
     if expected.packed:

@@ -99,6 +99,7 @@ class Watch:
     hang_factor: float = 10.0
     hang_min_s: float = 300.0
     restarts: int = 3
+    node_silence_s: float = 40.0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Watch":
@@ -119,7 +120,9 @@ class RunRecord:
     """One run.json, field by field in the order of the file.
 
     What stands in `status` and reports as it is (preset, forecast, expected, observed) stays a JSON
-    object. A broken file's missing sections are empty here, and named in `missing`.
+    object, as do `start`, the adapter that lora.start named, and `queue`, what a run waits for
+    (None where it was started at once). A broken file's missing sections are empty here, and named
+    in `missing`.
     """
 
     id: str
@@ -147,6 +150,8 @@ class RunRecord:
     observed: Mapping[str, Any] | None
     watch: Watch
     launcher: ProcessIdentity | None
+    start: Mapping[str, Any] | None = None
+    queue: Mapping[str, Any] | None = None
     missing: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -179,6 +184,8 @@ class RunRecord:
             observed=_mapping(values.get("observed")) or None,
             watch=Watch.from_json(_mapping(values.get("watch"))),
             launcher=ProcessIdentity.from_json(values.get("launcher")),
+            start=_mapping(values.get("start")) or None,
+            queue=_mapping(values.get("queue")) or None,
             missing=_missing(values),
         )
 
@@ -209,6 +216,8 @@ class RunRecord:
             "observed": self.observed and dict(self.observed),
             "watch": self.watch.as_json(),
             "launcher": self.launcher.as_json() if self.launcher else None,
+            **({"start": dict(self.start)} if self.start else {}),
+            **({"queue": dict(self.queue)} if self.queue else {}),
         }
 
     @property

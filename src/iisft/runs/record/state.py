@@ -4,18 +4,19 @@ import difflib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iisft import files, process
 from iisft.errors import Finding, RunStateError
-from iisft.runs.record.checkpoints import checkpoints
+from iisft.runs.record.checkpoints import Saved, best_of, checkpoints, eval_losses
 from iisft.runs.record.folder import EXIT, RunFolder, parse_event
 from iisft.runs.record.measurements import measure
 from iisft.runs.record.run_record import RunRecord, count, moment, why_unusable
 from iisft.workspace import Workspace
 
 LIVE = ("pending", "running", "stopping")
+QUEUED = "queued"
 UNSUPERVISED = "unsupervised: the supervisor died, the trainer goes on"
 _LONGEST_START_S = 3600.0  # from the record to the supervisor; a record may name any process
 _RECENT_STEPS = 21
@@ -41,6 +42,7 @@ class RunStatus:
     measured: dict[str, Any] | None = None
     fix: str = ""
     comes_again: bool = False
+    eval_losses: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def can_go_on(self) -> bool:
@@ -86,9 +88,7 @@ class RunStatus:
     def as_full_json(self) -> dict[str, Any]:
         return self.as_json() | {
             "observed": self.observed,
-            "checkpoints": [
-                saved.as_json() for saved in checkpoints(self.folder.output, self.ranks or 1)
-            ],
+            "checkpoints": self._checkpoints(),
             "restarts": self.restarts,
             "findings": list(self.findings),
             "run_dir": str(self.folder.path),
@@ -96,6 +96,23 @@ class RunStatus:
             "forecast": self.forecast,
             "measured": self.measured,
         }
+
+    @property
+    def _saved(self) -> list[Saved]:
+        return checkpoints(self.folder.output, self.ranks or 1)
+
+    @property
+    def best(self) -> Saved | None:
+        """The kept checkpoint with the lowest evaluation loss."""
+        return best_of(self._saved, self.eval_losses)
+
+    def _checkpoints(self) -> list[dict[str, Any]]:
+        saved = self._saved
+        best = best_of(saved, self.eval_losses)
+        return [
+            one.as_json() | {"eval_loss": self.eval_losses.get(one.step), "best": one is best}
+            for one in saved
+        ]
 
 
 def status_of(folder: RunFolder) -> RunStatus:
@@ -127,6 +144,7 @@ def status_of(folder: RunFolder) -> RunStatus:
         findings=tuple(findings),
         forecast=record.forecast if record else None,
         measured=measure(events),
+        eval_losses=eval_losses(events),
     )
 
 
@@ -241,10 +259,11 @@ def _state(
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
     if folder.live_trainer() is not None:
         return "running", UNSUPERVISED
-    waiting = (
-        not folder.processes.exists() and record.launcher is not None and record.launcher.alive()
-    )
-    if waiting and 0 <= time.time() - (record.created or 0) < _LONGEST_START_S:
+    never_started = not folder.processes.exists()
+    if record.queue and never_started and folder.queue_entry.exists():
+        return QUEUED, "it waits in the queue (iisft queue)"
+    launching = record.launcher is not None and record.launcher.alive() and not record.queue
+    if never_started and launching and 0 <= time.time() - (record.created or 0) < _LONGEST_START_S:
         return "pending", ""
     return "lost", "the supervisor and the trainer are gone and left no exit record"
 

@@ -15,7 +15,7 @@ from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.record.state import RunStatus, is_live, status_of
-from iisft.runs.supervise import drift, trainer
+from iisft.runs.supervise import drift, nodes, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
 
@@ -34,7 +34,13 @@ class Resumed:
     note: str = ""
 
 
-def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = False) -> Resumed:
+def resume(
+    folder: RunFolder,
+    *,
+    accept_drift: bool = False,
+    from_start: bool = False,
+    ordered: bool = False,
+) -> Resumed:
     """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor
     instead.
 
@@ -42,6 +48,7 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         folder: the run.
         accept_drift: go on though something has changed.
         from_start: start over when no complete checkpoint is left.
+        ordered: node 0 was resumed before, and this node follows.
 
     Raises:
         RunStateError: it is running, finished or being resumed by someone else; it drifted (with
@@ -67,8 +74,10 @@ def resume(folder: RunFolder, *, accept_drift: bool = False, from_start: bool = 
         if from_start:
             _begin_again(folder, record)
         trainer.whole_checkpoint(folder, record, thorough=False)
-        for name in (folder.stop_request, folder.exit):
+        for name in (folder.exit,) if ordered else (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
+        if record.nodes > 1 and not folder.node_rank:
+            nodes.give_order(folder, accept_drift=accept_drift, from_start=from_start)
         start_supervisor(folder, env)
     step = int(folder.read_processes().get("from_step", 0))
     note = not_to_the_bit(record) if step else ""
@@ -103,13 +112,22 @@ def _require_ended(status: RunStatus) -> None:
         )
     if status.state == "finished":
         text = f"{folder.id} is finished ({status.reason}): nothing to resume"
-        fix = f"for a longer run: {longer(folder)}train.epochs=N"
+        fix = f"to go on with its adapter: {longer(folder)}train.epochs=N"
         raise RunStateError("nothing-to-resume", text, where=str(folder.path), fix=fix)
 
 
 def longer(folder: RunFolder) -> str:
-    """The beginning of the command that trains the same anew with another number of steps."""
-    return f"iisft train --preset {shell_word(str(folder.preset))} --set "
+    """The beginning of the command that trains the same for another number of steps: with the
+    adapter of a run that is finished, else from the beginning.
+    """
+    command = f"iisft train --preset {shell_word(str(folder.preset))} "
+    record = folder.read_record()
+    if record and not record.gpus and record.setting("hardware.vendor") != "cpu":
+        command += f"--gpus {record.ranks} "  # it was tried on the CPU
+    command += "--set "
+    if status_of(folder).state == "finished":
+        command += f"lora.start={shell_word(folder.id)} --set "
+    return command
 
 
 def _accept(found: list[str], folder: RunFolder, *, accept_drift: bool) -> None:

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iisft import files
 from iisft.errors import RunStateError, UsageError
-from iisft.evaluation.locate import BASE, FINAL
+from iisft.models.folder import adapter
 from iisft.models.folder.safetensors import read_header
 from iisft.quoting import is_count
-from iisft.runs.record.checkpoints import Saved, checkpoints
+from iisft.runs.record.checkpoints import Saved, best_of, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
 
-BEST, ALL = "best", "all"
-ADAPTER = "adapter_model.safetensors"  # peft's SAFETENSORS_WEIGHTS_NAME
+FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
+ADAPTER = adapter.WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +109,10 @@ def _some(folder: RunFolder, status: RunStatus | None = None) -> list[Saved]:
 
 
 def _best(folder: RunFolder) -> Chosen:
-    losses = eval_losses(folder)
-    whole = {one.step: one for one in _some(folder)}
-    evaluated = sorted((losses[step], step) for step in whole if step in losses)
-    if not evaluated:
+    status = status_of(folder)
+    losses = status.eval_losses
+    best = best_of(_some(folder, status), losses)
+    if best is None:
         known = (
             f"evaluated at {', '.join(map(str, losses))}"
             if losses
@@ -125,12 +124,15 @@ def _best(folder: RunFolder) -> Chosen:
             fix=f"iisft predict {folder.id} --checkpoint all, then iisft compare {folder.id}; or "
             "train with data.eval and save.eval_every_steps",
         )
-    loss, step = evaluated[0]
-    reason = f"checkpoint-{step} has the lowest evaluation loss of those kept, {loss:.4f}"
+    loss = losses[best.step]
+    reason = f"checkpoint-{best.step} has the lowest evaluation loss of those kept, {loss:.4f}"
     lowest = min(losses, key=lambda at: losses[at])
     if losses[lowest] < loss:
-        reason += f" (step {lowest} had {losses[lowest]:.4f}, but its checkpoint is gone)"
-    return _checkpoint(whole[step], reason)
+        reason += (
+            f" (step {lowest} had {losses[lowest]:.4f}, but its checkpoint is gone; save.best "
+            "keeps it)"
+        )
+    return _checkpoint(best, reason)
 
 
 def _all(folder: RunFolder) -> list[Chosen]:
@@ -144,16 +146,6 @@ def _all(folder: RunFolder) -> list[Chosen]:
     return found or [_checkpoint(saved) for saved in _some(folder, status)]
 
 
-def eval_losses(folder: RunFolder) -> dict[int, float]:
-    """Step -> evaluation loss, the latest where a step was evaluated again."""
-    found: dict[int, float] = {}
-    for event in folder.read_events():
-        loss: Any = event.get("eval_loss")
-        if event["kind"] in ("metrics", "redone") and isinstance(loss, float):
-            found[int(event["step"])] = loss
-    return found
-
-
 def _whole(folder: RunFolder, status: RunStatus | None = None) -> list[Saved]:
     ranks = (status or status_of(folder)).ranks or 1
     return [saved for saved in checkpoints(folder.output, ranks) if saved.complete]
@@ -163,14 +155,14 @@ def _checkpoint(saved: Saved, reason: str = "") -> Chosen:
     return Chosen(str(saved.step), saved.step, saved.folder, reason)
 
 
-def _require_whole(adapter: Path, folder: RunFolder) -> None:
+def _require_whole(weights: Path, folder: RunFolder) -> None:
     try:
-        read_header(adapter)
+        read_header(weights)
     except (OSError, ValueError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
         fix = f"another checkpoint: iisft status {folder.id}"
         raise RunStateError(
-            "adapter-torn", f"the adapter {what}", where=str(adapter), fix=fix
+            "adapter-torn", f"the adapter {what}", where=str(weights), fix=fix
         ) from error
 
 
