@@ -89,7 +89,7 @@ def train(
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
       iisft train --preset mi50 --queue
-      iisft train --preset mi50 --name big --nodes 2 --script big.yaml --for dstack
+      iisft train -p mi50 --name big --nodes 2 --script big.yaml --for dstack
     """
     from iisft.runs.plan.request import Request
 
