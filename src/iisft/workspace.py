@@ -9,6 +9,10 @@ from pathlib import Path
 from iisft import files
 from iisft.errors import EnvironmentFault
 
+START_ADAPTER = "start"
+"""A run's copy of the adapter that it goes on from. The trainer gets the bare name, for it works in
+the run's folder, and LLaMA-Factory splits its adapter_name_or_path at commas."""
+
 _POINTER = b"version https://git-lfs"
 _LONGEST_POINTER = 1024  # bytes; git-lfs/docs/spec.md
 

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import until
 from iisft import process
+from iisft.models.folder.adapter import read_adapter
 from iisft.runs.record.checkpoints import SEAL, checkpoints, eval_losses
 from iisft.runs.record.folder import RunFolder
 
@@ -50,6 +51,7 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     iisft: CLI,
     train: CLI,
     workspace: Path,
+    tiny_models: Path,
 ) -> None:
     # what is trained makes other letters less likely, so that the first checkpoint is the best
     others = workspace / "others.jsonl"
@@ -59,7 +61,11 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     values = (f"train.max_steps={steps}", "save.every_steps=7", "save.eval_every_steps=7",
               "data.eval=others", "save.best=true", "save.keep=2",
               "train.learning_rate=0.01")  # fmt: skip
-    size = tuple(part for value in values for part in ("--set", value))
+    size = [part for value in values for part in ("--set", value)]
+    start = tiny_models / "qwen2-tied" / "start" if interrupt == "kill -9" else None
+    if start is not None:  # from an adapter that exists: a resume must not load that again
+        lora = ("rank=8", "alpha=16", f"start={start}")
+        size += [part for value in lora for part in ("--set", f"lora.{value}")]
     whole, part = (RunFolder(workspace / "runs" / name) for name in ("whole", "part"))
     assert train(*size, name="whole", gpus=ranks).code == 0
     assert train(*size, "--detach", name="part", gpus=ranks).code == 0
@@ -78,8 +84,12 @@ def test_the_resumed_run_is_the_uninterrupted_one(
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert best_and_newest(part, ranks) == best_and_newest(whole, ranks)
     observed = [json.loads(folder.record.read_text())["observed"] for folder in (part, whole)]
-    # a resume begins with another row
-    of_row = ("first_batch", "logit_positions", "reach")
+    if start is not None:
+        expected = json.loads(whole.record.read_text())["expected"]["adapter"]
+        assert observed[1]["adapter"] == expected == read_adapter(start).digest
+        assert observed[0]["adapter"] != expected
+    # a resume begins with another row and the adapter of its checkpoint
+    of_row = ("adapter", "first_batch", "logit_positions", "reach")
     batches = [[one.pop(name) for name in of_row] for one in observed]
     assert observed[0] == observed[1] and all(map(all, batches))
     assert observed[0]["layers_kept"] == 2  # all: mi50 says gradient_checkpointing: fit

@@ -8,8 +8,8 @@ import pytest
 
 from helpers import CLI
 from iisft.errors import IisftError, RunStateError, UsageError
-from iisft.inference.selection import choose, choose_one
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import choose, choose_one
 
 MakeRun = Callable[..., RunFolder]
 

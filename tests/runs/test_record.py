@@ -41,7 +41,8 @@ def test_what_0_1_0_wrote_is_read_and_written_again_with_nothing_lost() -> None:
     record = RunRecord.from_json(before)
     assert record.missing == ()
     assert list(record.as_json()) == ["format", *before]
-    assert record.as_json() == {"format": FORMAT} | before
+    watch = before["watch"] | {"node_silence_s": 40.0}  # younger than this record
+    assert record.as_json() == {"format": FORMAT} | before | {"watch": watch}
 
 
 def test_the_first_records_are_read() -> None:

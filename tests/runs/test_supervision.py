@@ -55,6 +55,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
     assert folder.train_yaml.exists() and not folder.datasets_cache.exists()
     observed = json.loads(folder.record.read_text())["observed"]
     assert observed == {
+        "adapter": None,
         "weights_dtype": "bfloat16",
         "compute_dtype": "float32",
         "attention": "eager_blocks",

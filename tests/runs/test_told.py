@@ -144,9 +144,9 @@ def test_a_longer_run_is_a_new_one_with_its_command(
     iisft: CLI, train: CLI, folder: RunFolder
 ) -> None:
     assert train().code == 0
-    command = f"iisft train --preset '{folder.preset}' --set"
+    command = f"iisft train --preset '{folder.preset}' --gpus 1 --set lora.start=run --set"
     done = iisft("resume", "run")
-    assert (done.code, f"fix:   for a longer run: {command} train.epochs=N" in done.err) == (
+    assert (done.code, f"to go on with its adapter: {command} train.epochs=N" in done.err) == (
         6,
         True,
     )

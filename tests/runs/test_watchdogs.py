@@ -11,13 +11,13 @@ from iisft.llamafactory.logs import Metrics
 from iisft.machine.facts.sensors import GpuSample
 from iisft.runs.record import measurements
 from iisft.runs.supervise import watchdogs
-from iisft.runs.supervise.attempt import stop_grace_s
 from iisft.runs.supervise.watchdogs import (
     DiskWatch,
     HangWatch,
     NanWatch,
     PowerWatch,
     ThermalWatch,
+    stop_grace_s,
 )
 
 NAN, INF = float("nan"), float("inf")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .constants_iisft import PROOF_MARK
+from .constants_iisft import GPU_VARIABLES, PROOF_MARK, bus_of
 from .products_iisft import Products, packed_rows, windows
 from .stopping_iisft import say
 
@@ -90,6 +90,21 @@ def adapted(model: nn.Module) -> dict[str, int]:
     return dict(sorted(names.items()))
 
 
+def loaded_adapter(model: nn.Module) -> str | None:
+    """Digest of the LoRA matrices as float32, as iisft makes it of an adapter's file; None where
+    parts of them are elsewhere.
+    """
+    digest = hashlib.sha256()
+    named = {name.replace(".default", ""): one for name, one in model.named_parameters()}
+    for name in sorted(name for name in named if ".lora_A." in name or ".lora_B." in name):
+        values = named[name].detach()
+        if hasattr(named[name], "ds_numel") or hasattr(values, "device_mesh"):
+            return None  # sharded by DeepSpeed or FSDP
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
 class Witness:
     """Looks at one training forward of the backbone and writes what it saw; its hooks are gone
     afterwards.
@@ -164,6 +179,7 @@ class Witness:
         about = describe(self.model, self.arithmetic, output[0].device)
         assert products is not None
         about["packed"] = packed_rows(self.positions, self.mask)
+        about["adapter"] = loaded_adapter(self.model)
         self.positions = self.mask = None
         reach = reached(self.model.config, products)
         say(PROOF_MARK, {**about, **self.seen, **products.as_json(), **reach, **self.kernels})
@@ -206,10 +222,20 @@ def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[s
         "loaded": getattr(model, LOADED, None),
         "adapted": adapted(model),
         "device": str(device),
+        "cards": seen_cards() if device.type == "cuda" else None,
         "float32_matmul_precision": _matmul_precision(),
         "layers_kept": model.iisft_layers_kept,
         "logit_positions": model.iisft_positions,
     }
+
+
+def seen_cards() -> dict[str, Any]:
+    """The GPUs that this process sees, by where they are plugged in ("" in a torch that does not
+    tell), and the variables that choose them.
+    """
+    variables = {name: os.environ[name] for name in GPU_VARIABLES if name in os.environ}
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {"variables": variables, "buses": [bus_of(about) for about in found]}
 
 
 def count_weights(model: nn.Module) -> dict[str, int]:

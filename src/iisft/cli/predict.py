@@ -134,7 +134,7 @@ def _locally(
 ) -> "list[Outcome]":
     from iisft.inference import base_model as sources
     from iisft.inference import predict as predicting
-    from iisft.inference import selection
+    from iisft.runs.record import selection
 
     chosen = selection.choose(folder, checkpoint)
     source = sources.find(folder, workspace, model=model, cpu=cpu)

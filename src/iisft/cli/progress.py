@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from iisft.inference.base_model import Source
-    from iisft.inference.selection import Chosen
     from iisft.models.hub.parallel import Show, Tally
+    from iisft.runs.record.selection import Chosen
 
 
 _LINE_EVERY_S = 30.0
@@ -216,7 +216,7 @@ def prepare(
 ) -> Ready:
     """Check everything that can be wrong before the model is loaded, and say what it will take."""
     from iisft.inference import base_model as sources
-    from iisft.inference import selection
+    from iisft.runs.record import selection
     from iisft.runs.record.state import find_run
 
     if max_tokens is not None and max_tokens < 1:

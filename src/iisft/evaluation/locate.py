@@ -12,10 +12,10 @@ from iisft import files
 from iisft.errors import Finding, InputError, RunStateError
 from iisft.quoting import is_count
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.selection import BASE, FINAL
 from iisft.runs.record.state import find_run
 from iisft.workspace import Workspace
 
-FINAL, BASE = "final", "base"
 _FILES = (".jsonl", ".json", ".ndjson")
 
 
@@ -187,7 +187,10 @@ def losses_at(source: Source) -> dict[str, Any]:
 
 def finite(value: Any) -> float | None:
     """A number that can be drawn and averaged; None for NaN, infinities and anything else."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float holds
+        return None
 
 
 @lru_cache(maxsize=4)

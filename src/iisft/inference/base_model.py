@@ -10,7 +10,6 @@ from typing import Any
 
 from iisft.errors import CheckFailed, EnvironmentFault, ExitCode, Finding, InputError
 from iisft.inference import headroom
-from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import loading
 from iisft.llamafactory.environment import NO_GPU
 from iisft.llamafactory.interpreter import training_interpreter
@@ -28,6 +27,7 @@ from iisft.models.view.build import (
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.runs.record.run_record import ModelRecord, RunRecord
+from iisft.runs.record.selection import ADAPTER, Chosen
 from iisft.runs.supervise import resume
 from iisft.workspace import Workspace
 

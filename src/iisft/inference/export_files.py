@@ -12,13 +12,13 @@ from iisft import __version__, files
 from iisft.errors import EnvironmentFault
 from iisft.inference.base_model import Source
 from iisft.inference.export_plan import ADAPTER_ONLY, GGUF, MERGED, PROBE_ROWS, Check, Export
-from iisft.inference.selection import ADAPTER, Chosen
 from iisft.inference.worker import started
 from iisft.llamafactory import chat_files
 from iisft.llamafactory.chat_template import PROCESSOR_FILES
 from iisft.llamafactory.environment import NO_GPU
 from iisft.models import exported
 from iisft.models.exported import TokenizerFacts
+from iisft.runs.record.selection import ADAPTER, Chosen
 
 
 def merge(export: Export, made: Path, view: Path, env: dict[str, str]) -> TokenizerFacts:

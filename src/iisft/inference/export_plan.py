@@ -10,13 +10,13 @@ from iisft.errors import EnvironmentFault, InputError
 from iisft.inference import gguf, headroom
 from iisft.inference.base_model import Source
 from iisft.inference.headroom import Need
-from iisft.inference.selection import ADAPTER, Chosen
 from iisft.llamafactory import chat_files, turns
 from iisft.llamafactory.catalogue import catalogue
 from iisft.llamafactory.chat_files import Chat
 from iisft.llamafactory.templates import Template
 from iisft.llamafactory.turns import Options
 from iisft.models.view.support import DTYPES, stored_dtype
+from iisft.runs.record.selection import ADAPTER, Chosen
 
 MERGED, ADAPTER_ONLY, GGUF = "merged", "adapter", "gguf"
 FORMATS = (MERGED, ADAPTER_ONLY, GGUF)

@@ -16,12 +16,12 @@ from iisft.errors import UsageError
 from iisft.inference.base_model import Source
 from iisft.inference.headroom import Need
 from iisft.inference.output import Predictions, Row
-from iisft.inference.selection import ADAPTER, Chosen
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.presets.sections import names_of
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed
 from iisft.runs.record.run_record import RunRecord
+from iisft.runs.record.selection import ADAPTER, Chosen
 from iisft.workspace import Workspace
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from iisft.errors import EnvironmentFault, IisftError, RunFailed, UsageError
 from iisft.inference.base_model import Source
-from iisft.inference.selection import Chosen
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.llamafactory import tools
+from iisft.runs.record.selection import Chosen
 
 KEY_VARIABLE = "IISFT_API_KEY"
 

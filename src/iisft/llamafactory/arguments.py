@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from iisft.presets.schema import Preset, Sharding
 from iisft.presets.sections import joined
+from iisft.workspace import START_ADAPTER
 
 # the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
 _ATTENTION = {"eager": "disabled", "eager_blocks": "disabled", "sdpa": "sdpa", "flash2": "fa2"}
@@ -37,6 +38,7 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "lora.target": lambda p: {
         "lora_target": p.lora.target if isinstance(p.lora.target, str) else ",".join(p.lora.target)
     },
+    "lora.start": lambda p: {"adapter_name_or_path": START_ADAPTER} if p.lora.start else {},
     "train.learning_rate": lambda p: {"learning_rate": p.train.learning_rate},
     "train.scheduler": lambda p: {"lr_scheduler_type": p.train.scheduler},
     # beside a warmup_ratio transformers takes no warmup_steps (TrainingArguments.__post_init__)
@@ -215,6 +217,7 @@ def own_arguments(preset: Preset) -> dict[str, str]:
     everything = preset.model_copy(
         update={
             "weights": "nf4",
+            "lora": preset.lora.model_copy(update={"start": "any"}),
             "train": preset.train.model_copy(
                 update={"max_steps": 1, "packing": True, "warmup_steps": 1, "weight_decay": 1.0}
             ),

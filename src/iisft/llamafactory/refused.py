@@ -89,9 +89,10 @@ REFUSED: dict[str, Refusal] = by_name(
             ),
             always=True,
         ),
-        "adapter_name_or_path create_new_adapter adapter_folder": Refusal(
+        "create_new_adapter adapter_folder": Refusal(
             "would start from an adapter that no preset names",
-            ("iisft export RUN, then its folder as model.id; iisft resume RUN goes on with a run"),
+            "drop it; lora.start: RUN goes on with an adapter, and the folder of iisft export RUN "
+            "as model.id gets a fresh one on top",
             always=True,
         ),
         "model_name_or_path": Refusal(

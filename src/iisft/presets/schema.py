@@ -85,6 +85,12 @@ class Lora(Section):
         "(lm_head), as LLaMA-Factory has it; attention alone (q, v) was weaker on reasoning and "
         "instruction following (design notes).",
     )
+    start: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="An adapter to go on training: RUN, RUN@CHECKPOINT (a step, best, final) or a "
+        "folder. It must have this preset's rank, alpha, targets and base model; the run keeps a "
+        "copy and proves that it was loaded. Optimizer and learning rate begin again.",
+    )
 
 
 class Train(Section):

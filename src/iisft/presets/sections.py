@@ -160,3 +160,8 @@ class Watch(Section):
         "checkpoint, never "
         "twice at the same step for the same reason. Not with several nodes.",
     )
+    node_silence_s: Annotated[float, Field(ge=2, le=10**9)] = Field(
+        default=40.0,
+        description="Of several nodes: seconds without a sign of life after which one is lost, "
+        "and the others end. More where the shared file system stands still at times.",
+    )

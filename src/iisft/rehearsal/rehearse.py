@@ -12,7 +12,7 @@ from iisft import files, notices, process
 from iisft.child.constants_iisft import REHEARSED_FILE
 from iisft.errors import CheckFailed, ExitCode, Finding, IisftError, RunStateError
 from iisft.evaluation.reading import PredictionFile
-from iisft.inference import base_model, selection
+from iisft.inference import base_model
 from iisft.inference import predict as predicting
 from iisft.rehearsal import verdict as verdicts
 from iisft.rehearsal.figures import KILLED, Ended
@@ -21,7 +21,7 @@ from iisft.rehearsal.verdict import VERDICT, Verdict
 from iisft.runs.plan import create
 from iisft.runs.plan.places import unwritable
 from iisft.runs.plan.plan import Plan
-from iisft.runs.record import measurements
+from iisft.runs.record import measurements, selection
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.supervise import control

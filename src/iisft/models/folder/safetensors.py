@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,27 @@ def read_header(path: Path) -> dict[str, Tensor]:
         OSError: the file can't be read.
         ValueError: the header or the file's length breaks the safetensors format.
     """
+    return {name: tensor for name, (tensor, _) in _read(path).items()}
+
+
+def read_values(path: Path) -> Iterator[tuple[str, Tensor, bytes]]:
+    """Each tensor of one file with its bytes, in the order of their names.
+
+    Raises:
+        OSError, ValueError: as read_header.
+    """
+    found = _read(path)
+    start = path.stat().st_size - max((end for _, (_, end) in found.values()), default=0)
+    with files.open_regular(path) as stream:
+        for name, (tensor, (begin, end)) in sorted(found.items()):
+            stream.seek(start + begin)
+            values = stream.read(end - begin)
+            if len(values) != end - begin:
+                raise ValueError("it was cut while it was read")
+            yield name, tensor, values
+
+
+def _read(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
     size = path.stat().st_size
     with files.open_regular(path) as stream:
         prefix = stream.read(8)
@@ -71,16 +93,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return _tensors(header, size - 8 - length, path.name)
 
 
-def _tensors(header: dict[str, Any], available: int, file: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    spans: list[tuple[int, int]] = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        tensors[name], span = _tensor(name, entry, file)
-        spans.append(span)
+def _tensors(
+    header: dict[str, Any], available: int, file: str
+) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    tensors = {
+        name: _tensor(name, entry, file) for name, entry in header.items() if name != "__metadata__"
+    }
     position = 0
-    for begin, end in sorted(spans):
+    for begin, end in sorted(span for _, span in tensors.values()):
         if begin != position:
             raise ValueError("its tensors overlap or leave gaps")
         position = end

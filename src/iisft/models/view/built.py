@@ -28,6 +28,8 @@ _SCRIPTS = (_SCRIPT.name, "built_facts.py", "tokenizer_facts.py")
 _TIMEOUT_S = 600.0  # importing LLaMA-Factory takes 8 to 40 s, a model of 500 B parameters a minute
 # Where a run lives: no part of what the trainer makes of the rest.
 _PLACES = ("model_name_or_path", "output_dir", "dataset_dir", ARGUMENT)
+# It gets a fresh adapter, as the preset says; whether one to start from is alike is compared.
+_START = "adapter_name_or_path"
 # Its answer depends on packages that nobody lists.
 _NOT_KEPT = "arguments"
 
@@ -87,6 +89,7 @@ def ask(
         texts: on which an export would compare tokenizers.
         say: told before something takes long.
     """
+    arguments = {name: value for name, value in arguments.items() if name != _START}
     more = {"on_cpu": on_cpu, "distributed": distributed, "texts": texts}
     cache = _cache_file(view, checkpoint, arguments, interpreter, more)
     known = files.read_json_object(cache)

@@ -7,6 +7,15 @@ from iisft.errors import Finding
 from iisft.presets.case import Case
 from iisft.rules import change_preset, preset_rule, seen
 
+_OF_FRESH_ADAPTERS = (
+    "additional_target",
+    "pissa_init",
+    "resize_vocab",
+    "use_dora",
+    "use_llama_pro",
+    "use_unsloth",
+)
+
 
 @preset_rule("global-batch", applies="presets with train.global_batch", source="arithmetic")
 def global_batch(case: Case) -> Iterator[Finding]:
@@ -56,6 +65,29 @@ def sharded_exact_fp32(case: Case) -> Iterator[Finding]:
         )
 
 
+@preset_rule("start-fresh", applies="presets with lora.start", source="LLaMA-Factory's adapter.py")
+def start_fresh(case: Case) -> Iterator[Finding]:
+    """Sharded matrices have no digest that could prove which adapter was loaded, and what makes a
+    fresh adapter another one is not looked at where one is loaded.
+    """
+    preset = case.preset
+    if preset is None or preset.lora.start is None:
+        return
+    if preset.sharding != "none":
+        yield seen(
+            f"lora.start with sharding {preset.sharding} can't be proven",
+            case.place("lora.start"),
+            change_preset("sharding=none"),
+        )
+    for name in _OF_FRESH_ADAPTERS:
+        if case.argument(name):
+            yield seen(
+                f"llamafactory.{name} is for a fresh adapter, and lora.start goes on with one",
+                case.place("lora.start"),
+                change_preset(f"llamafactory.{name}=null", f"drop llamafactory.{name}"),
+            )
+
+
 @preset_rule(
     "fit-unverified",
     applies="gradient_checkpointing: fit with sharding or 4-bit weights",
@@ -72,6 +104,24 @@ def fit_unproven(case: Case) -> Iterator[Finding]:
             f"gradient_checkpointing fit is not verified with {other}",
             case.place("train.gradient_checkpointing"),
             change_preset("train.gradient_checkpointing=true"),
+        )
+
+
+@preset_rule(
+    "shared-keys-sharded",
+    applies="sharding fsdp, Gemma 4 E2B and E4B",
+    source="transformers modeling_gemma4.py hands one dict from layer to layer, torch's FSDP2 "
+    "gives each sharded layer a copy of it (traced: KeyError in the first layer that takes)",
+)
+def shared_keys_sharded(case: Case) -> Iterator[Finding]:
+    """Later layers take keys and values of earlier ones, and find none under FSDP2."""
+    preset, shared = case.preset, case.model.get("num_kv_shared_layers")
+    if preset is not None and preset.sharding == "fsdp" and shared:
+        yield seen(
+            f"the last {shared} layers take keys and values of earlier ones, which sharding fsdp "
+            "hides from them: the first step ends with a KeyError",
+            case.place("sharding"),
+            change_preset("sharding=none"),
         )
 
 

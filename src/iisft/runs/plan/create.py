@@ -19,6 +19,7 @@ from iisft.models.view.build import build_view
 from iisft.presets.schema import Preset
 from iisft.presets.yaml12 import render_yaml
 from iisft.runs.plan import datasets, forecast, script, token_cache
+from iisft.runs.plan import start as start_adapter
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.plan.places import unwritable
 from iisft.runs.plan.plan import Plan
@@ -63,6 +64,8 @@ def _write(plan: Plan, folder: RunFolder, queue: Mapping[str, Any] | None) -> No
     for place in (folder.logs, folder.dataset):
         place.mkdir()
     build_view(plan.view, folder.model)
+    if plan.start is not None:
+        start_adapter.write_into(folder, plan.start, plan.preset.lora.dropout)
     written = datasets.write_into(folder.dataset, list(plan.datasets))
     if plan.tokens is not None:
         token_cache.link_into(plan.tokens, folder.tokenized)
@@ -115,6 +118,7 @@ def _record(plan: Plan, folder: RunFolder, written: list[RunDataset]) -> RunReco
         observed=None,
         watch=Watch.from_json(plan.preset.watch.model_dump(mode="json")),
         launcher=process.identity_of(os.getpid()),
+        start=plan.start.as_record() if plan.start else None,
     )
 
 

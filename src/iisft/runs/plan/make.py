@@ -9,7 +9,7 @@ of rows. `plan`, `env-check --preset` and `train --dry-run` show the plan, and
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from iisft.presets.schema import Preset
 from iisft.runs.plan import building, places, token_cache
 from iisft.runs.plan import forecast as forecasts
 from iisft.runs.plan import preflight as checks
+from iisft.runs.plan import start as start_adapter
 from iisft.runs.plan.plan import Plan, Preflight, _rows_are_known
 from iisft.runs.plan.request import Request, check_nodes, resolve
 from iisft.runs.record.folder import RunFolder
@@ -70,19 +71,23 @@ def make_plan(
     plan, found = _planned(request, workspace, loaded, placement, gpus, device, preflight)
     of_step = forecasts.step_findings(plan.preset, plan.forecast)
     if preflight is None:
-        warned = [replace(finding, severity="warn") for finding in found.data]
+        warned = [
+            replace(finding, severity="warn") if finding.severity == "error" else finding
+            for finding in (*found.data, *found.start, *_start_findings(plan))
+        ]
         findings = (*loaded.warnings, *notes, *found.forecast, *of_step, *warned)
         return replace(plan, findings=findings)
     notes = [*notes, *of_step]
-    return _checked(plan, preflight, workspace, notes, found.model, found.data)
+    return _checked(plan, preflight, workspace, notes, found)
 
 
 class _Found(NamedTuple):
-    """What speaks against the model, its data and what is foreseen."""
+    """What speaks against the model, its data, what is foreseen and the adapter to start from."""
 
     model: Sequence[Finding]
     data: list[Finding]
     forecast: list[Finding]
+    start: list[Finding]
 
 
 def _planned(
@@ -95,6 +100,8 @@ def _planned(
     preflight: Preflight | None,
 ) -> tuple[Plan, _Found]:
     """The plan, not judged yet."""
+    start, of_start = start_adapter.find(loaded.preset, workspace)
+    loaded = replace(loaded, preset=start_adapter.pinned(loaded.preset, start))
     preset, model_folder = loaded.preset, workspace.model_folder(loaded.preset.model.id)
     model = checks.model_for(preset, model_folder) if preflight else checks.UNCHECKED
     counting = model_folder if model.checkpoint is not None else None
@@ -127,8 +134,9 @@ def _planned(
         train_yaml=_train_yaml(preset, folder, placement),
         checkpoint=model.checkpoint,
         view=model.view and with_step(model.view, forecasts.step_keys(preset, forecast)),
+        start=start,
     )
-    return plan, _Found(model.findings, of_data, of_forecast)
+    return plan, _Found(model.findings, of_data, of_forecast, of_start)
 
 
 def _train_yaml(preset: Preset, folder: RunFolder, placement: Placement) -> dict[str, Any]:
@@ -146,8 +154,7 @@ def _checked(
     preflight: Preflight,
     workspace: Workspace,
     notes: list[Finding],
-    of_model: Sequence[Finding],
-    of_data: list[Finding],
+    found: _Found,
 ) -> Plan:
     """With everything that speaks against it here, and the rows' tokens."""
     preset, placement, runs = plan.preset, plan.placement, workspace.runs
@@ -160,9 +167,9 @@ def _checked(
     findings += checks.extra_argument_findings(plan.loaded, interpreter, on_cpu=placement.on_cpu)
     if _rows_are_known(preset) and not preset.llamafactory.get("dataloader_drop_last"):
         findings += checks.repeated_rows(preset, placement.world_size, plan.datasets)
-    findings += of_model
+    findings += found.model
     model: Built | None = None
-    if not any(finding.severity == "error" for finding in of_model):
+    if not any(finding.severity == "error" for finding in found.model):
         model, objections = building.build(
             preset,
             plan.checkpoint,
@@ -177,13 +184,20 @@ def _checked(
         findings += objections
     if plan.forecast is not None:
         findings += forecasts.fit_findings(preset, plan.forecast, only_warn=placement.on_cpu)
-    findings += of_data
+    findings += found.data
+    plan = replace(plan, interpreter=interpreter, built=model)
+    findings += (*found.start, *_start_findings(plan))
     findings += places.disk_findings(preset, plan.checkpoint, plan.forecast, runs)
     if plan.folder.path.exists() and not placement.node_rank:
         findings.append(checks.taken(plan.folder))
     findings += reference_findings(plan.train_yaml)
-    plan = replace(plan, interpreter=interpreter, built=model)
     return _with_tokens(replace(plan, findings=tuple(findings)), workspace)
+
+
+def _start_findings(plan: Plan) -> Iterator[Finding]:
+    if plan.start is not None:
+        adapted = plan.built.adapted if plan.built else None
+        yield from start_adapter.findings(plan.start, plan.preset, plan.checkpoint, adapted)
 
 
 def _with_tokens(plan: Plan, workspace: Workspace) -> Plan:

@@ -27,6 +27,7 @@ from iisft.presets.schema import Preset
 from iisft.runs.plan import forecast as forecasts
 from iisft.runs.plan import mixes
 from iisft.runs.plan.datasets import Progress, RunDataset
+from iisft.runs.plan.start import StartAdapter
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.workspace import Workspace
@@ -102,6 +103,7 @@ class Plan:
     view: ViewPlan | None = None
     built: Built | None = None
     tokens: Path | None = None
+    start: StartAdapter | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -187,6 +189,7 @@ class Plan:
             packed=self.preset.train.packing,
             layers_kept=self.forecast.shape.layers_kept if self.forecast else 0,
             adapted=self.built.adapted if self.built else None,
+            adapter=self.start.adapter.digest if self.start else None,
         )
 
 

@@ -15,10 +15,12 @@ from iisft.llamafactory import dataset_info
 from iisft.llamafactory.environment import CLEARED, CLEARED_PREFIX, node_environment
 from iisft.llamafactory.logs import SUMMARY, TRAINING_STARTS
 from iisft.llamafactory.tokenized import ARGUMENT
+from iisft.models.folder import adapter as adapters
 from iisft.presets.yaml12 import render_yaml
 from iisft.quoting import shell_comment, shell_word, shell_words, visible_line
 from iisft.runs.plan.plan import Plan
 from iisft.secrets import HIDDEN, redact
+from iisft.workspace import START_ADAPTER
 
 _END = "IISFT_END_OF_FILE"
 
@@ -61,6 +63,7 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
         f"run={shell_word(str(plan.folder.path))}",
         'mkdir -p "$run/model" "$run/dataset" "$run/logs" "$run/check"',
         *_model(plan),
+        *([] if beside_run else _start(plan)),
         *_data(plan),
         *_file("train.yaml", render_yaml(plan.train_yaml if beside_run else _without_tokens(plan))),
         *_checker(plan),
@@ -79,6 +82,17 @@ def _model(plan: Plan) -> Iterator[str]:
         yield f'ln -sfn {shell_word(str(target))} "$run/model/"{shell_word(name)}'
     for name, text in plan.view.texts.items():
         yield from _file(f"model/{name}", text)
+
+
+def _start(plan: Plan) -> Iterator[str]:
+    """The run's own copy of the adapter that lora.start names."""
+    if plan.start is None:
+        return
+    weights = plan.start.adapter.folder / adapters.WEIGHTS
+    yield f'mkdir -p "$run/{START_ADAPTER}"'
+    yield f'cp {shell_word(str(weights))} "$run/{START_ADAPTER}/{adapters.WEIGHTS}"'
+    config = plan.start.adapter.config(plan.preset.lora.dropout)
+    yield from _file(f"{START_ADAPTER}/{adapters.CONFIG}", json.dumps(config))
 
 
 def _data(plan: Plan) -> Iterator[str]:

@@ -13,6 +13,7 @@ from iisft.process import ProcessIdentity
 from iisft.runs.record import run_record
 from iisft.runs.record.run_record import RunRecord
 from iisft.secrets import hide
+from iisft.workspace import START_ADAPTER
 
 EXIT = "exit.json"
 
@@ -106,6 +107,16 @@ class RunFolder:
         return self.path / "stop.json"
 
     @property
+    def node_file(self) -> Path:
+        """What this node tells the others of a run on several machines."""
+        return self.path / f"node-{self.node_rank}.json"
+
+    @property
+    def resume_order(self) -> Path:
+        """Written by a resume on node 0, for the supervisors that wait on the other nodes."""
+        return self.path / "resume-order.json"
+
+    @property
     def queue_entry(self) -> Path:
         """In the workspace's queue as long as it waits there, runs from there, or just ended."""
         return self.path.parent.parent / "queue" / f"{self.id}.json"
@@ -135,6 +146,11 @@ class RunFolder:
     @property
     def dataset(self) -> Path:
         return self.path / "dataset"
+
+    @property
+    def start(self) -> Path:
+        """The run's copy of the adapter that it goes on from, where lora.start names one."""
+        return self.path / START_ADAPTER
 
     @property
     def tokenized(self) -> Path:

@@ -18,6 +18,7 @@ FORMAT = 1
 
 _SECTIONS = ("preset", "env", "interpreter", "packages", "model", "expected", "watch")
 _LISTS = ("argv", "data")
+_MOST_COUNTED = 10**15  # a whole number in every reader's JSON (RFC 8259, section 6)
 _YEAR_10000 = 253_402_300_800
 
 
@@ -105,6 +106,7 @@ class Watch:
     hang_factor: float = 10.0
     hang_min_s: float = 300.0
     restarts: int = 3
+    node_silence_s: float = 40.0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Watch":
@@ -125,8 +127,9 @@ class RunRecord:
     """One run.json, field by field in the order of the file.
 
     What stands in `status` and reports as it is (preset, forecast, expected, observed) stays a JSON
-    object; so does `queue`, what a run waits for: None where it was started at once. A broken
-    file's missing sections are empty here, and named in `missing`.
+    object, as do `start`, the adapter that lora.start named, and `queue`, what a run waits for
+    (None where it was started at once). A broken file's missing sections are empty here, and named
+    in `missing`.
     """
 
     id: str
@@ -154,6 +157,7 @@ class RunRecord:
     observed: Mapping[str, Any] | None
     watch: Watch
     launcher: ProcessIdentity | None
+    start: Mapping[str, Any] | None = None
     queue: Mapping[str, Any] | None = None
     missing: tuple[str, ...] = field(default=(), compare=False)
 
@@ -187,6 +191,7 @@ class RunRecord:
             observed=_mapping(values.get("observed")) or None,
             watch=Watch.from_json(_mapping(values.get("watch"))),
             launcher=ProcessIdentity.from_json(values.get("launcher")),
+            start=_mapping(values.get("start")) or None,
             queue=_mapping(values.get("queue")) or None,
             missing=_missing(values),
         )
@@ -218,7 +223,9 @@ class RunRecord:
             "observed": self.observed and dict(self.observed),
             "watch": self.watch.as_json(),
             "launcher": self.launcher.as_json() if self.launcher else None,
-        } | ({"queue": dict(self.queue)} if self.queue else {})
+            **({"start": dict(self.start)} if self.start else {}),
+            **({"queue": dict(self.queue)} if self.queue else {}),
+        }
 
     @property
     def world_size(self) -> int | None:
@@ -292,7 +299,7 @@ def _texts(value: Any) -> dict[str, str]:
 
 
 def count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_COUNTED else None
 
 
 def moment(value: Any) -> float | None:

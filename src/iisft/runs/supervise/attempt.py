@@ -14,6 +14,7 @@ from iisft.runs.record.proof import Observed, differences
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise import loading, watchdogs
 from iisft.runs.supervise.ending import Crash, Ending
+from iisft.runs.supervise.nodes import Nodes
 from iisft.runs.supervise.trainer import Start
 from iisft.runs.supervise.watchdogs import (
     DiskWatch,
@@ -25,30 +26,24 @@ from iisft.runs.supervise.watchdogs import (
 from iisft.secrets import Mask
 
 _POLL_S = 1.0
-_MIN_STOP_GRACE_S = 180.0
-_FIRST_STEPS_GRACE = 12  # times watch.hang_min_s, as long as the first step may take
 _NAN_FIX = (
     "lower train.learning_rate, or another precision or attention (fp16 with eager "
     "overflows on Qwen2)"
 )
 
 
-def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
-    """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
-    if median_step_s is None:
-        return max(_MIN_STOP_GRACE_S, _FIRST_STEPS_GRACE * hang_min_s)
-    return max(_MIN_STOP_GRACE_S, 3 * median_step_s + 120)
-
-
 class Attempt:
     """A trainer and what is known about its life."""
 
-    def __init__(self, folder: RunFolder, record: RunRecord, start: Start, events: Events) -> None:
+    def __init__(
+        self, folder: RunFolder, record: RunRecord, start: Start, events: Events, nodes: Nodes
+    ) -> None:
         self.folder = folder
+        self._nodes = nodes
         self.events = events
         self.record = record
         self.start = start
-        self.expected = record.proof
+        self.expected = loading.expected_of(folder, record, start.from_step)
         self.log = TrainerLog.follow(
             folder.train_log, folder.trainer_log, start.begin, start.proof_word
         )
@@ -105,6 +100,8 @@ class Attempt:
         self._note_warnings(at_end=at_end)
         if not self.proven and self.fault is None:
             self._prove(at_end=at_end)
+        if self.fault is None and not at_end and (lost := self._nodes.lost()) is not None:
+            self._fail(lost.id, lost.message, fix=lost.fix, passing=True)
         if self.fault is not None:
             process.kill(process.processes_of_run(self.folder.marker))
             return
@@ -233,7 +230,7 @@ class Attempt:
                     files.write_json_atomically(
                         self.folder.stop_request, {"now": False, "time": time.time()}
                     )
-            self.stop_deadline = time.monotonic() + stop_grace_s(
+            self.stop_deadline = time.monotonic() + watchdogs.stop_grace_s(
                 self.recorder.median_step_s, self._hang.min_s
             )
             self.events.append(

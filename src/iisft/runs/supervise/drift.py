@@ -13,16 +13,28 @@ from iisft.files import sha256_of
 from iisft.llamafactory import interpreter
 from iisft.llamafactory.environment import of_record, steering
 from iisft.machine.doctor.inspect import visible_gpus
-from iisft.models.folder import identity
+from iisft.models.folder import adapter, identity
 from iisft.models.view.build import strange_code
 from iisft.presets import yaml12
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import DatasetRecord, RunRecord
 
-_COMPARED = ("preset", "gpus", "ranks", "nodes", "model", "data", "packages", "iisft", "observed")
+_COMPARED = (
+    "preset",
+    "gpus",
+    "ranks",
+    "nodes",
+    "model",
+    "start",
+    "data",
+    "packages",
+    "iisft",
+    "observed",
+)
 
 _FIRST_BATCH = "observed.first_batch"
-_OF_ONE_ROW = "observed.logit_positions"  # the first that a trainer saw
+# the first that a trainer saw, and what it began with
+_OF_ONE_START = ("observed.logit_positions", "observed.adapter")
 
 
 def differences(folder: RunFolder, record: RunRecord) -> list[str]:
@@ -47,6 +59,7 @@ def differences(folder: RunFolder, record: RunRecord) -> list[str]:
         *_view_code(folder, record),
         *identity.changes(record.model.as_json(), record.model.folder, copies=False),
         *_data(folder, record.data),
+        *_start(folder, record),
         *_packages(record),
         *_code(folder, record),
         *_shell(record),
@@ -66,7 +79,10 @@ def compare(one: RunFolder, other: RunFolder) -> dict[str, tuple[Any, Any]]:
         for run in (one, other)
     )
     # after a resume it is the batch of that step, and no difference between the runs
-    left_out = (_OF_ONE_ROW, *([_FIRST_BATCH] if _was_resumed(one) or _was_resumed(other) else []))
+    left_out = (
+        *_OF_ONE_START,
+        *([_FIRST_BATCH] if _was_resumed(one) or _was_resumed(other) else []),
+    )
     keys = [*first, *(key for key in second if key not in first)]
     return {
         key: (first.get(key), second.get(key))
@@ -94,6 +110,12 @@ def _data(folder: RunFolder, recorded: Iterable[DatasetRecord]) -> Iterator[str]
                 f"the rows of {dataset.name} have "
                 f"{'changed' if file.exists() else 'vanished'} ({file.resolve()})"
             )
+
+
+def _start(folder: RunFolder, record: RunRecord) -> Iterator[str]:
+    weights = folder.start / adapter.WEIGHTS
+    if record.start and sha256_of(weights) != record.start.get("sha256"):
+        yield f"the adapter that the run started from has changed ({weights})"
 
 
 def _packages(record: RunRecord) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """How a trainer ended, and what a crash of it was, by the end of its log."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from iisft import process
@@ -19,7 +19,8 @@ class Ending:
     """How a trainer ended.
 
     `passing`: it crashed for a reason that another start may not meet. `cause` is the same for the
-    same reason, where `reason` has figures that differ each time.
+    same reason, where `reason` has figures that differ each time. `lost_others`: its ranks could
+    not reach the others, so that the reason may be found on another node.
     """
 
     state: Literal["finished", "stopped", "failed", "lost"]
@@ -30,6 +31,7 @@ class Ending:
     fix: str = ""
     passing: bool = False
     cause: str = ""
+    lost_others: bool = False
 
     @property
     def comes_again(self) -> bool:
@@ -67,7 +69,8 @@ class Crash:
             text = f"{where}{said} ({self._how()}){self._planned_memory(known.id)}"
             cause = OUT_OF_MEMORY if known.id == OUT_OF_MEMORY else ""
             finding = Finding(known.id, where + known.cause, fix=known.fix)
-            return self._failed(text, known.fix, passing=known.passing, cause=cause), finding
+            ending = self._failed(text, known.fix, passing=known.passing, cause=cause)
+            return replace(ending, lost_others=known.kind == "communication"), finding
         if killed or self._how() == "SIGKILL":
             text = killed or "the trainer was killed (SIGKILL)"
             finding = Finding("killed", text, fix=_KILLED_FIX)

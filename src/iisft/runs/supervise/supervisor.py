@@ -16,7 +16,7 @@ from typing import Any
 
 from iisft import files, process
 from iisft.child.constants_iisft import LAYERS_KEPT_KEY
-from iisft.errors import Finding, RunStateError
+from iisft.errors import Finding, IisftError, RunStateError
 from iisft.files import read_json_object, sha256_of, write_json_atomically
 from iisft.models.view.build import restore_base_model_name
 from iisft.runs.record import measurements
@@ -27,12 +27,15 @@ from iisft.runs.record.state import latest_metrics
 from iisft.runs.supervise import trainer
 from iisft.runs.supervise.attempt import Attempt
 from iisft.runs.supervise.ending import OUT_OF_MEMORY, Ending
+from iisft.runs.supervise.nodes import Nodes, Order, order_of
 from iisft.runs.supervise.telling import Teller
 from iisft.secrets import hide
 
 _FIRST_BACKOFF_S = 3.0
 _BACKOFF_FACTOR = 3
 _LONGEST_BACKOFF_S = 60.0
+_RESUME_WAIT_S = 24 * 3600.0  # how long the other nodes wait for a resume on node 0
+_LOOK_FOR_ORDER_S = 2.0
 _RESERVE_BYTES = 256 * 1024
 
 
@@ -47,6 +50,7 @@ class Supervisor:
         self.record = record
         self.events = Events(folder)
         self.teller = Teller(folder, record, self.events)
+        self.nodes = Nodes(folder, record, self.events)
         self.restarts = 0
         self._crashes: set[tuple[int, str]] = set()
         self._furthest = -1
@@ -54,12 +58,15 @@ class Supervisor:
         self._attempt: Attempt | None = None
         self._told_to_end = False
         self._came_again = False
+        self._failed = False
 
     def run(self) -> None:
         """Supervise to the end."""
         process.on_terminate(self._on_signal)
         with contextlib.suppress(OSError):
             self.folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
+        self._note_start()
+        self.nodes.begin()
         start = trainer.adopt(self.folder, self.events)
         while True:
             try:
@@ -71,14 +78,52 @@ class Supervisor:
                 self.events.finding(Finding("start-failed", reason, fix=fix))
                 self._finish(Ending("failed", reason, *before, fix=fix))
                 return
-            self._attempt = Attempt(self.folder, self.record, start, self.events)
+            self.nodes.training(start.proof_word, start.from_step, adopted=start.adopted)
+            self._attempt = Attempt(self.folder, self.record, start, self.events, self.nodes)
             self._attempt.told_to_end = self._told_to_end
             ending = self._attempt.run()
             self.record = self.folder.read_record() or self.record
             if not self._may_restart(ending) or not self._wait_for_restart(ending):
                 break
             start = None
-        self._finish(ending)
+        self._finish(self.nodes.explain(ending, lambda: self._told_to_end))
+
+    def await_resume(self) -> None:
+        """Where this later node's life failed: wait for a resume on node 0, and resume here too.
+
+        Not for ever, not when told to end, and not when the run was removed or brought back here.
+        """
+        deadline = time.monotonic() + _RESUME_WAIT_S
+        while self._failed and self.folder.node_rank and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):  # the shared folder is out of reach for a while
+                if not (self.folder.record.exists() and self.folder.exit.exists()):
+                    return
+            if self._told_to_end:
+                return
+            order = order_of(self.folder)
+            if order is None or order.word == self.nodes.order.word:
+                time.sleep(_LOOK_FOR_ORDER_S)
+            elif self._follow(order):
+                return
+
+    def _follow(self, order: Order) -> bool:
+        from iisft.runs.supervise.resume import resume  # what it loads, a waiting process need not
+
+        drift, again = order.accept_drift, order.from_start
+        try:
+            resume(self.folder, accept_drift=drift, from_start=again, ordered=True)
+        except IisftError as error:
+            self.events.finding(error.finding)
+            self.nodes.refused(order, str(error))
+            return False
+        return True
+
+    def _note_start(self) -> None:
+        """A run that waited in the queue began now, not when it was put there."""
+        if self.record.queue and not self.folder.processes.exists():
+            with contextlib.suppress(OSError):
+                self.folder.update_record(created=time.time())
+                self.record = self.folder.read_record() or self.record
 
     def _on_signal(self) -> None:
         self._told_to_end = True
@@ -143,6 +188,8 @@ class Supervisor:
         self.folder.reserve.unlink(missing_ok=True)  # how a run ended must find room on a full disk
         self.events.append("state", **outcome)
         files.write_json_atomically(self.folder.exit, outcome)
+        self._failed = ending.state == "failed"
+        self.nodes.ended(ending)
         if ending.state == "finished" and not self.folder.node_rank:
             measurements.keep(self.folder.path.parent, self.folder, self.record, found)
         if ending.state == "finished":
@@ -211,7 +258,11 @@ def main(argv: list[str]) -> None:
             stack.enter_context(files.exclusive_lock(folder.supervisor_lock))
         except BlockingIOError:
             raise SystemExit("another supervisor has this run") from None
-        Supervisor(folder).run()
+        if folder.exit.exists():  # another one was faster, and is done
+            raise SystemExit("this run has ended")
+        supervisor = Supervisor(folder)
+        supervisor.run()
+    supervisor.await_resume()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ _NAN_STEPS = 2
 # GradScaler starts at 2**16 and halves at each overflow, whose step it skips; the loss stays finite
 # meanwhile.
 _SCALER_STEPS = 16
+_MIN_STOP_GRACE_S = 180.0
 _LONG_LIMIT = 12  # x hang_min_s: loading, the first step, saving, evaluating
 _ROOM = 1.1
 _DISK_EVERY_S = 30.0
@@ -34,6 +35,13 @@ _THERMAL_EVERY_S = 3600.0
 _PY_SPY_TIMEOUT_S = 20.0
 _STACKS_S = 2.0
 _LOOK = "look at the stacks and at the load of the machine"
+
+
+def stop_grace_s(median_step_s: float | None, hang_min_s: float) -> float:
+    """Seconds that a trainer asked to stop gets for its present step and the checkpoint."""
+    if median_step_s is None:
+        return max(_MIN_STOP_GRACE_S, _LONG_LIMIT * hang_min_s)
+    return max(_MIN_STOP_GRACE_S, 3 * median_step_s + 120)
 
 
 @dataclass

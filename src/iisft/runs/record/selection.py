@@ -5,15 +5,15 @@ from pathlib import Path
 
 from iisft import files
 from iisft.errors import RunStateError, UsageError
-from iisft.evaluation.locate import BASE, FINAL
+from iisft.models.folder import adapter
 from iisft.models.folder.safetensors import read_header
 from iisft.quoting import is_count
 from iisft.runs.record.checkpoints import Saved, best_of, checkpoints
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import RunStatus, status_of
 
-BEST, ALL = "best", "all"
-ADAPTER = "adapter_model.safetensors"  # peft's SAFETENSORS_WEIGHTS_NAME
+FINAL, BASE, BEST, ALL = "final", "base", "best", "all"
+ADAPTER = adapter.WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +155,14 @@ def _checkpoint(saved: Saved, reason: str = "") -> Chosen:
     return Chosen(str(saved.step), saved.step, saved.folder, reason)
 
 
-def _require_whole(adapter: Path, folder: RunFolder) -> None:
+def _require_whole(weights: Path, folder: RunFolder) -> None:
     try:
-        read_header(adapter)
+        read_header(weights)
     except (OSError, ValueError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
         fix = f"another checkpoint: iisft status {folder.id}"
         raise RunStateError(
-            "adapter-torn", f"the adapter {what}", where=str(adapter), fix=fix
+            "adapter-torn", f"the adapter {what}", where=str(weights), fix=fix
         ) from error
 
 
