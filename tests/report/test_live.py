@@ -24,7 +24,6 @@ from iisft import files
 from iisft.machine.facts import sensors
 from iisft.machine.facts.sensors import GpuSample
 from iisft.report.live import listing, server
-from iisft.report.live.listing import Listing
 from iisft.report.live.look import Machine, Page
 from iisft.report.live.server import LivePage
 from iisft.runs.record.folder import RunFolder
@@ -101,7 +100,7 @@ def metrics(step: int, kind: str = "metrics", **values: Any) -> dict[str, Any]:
 
 def page(asked: str | None = None) -> Page:
     workspace = Workspace.current()
-    return Page(Machine(workspace, Listing(workspace, 0)), asked)
+    return Page(Machine(workspace, 0), asked)
 
 
 def look(page: Page) -> dict[str, Told]:
@@ -364,8 +363,7 @@ def test_many_runs_that_are_over_are_read_once(
     read = []
     real = listing.brief_of
     monkeypatch.setattr(listing, "brief_of", lambda folder: read.append(folder.id) or real(folder))
-    found = Listing(Workspace(workspace), 0)
-    shown = Page(Machine(Workspace(workspace), found), "run-7")
+    shown = page("run-7")
     assert len(look(shown)["runs"]["changed"]) == 1000 == len(read)
     read.clear()
     assert look(shown) == {} and read == []
