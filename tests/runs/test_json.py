@@ -94,6 +94,7 @@ PRINTED = [
     ("status, wait, stop, train, resume", ["status", "done"]),
     ("status, wait, stop, train, resume", ["wait", "done"]),
     ("runs", ["runs"]),
+    ("queue, queue move, queue rm, queue pause, queue run", ["queue"]),
     ("logs", ["logs", "done"]),
     ("env-check", ["env-check"]),
     ("env-check --explain", ["env-check", "--explain", "R08"]),
@@ -113,6 +114,7 @@ PRINTED = [
 NOT_COMPARED = {
     "rehearse",  # compared in test_rehearse.py
     "train --detach",
+    "train --queue",  # compared in test_queue.py
     "resume --detach",
     "notify test",
     "runs diff",

@@ -132,7 +132,7 @@ def _follow(folder: "RunFolder") -> "RunStatus | None":
     terminal = console.rich_stdout()
     if terminal.is_terminal and not terminal.is_dumb_terminal:
         with _single_keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
-            while (view := watched.look()).status.live:
+            while not (view := watched.look()).status.over:
                 live.update(frame(view, terminal, terminal.height), refresh=True)
                 if _pressed() == "q":
                     return None
