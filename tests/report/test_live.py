@@ -98,6 +98,19 @@ def metrics(step: int, kind: str = "metrics", **values: Any) -> dict[str, Any]:
     return {"time": 2000.0 + step, "kind": kind, "step": step, "total_steps": 60} | values
 
 
+def queued(name: str, place: int) -> RunFolder:
+    """A run that waits in the workspace's queue."""
+    folder = make_run(name, {})
+    folder.exit.unlink()
+    folder.events.unlink()
+    record = json.loads(folder.record.read_text())
+    record |= {"queue": {"cards": 0}, "forecast": {"total_h": 2}, "created": time.time()}
+    folder.record.write_text(json.dumps(record))
+    folder.queue_entry.parent.mkdir(exist_ok=True)
+    folder.queue_entry.write_text(json.dumps({"place": place}))
+    return folder
+
+
 def page(asked: str | None = None) -> Page:
     workspace = Workspace.current()
     return Page(Machine(workspace, 0), asked)
@@ -271,6 +284,26 @@ def test_who_names_no_run_sees_the_newest_one() -> None:
     newer = make_run("newer", {})
     newer.record.write_text(json.dumps({"preset_name": "mi50", "created": 5000.0}))
     assert look(shown)["run"]["id"] == "newer"
+
+
+def test_the_queue_is_shown_and_what_waits_there_is_not_taken_for_the_newest_run(
+    workspace: Path,
+) -> None:
+    make_run("over", {})
+    queued("later", 2)
+    queued("等 first", 1)
+    shown = page()
+    told = look(shown)
+    assert told["run"]["id"] == "over"
+    queue = told["queue"]
+    lines = [(line["position"], line["id"], line["state"]) for line in queue["runs"]]
+    assert lines == [(1, "等 first", "queued"), (2, "later", "queued")]
+    assert queue["runs"][0]["ends"] - queue["runs"][0]["starts"] == 2 * 3600
+    assert queue["runs"][0]["ends"] == queue["runs"][1]["starts"]
+    assert queue["paused"] is False
+    (workspace / "queue" / "paused").touch()
+    told = look(shown)["queue"]
+    assert told["paused"] is True and told["runs"][0]["starts"] is None
 
 
 def test_a_long_curve_is_thinned_and_ends_with_its_last_point(

@@ -1,4 +1,4 @@
-"""Every run of the workspace as one line, and its queue, cheap enough to be looked at every second."""
+"""Every run of the workspace as a line, and its queue, cheap enough to be looked at each second."""
 
 import contextlib
 import os
@@ -11,14 +11,13 @@ from iisft.evaluation.locate import finite
 from iisft.runs.queue import entries, times
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import count
-from iisft.runs.record.state import RunStatus, brief_of
+from iisft.runs.record.state import QUEUED, RunStatus, brief_of
 from iisft.workspace import Workspace
 
 # A change in the same tick of the file system's clock as the look before it leaves the same time
 # behind (git calls that racy); ticks are at most 2 s (FAT).
 _SURE_AFTER_S = 3.0
 _T = TypeVar("_T")
-_OVER = ("finished", "failed", "stopped", "lost")  # of itself such a run never changes again
 
 
 class Row(TypedDict):
@@ -105,8 +104,9 @@ class Listing:
         before = self._known.get(entry.name)
         if before is not None and before[0] == changed:
             return before[1]
-        row = row_of(brief_of(RunFolder(self._runs / entry.name)))
-        if row["state"] in _OVER and time.time() - changed / 1e9 > _SURE_AFTER_S:
+        status = brief_of(RunFolder(self._runs / entry.name))
+        row = row_of(status)
+        if status.over and time.time() - changed / 1e9 > _SURE_AFTER_S:
             self._known[entry.name] = (changed, row)
         previous = self._rows.get(entry.name)
         return previous if previous == row else row
@@ -157,7 +157,7 @@ def newest(rows: dict[str, Row]) -> str | None:
     """
 
     def rank(row: Row) -> tuple[bool, bool, float, str]:
-        return row["live"], row["state"] in _OVER, row["started"] or 0.0, row["id"]
+        return row["live"], row["state"] != QUEUED, row["started"] or 0.0, row["id"]
 
     found = max(rows.values(), key=rank, default=None)
     return None if found is None else found["id"]
