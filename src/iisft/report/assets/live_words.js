@@ -3,6 +3,9 @@
 Object.assign(WORDS, {
   queued: ["queued", "排队中"],
   runs: ["Runs", "运行列表"],
+  queue: ["Queue", "队列"],
+  queue_paused: ["paused", "已暂停"],
+  starts: ["starts about", "预计开始"],
   gpus: ["GPUs", "GPU"],
   log: ["Log", "日志"],
   findings: ["Findings", "发现"],
