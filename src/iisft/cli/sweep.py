@@ -14,6 +14,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.errors import Finding
+    from iisft.runs.plan.plan import Plan
     from iisft.runs.plan.request import Request
     from iisft.runs.queue.sweep import Checked
 
@@ -87,6 +88,7 @@ def sweep(
         prepare_demo(request, workspace)
     checked = sweeping.check(points, request, _plan_of(workspace), console.say)
     found = sweeping.together(checked, workspace.runs)
+    found += _never_rehearsed(checked, workspace)
     failed = any(finding.severity == "error" for finding in found)
     if not dry_run and failed:
         raise CheckFailed(found)
@@ -110,6 +112,15 @@ def _plan_of(workspace: Workspace) -> Any:
     return plan
 
 
+def _never_rehearsed(checked: "list[Checked]", workspace: Workspace) -> "list[Finding]":
+    """Of the longest run alone."""
+    from iisft.rehearsal.verdict import never_rehearsed
+
+    plans = [one.plan for one in checked if one.plan is not None]
+    longest = max(plans, key=lambda plan: _hours(plan) or 0.0, default=None)
+    return list(never_rehearsed(longest, workspace.rehearsals)) if longest else []
+
+
 def _queue(checked: "list[Checked]", workspace: Workspace, family: str) -> None:
     from iisft.runs.queue import entries
     from iisft.runs.queue import sweep as sweeping
@@ -118,15 +129,15 @@ def _queue(checked: "list[Checked]", workspace: Workspace, family: str) -> None:
     entries.ensure_runner(workspace, added=True)
 
 
-def _hours(one: "Checked") -> float | None:
-    total = one.plan.forecast.total_s if one.plan and one.plan.forecast else None
+def _hours(plan: "Plan | None") -> float | None:
+    total = plan.forecast.total_s if plan and plan.forecast else None
     return total.typical / 3600 if total else None
 
 
 def _print(checked: "list[Checked]") -> None:
     rows = []
     for one in checked:
-        hours = _hours(one)
+        hours = _hours(one.plan)
         rows.append(
             (
                 one.point.name,
@@ -150,7 +161,7 @@ def _document(
                 "values": dict(one.point.values),
                 "sound": one.sound,
                 "fits": one.plan.fits if one.plan else None,
-                "total_h": _hours(one),
+                "total_h": _hours(one.plan),
                 "findings": [finding.as_json() for finding in one.findings],
             }
             for one in checked

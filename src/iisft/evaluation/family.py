@@ -221,7 +221,9 @@ def sentences(found: Family) -> list[str]:
     if len(ranked) > 1:
         second = ranked[1]
         assert second.eval_loss is not None and best.eval_loss is not None
-        predict = f"iisft predict {shell_word(best.id)} --data NAME"
+        record = best.status.folder.read_record()
+        rows = (record and record.setting("data.eval")) or "NAME"
+        predict = f"iisft predict {shell_word(best.id)} --data {shell_word(str(rows))}"
         said.append(
             f"{second.id} follows with {second.eval_loss - best.eval_loss:.4f} more: whether that "
             f"is chance can't be told from the losses alone. Predict the same rows with each "
