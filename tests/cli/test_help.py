@@ -54,6 +54,7 @@ def test_commands_stand_in_the_order_of_work(iisft: Cli) -> None:
             "stop",
             "resume",
             "runs",
+            "queue",
             "notify",
         ],
         "Use": ["predict", "evaluate", "compare", "report", "chat", "serve", "export"],

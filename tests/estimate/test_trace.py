@@ -107,16 +107,38 @@ DELTA_KEPT: tuple[dict[str, Any], ...] = (
     {"arithmetic": "float32", **BLOCKS, **KEPT, "layers_kept": 4},
     {"autocast": "float16", "attention": "math", **KEPT, "layers_kept": 8},
 )
+# Layers that attend to a window, with narrower heads; in E2B and E4B the last ones take keys and
+# values of earlier ones, are twice as wide, and all have inputs of their own
+PATTERN = ["sliding_attention"] * 2 + ["full_attention"]
+GEMMA4 = {"num_hidden_layers": 12, "layer_types": PATTERN * 4}
+GEMMA4_SMALL = {
+    "num_hidden_layers": 9,
+    "layer_types": PATTERN * 3,
+    "attention_k_eq_v": False,
+    "hidden_size_per_layer_input": 64,
+    "vocab_size_per_layer_input": 4096,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+}
+FLASH = {"autocast": "bfloat16", "attention": "flash"}
+GEMMA4_STEPS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    (GEMMA4, {**FLASH, "length": 2048, **KEPT, "layers_kept": 0}),
+    (GEMMA4, {"arithmetic": "float32", **BLOCKS, **KEPT, "layers_kept": 3}),
+    *((GEMMA4_SMALL, step) for step in STEPS),
+    (GEMMA4_SMALL, {**FLASH, "length": 2048, **KEPT, "layers_kept": 0}),
+    (GEMMA4_SMALL, {"arithmetic": "float32", **BLOCKS, **KEPT, "layers_kept": 4}),
+)
 # Gemma 2 caps its scores and has two masks
 BLOCK_FAMILIES = ("gemma2", "phi3")
 
 
-def case(kind: str, **step: Any) -> dict[str, Any]:
+def case(kind: str, sizes: dict[str, Any] | None = None, /, **step: Any) -> dict[str, Any]:
     name, special = FAMILIES[kind]
     config = {
         "model_type": kind, "architectures": [name], "hidden_size": 512, "intermediate_size": 1792,
         "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
-        "vocab_size": 4096, "tie_word_embeddings": False, "pad_token_id": 0, **special,
+        "vocab_size": 4096, "tie_word_embeddings": False, "pad_token_id": 0,
+        **special, **(sizes or {}),
     }  # fmt: skip
     return {
         "config": config, "weights": "bfloat16", "arithmetic": "native", "autocast": None,
@@ -141,6 +163,7 @@ def predicted(one: dict[str, Any]) -> int:
             [
                 *(case(kind, **step) for kind in FAMILIES for step in STEPS),
                 *(case("qwen3_5_text", **step) for step in DELTA_KEPT),
+                *(case("gemma4_text", sizes, **step) for sizes, step in GEMMA4_STEPS),
                 *(case(kind, arithmetic="float32", **BLOCKS) for kind in BLOCK_FAMILIES),
             ],
             False,

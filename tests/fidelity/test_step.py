@@ -8,7 +8,8 @@ import pytest
 from harness import Batch, make_view
 
 MODELS = ("qwen2-tied", "gemma2")
-DELTA = "qwen3_5"  # a layer that carries a state, and one that attends
+# layers that carry a state, and such that take keys and values of earlier ones
+SEVERAL_KINDS = ("qwen3_5", "gemma4", "gemma4-shared")
 KEPT = ("recompute all", "one layer kept", "both layers kept")
 DTYPES = {"float32 over stored": ("fp32", "stored"), "bf16": ("bf16", "stored")}
 STEPS: dict[str, dict[str, Any]] = {
@@ -28,9 +29,9 @@ def batch(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """Every model, dtype and step, in one process."""
     batch = Batch(tmp_path_factory.mktemp("steps") / "运行 steps")
     for dtype, way in DTYPES.items():
-        for name in (*MODELS, DELTA):
+        for name in (*MODELS, *SEVERAL_KINDS):
             for step, keys in STEPS.items():
-                if name == DELTA and step not in KEPT:
+                if name in SEVERAL_KINDS and step not in KEPT:
                     continue
                 case = f"{dtype} {name} {step}"
                 folder = batch.folder / "views" / case.replace(" ", "-") / "model"
@@ -41,7 +42,7 @@ def batch(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     return batch.run()
 
 
-@pytest.mark.parametrize("name", (*MODELS, DELTA))
+@pytest.mark.parametrize("name", (*MODELS, *SEVERAL_KINDS))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("step", KEPT[1:])
 def test_kept_layers_change_no_bit(batch: Batch, dtype: str, name: str, step: str) -> None:

@@ -299,6 +299,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("train.gradient_checkpointing=fit", "sharding=fsdp", ranks=2),
         preset("train.gradient_checkpointing=fit", ranks=2),
     ),
+    "shared-keys-sharded": (
+        on(A100, "ampere", "sharding=fsdp", ranks=2, model={"num_kv_shared_layers": 20}),
+        on(A100, "ampere", "sharding=fsdp", ranks=2, model={"num_kv_shared_layers": 0}),
+    ),
     "start-fresh": (
         preset("lora.start=run", "sharding=zero2", ranks=2),
         preset("lora.start=run", ranks=2),

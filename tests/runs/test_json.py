@@ -95,6 +95,7 @@ PRINTED = [
     ("status, wait, stop, train, resume", ["status", "done"]),
     ("status, wait, stop, train, resume", ["wait", "done"]),
     ("runs", ["runs"]),
+    ("queue, queue move, queue rm, queue pause, queue run", ["queue"]),
     ("logs", ["logs", "done"]),
     ("env-check", ["env-check"]),
     ("env-check --explain", ["env-check", "--explain", "R08"]),
@@ -115,6 +116,7 @@ NOT_COMPARED = {
     "rehearse",  # compared in test_rehearse.py
     "sweep",  # compared in test_sweep.py
     "train --detach",
+    "train --queue",  # compared in test_queue.py
     "resume --detach",
     "notify test",
     "runs diff",

@@ -20,8 +20,7 @@ from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord, Watch
 from iisft.runs.record.state import status_of
 from iisft.runs.supervise.ending import Ending
-from iisft.runs.supervise.nodes import NODE_LOST, Nodes
-from iisft.runs.supervise.orders import give_order
+from iisft.runs.supervise.nodes import NODE_LOST, Nodes, give_order
 
 HERE = socket.gethostname()
 KILLED = f"node 1 on {HERE} failed: the trainer was killed (SIGKILL)"

@@ -1,6 +1,5 @@
 """iisft train: preflight, then a supervised run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,14 @@ from iisft.cli.options import (
     complete_datasets,
     complete_presets,
 )
+from iisft.cli.script import (
+    ANY_ADDRESS,
+    EngineOption,
+    ImageOption,
+    ScriptOption,
+    engine_of,
+    write_script,
+)
 from iisft.errors import UsageError
 from iisft.quoting import shell_word, shell_words
 from iisft.workspace import Workspace
@@ -21,6 +28,7 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.runs.plan.plan import Plan
     from iisft.runs.plan.request import Request
+    from iisft.runs.record.folder import RunFolder
     from iisft.runs.record.state import RunStatus
 
 
@@ -43,10 +51,11 @@ _Gpus = Annotated[
     ),
 ]
 _Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")]
-_Script = Annotated[
-    Path | None, typer.Option(help="Write a bash script that trains without iisft.")
+_Queue = Annotated[
+    bool,
+    typer.Option("--queue", help="Check now, start when its GPUs are free (iisft queue)."),
 ]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")]
 
 
 def train(
@@ -60,10 +69,13 @@ def train(
     node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     rendezvous: _Rendezvous = None,
     detach: DetachOption = False,
+    queue: _Queue = False,
     verbose: VerboseOption = False,
     dry_run: _DryRun = False,
-    script: _Script = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="With --script: an sbatch file.")] = False,
+    script: ScriptOption = None,
+    engine: EngineOption = None,
+    image: ImageOption = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="The same as --for slurm.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything, then train what the preset says.
@@ -76,39 +88,48 @@ def train(
       iisft train --preset mi50 --dry-run
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
+      iisft train --preset mi50 --queue
+      iisft train -p mi50 --name big --nodes 2 --script big.yaml --for dstack
     """
     from iisft.runs.plan.request import Request
 
-    if slurm and script is None:
-        raise UsageError("slurm-script", "--slurm goes with --script FILE")
+    engine = engine_of(engine, script, image, slurm=slurm)
     workspace = Workspace.current()
     if preset is None:
         raise _no_preset(workspace)
+    if engine is not None:
+        rendezvous = rendezvous or ANY_ADDRESS
     request = Request(
         preset, tuple(overrides or ()), model, data, name, gpus, nodes, node_rank, rendezvous
     )  # fmt: skip
     if not dry_run:
         prepare_demo(request, workspace)
-    plan = checked_plan(request, workspace)
+    plan = checked_plan(request, workspace, queued=queue)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
     if script is not None:
-        _write_script(plan.for_elsewhere(), script, slurm=slurm)
+        write_script(plan.for_elsewhere(), request, script, engine, image)
         return
     plan.require_sound()
     _say_findings(plan, workspace)
+    if queue:
+        _add_to_queue(plan, workspace, as_json=as_json)
+        return
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
 
 
-def checked_plan(request: "Request", workspace: Workspace) -> "Plan":
-    """The plan with everything that speaks against it here."""
+def checked_plan(request: "Request", workspace: Workspace, *, queued: bool = False) -> "Plan":
+    """The plan with everything that speaks against it here, now or (`queued`) when its GPUs are
+    free.
+    """
     from iisft.cli.progress import rows_bar
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.plan import Preflight
 
     with rows_bar("counting tokens") as progress:
-        return make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
+        here = Preflight.here(workspace, progress, console.say, queued=queued)
+        return make_plan(request, workspace, here)
 
 
 def _no_preset(workspace: Workspace) -> UsageError:
@@ -130,6 +151,22 @@ def _say_findings(plan: "Plan", workspace: Workspace) -> None:
     console.findings(never_rehearsed(plan, workspace.rehearsals))
 
 
+def _add_to_queue(plan: "Plan", workspace: Workspace, *, as_json: bool) -> None:
+    from iisft.runs.queue import changes, entries
+
+    folder = changes.add(plan, workspace)
+    entries.ensure_runner(workspace, added=True)
+    _print_begun(folder, as_json=as_json)
+    console.say("queued; see when it starts with: iisft queue")
+
+
+def _print_begun(folder: "RunFolder", *, as_json: bool) -> None:
+    if as_json:
+        console.out_json({"id": folder.id, "run_dir": str(folder.path)})
+    else:
+        console.out(folder.id)
+
+
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     from iisft.cli.follow import follow
     from iisft.runs.plan import create
@@ -146,10 +183,7 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         raise
     folder = plan.folder
     if detach:
-        if as_json:
-            console.out_json({"id": folder.id, "run_dir": str(folder.path)})
-        else:
-            console.out(folder.id)
+        _print_begun(folder, as_json=as_json)
         console.say(
             f"running; see it with: iisft watch {folder.id}   stop it with: iisft stop {folder.id}"
         )
@@ -209,18 +243,6 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
         )
         console.out(render_yaml(train_yaml).rstrip())
     console.findings(plan.findings)
-
-
-def _write_script(plan: "Plan", file: Path, *, slurm: bool) -> None:
-    from iisft.runs.plan import script as scripts
-
-    plan.require_sound()
-    text = scripts.render(plan, slurm=slurm)
-    console.write(file, text, UsageError, "script-write")
-    if file.is_file():
-        file.chmod(0o755)
-    console.findings(plan.findings)
-    console.say(f"{file}: {'sbatch' if slurm else 'bash'} {shell_word(str(file))}")
 
 
 def _print_end(plan: "Plan", ended: "RunStatus") -> None:

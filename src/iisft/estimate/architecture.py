@@ -12,8 +12,23 @@ from iisft.estimate.delta_sizes import (
     size_of,
     unit_of,
 )
+from iisft.estimate.families import (
+    BEYOND,
+    CHATGLM_NAMES,
+    DELTA,
+    FAMILIES,
+    GEMMA4,
+    TIED_BY_DEFAULT,
+    UNSAID,
+    biases,
+    features,
+    layer_projections,
+    rotary_share,
+)
 from iisft.json_values import text_of
 from iisft.models.folder.checkpoint import has_experts
+
+_MOST_LAYERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,11 @@ class Architecture:
     unit: int = 1  # layers after which their kinds repeat: the last attends, the others are these
     value_norm: bool = False
     layer_scalar: bool = False
+    taking: int = 0  # so many layers at the end take keys and values of the last one of their kind
+    taker: "Architecture | None" = None  # what such a layer is
+    own_inputs: int = 0  # numbers per token that each layer has as an input of its own
+    own_vocabulary: int = 0
+    own_projection: Projection | None = None  # from the embedding to all layers' inputs
 
     @property
     def attending(self) -> int:
@@ -76,33 +96,56 @@ class Architecture:
         """Parameters of all layers' linear layers."""
         return sum(count * i * o for count, (_, i, o, _) in self._counted())
 
+    def kind(self, number: int, layers: int) -> "Architecture":
+        """What layer `number` of `layers` is (a delta layer's is in `delta`)."""
+        one = self.near if (number + 1) % self.unit and self.near else self
+        return one.taker if one.taker and number >= layers - self.taking else one
+
     def _counted(self) -> Iterator[tuple[int, Projection]]:
         """Each linear layer of each kind of layer, and how many layers of that kind there are."""
-        yield from ((self.attending, one) for one in self.projections)
+        taking = self.taking // self.unit
         others = self.delta or self.near
+        kinds = [(self.attending - taking, self.projections)]
         if others is not None:
-            yield from ((self.layers - self.attending, one) for one in others.projections)
+            rest = self.layers - self.attending - (self.taking - taking)
+            kinds.append((rest, others.projections))
+        if self.taker and self.near and self.near.taker:
+            kinds.append((taking, self.taker.projections))
+            kinds.append((self.taking - taking, self.near.taker.projections))
+        yield from ((count, one) for count, projections in kinds for one in projections)
+        if self.own_projection:
+            yield 1, self.own_projection
 
     @property
     def small_parameters(self) -> int:
         """Norms and biases of all layers and the last norm."""
-        norms = (4 if self.sandwich_norms else 2) * self.hidden
+        norms = (4 if self.sandwich_norms else 2) + (1 if self.own_inputs else 0)
         attending = self.bias_parameters + (2 * self.head_dim if self.qk_norm else 0)
         others = self.delta.small_parameters if self.delta else 0
+        taken = 0  # a layer that takes its keys has no norm of them
         if self.near is not None:
             others = 2 * self.near.head_dim
+            last = self.taking // self.unit
+            taken = last * self.head_dim + (self.taking - last) * self.near.head_dim
         return (
-            self.layers * norms
+            self.layers * norms * self.hidden
             + self.attending * attending
             + (self.layers - self.attending) * others
+            - taken
             + self.hidden
+            + self.own_inputs
         )
 
     @property
     def parameters(self) -> int:
         """Base parameters, tied ones once."""
-        embeddings = self.embedding_parameters * (1 if self.tied else 2)
-        return embeddings + self.matrices + self.small_parameters
+        return self.root_parameters + self.matrices + self.small_parameters
+
+    @property
+    def root_parameters(self) -> int:
+        """Embeddings and head."""
+        own = self.own_vocabulary * self.layers * self.own_inputs
+        return self.embedding_parameters * (1 if self.tied else 2) + own
 
     def adapter_parameters(self, rank: int) -> int:
         """Rank x (in + out) for each adapted layer (Hu et al. 2021)."""
@@ -113,80 +156,9 @@ class Architecture:
         return [(n, i, o) for n, (_, i, o, adapted) in self._counted() if adapted]
 
 
-# model_type -> features that cost memory. Another family is counted as a Llama, and the plan
-# says so.
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {},
-    "qwen3": {"qk_norm": True},
-    "ministral3": {"scaled_query": True},
-    "gemma": {"norm_before_cast": True, "scaled_embedding": True},
-    "gemma2": {
-        "norm_before_cast": True,
-        "scaled_embedding": True,
-        "sandwich_norms": True,
-        "attention_softcap": True,
-        "logit_softcap": True,
-        "masks": 2,
-    },
-    "gemma3_text": {
-        "norm_before_cast": True,
-        "scaled_embedding": True,
-        "sandwich_norms": True,
-        "qk_norm": True,
-        "masks": 2,
-    },
-    "glm": {},
-    "glm4": {"sandwich_norms": True},
-    "chatglm": {},
-    "phi3": {},
-    "qwen3_5_text": {"norm_before_cast": True, "qk_norm": True, "gated_query": True},
-    "gemma4_text": {
-        "norm_before_cast": True,
-        "scaled_embedding": True,
-        "sandwich_norms": True,
-        "qk_norm": True,
-        "value_norm": True,
-        "layer_scalar": True,
-        "logit_softcap": True,
-        "masks": 2,
-    },
-}
-# Layers of other kinds, that this account has no words for.
-_BEYOND = ("gemma3n_text",)
-_GEMMA4 = "gemma4_text"
-# What published configs leave out, because it is the class's default (configuration_gemma3.py).
-_UNSAID: dict[str, dict[str, Any]] = {
-    "gemma3_text": {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 262208,
-    },
-    "gemma4_text": {
-        "head_dim": 256,
-        "global_head_dim": 512,
-        "final_logit_softcapping": None,
-        "hidden_size_per_layer_input": 256,
-    },
-}
-_DELTA = "qwen3_5_text"
-_MOST_LAYERS = 2000
-_FUSED_MLP = ("glm", "glm4", "chatglm", "phi3")
-_FUSED_ATTENTION = ("chatglm", "phi3")
-_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "gemma4_text")
-_CHATGLM_NAMES = {
-    "query_key_value": "qkv_proj",
-    "dense": "o_proj",
-    "dense_h_to_4h": "gate_up_proj",
-    "dense_4h_to_h": "down_proj",
-}
-
-
 def known_family(config: Mapping[str, Any]) -> bool:
     """Whether this model type has its own entry; otherwise it is counted as a Llama."""
-    return text_of(config, "model_type") in _FAMILIES
+    return text_of(config, "model_type") in FAMILIES
 
 
 def read_architecture(
@@ -199,8 +171,8 @@ def read_architecture(
         target: lora.target of a preset.
     """
     kind = text_of(config, "model_type")
-    config = {**_UNSAID.get(kind, {}), **config}
-    if has_experts(config) or kind in _BEYOND or _takes_from_others(config, kind):
+    config = {**UNSAID.get(kind, {}), **config}
+    if has_experts(config) or kind in BEYOND:
         return None
     hidden = size_of(config, "hidden_size")
     layers = size_of(config, "num_hidden_layers", "num_layers")
@@ -213,100 +185,78 @@ def read_architecture(
     kv_heads = size_of(config, "num_key_value_heads", "multi_query_group_num") or heads
     head_dim = size_of(config, "head_dim", "kv_channels") or hidden // heads
     unit = 1
-    if kind in (_DELTA, _GEMMA4):
-        others = "linear_attention" if kind == _DELTA else "sliding_attention"
+    if kind in (DELTA, GEMMA4):
+        others = "linear_attention" if kind == DELTA else "sliding_attention"
         unit = unit_of(config.get("layer_types"), others)
     if heads % kv_heads or layers > _MOST_LAYERS or not unit or layers % unit:
         return None
     given = target.split(",") if isinstance(target, str) else target
-    wanted = {_CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
+    wanted = {CHATGLM_NAMES.get(name.strip(), name.strip()) for name in given}
 
     def adapted(layer: list[tuple[str, int, int]]) -> tuple[Projection, ...]:
         return tuple((name, i, o, target == "all" or name in wanted) for name, i, o in layer)
 
     projections = adapted(
-        _projections(kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
+        layer_projections(kind, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
     )
-    delta = delta_sizes(config) if kind == _DELTA else None
+    delta = delta_sizes(config) if kind == DELTA else None
     if delta is not None:
         delta = replace(delta, projections=adapted(delta_projections(delta, hidden, intermediate)))
-    tied = bool(config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
+    tied = bool(config.get("tie_word_embeddings", kind in TIED_BY_DEFAULT))
     model = Architecture(
         name=kind, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
         kv_heads=kv_heads, head_dim=head_dim, vocabulary=vocabulary, tied=tied,
         projections=projections,
-        bias_parameters=_biases(config, kind, heads * head_dim, kv_heads * head_dim),
-        rotary_share=_rotary_share(config, kind), delta=delta, unit=unit, **_features(config, kind),
+        bias_parameters=biases(config, kind, heads * head_dim, kv_heads * head_dim),
+        rotary_share=rotary_share(config, kind), delta=delta, unit=unit, **features(config, kind),
     )  # fmt: skip
-    return _with_wide_heads(model, config, adapted) if kind == _GEMMA4 else model
+    return _with_gemma4(model, config, adapted) if kind == GEMMA4 else model
 
 
-def _takes_from_others(config: Mapping[str, Any], kind: str) -> bool:
-    """Gemma 4 E2B and E4B: layers with inputs of their own, and keys and values of earlier ones."""
-    extra = config.get("hidden_size_per_layer_input"), config.get("num_kv_shared_layers")
-    return kind == _GEMMA4 and any(extra)
-
-
-def _with_wide_heads(
+def _with_gemma4(
     near: Architecture,
     config: Mapping[str, Any],
     adapted: Callable[[list[tuple[str, int, int]]], tuple[Projection, ...]],
 ) -> Architecture | None:
-    """Gemma 4: layers that attend to everything have wider heads, and may take keys as values."""
+    """Gemma 4: layers that attend to everything have wider heads, and may take keys as values.
+
+    In E2B and E4B each layer has an input of its own, and the last ones take keys and values.
+    """
     same = bool(config.get("attention_k_eq_v"))
     heads = size_of(config, "num_global_key_value_heads") if same else None
     kv_heads, head_dim = heads or near.kv_heads, size_of(config, "global_head_dim") or near.head_dim
-    if near.heads % kv_heads:
-        return None
-    query, key = near.heads * head_dim, kv_heads * head_dim
-    layer = _projections(near.name, near.hidden, near.intermediate, query, key)
-    layer = [one for one in layer if not (same and one[0] == "v_proj")]
-    return replace(
-        near, kv_heads=kv_heads, head_dim=head_dim, projections=adapted(layer), near=near
+    own, taking = (
+        size_of(config, name) or 0
+        for name in ("hidden_size_per_layer_input", "num_kv_shared_layers")
     )
+    if near.heads % kv_heads or taking % near.unit or taking >= near.layers:
+        return None
 
+    def kind(one: Architecture, left: tuple[str, ...], wide: int = 1) -> Architecture:
+        intermediate = wide * near.intermediate
+        layer = layer_projections(
+            near.name, near.hidden, intermediate, one.query_size, one.key_size
+        )
+        layer = [part for part in layer if part[0] not in left]
+        if own:
+            layer.append(("per_layer_input_gate", near.hidden, own))
+            layer.append(("per_layer_projection", own, near.hidden))
+        return replace(one, intermediate=intermediate, projections=adapted(layer))
 
-def _features(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The family's features; a soft cap that config.json sets to null is off."""
-    features = dict(_FAMILIES.get(kind, {}))
-    for flag, key in (
-        ("attention_softcap", "attn_logit_softcapping"),
-        ("logit_softcap", "final_logit_softcapping"),
-    ):
-        if flag in features:
-            features[flag] = bool(config.get(key, True))
-    return features
+    def with_taker(one: Architecture, left: tuple[str, ...]) -> Architecture:
+        wide = 2 if config.get("use_double_wide_mlp") else 1
+        taker = kind(one, ("k_proj", "v_proj"), wide) if taking else None
+        return replace(kind(one, left), taking=taking, taker=taker)
 
-
-def _rotary_share(config: Mapping[str, Any], kind: str) -> float:
-    """The part of each head that is rotated."""
-    rope = config.get("rope_parameters")
-    share = config.get("partial_rotary_factor")
-    if not share and isinstance(rope, Mapping):
-        share = rope.get("partial_rotary_factor")
-    share = share if isinstance(share, int | float) and 0 < share <= 1 else None
-    if share is None and kind in ("glm", "glm4", "chatglm"):
-        share = 0.5  # what transformers' GlmConfig assumes where config.json says nothing
-    return float(share or 1.0)
-
-
-def _projections(
-    kind: str, hidden: int, intermediate: int, query: int, key: int
-) -> list[tuple[str, int, int]]:
-    gated = 2 if kind == _DELTA else 1  # the query's projection makes the gate too
-    attention = [
-        ("q_proj", hidden, gated * query),
-        ("k_proj", hidden, key),
-        ("v_proj", hidden, key),
-    ]
-    if kind in _FUSED_ATTENTION:
-        attention = [("qkv_proj", hidden, query + 2 * key)]
-    mlp = [("gate_proj", hidden, intermediate), ("up_proj", hidden, intermediate)]
-    if kind in _FUSED_MLP:
-        mlp = [("gate_up_proj", hidden, 2 * intermediate)]
-    return [*attention, ("o_proj", query, hidden), *mlp, ("down_proj", intermediate, hidden)]
-
-
-def _biases(config: Mapping[str, Any], kind: str, query: int, key: int) -> int:
-    on_qkv = kind == "qwen2" or config.get("attention_bias") or config.get("add_qkv_bias")
-    return query + 2 * key if on_qkv else 0
+    if own:
+        whole = ("per_layer_model_projection", near.hidden, near.layers * own)
+        near = replace(
+            near,
+            own_inputs=own,
+            own_vocabulary=size_of(config, "vocab_size_per_layer_input") or 0,
+            own_projection=adapted([whole])[0],
+        )
+    far = with_taker(
+        replace(near, kv_heads=kv_heads, head_dim=head_dim), ("v_proj",) if same else ()
+    )
+    return replace(far, near=with_taker(near, ()))

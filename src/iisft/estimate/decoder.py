@@ -13,10 +13,19 @@ from iisft.child.constants_iisft import EAGER_BLOCKS
 from iisft.estimate import ops
 from iisft.estimate.architecture import Architecture
 from iisft.estimate.blocks import norm
-from iisft.estimate.layers import Layer
+from iisft.estimate.layers import Layer, Projection
 from iisft.estimate.ops import Weight
 from iisft.estimate.shape import StepShape
-from iisft.estimate.tape import CHECKPOINTS, INPUTS, LAYER, LOGITS, Gradients, Tape, Tensor
+from iisft.estimate.tape import (
+    CHECKPOINTS,
+    INPUTS,
+    LAYER,
+    LOGITS,
+    Gradients,
+    Tape,
+    Tensor,
+    saved_behind,
+)
 
 FORWARD, LOSS, LOSS_BACKWARD = "forward", "loss", "loss backward"
 BACKWARD_TOP, BACKWARD_MIDDLE, BACKWARD_OTHERS, BACKWARD_KEPT, BACKWARD_BOTTOM, OPTIMIZER = (
@@ -34,17 +43,26 @@ class Model:
 
     def __init__(self, tape: Tape, model: Architecture, shape: StepShape, layers: int) -> None:
         self.tape, self.model, self.shape = tape, model, shape
-        last = [(number + 1) % model.unit == 0 for number in range(layers)]
         self.layers = [
-            Layer(tape, model, shape) if one
-            else Layer(tape, model.near or model, shape, model.delta)
-            for one in last
+            Layer(
+                tape, model.kind(number, layers), shape,
+                model.delta if (number + 1) % model.unit else None,
+            )
+            for number in range(layers)
         ]  # fmt: skip
         if model.near is not None:
             # the last layer of each kind keeps keys and values for layers that take them, also
             # where there are none (modeling_gemma4.py)
-            self.layers[-1].stored = []
-            self.layers[-2].stored = []
+            first = layers - model.taking
+            near, far = self.layers[first - 2], self.layers[first - 1]
+            near.stored, far.stored = [], []
+            for number in range(first, layers):
+                self.layers[number].taken = (near if (number + 1) % model.unit else far).stored
+        own = model.own_projection
+        self.own_projection = own and Projection(
+            tape, Weight(own[1], own[2], shape.weights, shape.way), shape, adapted=own[3]
+        )
+        self.held: list[list[object]] = []
 
     def loss(self) -> Tensor:
         """Forward to the loss. The tensors of the batch live as long as the step."""
@@ -62,24 +80,28 @@ class Model:
         # cos and sin of every position, made once for all layers, and held until their backward
         widths = model.head_dim + (model.near.head_dim if model.near else 0)
         self.angles = tape.new(2 * shape.length * widths, hidden.dtype)
+        inputs = self._own_inputs(hidden)
         for number, layer in enumerate(self.layers):
-            hidden = self._run(number, layer, hidden, mask_dtype)
+            own = self._own_input(inputs)
+            hidden = self._run(number, layer, hidden, own, mask_dtype)
             hidden = _mark(tape, hidden, self._place(number))
         hidden = norm(tape, hidden, model, shape.weights)
-        del embedded
+        del embedded, inputs
         loss = self._loss(hidden)
         tape.casts.clear()
         return loss
 
     def _place(self, number: int) -> str:
         """The segment of the step in which that layer's backward is."""
-        if number >= len(self.layers) - self.model.unit:
+        unit, kept = self.model.unit, self.shape.layers_kept
+        # below the last layers of Gemma 4 their keys and values are held
+        top = 2 * unit if self.model.near else unit
+        if number >= len(self.layers) - top:
             return BACKWARD_TOP
-        if number < self.model.unit:
+        if number < unit:
             return BACKWARD_BOTTOM
-        kept = self.shape.layers_kept
-        ends = {kept: BACKWARD_OTHERS, kept - 1: BACKWARD_KEPT}
-        return ends.get(number, BACKWARD_MIDDLE)
+        ends = {kept // unit: BACKWARD_OTHERS, (kept - 1) // unit: BACKWARD_KEPT}
+        return ends.get(number // unit, BACKWARD_MIDDLE)
 
     def _embed(self) -> Tensor:
         tape, model, shape = self.tape, self.model, self.shape
@@ -95,20 +117,56 @@ class Model:
             tape.relabel(hidden, CHECKPOINTS)
         return hidden
 
-    def _run(self, number: int, layer: Layer, hidden: Tensor, mask_dtype: str | None) -> Tensor:
+    def _own_inputs(self, embedded: Tensor) -> Tensor | None:
+        """Gemma 4 E2B and E4B: get_per_layer_inputs and project_per_layer_inputs."""
+        tape, model, shape = self.tape, self.model, self.shape
+        if self.own_projection is None:
+            return None
+        numel = shape.rows * model.layers * model.own_inputs
+        looked_up = tape.new(numel, shape.weights)
+        if shape.way == "exact":
+            looked_up = tape.new(numel, "float32")
+        looked_up = tape.new(numel, looked_up.dtype)
+        projected = ops.scale(tape, self.own_projection(embedded))
+        projected = norm(tape, projected, model, shape.weights, model.own_inputs)
+        return ops.scale(tape, ops.add(tape, projected, looked_up))
+
+    def _own_input(self, inputs: Tensor | None) -> Tensor | None:
+        """inputs[:, :, i, :]; its backward fills zeros of the whole size."""
+        if inputs is None:
+            return None
+        tape, numel = self.tape, inputs.numel
+        one = Tensor(inputs.storage, self.shape.rows * self.model.own_inputs, inputs.dtype)
+        return tape.record(one, (inputs,), lambda g: (tape.new(numel, g.dtype),))
+
+    def _run(
+        self,
+        number: int,
+        layer: Layer,
+        hidden: Tensor,
+        own: Tensor | None,
+        mask_dtype: str | None,
+    ) -> Tensor:
         tape, kept = self.tape, self.shape.layers_kept
         if not self.shape.checkpointing:
-            return layer(hidden, mask_dtype)
-        if kept:
+            return layer(hidden, mask_dtype, own)
+        if kept or self.model.taking:
             tape.smallest_inner = self.model.hidden // 2
             products: list[Tensor] | None = [] if number < kept else None
-            out = self._recomputed(
-                lambda x: layer(x, mask_dtype), hidden, products, self._passed(hidden.dtype)
-            )
+
+            def run(x: Tensor) -> Tensor:
+                out = layer(x, mask_dtype, own)
+                if tape.recording:  # what is stored again is held with its graph
+                    self.held.append(saved_behind(layer.graph, x.node))
+                elif layer.stored and self.model.taking:
+                    layer.ports = tuple(map(tape.port, layer.stored))
+                return out
+
+            out = self._recomputed(run, hidden, products, self._passed(hidden.dtype))
             tape.relabel(out, CHECKPOINTS)
             return out
         with tape.paused(False):
-            out = layer(hidden, mask_dtype)
+            out = layer(hidden, mask_dtype, own)
         tape.relabel(out, CHECKPOINTS)
 
         def backward(gradient: Tensor, saved: Tensor = hidden) -> Gradients:
@@ -119,7 +177,7 @@ class Model:
                 saved.storage, saved.numel, saved.dtype, tape.leaf(0, saved.dtype, LAYER).node
             )
             with tape.paused(True):
-                again = layer(detached, mask_dtype)
+                again = layer(detached, mask_dtype, own)
             tape.casts = before
             if layer.stored is not None:  # their graph ends in it
                 layer.stored.append(detached)
@@ -243,8 +301,8 @@ class Model:
         self.tape.backward(loss, self.tape.new(1, "float32"))
         del self.angles
         for layer in self.layers:
-            if layer.stored is not None:
-                layer.stored.clear()
+            layer.forget()
+        self.held.clear()
 
 
 def _mark(tape: Tape, x: Tensor, segment: str) -> Tensor:

@@ -94,14 +94,13 @@ def forecast(preset: Preset, workload: Workload) -> Forecast:
     shape = replace(shape, length=_length(preset, workload))
     layout = step.layout_of(preset, workload.ranks, on_cpu=workload.accelerator.on_cpu)
     gib = workload.accelerator.memory_gib
-    # Gemma 4 holds graphs of keys and values, which is not counted for kept products
-    keeps = preset.train.gradient_checkpointing == "fit" and model.near is None
+    keeps = preset.train.gradient_checkpointing == "fit"
     shape, memory = fitted(
         _with_logits(preset, workload, shape),
         lambda one: _corrected(estimate_memory(model, one, layout, gib), workload.measured),
         gib,
         layers=model.layers if keeps else 0,
-        unit=model.unit,
+        unit=1 if model.taking else model.unit,  # there each layer is counted
     )
     seconds = _step_seconds(shape, layout, workload, packed=is_packed(preset))
     steps = _steps(preset, workload)

@@ -9,7 +9,7 @@ from iisft.estimate.delta import mix
 from iisft.estimate.delta_sizes import Delta
 from iisft.estimate.ops import Weight
 from iisft.estimate.shape import StepShape
-from iisft.estimate.tape import ADAPTER, Tape, Tensor
+from iisft.estimate.tape import ADAPTER, Node, Tape, Tensor
 
 
 class Projection:
@@ -63,6 +63,9 @@ class Layer:
     ) -> None:
         self.tape, self.model, self.shape, self.delta = tape, model, shape, delta
         self.stored: list[Tensor] | None = None  # keys and values for later layers
+        self.taken: list[Tensor] | None = None  # those of an earlier one
+        self.graph: tuple[Node | None, ...] = ()
+        self.ports: tuple[Node, ...] = ()  # where gradients of stored keys and values arrive
         self.projections = {
             name: Projection(
                 tape,
@@ -74,7 +77,7 @@ class Layer:
             for name, inputs, outputs, adapted in (delta or model).projections
         }
 
-    def __call__(self, hidden: Tensor, mask_dtype: str | None) -> Tensor:
+    def __call__(self, hidden: Tensor, mask_dtype: str | None, own: Tensor | None = None) -> Tensor:
         tape, model = self.tape, self.model
         residual = hidden
         hidden = norm(tape, hidden, model, self.shape.weights)
@@ -88,6 +91,12 @@ class Layer:
         if model.sandwich_norms:
             hidden = norm(tape, hidden, model, self.shape.weights)
         hidden = ops.add(tape, residual, hidden)
+        if own is not None:
+            residual = hidden
+            hidden = ops.unary(tape, self.projections["per_layer_input_gate"](hidden))
+            hidden = self.projections["per_layer_projection"](ops.multiply(tape, hidden, own))
+            hidden = norm(tape, hidden, model, self.shape.weights)
+            hidden = ops.add(tape, residual, hidden)
         return ops.scale_in_place(tape, hidden) if model.layer_scalar else hidden
 
     def attention(self, hidden: Tensor, mask_dtype: str | None) -> tuple[Tensor, Tensor | None]:
@@ -96,6 +105,12 @@ class Layer:
             return mix(tape, project, hidden, model, self.shape), None
         gate = None
         stream = hidden.dtype  # the angles have it too
+        if self.taken is not None:
+            query = norm(tape, project["q_proj"](hidden), model, self.shape.weights, model.head_dim)
+            query = rotate(tape, query, model, stream)
+            key, value = self.taken[:2]
+            out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
+            return project["o_proj"](out), scores
         if "qkv_proj" in project:
             whole = project["qkv_proj"](hidden)
             query, key, value = split(
@@ -117,11 +132,32 @@ class Layer:
         if model.scaled_query:
             query = ops.scale(tape, query, stream)
         if self.stored is not None:
-            self.stored[:] = key, value
+            key, value = self._store(key, value)
         out, scores = attend(tape, query, key, value, model, self.shape, mask_dtype)
         if gate is not None:
             out = ops.multiply(tape, out, ops.unary(tape, gate, saves_result=True))
         return project["o_proj"](out), scores
+
+    def _store(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep keys and values; where they are made again, the first ones' gradients go on here."""
+        assert self.stored is not None
+        made = (key, value)
+        self.graph = (key.node, value.node)
+        if self.ports and self.tape.recording:
+            for port, one in zip(self.ports, made, strict=True):
+                self.tape.connect(port, one)
+            key, value = (
+                Tensor(one.storage, one.numel, one.dtype, port)
+                for port, one in zip(self.ports, made, strict=True)
+            )
+        self.stored[:] = key, value
+        return key, value
+
+    def forget(self) -> None:
+        """The step is over: nobody takes keys and values any more."""
+        self.graph = self.ports = ()
+        if self.stored is not None:
+            self.stored.clear()
 
     def mlp(self, x: Tensor) -> Tensor:
         tape, project = self.tape, self.projections

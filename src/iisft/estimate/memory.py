@@ -78,7 +78,12 @@ def estimate_memory(
 
 def _shown(segment: str) -> str:
     """For people, the backward of all layers is one phase."""
-    layers = (decoder.BACKWARD_OTHERS, decoder.BACKWARD_KEPT, decoder.BACKWARD_BOTTOM)
+    layers = (
+        decoder.BACKWARD_MIDDLE,
+        decoder.BACKWARD_OTHERS,
+        decoder.BACKWARD_KEPT,
+        decoder.BACKWARD_BOTTOM,
+    )
     return decoder.BACKWARD_TOP if segment in layers else segment
 
 
@@ -131,9 +136,13 @@ def _segments(model: Architecture, shape: StepShape) -> Mapping[str, Mapping[str
     Layers that keep their products and layers that don't grow a segment by bytes of their own.
     """
     low, high = (count * model.unit for count in _COUNTED_LAYERS)
+    if model.near is not None:
+        low, high = low + model.unit, high + model.unit
     kept = min(shape.layers_kept, model.layers)
     others = model.layers - kept
     shape = replace(shape, layers_kept=0)  # `kept` says it: one count serves every number
+    if model.taking:  # no two layers are alike in what they take and give
+        return _count(model, shape, kept, others)
     few_kept, few_others = (count if count <= high else low for count in (kept, others))
     found = _count(model, shape, few_kept, few_others)
     for more, one in (
@@ -164,7 +173,8 @@ def _count(
     del loss
     tape.enter(decoder.OPTIMIZER)
     tape.peaks.pop("start", None)
-    tape.peaks.pop(decoder.BACKWARD_MIDDLE, None)
+    if not model.taking:
+        tape.peaks.pop(decoder.BACKWARD_MIDDLE, None)
     return {segment: dict(zip(KINDS, sizes, strict=True)) for segment, sizes in tape.peaks.items()}
 
 

@@ -22,7 +22,7 @@ def _unit(model: Architecture, shape: StepShape, layout: Layout) -> tuple[int, i
     """Bytes of FSDP's gathered groups: the root (embedding, head), and a layer with its adapter."""
     item = 2 if layout.mixed or shape.weights != "float32" else 4
     lora_item = 2 if layout.mixed else 4
-    root = model.embedding_parameters * (1 if model.tied else 2) * item
+    root = model.root_parameters * item
     layer = (model.matrices // model.layers + model.bias_parameters) * (
         NF4_BYTES if shape.way == "nf4" else item
     )

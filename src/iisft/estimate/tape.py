@@ -102,6 +102,7 @@ class Tape:
         # a recomputation that has all that was saved ends there: what follows is not made
         self.recomputing = self.stopped = False
         self._order = 0
+        self._queue: list[tuple[int, Any]] = []
 
     def taken(self, inner: int) -> "Tensor | None":
         """The output of a product over `inner` numbers that was kept in forward."""
@@ -155,6 +156,22 @@ class Tape:
                 result.node.backward = backward
         return result
 
+    def port(self, tensor: Tensor) -> Node:
+        """Where a tensor's gradients arrive before its own graph is there."""
+        self._order += 1
+        tensor.node = Node(self._order, (None,), (tensor.dtype,))
+        tensor.node.backward = lambda gradient: (gradient,)
+        return tensor.node
+
+    def connect(self, port: Node, made: Tensor) -> None:
+        """Let the gradients that arrive at `port` go on to `made`, in its place of the order."""
+        before, self._order = port.order, self._order + 1
+        port.order, port.parents, port.dtypes = self._order, (made.node,), (made.dtype,)
+        if (-before, port) in self._queue:
+            self._queue.remove((-before, port))
+            heapq.heapify(self._queue)
+            heapq.heappush(self._queue, (-port.order, port))
+
     @contextmanager
     def paused(self, recording: bool) -> Iterator[None]:
         """torch.no_grad() or, inside of it, torch.enable_grad()."""
@@ -168,12 +185,14 @@ class Tape:
         """Run every node behind `tensor`, the latest first; leaves keep their gradients."""
         assert tensor.node is not None
         waiting = {tensor.node: gradient}
-        queue = [(-tensor.node.order, tensor.node)]
+        queue: list[tuple[int, Any]] = [(-tensor.node.order, tensor.node)]
+        before, self._queue = self._queue, queue
         del tensor, gradient
         with self.paused(False):
             while queue:
                 node = heapq.heappop(queue)[1]
                 self._deliver(node, waiting.pop(node), waiting, queue)
+        self._queue = before
 
     def _deliver(
         self,
@@ -208,6 +227,21 @@ class Tape:
         if leaf.gradient is None:
             self.relabel(gradient, GRADIENTS)
             leaf.gradient = gradient
+
+
+def saved_behind(nodes: Iterable[Node | None], until: Node | None) -> list[object]:
+    """What the graph behind `nodes`, up to `until`, has saved: it lives as long as this list."""
+    first = until.order if until is not None else -1
+    waiting, seen = [node for node in nodes if node is not None], set()
+    found: list[object] = []
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.order == sys.maxsize or node.order <= first:
+            continue
+        seen.add(node)
+        found.append(node.backward)
+        waiting += [parent for parent in node.parents if parent is not None]
+    return found
 
 
 def promoted(one: str, other: str) -> str:

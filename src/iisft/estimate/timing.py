@@ -47,7 +47,10 @@ def micro_batch_flops(model: Architecture, shape: StepShape, length: float | Non
         share = min(shape.layers_kept, model.layers) / model.layers
         outputs = sum(n * o for n, _, o in model.adapted())
         products += rows * 2 * shape.rank * outputs * share
-    square = 4 * model.query_size * length * length * shape.batch * model.attending
+    heads = model.query_size * model.attending
+    if model.near is not None:  # a window is a mask over the full square
+        heads += model.near.query_size * (model.layers - model.attending)
+    square = 4 * heads * length * length * shape.batch
     return products + square * _squares(model, shape, length)
 
 

@@ -108,6 +108,24 @@ def fit_unproven(case: Case) -> Iterator[Finding]:
 
 
 @preset_rule(
+    "shared-keys-sharded",
+    applies="sharding fsdp, Gemma 4 E2B and E4B",
+    source="transformers modeling_gemma4.py hands one dict from layer to layer, torch's FSDP2 "
+    "gives each sharded layer a copy of it (traced: KeyError in the first layer that takes)",
+)
+def shared_keys_sharded(case: Case) -> Iterator[Finding]:
+    """Later layers take keys and values of earlier ones, and find none under FSDP2."""
+    preset, shared = case.preset, case.model.get("num_kv_shared_layers")
+    if preset is not None and preset.sharding == "fsdp" and shared:
+        yield seen(
+            f"the last {shared} layers take keys and values of earlier ones, which sharding fsdp "
+            "hides from them: the first step ends with a KeyError",
+            case.place("sharding"),
+            change_preset("sharding=none"),
+        )
+
+
+@preset_rule(
     "packing-wrong",
     applies="train.packing",
     source="LLaMA-Factory 0.9.5's collator.py and packing.py; LlamaFactory#10736",

@@ -99,7 +99,7 @@ def forecast_run(
     if model is None:
         text = (
             "config.json lacks a size that the plan needs, or the model has experts or layers that "
-            "it can't count (Gemma 4 E2B and E4B): memory and time are not known"
+            "it can't count (Gemma 3n): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
         return facts, None, findings

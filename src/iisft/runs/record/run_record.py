@@ -18,6 +18,7 @@ FORMAT = 1
 
 _SECTIONS = ("preset", "env", "interpreter", "packages", "model", "expected", "watch")
 _LISTS = ("argv", "data")
+_MOST_COUNTED = 10**15  # a whole number in every reader's JSON (RFC 8259, section 6)
 _YEAR_10000 = 253_402_300_800
 
 
@@ -291,7 +292,7 @@ def _texts(value: Any) -> dict[str, str]:
 
 
 def count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_COUNTED else None
 
 
 def moment(value: Any) -> float | None:

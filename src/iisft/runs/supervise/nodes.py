@@ -1,5 +1,6 @@
 """What the supervisors of a run on several machines tell each other: each writes a small file into
-the shared run folder, again and again, and reads those of the others.
+the shared run folder, again and again, and reads those of the others. A resume on node 0 is a file
+as well, for which the others wait.
 
 Clocks of machines differ, so what counts is that a file changes while one looks, by one's own
 clock. A file is opened for each look: NFS asks the server then, while what stat tells may be a
@@ -19,13 +20,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iisft import files
-from iisft.errors import Finding
+from iisft.errors import EnvironmentFault, Finding
 from iisft.quoting import shell_word, visible_line
 from iisft.runs.record.events import Events
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise.ending import Ending
-from iisft.runs.supervise.orders import Order, order_of
 from iisft.secrets import hide
 
 NODE_LOST = "node-lost"
@@ -35,6 +35,42 @@ _COMES_S = 60.0  # from our start to the other nodes'
 _SIZE = 4096  # bytes of a node's file: written over itself, it finds room on a full disk too
 _LONGEST = 250  # characters of a reason, each up to twelve bytes
 _ALIVE = ("starting", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A resume on node 0, as the other nodes read it. `word` is another one each time."""
+
+    word: str = ""
+    accept_drift: bool = False
+    from_start: bool = False
+
+
+def give_order(folder: RunFolder, *, accept_drift: bool, from_start: bool) -> None:
+    """Let the supervisors that wait on other nodes resume as well.
+
+    Raises:
+        EnvironmentFault: the folder can't be written.
+    """
+    order = {
+        "word": secrets.token_hex(8),
+        "accept_drift": accept_drift,
+        "from_start": from_start,
+    }
+    try:
+        files.write_json_atomically(folder.resume_order, order)
+    except OSError as error:
+        text = f"the other nodes can't be told to resume: {error.strerror}"
+        raise EnvironmentFault("output-unwritable", text, where=str(folder.resume_order)) from error
+
+
+def order_of(folder: RunFolder) -> Order | None:
+    """The last one; None where there is none, or it can't be read now."""
+    said = files.read_json_object(folder.resume_order)
+    if said is None:
+        return None
+    accept_drift, from_start = (said.get(key) is True for key in ("accept_drift", "from_start"))
+    return Order(str(said.get("word", "")), accept_drift, from_start)
 
 
 @dataclass
