@@ -113,8 +113,8 @@ def test_a_dry_run_shows_the_points_and_queues_nothing(sweep: CLI, workspace: Pa
     assert result.code == 0, result.err
     assert [line.split() for line in result.out.splitlines()] == [
         ["RUN", "lora.rank", "FITS", "TAKES"],
-        ["秋-1", "16", "yes", "-"],
-        ["秋-2", "64", "yes", "-"],
+        ["秋-1", "16", "yes", "0s"],
+        ["秋-2", "64", "yes", "0s"],
     ]
     assert "warning: no evaluation loss will rank these runs" in result.err
     assert not (workspace / "runs").exists()
