@@ -60,16 +60,16 @@ def sweep(
     dry_run: _DryRun = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Queue a run for each combination of values; without options list the sweeps.
+    """Queue a run for each combination of values.
 
     Every run is checked before one is queued. All have the preset's seed, so that they see the
-    rows in the same order.
+    rows in the same order. Without options: every sweep there is.
 
     \b
     Examples:
-      iisft sweep -p mi50 --set lora.rank=16,64 --set train.learning_rate=1e-5,1e-4 --name s
-      iisft sweep -p mi50 --set lora.rank=8,16,32 --set lora.dropout=0,0.1 --random 4
-      iisft compare s
+      iisft sweep -p mi50 --set lora.rank=16,64 --set train.epochs=2,5 --name s
+      iisft sweep -p mi50 --set lora.rank=8,16 --set train.seed=1,2,3 --random 4
+      iisft sweep
     """
     from iisft.runs.plan.request import Request
     from iisft.runs.queue import sweep as sweeping
