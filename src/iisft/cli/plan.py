@@ -204,6 +204,7 @@ def _document(plan: "Plan", compared: "list[Suggestion]") -> dict[str, Any]:
         "world_size": plan.placement.world_size,
         "global_batch": plan.global_batch,
         "measured": _measured(result.workload.measured) if result else None,
+        "data": plan.account,
         "findings": [finding.as_json() for finding in plan.findings],
     } | (_memory(result) | _time(result, plan.preset.train.epochs) if result else {})
 

@@ -230,6 +230,7 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
                 "global_batch": plan.global_batch,
                 "world_size": plan.placement.world_size,
                 "run_dir": str(plan.folder.path),
+                "data": plan.account,
                 "findings": [finding.as_json() for finding in plan.findings],
             }
         )
