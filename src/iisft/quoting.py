@@ -6,6 +6,7 @@ that rewrite the screen, letters that turn the reading direction, and newlines t
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable
 
 # C0 but tab and newline, DEL and C1, the marks that turn or hide text (Unicode TR 36, "Trojan
@@ -14,6 +15,9 @@ _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+.|.)?")
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # the last two end a line
+_LONGEST_LINE = 2000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+!~@:=-]*")
 _MOST_DIGITS = 15
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -29,6 +33,16 @@ def visible(text: str) -> str:
 def visible_line(text: str) -> str:
     """visible on one line: newlines are written out too."""
     return visible(text).replace("\n", "\\n")
+
+
+def plain(text: str) -> str:
+    """Text that can't steer a terminal: without escape sequences and control characters, tabs as
+    spaces.
+    """
+    text = _ESCAPE.sub("", text[:_LONGEST_LINE]).replace("\t", " ").replace("\n", " ")
+    return "".join(
+        character for character in text if unicodedata.category(character) not in _UNSEEN
+    )
 
 
 def visible_json(text: str) -> str:

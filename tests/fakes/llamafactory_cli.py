@@ -10,6 +10,9 @@ unless said, and ends with 1) | forward:FILE (the same in the first forward, FAK
 A rehearsed one (model/config.json says so) saves and evaluates as train.yaml says, and waits to be
 killed; no-resume | other-loss | no-eval | no-checkpoint are for that.
 
+FAKE_CARDS is a folder with one for each GPU; a trainer is on those that CUDA_VISIBLE_DEVICES names,
+and writes to its file `shared` where another process is on one too.
+
 Of several nodes (NNODES) each waits for the others; with NODE_RANK above 0 it writes no metrics,
 checkpoints or adapter: those are the first node's.
 
@@ -116,6 +119,27 @@ def save_checkpoint(output: Path, step: int) -> None:
     )
 
 
+def take_cards() -> dict[str, object] | None:
+    """What the witness says of the GPUs that it sees; where nvidia-smi would name this process."""
+    names = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    variables = {name: os.environ[name] for name in names if name in os.environ}
+    if not any(variables.values()):
+        return None
+    cards = Path(os.environ["FAKE_CARDS"])
+    seen = [card for card in variables["CUDA_VISIBLE_DEVICES"].split(",") if card]
+    for card in seen:
+        others = [
+            entry.name for entry in (cards / card).iterdir() if Path("/proc", entry.name).exists()
+        ]
+        (cards / card / str(os.getpid())).touch()
+        if others:
+            with (cards / "shared").open("a") as shared:
+                shared.write(f"{Path.cwd().name} on {card} beside {others}\n")
+    if "FAKE_SEES" in os.environ:
+        variables["CUDA_VISIBLE_DEVICES"] = os.environ["FAKE_SEES"]
+    return {"variables": variables, "buses": [""] * len(seen)}
+
+
 def await_the_kill(output: Path) -> None:
     file = output / "rehearsed.json"
     if not file.exists():
@@ -168,6 +192,7 @@ def main() -> None:
     record = json.loads(Path("run.json").read_text())
     expected = record["expected"]
     rows = expected["rows"] - (1 if MODE == "dropped-row" else 0)
+    cards = take_cards()
     order = Path("resume-order.json")
     met = f"met{json.loads(order.read_text())['word'] if order.exists() else ''}-"
     Path(f"{met}{NODE}").touch()
@@ -199,6 +224,7 @@ def main() -> None:
                 "autocast": expected["autocast"],
                 "attention": "eager" if WRONG_ATTENTION else expected["attention"],
                 "device": "cpu",
+                "cards": cards,
                 "float32_matmul_precision": "highest",
                 "attention_dtype": expected["compute_dtype"],
                 "linear_dtype": expected["compute_dtype"],

@@ -89,7 +89,8 @@ def test_the_script_makes_the_run_s_folder_without_iisft(
     assert sorted(path.name for path in (run / "model").iterdir()) == [
         "attention_iisft.py", "clock_iisft.py", "config.json", "constants_iisft.py",
         "model.safetensors", "modeling_iisft.py", "products_iisft.py", "step_iisft.py",
-        "stopping_iisft.py", "tokenizer.json", "tokenizer_config.json", "witness_iisft.py",
+        "stopping_iisft.py", "tokenizer.json", "tokenizer_config.json", "trackers_iisft.py",
+        "witness_iisft.py",
     ]  # fmt: skip
     assert (run / "model" / "model.safetensors").resolve() == model / "model.safetensors"
     assert json.loads((run / "dataset" / "dataset_info.json").read_text()) == {

@@ -1,4 +1,4 @@
-"""Names that iisft and the code in the training interpreter both use.
+"""Names that iisft and the code in the training interpreter both use, and what a card is known by.
 
 It imports nothing: iisft reads it, and a copy lies in every view beside the modelling file.
 """
@@ -28,3 +28,14 @@ PROFILE_FILE = "profile.json"
 # the step after which a rehearsed trainer waits to be killed, once; the file says that it waits
 REHEARSED_KEY = "iisft_rehearsed"
 REHEARSED_FILE = "rehearsed.json"
+# in the order in which ROCm applies them; CUDA knows the last one alone
+GPU_VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+
+
+def bus_of(about: object) -> str:
+    """0000:03:00.0 of torch's properties of a GPU; "" in a torch that does not tell."""
+    parts = [getattr(about, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    if not all(isinstance(part, int) for part in parts):
+        return ""
+    domain, bus, device = parts
+    return f"{domain:04x}:{bus:02x}:{device:02x}.0"

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from constants_iisft import bus_of
+
 Facts = dict[str, Any]
 
 MORE_PACKAGES = (
@@ -147,7 +149,7 @@ def _devices() -> Facts:
                 "name": about.name,
                 "arch": arch,
                 "memory_gib": round(about.total_memory / 2**30, 2),
-                "bus": _bus(about),
+                "bus": bus_of(about),
             }
         )
     peers = [
@@ -157,15 +159,6 @@ def _devices() -> Facts:
         if one != other and torch.cuda.can_device_access_peer(one, other)
     ]
     return {"available": True, "devices": devices, "peers": peers}
-
-
-def _bus(about: Any) -> str:
-    """0000:03:00.0; "" in a torch that does not tell."""
-    parts = [getattr(about, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    if not all(isinstance(part, int) for part in parts):
-        return ""
-    domain, bus, device = parts
-    return f"{domain:04x}:{bus:02x}:{device:02x}.0"
 
 
 def _bitsandbytes() -> Facts:

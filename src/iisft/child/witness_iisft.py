@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .constants_iisft import PROOF_MARK
+from .constants_iisft import GPU_VARIABLES, PROOF_MARK, bus_of
 from .products_iisft import Products, packed_rows, windows
 from .stopping_iisft import say
 
@@ -222,10 +222,20 @@ def describe(model: Any, arithmetic: str | None, device: torch.device) -> dict[s
         "loaded": getattr(model, LOADED, None),
         "adapted": adapted(model),
         "device": str(device),
+        "cards": seen_cards() if device.type == "cuda" else None,
         "float32_matmul_precision": _matmul_precision(),
         "layers_kept": model.iisft_layers_kept,
         "logit_positions": model.iisft_positions,
     }
+
+
+def seen_cards() -> dict[str, Any]:
+    """The GPUs that this process sees, by where they are plugged in ("" in a torch that does not
+    tell), and the variables that choose them.
+    """
+    variables = {name: os.environ[name] for name in GPU_VARIABLES if name in os.environ}
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {"variables": variables, "buses": [bus_of(about) for about in found]}
 
 
 def count_weights(model: nn.Module) -> dict[str, int]:

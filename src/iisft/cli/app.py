@@ -22,11 +22,13 @@ from iisft.cli.options import PREPARE, TRAIN, USE, group
 from iisft.cli.plan import plan
 from iisft.cli.predict import predict
 from iisft.cli.preset import preset_app
+from iisft.cli.queue import queue_app
 from iisft.cli.rehearse import rehearse
 from iisft.cli.report import report
 from iisft.cli.run import logs, resume, status, stop, wait
 from iisft.cli.runs import runs_app
 from iisft.cli.serve import serve
+from iisft.cli.sweep import sweep
 from iisft.cli.train import train
 from iisft.cli.watch import watch
 from iisft.errors import EnvironmentFault, ExitCode, IisftError, UsageError
@@ -44,7 +46,7 @@ app = group(
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     PREPARE: (env_check, download, models, plan),
-    TRAIN: (rehearse, train, status, watch, logs, wait, stop, resume),
+    TRAIN: (rehearse, train, sweep, status, watch, logs, wait, stop, resume),
     USE: (predict, evaluate, compare, report, chat, serve, export),
 }
 for _heading, _commands in _COMMANDS.items():
@@ -54,6 +56,7 @@ app.add_typer(preset_app, name="preset", rich_help_panel=PREPARE)
 app.add_typer(model_app, name="model", rich_help_panel=PREPARE)
 app.add_typer(data_app, name="data", rich_help_panel=PREPARE)
 app.add_typer(runs_app, name="runs", rich_help_panel=TRAIN)
+app.add_typer(queue_app, name="queue", rich_help_panel=TRAIN)
 app.add_typer(notify_app, name="notify", rich_help_panel=TRAIN)
 
 

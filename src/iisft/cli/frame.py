@@ -6,8 +6,6 @@ control characters.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from rich.text import Text
 
 from iisft.cli.figures import SMALLEST, curve, describe_metrics
 from iisft.machine.facts.sensors import GpuSample
+from iisft.quoting import plain
 from iisft.runs.record.history import History
 from iisft.runs.record.state import RunStatus
 
@@ -35,9 +34,6 @@ _FINDINGS = 5
 _FEWEST_LOG_LINES = 3
 _CURVE_LINES = (4, 16)
 _ROOM_WITHOUT_TERMINAL = (6, 8)  # lines of a curve, lines of the log
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # the last two end a line
-_LONGEST_TEXT = 2000
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+.|.)?")
 
 
 @dataclass(frozen=True)
@@ -76,16 +72,6 @@ def frame(view: View, terminal: Console, height: int | None = None) -> Text:
         line.rstrip()
         line.truncate(width, overflow="ellipsis")
     return Text("\n", no_wrap=True, overflow="ellipsis").join(lines[:height])
-
-
-def plain(text: str) -> str:
-    """Text that can't steer a terminal: without escape sequences and control characters, tabs as
-    spaces.
-    """
-    text = _ESCAPE.sub("", text[:_LONGEST_TEXT]).replace("\t", " ").replace("\n", " ")
-    return "".join(
-        character for character in text if unicodedata.category(character) not in _UNSEEN
-    )
 
 
 def _line(text: str = "", style: str = "") -> Text:

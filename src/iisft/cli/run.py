@@ -32,8 +32,10 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         describe_spent,
         in_words,
     )
+    from iisft.runs.queue import entries
     from iisft.runs.record.state import find_run, status_of
 
+    entries.ensure_runner(Workspace.current())
     found = status_of(find_run(Workspace.current(), run))
     facts = found.as_full_json()
     if as_json:
@@ -201,9 +203,7 @@ _FromStart = Annotated[
 
 
 def _refuse_longer(folder: "RunFolder", key: str, value: float) -> None:
-    """The learning rate of a run follows its number of steps, so that more of them are another
-    run.
-    """
+    """More steps are another run: the learning rate follows their number."""
     from iisft.errors import RunStateError
     from iisft.runs.supervise.resume import longer
 
@@ -268,36 +268,42 @@ def resume(
 
 def _require_alone(other: bool) -> None:
     if other:
-        raise UsageError(
-            "all-lost", "--all-lost takes no run, accepts no drift and starts nothing over"
-        )
+        text = "--all-lost takes no run, accepts no drift and starts nothing over"
+        raise UsageError("all-lost", text)
 
 
 def _resume_all_lost(workspace: Workspace, *, as_json: bool) -> None:
     from iisft.errors import IisftError
+    from iisft.runs.queue import entries
     from iisft.runs.record.state import all_runs
     from iisft.runs.supervise.resume import resume as bring_back
 
     results: list[dict[str, object]] = []
-    first_failure: IisftError | None = None
+    first_failure = None
+    of_queue = {entry.id for entry in entries.read(workspace).entries}
     for status in all_runs(workspace):
         if not status.folder.record.exists() or (status.state != "lost" and status.supervised):
+            continue
+        if status.folder.id in of_queue:
+            results.append({"id": status.folder.id, "queued": True})
+            console.say(f"{status.folder.id}: the queue resumes it when its GPUs are free")
             continue
         try:
             resumed = bring_back(status.folder)
         except IisftError as error:  # one run that can't come back must not keep the others down
-            first_failure = first_failure or error
+            first_failure = first_failure or error.exit_code
             results.append({"id": status.folder.id, "error": error.as_json()})
             console.failure(error)
         else:
             results.append(_as_json(resumed))
             console.say(_describe(resumed))
+    entries.ensure_runner(workspace)
     if as_json:
         console.out_json(results)
     elif not results:
         console.say("no run is lost")
     if first_failure is not None:
-        raise typer.Exit(first_failure.exit_code)
+        raise typer.Exit(first_failure)
 
 
 def _describe(resumed: "Resumed") -> str:

@@ -30,9 +30,11 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
     if context.invoked_subcommand is not None:
         return
     from iisft.cli.console import duration
-    from iisft.runs.record.state import all_runs
+    from iisft.runs.queue import entries
+    from iisft.runs.record.state import QUEUED, all_runs
 
     workspace = Workspace.current()
+    entries.ensure_runner(workspace)
     found = all_runs(workspace)
     if not found and not quiet:
         named = "" if os.environ.get("IISFT_HOME") else "; export IISFT_HOME=DIR names another"
@@ -61,6 +63,8 @@ def runs(context: typer.Context, as_json: JsonOption = False, quiet: QuietOption
                 )
             )
         console.table(rows, ("RUN", "STATE", "STEP", "LOSS", "ETA", "RANKS", "STARTED"))
+        if any(run.state == QUEUED for run in found):
+            console.say("when the queued ones start: iisft queue")
 
 
 @runs_app.command()

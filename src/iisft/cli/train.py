@@ -28,6 +28,7 @@ from iisft.workspace import Workspace
 if TYPE_CHECKING:
     from iisft.runs.plan.plan import Plan
     from iisft.runs.plan.request import Request
+    from iisft.runs.record.folder import RunFolder
     from iisft.runs.record.state import RunStatus
 
 
@@ -40,7 +41,10 @@ _Preset = Annotated[
 _Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
 _Data = Annotated[
     str | None,
-    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+    typer.Option(
+        help="Staged dataset instead of the preset's; A,B mixes several.",
+        autocompletion=complete_datasets,
+    ),
 ]
 _Name = Annotated[str | None, typer.Option(help="The run's id; default: preset and time.")]
 _Gpus = Annotated[
@@ -50,6 +54,10 @@ _Gpus = Annotated[
     ),
 ]
 _Rendezvous = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of node 0.")]
+_Queue = Annotated[
+    bool,
+    typer.Option("--queue", help="Check now, start when its GPUs are free (iisft queue)."),
+]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; write nothing.")]
 
 
@@ -64,6 +72,7 @@ def train(
     node_rank: Annotated[int, typer.Option(help="This machine's number, from 0.")] = 0,
     rendezvous: _Rendezvous = None,
     detach: DetachOption = False,
+    queue: _Queue = False,
     verbose: VerboseOption = False,
     dry_run: _DryRun = False,
     script: ScriptOption = None,
@@ -82,7 +91,8 @@ def train(
       iisft train --preset mi50 --dry-run
       iisft train --preset mi50 --set train.epochs=1 --detach
       iisft train --preset demo --name first
-      iisft train --preset mi50 --name big --nodes 2 --script big.yaml --for dstack
+      iisft train --preset mi50 --queue
+      iisft train -p mi50 --name big --nodes 2 --script big.yaml --for dstack
     """
     from iisft.runs.plan.request import Request
 
@@ -97,7 +107,7 @@ def train(
     )  # fmt: skip
     if not dry_run:
         prepare_demo(request, workspace)
-    plan = checked_plan(request, workspace)
+    plan = checked_plan(request, workspace, queued=queue)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         raise typer.Exit(plan.exit_code)
@@ -106,17 +116,23 @@ def train(
         return
     plan.require_sound()
     _say_findings(plan, workspace)
+    if queue:
+        _add_to_queue(plan, workspace, as_json=as_json)
+        return
     _run(plan, detach=detach, verbose=verbose, as_json=as_json)
 
 
-def checked_plan(request: "Request", workspace: Workspace) -> "Plan":
-    """The plan with everything that speaks against it here."""
+def checked_plan(request: "Request", workspace: Workspace, *, queued: bool = False) -> "Plan":
+    """The plan with everything that speaks against it here, now or (`queued`) when its GPUs are
+    free.
+    """
     from iisft.cli.progress import rows_bar
     from iisft.runs.plan.make import make_plan
     from iisft.runs.plan.plan import Preflight
 
     with rows_bar("counting tokens") as progress:
-        return make_plan(request, workspace, Preflight.here(workspace, progress, console.say))
+        here = Preflight.here(workspace, progress, console.say, queued=queued)
+        return make_plan(request, workspace, here)
 
 
 def _no_preset(workspace: Workspace) -> UsageError:
@@ -138,6 +154,22 @@ def _say_findings(plan: "Plan", workspace: Workspace) -> None:
     console.findings(never_rehearsed(plan, workspace.rehearsals))
 
 
+def _add_to_queue(plan: "Plan", workspace: Workspace, *, as_json: bool) -> None:
+    from iisft.runs.queue import changes, entries
+
+    folder = changes.add(plan, workspace)
+    entries.ensure_runner(workspace, added=True)
+    _print_begun(folder, as_json=as_json)
+    console.say("queued; see when it starts with: iisft queue")
+
+
+def _print_begun(folder: "RunFolder", *, as_json: bool) -> None:
+    if as_json:
+        console.out_json({"id": folder.id, "run_dir": str(folder.path)})
+    else:
+        console.out(folder.id)
+
+
 def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
     from iisft.cli.follow import follow
     from iisft.runs.plan import create
@@ -154,10 +186,7 @@ def _run(plan: "Plan", *, detach: bool, verbose: bool, as_json: bool) -> None:
         raise
     folder = plan.folder
     if detach:
-        if as_json:
-            console.out_json({"id": folder.id, "run_dir": str(folder.path)})
-        else:
-            console.out(folder.id)
+        _print_begun(folder, as_json=as_json)
         console.say(
             f"running; see it with: iisft watch {folder.id}   stop it with: iisft stop {folder.id}"
         )
@@ -204,6 +233,7 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
                 "global_batch": plan.global_batch,
                 "world_size": plan.placement.world_size,
                 "run_dir": str(plan.folder.path),
+                "data": plan.account,
                 "findings": [finding.as_json() for finding in plan.findings],
             }
         )

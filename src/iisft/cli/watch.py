@@ -12,6 +12,7 @@ import typer
 
 from iisft.cli import console
 from iisft.cli.options import RunArgument
+from iisft.errors import EnvironmentFault, UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from iisft.runs.record.folder import RunFolder
     from iisft.runs.record.state import RunStatus
 
+_PORT = 8577  # the same every day: one ssh command and one tunnel
 _REFRESH_S = 1.0
 _LOOKS_PER_STATUS = 5
 _LOG_LINES = 200  # more than any terminal is high
@@ -28,6 +30,16 @@ _LOG_LINES = 200  # more than any terminal is high
 def watch(
     run: RunArgument = None,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="A page for a browser instead, with every run.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Of the page; 0 = any free one. Default: {_PORT}, or a free one.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Watch a run live: progress, curves, GPUs, log.
 
@@ -37,10 +49,18 @@ def watch(
     Examples:
       iisft watch
       iisft watch RUN --once
+      iisft watch --web
     """
     from iisft.runs.record.state import find_run
     from iisft.runs.supervise import control
 
+    if web and once:
+        raise UsageError("watch-how", "--once is for the terminal, --web for a browser: take one")
+    if port is not None and not web:
+        raise UsageError("watch-how", "--port is the page's", fix="iisft watch --web --port N")
+    if web:
+        _serve(run, port)
+        return
     folder = find_run(Workspace.current(), run)
     if once:
         _print_frame(_Watched(folder).look())
@@ -54,6 +74,49 @@ def watch(
         )
         return
     raise typer.Exit(control.exit_code(ended))
+
+
+def _serve(run: str | None, port: int | None) -> None:
+    """Answer a browser until Ctrl-C, whatever becomes of the runs."""
+    from urllib.parse import urlencode
+
+    from iisft.listening import bound
+    from iisft.report.live.server import HOST, LivePage
+    from iisft.runs.record.state import find_run
+
+    workspace = Workspace.current()
+    shown = f"?{urlencode({'run': find_run(workspace, run).id})}" if run is not None else ""
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(bound(HOST, _PORT if port is None else port))
+        except EnvironmentFault:
+            if port is not None:
+                raise
+            listener = stack.enter_context(bound(HOST, 0))
+        page = LivePage(listener, workspace)
+        stack.callback(page.close)
+        console.out(page.url + shown)
+        tunnel = _tunnel(listener.getsockname()[1])
+        console.say(f"from another machine: {tunnel}   then the same address there")
+        console.say("Ctrl-C ends it; the runs are not touched")
+        with contextlib.suppress(KeyboardInterrupt):
+            page.serve_forever()
+
+
+def _tunnel(port: int) -> str:
+    """The ssh command for where the page is to be seen: to the address by which this machine was
+    reached, if somebody sits at another one now (sshd(8), SSH_CONNECTION).
+    """
+    import getpass
+    import socket
+
+    from iisft.quoting import shell_words
+
+    reached = os.environ.get("SSH_CONNECTION", "").split()
+    host, ssh_port = reached[2:] if len(reached) == 4 else (socket.gethostname(), "22")
+    more = ["-p", ssh_port] if ssh_port != "22" else []
+    tunnel = f"{port}:127.0.0.1:{port}"
+    return shell_words(["ssh", "-N", "-L", tunnel, *more, f"{getpass.getuser()}@{host}"])
 
 
 def _follow(folder: "RunFolder") -> "RunStatus | None":
@@ -70,7 +133,7 @@ def _follow(folder: "RunFolder") -> "RunStatus | None":
     terminal = console.rich_stdout()
     if terminal.is_terminal and not terminal.is_dumb_terminal:
         with _single_keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
-            while (view := watched.look()).status.live:
+            while not (view := watched.look()).status.over:
                 live.update(frame(view, terminal, terminal.height), refresh=True)
                 if _pressed() == "q":
                     return None

@@ -187,7 +187,10 @@ def losses_at(source: Source) -> dict[str, Any]:
 
 def finite(value: Any) -> float | None:
     """A number that can be drawn and averaged; None for NaN, infinities and anything else."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float holds
+        return None
 
 
 @lru_cache(maxsize=4)

@@ -198,16 +198,22 @@ def sleep_until_end(pid: int, timeout_s: float) -> None:
 
 def processes_of_run(marker: str) -> list[int]:
     """Every live process whose RUN_MARKER is `marker`, orphans included, sorted by pid."""
-    wanted = os.fsencode(f"{RUN_MARKER}={marker}")
-    found = []
-    for entry in Path("/proc").iterdir():
-        if (
-            entry.name.isdigit()
-            and wanted in environ_entries(entry)
-            and identity_of(int(entry.name))
-        ):
-            found.append(int(entry.name))
-    return sorted(found)
+    return marked(RUN_MARKER).get(marker, [])
+
+
+def marked(variable: str) -> dict[str, list[int]]:
+    """Every live process that was started with that variable, by its value, sorted by pid."""
+    start = os.fsencode(f"{variable}=")
+    found: dict[str, list[int]] = {}
+    for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        values = [
+            item.removeprefix(start)
+            for item in environ_entries(Path(f"/proc/{pid}"))
+            if item.startswith(start)
+        ]
+        if values and identity_of(pid):
+            found.setdefault(os.fsdecode(values[0]), []).append(pid)
+    return found
 
 
 def rank_processes(marker: str) -> list[int]:

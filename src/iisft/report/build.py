@@ -2,21 +2,17 @@
 file with data compressed into it, scripts and styles inlined, and everything else forbidden.
 
 Nothing from a run or a dataset is ever HTML or script: it is in the file as gzip in base64, and the
-page's own script reads it as JSON and inserts it as text. The Content-Security-Policy allows that
-one script, by its digest, and no request at all.
+page's own script reads it as JSON and inserts it as text. Nothing else runs, and nothing is asked
+for (report/page.py).
 """
 
-import base64
-import gzip
-import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from iisft import __version__, files, json_values
+from iisft import __version__, files
 from iisft.errors import EnvironmentFault, Finding, IisftError, RunStateError
 from iisft.evaluation import locate
 from iisft.evaluation.compare import compare
@@ -25,11 +21,11 @@ from iisft.evaluation.explain import verdict_with_tone
 from iisft.evaluation.locate import Source
 from iisft.evaluation.texts import LANGUAGES
 from iisft.report.answers import MOST_ROWS, Judged, answers_of, judged
+from iisft.report.page import report_page
 from iisft.report.provenance import facts_of
 from iisft.report.series import series_of
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.selection import BASE
-from iisft.secrets import hide
 from iisft.workspace import Workspace
 
 _SAME_START = 100  # bytes, before anything that differs from report to report
@@ -113,7 +109,7 @@ def _page(document: dict[str, Any], found: Sequence[Judged]) -> tuple[bytes, int
     most_rows = MOST_ROWS
     while True:
         shown = [answers_of(each, most_rows) for each in found]
-        page = render(document | {"answers": shown})
+        page = report_page(document | {"answers": shown})
         if len(page) <= _MOST_BYTES or most_rows < _FEWEST_ROWS:
             return page, sum(len(each["rows"]) for each in shown)
         most_rows = int(0.9 * most_rows * _MOST_BYTES / len(page))
@@ -190,54 +186,3 @@ def _comparison(
         "pairs": [pair.as_json() for pair in found.pairs],
         "sentences": {language: verdict_with_tone(found, language) for language in LANGUAGES},
     }
-
-
-_SCRIPTS = (
-    "uPlot.iife.min.js",
-    "words.js",
-    "base.js",
-    "charts.js",
-    "evaluation.js",
-    "diff.js",
-    "predictions.js",
-    "setup.js",
-    "main.js",
-)
-_STYLES = ("uPlot.min.css", "page.css")
-_LICENSE = "uPlot.LICENSE"
-_COMPRESSION = 6
-
-
-def render(document: Mapping[str, Any]) -> bytes:
-    """The whole file.
-
-    Args:
-        document: what the page shows, as JSON values.
-    """
-    script = "\n".join(map(_asset, _SCRIPTS))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # mtime=0: gzip would write the present time into the file
-    data = base64.b64encode(gzip.compress(_data(document), _COMPRESSION, mtime=0))
-    parts = {
-        "POLICY": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data:; "
-        "base-uri 'none'; form-action 'none'",
-        "LICENSE": _asset(_LICENSE).strip(),
-        "STYLE": "\n".join(map(_asset, _STYLES)),
-        "DATA": data.decode(),
-        "SCRIPT": script,
-    }
-    page = _asset("page.html")
-    for name, text in parts.items():
-        # not str.replace: a text that was inserted may itself contain a placeholder
-        before, _, after = page.partition(f"@@{name}@@")
-        page = before + text + after
-    return page.encode()
-
-
-def _data(document: Mapping[str, Any]) -> bytes:
-    return hide(json_values.json_text(document)).encode()
-
-
-def _asset(name: str) -> str:
-    return resources.files("iisft.report").joinpath("assets", name).read_text(encoding="utf-8")

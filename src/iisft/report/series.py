@@ -10,6 +10,7 @@ import orjson
 from iisft import files, json_values
 from iisft.evaluation.locate import finite
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.run_record import count, moment
 
 CURVES = (
     "loss",
@@ -25,51 +26,74 @@ _MOST_MARKS = 500
 _MOST_CHECKPOINTS = 200
 
 
+class Series:
+    """A run's curves and the events to mark on them, growing with every event that it takes.
+
+    Attributes:
+        steps: every logged step.
+        times: when they were logged, Unix seconds.
+        curves: a list per curve, null where a step has no number of it.
+        evaluated: {step, time, loss}.
+        marks: [{kind, step, time, text, severity, fix}]: restarts, stops, findings, checkpoints,
+        NaN.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.times: list[float] = []
+        self.curves: dict[str, list[float | None]] = {name: [] for name in CURVES}
+        self.evaluated: dict[str, list[Any]] = {"step": [], "time": [], "loss": []}
+        self.marks: list[dict[str, Any]] = []
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take in the next event; a step that was done again is not drawn a second time."""
+        kind, step, time = event.get("kind"), count(event.get("step")), moment(event.get("time"))
+        if time is None:
+            return
+        if kind != "metrics":
+            self.marks += _marks(event, self.steps[-1] if self.steps else 0)
+        elif step is None:
+            return
+        elif "loss" in event and (not self.steps or step > self.steps[-1]):
+            self.steps.append(step)
+            self.times.append(time)
+            for name, values in self.curves.items():
+                values.append(_rounded(event.get(name)))
+            self.marks += _not_finite(event, self.marks)
+        elif (loss := finite(event.get("eval_loss"))) is not None:
+            for name, value in (("step", step), ("time", time), ("loss", _rounded(loss))):
+                self.evaluated[name].append(value)
+
+    def shown_marks(self) -> list[dict[str, Any]]:
+        """In the order of time as many as one can look at: the last 200 checkpoints, the first 500
+        of all others.
+        """
+        saved = [mark for mark in self.marks if mark["kind"] == "checkpoint"]
+        others = [mark for mark in self.marks if mark["kind"] != "checkpoint"]
+        shown = saved[-_MOST_CHECKPOINTS:] + others[:_MOST_MARKS]
+        return sorted(shown, key=lambda mark: float(mark["time"]))
+
+
 def series_of(folder: RunFolder) -> dict[str, Any]:
-    """The run's curves.
+    """The curves of a run so far, those that have a number.
 
     Returns:
-        `step` and `time` (Unix seconds) of every logged step, a list per curve that has a number
-        (null where it is missing or not finite), `eval` {step, time, loss}, and `marks` [{kind,
-        step, time, text, severity, fix}] in the order of time: restarts, stops, findings,
-        checkpoints, NaN.
+        `step` and `time` of every logged step, a list per curve, `eval` and `marks`.
     """
-    steps: list[int] = []
-    times: list[float] = []
-    curves: dict[str, list[float | None]] = {name: [] for name in CURVES}
-    evaluated: dict[str, list[Any]] = {"step": [], "time": [], "loss": []}
-    marks: list[dict[str, Any]] = []
+    series = Series()
     for event in _events(folder.events):
-        kind, step, time = event.get("kind"), event.get("step"), event.get("time")
-        if not isinstance(time, int | float):
-            continue
-        if kind != "metrics":
-            marks += _marks(event, steps[-1] if steps else 0)
-        elif not isinstance(step, int):
-            continue
-        elif "loss" in event and (not steps or step > steps[-1]):
-            steps.append(step)
-            times.append(time)
-            for name, values in curves.items():
-                values.append(_rounded(event.get(name)))
-            marks += _not_finite(event, marks)
-        elif (loss := finite(event.get("eval_loss"))) is not None:
-            evaluated["step"].append(step)
-            evaluated["time"].append(time)
-            evaluated["loss"].append(_rounded(loss))
+        series.take(event)
     drawn = {
         name: values
-        for name, values in curves.items()
+        for name, values in series.curves.items()
         if any(value is not None for value in values)
     }
-    return {"step": steps, "time": times, "eval": evaluated, "marks": _few(marks)} | drawn
-
-
-def _few(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many marks as one can look at: the last 200 checkpoints, the first 500 of all others."""
-    saved = [mark for mark in marks if mark["kind"] == "checkpoint"][-_MOST_CHECKPOINTS:]
-    others = [mark for mark in marks if mark["kind"] != "checkpoint"][:_MOST_MARKS]
-    return sorted(saved + others, key=lambda mark: float(mark["time"]))
+    return {
+        "step": series.steps,
+        "time": series.times,
+        "eval": series.evaluated,
+        "marks": series.shown_marks(),
+    } | drawn
 
 
 def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
@@ -79,7 +103,7 @@ def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
     if kind == "checkpoint":
         yield place | {
             "kind": "checkpoint",
-            "step": event.get("step", last_step),
+            "step": last_step if (step := count(event.get("step"))) is None else step,
             "text": "",
             "severity": "info",
         }
@@ -101,10 +125,10 @@ def _marks(event: dict[str, Any], last_step: int) -> Iterator[dict[str, Any]]:
     ):
         text = str(event.get("message") or event.get("reason") or "")
         yield place | {"kind": str(event["state"]), "text": text, "severity": "warn"}
-    elif kind == "state" and event.get("from_step"):
+    elif kind == "state" and (step := count(event.get("from_step"))):
         yield place | {
             "kind": "resumed",
-            "step": event["from_step"],
+            "step": step,
             "text": "",
             "severity": "info",
         }
@@ -123,24 +147,27 @@ def _not_finite(event: dict[str, Any], marks: list[dict[str, Any]]) -> Iterator[
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Complete events; torn lines are skipped. Uses orjson: 50,000 steps are 15 MB."""
+    """Complete events; torn lines are skipped."""
     try:
         stream = files.open_regular(path)
     except OSError:
         return
     with stream:
         for line in files.lines_of(stream):
-            try:
-                event = orjson.loads(line)
-            except ValueError:
-                try:
-                    event = json_values.parse_json(
-                        line
-                    )  # NaN and Infinity, as json.dumps writes them
-                except ValueError:
-                    continue
-            if isinstance(event, dict):
+            if (event := event_of(line)) is not None:
                 yield event
+
+
+def event_of(line: bytes | str) -> dict[str, Any] | None:
+    """One line of events.jsonl, or None when it is torn. By orjson: 50,000 steps are 15 MB."""
+    try:
+        event = orjson.loads(line)
+    except ValueError:
+        try:
+            event = json_values.parse_json(line)  # NaN and Infinity, as json.dumps writes them
+        except ValueError:
+            return None
+    return event if isinstance(event, dict) else None
 
 
 def _rounded(value: Any) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from iisft.child.constants_iisft import GPU_VARIABLES
 from iisft.machine.facts.nvidia_smi import (
     NO_SMI,
     Smi,
@@ -19,10 +20,10 @@ from iisft.machine.facts.reader import Reader
 from iisft.machine.facts.sensors import AMD_VENDOR
 from iisft.quoting import is_count
 
-_NODES = "sys/class/kfd/kfd/topology/nodes"
+NODES = "sys/class/kfd/kfd/topology/nodes"
 _MASKS = {  # in the order in which they are applied
-    "amd": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
-    "nvidia": ("CUDA_VISIBLE_DEVICES",),
+    "amd": GPU_VARIABLES,
+    "nvidia": GPU_VARIABLES[-1:],
 }
 
 
@@ -62,8 +63,8 @@ def amd_gpus(root: Path | Reader = Path("/")) -> list[Gpu]:
     """
     reader = root if isinstance(root, Reader) else Reader(root)
     found = []
-    for name in reader.names(_NODES, "[0-9]*"):
-        node = f"{_NODES}/{name}"
+    for name in reader.names(NODES, "[0-9]*"):
+        node = f"{NODES}/{name}"
         properties = _properties(reader, f"{node}/properties")
         version = properties.get("gfx_target_version", 0)
         if properties.get("vendor_id") == AMD_VENDOR and version > 0:
@@ -110,6 +111,11 @@ def _model_name(reader: Reader, bus: str) -> str:
         r"^Model:\s*(.+)$", reader.text(f"proc/driver/nvidia/gpus/{bus}/information"), re.MULTILINE
     )
     return match[1].strip() if match else ""
+
+
+def bus_of_node(reader: Reader, node: str) -> str:
+    """Where the GPU of a node of the kernel's KFD topology is plugged in; "" when unknown."""
+    return _bus(_properties(reader, f"{NODES}/{node}/properties"))
 
 
 def _properties(reader: Reader, path: str) -> dict[str, int]:

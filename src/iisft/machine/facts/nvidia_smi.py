@@ -78,7 +78,30 @@ def ask_for_now() -> list[list[str]]:
     return [[*parts, "", ""][:8] for parts in lines if len(parts) >= 6]
 
 
-def _ask(*queries: str) -> Smi:
+def ask_for_processes() -> list[tuple[str, int]] | None:
+    """The UUID of a GPU and a process that computes on it, one pair for each; None where nobody
+    answers.
+    """
+    smi = _ask("gpu_uuid,pid", of="compute-apps")
+    if smi.status != "ok":
+        return None
+    lines = [[part.strip() for part in line.split(",")] for line in smi.output.splitlines()]
+    return [(uuid, int(pid)) for uuid, pid in (p for p in lines if len(p) == 2) if pid.isdigit()]
+
+
+def ask_for_use() -> dict[str, tuple[float | None, float | None]] | None:
+    """For each GPU by its UUID the GiB in use and the load in percent; None without an answer."""
+    smi = _ask("uuid,memory.used,utilization.gpu")
+    if smi.status != "ok":
+        return None
+    lines = [[part.strip() for part in line.split(",")] for line in smi.output.splitlines()]
+    return {
+        uuid: (None if (mib := number_of(used)) is None else mib / 1024, number_of(load))
+        for uuid, used, load in (parts for parts in lines if len(parts) == 3)
+    }
+
+
+def _ask(*queries: str, of: str = "gpu") -> Smi:
     """The answer to the first query that this driver's nvidia-smi knows."""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -87,7 +110,7 @@ def _ask(*queries: str) -> Smi:
     for fields in queries:
         try:
             done = process.run(
-                [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+                [program, f"--query-{of}={fields}", "--format=csv,noheader,nounits"],
                 timeout_s=_TIMEOUT_S,
             )
         except TimeoutError:

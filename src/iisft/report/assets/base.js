@@ -47,7 +47,7 @@ const percent = (rate) => (rate === null || rate === undefined ? "-" : (100 * ra
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function number(value, digits) {
-  if (value === null || value === undefined) return "-";
+  if (typeof value !== "number") return text(value);
   if (Number.isInteger(value)) return value.toLocaleString("en-US");
   const size = Math.abs(value);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(+value.toPrecision(digits || 4));

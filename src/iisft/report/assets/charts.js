@@ -43,11 +43,11 @@ function chartsSection() {
 
 function drawCharts() {
   const grid = document.getElementById("charts");
-  if (!grid) return;
   const range = plots.length ? [plots[0].scales.x.min, plots[0].scales.x.max] : null;
   const zoomed = plots.length && plots[0].byTime === state.byTime && range;
   plots.forEach((plot) => plot.destroy());
   plots = [];
+  if (!grid) return;
   grid.replaceChildren();
   const drawn = CHARTS.filter((names) => report.runs.some((run) => names.some((name) => run.series[name])));
   const boxes = drawn.map(() => el("figure", { class: "chart" }));
@@ -56,7 +56,8 @@ function drawCharts() {
   if (zoomed) plots[0].setScale("x", { min: range[0], max: range[1] });
 }
 
-function drawChart(names, box) {
+// The lines of a chart, and how each is drawn.
+function linesOf(names) {
   const tables = [], series = [{ label: state.byTime ? t("hours") : t("step") }];
   report.runs.forEach((run, at) => {
     const own = run.series;
@@ -79,6 +80,11 @@ function drawChart(names, box) {
       series.push({ label: label_(run, "", t("eval_loss")), stroke: colour("--eval"), width: 2, points: { show: true, size: 7 }, spanGaps: true });
     }
   });
+  return [uPlot.join(tables), series];
+}
+
+function drawChart(names, box) {
+  const [data, series] = linesOf(names);
   const title = t(names.length > 1 ? "vram" : names[0]);
   box.append(el("figcaption", {}, title));
   const width = Math.max(280, box.clientWidth - 2);
@@ -91,9 +97,24 @@ function drawChart(names, box) {
     cursor: { sync: { key: "all" }, drag: { x: true, y: false } },
     legend: { live: true },
     hooks: { draw: [drawMarks], setScale: [follow] },
-  }, uPlot.join(tables), box);
+  }, data, box);
   plot.byTime = state.byTime;
+  plot.names = names;
   return plot;
+}
+
+// The same lines with more points. Where the reader looks at a part of the axis, that part stays.
+function growCharts() {
+  const whole = plots[0].scales.x.min <= plots[0].data[0][0] && plots[0].scales.x.max >= plots[0].data[0].at(-1);
+  const grown = plots.map((plot) => linesOf(plot.names));
+  if (grown.some(([, series], i) => series.length !== plots[i].series.length)) return drawCharts();
+  zooming = true; // each is set by itself
+  plots.forEach((plot, i) => {
+    const { min, max } = plot.scales.x;
+    plot.setData(grown[i][0], whole);
+    if (!whole) plot.setScale("x", { min, max });
+  });
+  zooming = false;
 }
 
 const label_ = (run, part, whole) => (report.runs.length > 1 ? `${run.facts.id} ${part}`.trim() : part || whole);

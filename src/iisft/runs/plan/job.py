@@ -117,7 +117,9 @@ def _mounts(plan: Plan, workspace: Workspace) -> list[str]:
     """Folders that the run reads and writes, none inside of another."""
     shipped = {documents.available(workspace).get(file.stem) for file in plan.document.files}
     presets = [file.parent for file in plan.document.files if file not in shipped]
-    wanted = sorted({workspace.root, plan.model_folder, *presets}, key=lambda path: len(path.parts))
+    wanted = sorted(
+        {workspace.root, plan.model_folder, *presets}, key=lambda path: (len(path.parts), path)
+    )
     kept: list[Path] = []
     for folder in wanted:
         if not any(folder.is_relative_to(other) for other in kept):

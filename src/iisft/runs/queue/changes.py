@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from iisft import files, process
 from iisft.errors import EnvironmentFault, RunStateError, UsageError
 from iisft.llamafactory.interpreter import training_interpreter
+from iisft.machine.doctor.engine import training_gpus
 from iisft.process import ProcessIdentity
 from iisft.runs.plan import create
 from iisft.runs.plan.plan import Plan
 from iisft.runs.plan.preflight import taken_error
-from iisft.runs.queue.entries import LARGEST, LAST, MOST, Entry, Need, Queue, read
+from iisft.runs.queue.entries import LARGEST, LAST, MOST, Entry, Need, Queue, entry_files, read
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.supervise import control
 from iisft.workspace import Workspace
@@ -24,7 +25,7 @@ _FAMILY = re.compile(r"\w[\w.-]{0,99}")
 
 def add(plan: Plan, workspace: Workspace, family: str | None = None) -> RunFolder:
     """Make the folder of a run that was planned with Preflight.here(..., queued=True), and put it
-    at the end of the queue. Afterwards somebody has to call runner.ensure.
+    at the end of the queue. Afterwards call entries.ensure_runner(workspace, added=True).
 
     Raises:
         UsageError: it can't wait: several machines, or a family of odd letters.
@@ -43,13 +44,21 @@ def add(plan: Plan, workspace: Workspace, family: str | None = None) -> RunFolde
         last = max((entry.place for entry in queue.entries if entry.place < LAST), default=0.0)
         _write(folder, last + 1, str(training_interpreter()))
     try:
-        create.create(plan, {"family": family, **Need.of_plan(plan).as_json()})
+        create.create(plan, {"family": family, **_need(plan).as_json()})
     except BaseException:
         with contextlib.suppress(OSError):
             if not folder.path.exists():
                 folder.queue_entry.unlink(missing_ok=True)
         raise
     return folder
+
+
+def _need(plan: Plan) -> Need:
+    ranks = plan.placement.ranks
+    used = training_gpus(plan.gpus, plan.preset.hardware.vendor)[:ranks]
+    if plan.placement.on_cpu or not used:
+        return Need()
+    return Need(ranks, used[0].vendor, used[0].arch, min(gpu.memory_gib for gpu in used))
 
 
 def _write(folder: RunFolder, place: float, python: str) -> None:
@@ -158,3 +167,18 @@ def _not_waiting(entry: Entry) -> RunStateError:
         "not-waiting", f"{entry.id} waits no more: it is {state}", where=str(entry.folder.path),
         fix=fix,
     )  # fmt: skip
+
+
+def forget_ended(workspace: Workspace, queue: Queue) -> None:
+    """Drop the entries of runs that have ended, and those whose folder was never made or is gone.
+
+    Call it while `changing` holds the queue.
+    """
+    for entry in queue.entries:
+        if entry.ended:
+            entry.folder.queue_entry.unlink(missing_ok=True)
+    for file in entry_files(workspace):
+        folder = RunFolder(workspace.runs / file.stem)
+        announced = "adder" in (files.read_json_object(file, LARGEST) or {})
+        if announced and not folder.path.exists() and not _is_being_added(folder):
+            file.unlink(missing_ok=True)

@@ -7,17 +7,17 @@ torn or lost costs the run its place, never a start too many or too few.
 """
 
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from iisft import files, process
 from iisft.errors import Finding
-from iisft.machine.doctor.engine import training_gpus
 from iisft.process import ProcessIdentity
 from iisft.quoting import shell_word
-from iisft.runs.plan.plan import Plan
+from iisft.runs.record import given_cards
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord, count
 from iisft.runs.record.state import QUEUED, RunStatus, brief_of
@@ -35,14 +35,6 @@ class Need:
     vendor: str = ""
     arch: str = ""
     memory_gib: float = 0.0
-
-    @classmethod
-    def of_plan(cls, plan: Plan) -> "Need":
-        ranks = plan.placement.ranks
-        used = training_gpus(plan.gpus, plan.preset.hardware.vendor)[:ranks]
-        if plan.placement.on_cpu or not used:
-            return cls()
-        return cls(ranks, used[0].vendor, used[0].arch, min(gpu.memory_gib for gpu in used))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Need":
@@ -97,6 +89,19 @@ class Entry:
     def ended(self) -> bool:
         return not (self.waiting or self.status.live or self.status.state == "lost")
 
+    def as_json(self) -> dict[str, Any]:
+        cards = given_cards.read(self.folder)
+        return {
+            "position": self.position,
+            "id": self.id,
+            "state": self.status.state,
+            "reason": self.status.reason,
+            "family": self.family,
+            "preset": self.status.preset,
+            "needs": self.need.as_json(),
+            "cards": list(cards.keys) if cards else [],
+        }
+
     @property
     def _queue(self) -> Mapping[str, Any]:
         return self.record.queue or {}
@@ -104,7 +109,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Everything in the queue, in its order; `runner` is the process that starts them, if it lives.
+    """Everything in the queue, in its order; `runner` is the process that starts them, if it lives,
+    and `why` what it says of runs that can't start yet.
 
     `findings`: files that lie there and are no entries.
     """
@@ -113,6 +119,7 @@ class Queue:
     paused: bool = False
     runner: int | None = None
     findings: tuple[Finding, ...] = ()
+    why: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def waiting(self) -> list[Entry]:
@@ -122,12 +129,7 @@ class Queue:
 def read(workspace: Workspace) -> Queue:
     """The queue as it is now. What is torn, foreign or huge is said and never raises."""
     found, findings = [], []
-    try:
-        names = sorted(path.name for path in workspace.queue.iterdir() if _is_entry(path.name))
-    except OSError:
-        names = []
-    for name in names:
-        file = workspace.queue / name
+    for file in entry_files(workspace):
         folder = RunFolder(workspace.runs / file.stem)
         values, problem = _values(file)
         if problem:
@@ -144,12 +146,18 @@ def read(workspace: Workspace) -> Queue:
         number += entry.waiting
         entries.append(replace(entry, position=number) if entry.waiting else entry)
     paused = (workspace.queue / "paused").exists()
-    runner = runner_of(workspace)
-    return Queue(tuple(entries), paused, runner.pid if runner else None, tuple(findings))
+    runner, why = _said_by_runner(workspace)
+    return Queue(tuple(entries), paused, runner.pid if runner else None, tuple(findings), why)
 
 
-def _is_entry(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
+def entry_files(workspace: Workspace) -> list[Path]:
+    """The files that announce a run, in the order of its names."""
+    try:
+        names = sorted(path.name for path in workspace.queue.iterdir())
+    except OSError:
+        return []
+    entries = [name for name in names if name.endswith(".json") and not name.startswith(".")]
+    return [workspace.queue / name for name in entries]
 
 
 def _values(file: Path) -> tuple[dict[str, Any] | None, Finding | None]:
@@ -189,9 +197,32 @@ def _entry(folder: RunFolder, values: Mapping[str, Any]) -> Entry | None:
 
 def runner_of(workspace: Workspace) -> ProcessIdentity | None:
     """The process that starts the queue's runs, if it lives."""
+    return _said_by_runner(workspace)[0]
+
+
+def _said_by_runner(workspace: Workspace) -> tuple[ProcessIdentity | None, dict[str, str]]:
     said = files.read_json_object(workspace.queue / "runner", LARGEST) or {}
-    found = ProcessIdentity.from_json(said)
-    marker = str(workspace.queue)
-    if found and found.alive_for(process.SUPERVISOR_MARKER, marker, os.geteuid()):
-        return found
-    return None
+    found, marker = ProcessIdentity.from_json(said), str(workspace.queue)
+    if found is None or not found.alive_for(process.SUPERVISOR_MARKER, marker, os.geteuid()):
+        return None, {}
+    why = said.get("why")
+    return found, {str(k): str(v) for k, v in why.items()} if isinstance(why, dict) else {}
+
+
+def ensure_runner(workspace: Workspace, *, added: bool = False) -> None:
+    """Have a runner where there is something for it to do. After something was added, always begin
+    one: the one that lives may have looked for the last time.
+    """
+    if not workspace.queue.is_dir():
+        return
+    if added or (runner_of(workspace) is None and has_work(read(workspace))):
+        env = {**os.environ, process.SUPERVISOR_MARKER: str(workspace.queue)}
+        argv = [sys.executable, "-P", "-m", "iisft.runs.queue.runner", str(workspace.root)]
+        process.Child(argv, cwd=Path("/"), env=env, output=workspace.queue / "runner.log")
+
+
+def has_work(queue: Queue) -> bool:
+    """Whether a runner has to look; while the queue is paused only at what already runs."""
+    if queue.paused:
+        return any(not entry.ended and not entry.waiting for entry in queue.entries)
+    return bool(queue.entries)

@@ -19,7 +19,8 @@ _BLOCKS = "eager_blocks"  # child/attention_iisft.py; this file stands alone bes
 class Expected:
     """What every rank must report. `rows` is None where the trainer packs or splits them itself,
     `adapted` (modules with an adapter, by name) where the model was not built before the start,
-    `adapter` (a digest of the loaded matrices) where they are fresh.
+    `adapter` (a digest of the loaded matrices) where they are fresh, `cards` (variables, and the
+    buses of what they choose) where nobody gave it GPUs.
     """
 
     weights_dtype: str
@@ -34,6 +35,7 @@ class Expected:
     layers_kept: int = 0
     packed: bool = False
     adapter: str | None = None
+    cards: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,6 +88,7 @@ class Observed:
             "first_batch": _without_rows(first.get("first_batch")),
             "reach": first.get("reach"),
             "device": first.get("device"),
+            "cards": first.get("cards"),
             "layers_kept": first.get("layers_kept"),
             "packed": first.get("packed"),
             "logit_positions": first.get("logit_positions"),
@@ -151,10 +154,26 @@ def _rank_differences(expected: Expected, proof: Mapping[str, Any]) -> Iterator[
         yield f"the loaded adapter has the digest {_said(seen)}, its file {expected.adapter}"
     if (seen := proof.get("world_size")) != expected.world_size:
         yield f"world size {_said(seen)}, but the preset says {_said(expected.world_size)}"
+    if expected.cards is not None:
+        yield from _card_differences(expected.cards, proof.get("cards"))
     if expected.packed:
         yield from packing_differences(proof.get("packed") or {})
     if (kept := proof.get("layers_kept") or 0) != expected.layers_kept:
         yield f"{kept} layers keep their products, but the run says {expected.layers_kept}"
+
+
+def _card_differences(given: Mapping[str, Any], seen: Any) -> Iterator[str]:
+    """Two runs on one machine: each must see the GPUs that it was given, and no other."""
+    if not isinstance(seen, Mapping):
+        yield f"GPUs {_said(None)}, but the queue gave it {len(given['buses'])}"
+        return
+    for name, value in given["variables"].items():
+        if (found := (seen.get("variables") or {}).get(name)) != value:
+            yield f"{name} {found or 'unset'}, but the queue gave it {value or 'none'}"
+    buses = list(seen.get("buses") or [])
+    known = all(buses) and all(given["buses"])
+    if len(buses) != len(given["buses"]) or (known and sorted(buses) != sorted(given["buses"])):
+        yield f"it sees the GPUs {buses}, but the queue gave it {list(given['buses'])}"
 
 
 def packing_differences(packed: Mapping[str, Any]) -> Iterator[str]:

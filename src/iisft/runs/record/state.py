@@ -54,6 +54,11 @@ class RunStatus:
         return self.state in LIVE
 
     @property
+    def over(self) -> bool:
+        """Whether nobody trains it or waits to."""
+        return not self.live and self.state != QUEUED
+
+    @property
     def supervised(self) -> bool:
         return self.reason != UNSUPERVISED
 
@@ -214,7 +219,7 @@ def all_runs(workspace: Workspace) -> list[RunStatus]:
 
 
 def find_run(workspace: Workspace, name: str | None) -> RunFolder:
-    """The run of that id, or the newest one.
+    """The run of that id, or the newest one that does not wait in the queue.
 
     Raises:
         RunStateError: there is none; the message has the nearest ids.
@@ -228,7 +233,7 @@ def find_run(workspace: Workspace, name: str | None) -> RunFolder:
                 where=str(workspace.runs),
                 fix="iisft train --preset demo",
             )
-        return runs[0].folder
+        return next((run for run in runs if run.state != QUEUED), runs[0]).folder
     path = workspace.runs / name
     if name and path.parent == workspace.runs and name != ".." and path.is_dir():
         return RunFolder(path)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from iisft import files, process
 from iisft.errors import ExitCode, RunStateError
+from iisft.quoting import shell_word
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
-from iisft.runs.record.state import RunStatus, status_of
+from iisft.runs.record.state import QUEUED, RunStatus, status_of
 from iisft.runs.supervise import resume
 
 _ANSWER_S = 60.0  # of a supervisor on a busy machine; a frozen one never answers
@@ -23,12 +24,14 @@ def exit_code(status: RunStatus) -> ExitCode:
 def wait(
     folder: RunFolder, on_poll: Callable[[], None] = lambda: None, poll_s: float = 0.2
 ) -> RunStatus:
-    """Block until the run has ended; `on_poll` is called in between."""
+    """Block until the run has ended, also one that is still queued; `on_poll` is called in
+    between.
+    """
     checks = 0
     while not folder.exit.exists():
         on_poll()
         checks += 1
-        if checks % 25 == 0 and not (status := status_of(folder)).live:
+        if checks % 25 == 0 and (status := status_of(folder)).over:
             return status
         time.sleep(poll_s)
     on_poll()
@@ -50,10 +53,12 @@ def request_stop(folder: RunFolder, *, now: bool) -> None:
         _end_what_is_left(folder)
         return
     if not status.live:
+        queued = status.state == QUEUED
         raise RunStateError(
             "not-running",
             f"{folder.id} is {status.state}{': ' + status.reason if status.reason else ''}",
             where=str(folder.path),
+            fix=f"iisft queue rm {shell_word(folder.id)}" if queued else "",
         )
     files.write_json_atomically(folder.stop_request, {"now": now, "time": time.time()})
 

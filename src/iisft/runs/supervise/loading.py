@@ -14,6 +14,7 @@ from iisft.errors import Finding
 from iisft.llamafactory.library_warnings import LIBRARY_WARNING, telling
 from iisft.models.folder import adapter
 from iisft.models.folder.known import ends_of
+from iisft.runs.record import given_cards
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Expected
 from iisft.runs.record.run_record import RunRecord
@@ -53,18 +54,20 @@ def first_tokens(
 
 
 def expected_of(folder: RunFolder, record: RunRecord, from_step: int) -> Expected:
-    """What a trainer has to report that begins at this step: from a checkpoint on, that it has
-    loaded that one's adapter, and not the one that the run once started from.
+    """What a trainer has to report that begins at this step: the GPUs that it was given, and from a
+    checkpoint on, that it has loaded that one's adapter, and not the one that the run once started
+    from.
     """
+    proof = given_cards.expected(folder, record.proof)
     known = "adapter" in record.expected and record.setting("sharding") == "none"
     if not from_step or not known:  # an earlier iisft's view doesn't report it
-        return record.proof
+        return proof
     weights = folder.output / f"checkpoint-{from_step}" / adapter.WEIGHTS
     try:
         digest = adapter.digest_of(weights)
     except (OSError, ValueError):  # the trainer deletes old ones
-        return replace(record.proof, adapter=None)
-    return replace(record.proof, adapter=digest)
+        return replace(proof, adapter=None)
+    return replace(proof, adapter=digest)
 
 
 def repeated_rows(record: RunRecord, rows: int | None) -> int:

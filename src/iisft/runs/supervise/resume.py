@@ -9,12 +9,15 @@ from iisft import files, process
 from iisft.errors import EnvironmentFault, Finding, RunStateError
 from iisft.llamafactory.environment import inherited, of_record
 from iisft.llamafactory.interpreter import training_interpreter
+from iisft.machine.facts.gpus import MASKS
 from iisft.models.view.build import renew_code
 from iisft.quoting import shell_word
+from iisft.runs.record import given_cards
 from iisft.runs.record.checkpoints import newest_complete
 from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.given_cards import GivenCards
 from iisft.runs.record.run_record import RunRecord
-from iisft.runs.record.state import RunStatus, is_live, status_of
+from iisft.runs.record.state import QUEUED, RunStatus, brief_of, is_live, status_of
 from iisft.runs.supervise import drift, nodes, trainer
 from iisft.runs.supervise.spawn import start_supervisor
 from iisft.secrets import HIDDEN
@@ -34,12 +37,31 @@ class Resumed:
     note: str = ""
 
 
+def begin(folder: RunFolder, cards: GivenCards | None) -> None:
+    """Start a run that waited in the queue, on the GPUs that it is given.
+
+    Raises:
+        RunStateError: it waits no more, or something has changed since it was queued.
+        EnvironmentFault, RunFailed: as resume.
+    """
+    with only_one(folder):
+        if brief_of(folder).state != QUEUED:
+            raise _running(folder)
+        record = folder.whole_record()
+        env = environment_of(folder, record)
+        _accept(drift.differences(folder, record), folder, accept_drift=False)
+        if cards is not None:
+            given_cards.write(folder, cards)
+        start_supervisor(folder, env)
+
+
 def resume(
     folder: RunFolder,
     *,
     accept_drift: bool = False,
     from_start: bool = False,
     ordered: bool = False,
+    cards: GivenCards | None = None,
 ) -> Resumed:
     """Go on from the last complete checkpoint; a trainer that still runs gets a new supervisor
     instead.
@@ -49,6 +71,8 @@ def resume(
         accept_drift: go on though something has changed.
         from_start: start over when no complete checkpoint is left.
         ordered: node 0 was resumed before, and this node follows.
+        cards: GPUs that the queue gives it. Left out, it gets those that it had, unless this shell
+            chooses some.
 
     Raises:
         RunStateError: it is running, finished or being resumed by someone else; it drifted (with
@@ -65,15 +89,17 @@ def resume(
     _require_ended(status)
     with only_one(folder):
         if is_live(folder):  # another resume was faster
-            raise RunStateError(
-                "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
-            )
+            raise _running(folder)
         record = folder.whole_record()
         env = environment_of(folder, record)
         _accept(drift.differences(folder, record), folder, accept_drift=accept_drift)
         if from_start:
             _begin_again(folder, record)
         trainer.whole_checkpoint(folder, record, thorough=False)
+        if cards is not None:
+            given_cards.write(folder, cards)
+        elif not MASKS.isdisjoint(os.environ):
+            folder.cards.unlink(missing_ok=True)
         for name in (folder.exit,) if ordered else (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
         if record.nodes > 1 and not folder.node_rank:
@@ -101,8 +127,18 @@ def not_to_the_bit(record: RunRecord) -> str:
     return f"what follows need not be an unbroken run's to the last bit: {'; '.join(reasons)}"
 
 
+def _running(folder: RunFolder) -> RunStateError:
+    return RunStateError(
+        "already-running", f"{folder.id} is running", fix=f"iisft watch {folder.id}"
+    )
+
+
 def _require_ended(status: RunStatus) -> None:
     folder = status.folder
+    if status.state == QUEUED:
+        text = f"{folder.id} has not begun: it waits in the queue"
+        fix = f"iisft queue move {shell_word(folder.id)} 1"
+        raise RunStateError("queued", text, where=str(folder.path), fix=fix)
     if status.live:
         raise RunStateError(
             "already-running",

@@ -65,6 +65,7 @@ class Supervisor:
         process.on_terminate(self._on_signal)
         with contextlib.suppress(OSError):
             self.folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
+        self._note_start()
         self.nodes.begin()
         start = trainer.adopt(self.folder, self.events)
         while True:
@@ -116,6 +117,13 @@ class Supervisor:
             self.nodes.refused(order, str(error))
             return False
         return True
+
+    def _note_start(self) -> None:
+        """A run that waited in the queue began now, not when it was put there."""
+        if self.record.queue and not self.folder.processes.exists():
+            with contextlib.suppress(OSError):
+                self.folder.update_record(created=time.time())
+                self.record = self.folder.read_record() or self.record
 
     def _on_signal(self) -> None:
         self._told_to_end = True
@@ -250,6 +258,8 @@ def main(argv: list[str]) -> None:
             stack.enter_context(files.exclusive_lock(folder.supervisor_lock))
         except BlockingIOError:
             raise SystemExit("another supervisor has this run") from None
+        if folder.exit.exists():  # another one was faster, and is done
+            raise SystemExit("this run has ended")
         supervisor = Supervisor(folder)
         supervisor.run()
     supervisor.await_resume()

@@ -13,7 +13,7 @@ from iisft.errors import Finding, RunStateError
 from iisft.llamafactory.interpreter import training_interpreter
 from iisft.llamafactory.logs import Begin, TrainerLog
 from iisft.process import Adopted, Child
-from iisft.runs.record import checkpoints
+from iisft.runs.record import checkpoints, given_cards
 from iisft.runs.record.checkpoints import Saved
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
@@ -131,6 +131,8 @@ def start(folder: RunFolder, record: RunRecord, events: Events) -> Start:
         STOP_VARIABLE: str(folder.stop_request),
     }
     env.pop(process.SUPERVISOR_MARKER, None)
+    if cards := given_cards.read(folder):
+        env = cards.applied(env)
     started = Start(
         Child(argv, cwd=folder.path, env=env, output=folder.train_log), begin, word, from_step
     )
