@@ -80,7 +80,7 @@ def _serve(run: str | None, port: int | None) -> None:
     """Answer a browser until Ctrl-C, whatever becomes of the runs."""
     from urllib.parse import urlencode
 
-    from iisft.listening import bound
+    from iisft.sockets import bound
     from iisft.report.live.server import HOST, LivePage
     from iisft.runs.record.state import find_run
 
