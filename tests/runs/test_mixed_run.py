@@ -160,3 +160,15 @@ def test_a_script_and_the_plan_tell_what_is_mixed(
     assert (refused.code, "iisft data stage '问答' chat --name NAME" in refused.err) == (3, True)
     shown = iisft("plan", "-p", "mi50", "--model", str(model), "--data", "问答,chat")
     assert "training: 30 of 30 rows of 问答 (60.00 %), about " in shown.out, shown.err
+
+
+def test_a_mix_is_rehearsed_with_rows_of_it(
+    iisft: CLI, model: Path, sources: dict[str, Path], fake_trainer: Callable[..., None]
+) -> None:
+    fake_trainer("ok", STEPS="7")
+    values = ("train.accumulation=2", "train.cutoff_len=600", "data.mix={问答: 8, chat: 20}",
+              "data.eval=[val_a, 问答]", "save.eval_every_steps=50")  # fmt: skip
+    argv = ["rehearse", *train_argv(model, data="问答,chat")[1:], "--gpus", "1", "--json"]
+    done = iisft(*argv, *(part for value in values for part in ("--set", value)))
+    document = json.loads(done.out)
+    assert (done.code, document["ok"], document["prediction"]) == (0, True, True), done.err

@@ -41,7 +41,10 @@ _Preset = Annotated[
 _Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
 _Data = Annotated[
     str | None,
-    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+    typer.Option(
+        help="Staged dataset instead of the preset's; A,B mixes several.",
+        autocompletion=complete_datasets,
+    ),
 ]
 _Name = Annotated[str | None, typer.Option(help="The run's id; default: preset and time.")]
 _Gpus = Annotated[
