@@ -70,8 +70,11 @@ class Runner:
                 return f"run {on_cpu[0]} computes on the processor"
             self._try(entry)
             return ""
-        self.cards.look(live)
+        fresh = self.cards.look(live)
         given = self.cards.choose(entry, live)
+        if not fresh and not isinstance(given, str):
+            self.cards.look(live, now=True)
+            given = self.cards.choose(entry, live)
         if isinstance(given, str):
             return given
         self._try(entry, given)
