@@ -20,11 +20,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from helpers import until
 from iisft import files
 from iisft.machine.facts import sensors
 from iisft.machine.facts.sensors import GpuSample
 from iisft.report.live import listing, server
-from iisft.report.live.listing import Listing
 from iisft.report.live.look import Machine, Page
 from iisft.report.live.server import LivePage
 from iisft.runs.record.folder import RunFolder
@@ -99,9 +99,22 @@ def metrics(step: int, kind: str = "metrics", **values: Any) -> dict[str, Any]:
     return {"time": 2000.0 + step, "kind": kind, "step": step, "total_steps": 60} | values
 
 
+def queued(name: str, place: int) -> RunFolder:
+    """A run that waits in the workspace's queue."""
+    folder = make_run(name, {})
+    folder.exit.unlink()
+    folder.events.unlink()
+    record = json.loads(folder.record.read_text())
+    record |= {"queue": {"cards": 0}, "forecast": {"total_h": 2}, "created": time.time()}
+    folder.record.write_text(json.dumps(record))
+    folder.queue_entry.parent.mkdir(exist_ok=True)
+    folder.queue_entry.write_text(json.dumps({"place": place}))
+    return folder
+
+
 def page(asked: str | None = None) -> Page:
     workspace = Workspace.current()
-    return Page(Machine(workspace, Listing(workspace, 0)), asked)
+    return Page(Machine(workspace, 0), asked)
 
 
 def look(page: Page) -> dict[str, Told]:
@@ -274,6 +287,26 @@ def test_who_names_no_run_sees_the_newest_one() -> None:
     assert look(shown)["run"]["id"] == "newer"
 
 
+def test_the_queue_is_shown_and_what_waits_there_is_not_taken_for_the_newest_run(
+    workspace: Path,
+) -> None:
+    make_run("over", {})
+    queued("later", 2)
+    queued("等 first", 1)
+    shown = page()
+    told = look(shown)
+    assert told["run"]["id"] == "over"
+    queue = told["queue"]
+    lines = [(line["position"], line["id"], line["state"]) for line in queue["runs"]]
+    assert lines == [(1, "等 first", "queued"), (2, "later", "queued")]
+    assert queue["runs"][0]["ends"] - queue["runs"][0]["starts"] == 2 * 3600
+    assert queue["runs"][0]["ends"] == queue["runs"][1]["starts"]
+    assert queue["paused"] is False
+    (workspace / "queue" / "paused").touch()
+    told = look(shown)["queue"]
+    assert told["paused"] is True and told["runs"][0]["starts"] is None
+
+
 def test_a_long_curve_is_thinned_and_ends_with_its_last_point(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,15 +353,20 @@ def test_so_many_pages_and_not_one_more(live: LivePage, run: RunFolder) -> None:
         assert refused.status == 503
         assert refused.body.decode() == "8 pages are open: close one of them\n"  # type: ignore[attr-defined]
         open_ones[0].close()
-        deadline = time.monotonic() + 30
-        while (again := stack.enter_context(closing(Stream(live)))).response.status != 200:
-            assert time.monotonic() < deadline, "a page that was closed frees its place"
-        again.next("log")
+        until(lambda: looks(live), 30)  # a page that was closed frees its place
     idle = [socket.create_connection(live.socket.getsockname()) for _ in range(70)]
     for connection in idle:
         connection.close()
-    with closing(Stream(live)) as stream:
-        stream.next("log")
+    until(lambda: looks(live), 30)
+
+
+def looks(live: LivePage) -> bool:
+    """Whether one more page is let in."""
+    try:
+        with closing(Stream(live)) as stream:
+            return stream.response.status == 200 and bool(stream.next("hello"))
+    except (ConnectionError, http.client.RemoteDisconnected):  # no room at all
+        return False
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up(live: LivePage, run: RunFolder) -> None:
@@ -364,8 +402,7 @@ def test_many_runs_that_are_over_are_read_once(
     read = []
     real = listing.brief_of
     monkeypatch.setattr(listing, "brief_of", lambda folder: read.append(folder.id) or real(folder))
-    found = Listing(Workspace(workspace), 0)
-    shown = Page(Machine(Workspace(workspace), found), "run-7")
+    shown = page("run-7")
     assert len(look(shown)["runs"]["changed"]) == 1000 == len(read)
     read.clear()
     assert look(shown) == {} and read == []

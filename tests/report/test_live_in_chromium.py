@@ -22,7 +22,7 @@ from iisft.workspace import Workspace
 from . import chromium
 from .chromium import Page
 from .conftest import EVIL, make_run
-from .test_live import append, metrics
+from .test_live import append, metrics, queued
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason=f"no Chromium: {chromium.INSTALL}")
 STEPS = "report.runs[0]?.series.step.length"
@@ -156,12 +156,14 @@ def test_nothing_that_a_file_says_is_more_than_text(live: tuple[Page, LivePage])
         metrics(41, loss=EVIL, tokens_per_s=[EVIL]) | {"total_steps": EVIL},
     ]
     append(folder, *odd)
+    queued(f"waits {name}", 1)
     browser.wait_for(f"{STEPS} === 41 && heard.log?.length")
     for selector, text in {
         "#run h1": name.partition("<img")[0],
         "#runlist": name.partition("<img")[0],
         "#findings": "window.owned = 1",
         "#eventlist": "window.owned = 1",
+        "#queue": f"1. waits {name.partition('<img')[0]}",
         "#gpus": "MI50 </script><script>",
         "#log": "a line </script><script>window.owned = 1",
         "#setup": "window.owned",

@@ -1,8 +1,8 @@
 "use strict";
 // The live page: one stream of events, and after each the part of the page that it tells of.
 const AGAIN_MS = 3000;
-const SECTIONS = { run: runSection, findings: findingsSection, curves: chartsSection, log: logSection, setup: setupSection, gpus: gpusSection, runs: runsSection };
-const BESIDE = ["gpus", "runs"];
+const SECTIONS = { run: runSection, findings: findingsSection, curves: chartsSection, log: logSection, setup: setupSection, gpus: gpusSection, queue: queueSection, runs: runsSection };
+const BESIDE = ["gpus", "queue", "runs"];
 const SETTLED = { curves: drawCharts, runs: renderRuns, log: renderLog };
 let source = null;
 let pressed = false;
@@ -57,13 +57,17 @@ const ON = {
   hello(told) {
     heard.hello = told;
     heard.runs.clear(); // a stream that begins tells everything once more
-    heard.gpus = null;
+    heard.gpus = heard.queue = null;
     renderAll();
   },
   runs(told) {
     for (const row of told.changed) heard.runs.set(row.id, row);
     for (const id of told.gone) heard.runs.delete(id);
     renderRuns();
+  },
+  queue(told) {
+    heard.queue = told;
+    renderPart("queue");
   },
   run(told) {
     const other = told.id !== heard.id || !told.facts;
@@ -72,6 +76,7 @@ const ON = {
     report.runs = told.facts ? [{ facts: told.facts, series }] : [];
     if (other) state.smoothing = 0.9;
     ["run", "findings", "setup", ...(other ? ["curves", "log"] : [])].forEach(renderPart);
+    renderPart("queue");
     renderRuns();
     renderTitle();
   },

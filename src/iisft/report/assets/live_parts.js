@@ -2,7 +2,7 @@
 // What stands on the live page, part by part, made of what was heard.
 const TONES = { finished: "good", running: "good", failed: "bad", lost: "bad", stopped: "warn", stopping: "warn" };
 const MOST_LISTED = 100;
-const heard = { hello: null, runs: new Map(), id: null, facts: null, now: null, gpus: null, log: null, link: "wait", at: null, search: "" };
+const heard = { hello: null, runs: new Map(), id: null, facts: null, now: null, queue: null, gpus: null, log: null, link: "wait", at: null, search: "" };
 const NO_CURVES = () => ({ step: [], time: [], eval: { step: [], time: [], loss: [] }, marks: [] });
 
 const badge = (name) => el("span", { class: "badge " + (TONES[name] || "") }, t(name));
@@ -16,10 +16,10 @@ function bar(part, label, tone) {
   return el("div", { class: "bar", role: "img", "aria-label": label }, fill);
 }
 
-function ending(eta) {
-  const at = new Date(Date.now() + eta * 1000);
-  const soon = eta < 20 * 3600;
-  return at.toLocaleString(state.lang ? "zh-CN" : "en-GB", soon ? { hour: "2-digit", minute: "2-digit" } : { weekday: "short", hour: "2-digit", minute: "2-digit" });
+// A time of day, with the day where that is not the next hours'.
+function timeOf(seconds) {
+  const near = Math.abs(seconds - Date.now() / 1000) < 20 * 3600;
+  return new Date(seconds * 1000).toLocaleString(state.lang ? "zh-CN" : "en-GB", { ...(near ? {} : { weekday: "short" }), hour: "2-digit", minute: "2-digit" });
 }
 
 function runSection() {
@@ -46,7 +46,7 @@ function figures(facts, shown) {
     [t("step"), `${number(shown.step)} / ${number(shown.total_steps)}`, said.epoch != null ? `${t("epoch")} ${number(said.epoch, 3)}` : ""],
     [t("loss"), number(shown.loss)],
     [t("eval_loss"), number(shown.eval_loss)],
-    eta != null ? [t("left"), duration(eta), `${t("ends")} ${ending(eta)}`] : [t("duration"), duration((facts.ended || heard.at) - facts.started)],
+    eta != null ? [t("left"), duration(eta), `${t("ends")} ${timeOf(Date.now() / 1000 + eta)}`] : [t("duration"), duration((facts.ended || heard.at) - facts.started)],
     [t("tokens_per_s"), number(said.tokens_per_s)],
     [t("step_s"), number(said.median_step_s)],
     [t("learning_rate"), number(said.learning_rate)],
@@ -74,6 +74,21 @@ function gpusSection() {
 
 const meter = (name, part, said) => el("div", { class: "meter" }, el("span", {}, name), bar(part, `${name} ${said}`, part > 0.97 ? "full" : ""), el("span", {}, said));
 
+function queueSection() {
+  const { paused, runs } = heard.queue || { runs: [] };
+  if (!runs.length) return el("section", { id: "queue" });
+  return el("section", { id: "queue" }, el("h2", {}, t("queue"), paused ? el("span", { class: "badge warn" }, t("queue_paused")) : null), runs.map(queueLine));
+}
+
+function queueLine(row) {
+  const facts = [row.position === null || row.starts === null ? null : `${t("starts")} ${timeOf(row.starts)}`, row.ends === null ? null : `${t("ends")} ${timeOf(row.ends)}`];
+  return el("a", lineOf(row.id),
+    el("div", {}, el("b", {}, row.position === null ? row.id : `${row.position}. ${row.id}`), badge(row.state)),
+    el("small", {}, facts.filter(Boolean).join(" · ")), row.why ? el("small", { class: "why" }, row.why) : null);
+}
+
+const lineOf = (id) => ({ class: "line" + (id === heard.id ? " chosen" : ""), href: `?run=${encodeURIComponent(id)}`, onclick: (event) => choose(event, id) });
+
 function runsSection() {
   const find = el("input", { type: "search", id: "find", placeholder: t("search_runs"), "aria-label": t("search_runs"), value: heard.search,
     oninput: (event) => { heard.search = event.target.value; renderRuns(); } });
@@ -99,8 +114,8 @@ function renderRuns() {
 
 function runLine(row) {
   const part = share(row.step, row.total_steps);
-  const facts = [`${number(row.step)}/${number(row.total_steps)}`, row.loss === null ? null : `${t("loss")} ${number(row.loss)}`, row.eta_s === null ? null : `${duration(row.eta_s)} ${t("left")}`];
-  return el("a", { class: "line" + (row.id === heard.id ? " chosen" : ""), href: `?run=${encodeURIComponent(row.id)}`, onclick: (event) => choose(event, row.id) },
+  const facts = [row.step || row.total_steps ? `${number(row.step)}/${number(row.total_steps)}` : null, row.loss === null ? null : `${t("loss")} ${number(row.loss)}`, row.eta_s === null ? null : `${duration(row.eta_s)} ${t("left")}`];
+  return el("a", lineOf(row.id),
     el("div", {}, el("b", {}, row.id), badge(row.state)),
     row.live ? bar(part, t("steps")) : null,
     el("small", {}, facts.filter(Boolean).join(" · ")));

@@ -1,21 +1,23 @@
-"""Every run of the workspace as one line, cheap enough to be looked at every second."""
+"""Every run of the workspace as a line, and its queue, cheap enough to be looked at each second."""
 
 import contextlib
 import os
 import threading
 import time
-from typing import TypedDict
+from collections.abc import Callable
+from typing import Generic, TypedDict, TypeVar
 
 from iisft.evaluation.locate import finite
+from iisft.runs.queue import entries, times
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import count
-from iisft.runs.record.state import RunStatus, brief_of
+from iisft.runs.record.state import QUEUED, RunStatus, brief_of
 from iisft.workspace import Workspace
 
 # A change in the same tick of the file system's clock as the look before it leaves the same time
 # behind (git calls that racy); ticks are at most 2 s (FAT).
 _SURE_AFTER_S = 3.0
-_OVER = ("finished", "failed", "stopped", "lost")  # of itself such a run never changes again
+_T = TypeVar("_T")
 
 
 class Row(TypedDict):
@@ -33,40 +35,68 @@ class Row(TypedDict):
     eta_s: float | None
 
 
+class Queued(TypedDict):
+    """One line of the queue. `starts`, `ends`: when it is expected to, Unix seconds; `why` it
+    can't start yet.
+    """
+
+    id: str
+    state: str
+    position: int | None
+    starts: float | None
+    ends: float | None
+    why: str
+
+
+class Queue(TypedDict):
+    """The runs that wait for GPUs or were started from there, in their order."""
+
+    paused: bool
+    runs: list[Queued]
+
+
+class Fresh(Generic[_T]):
+    """What a look has found; looked for again when that is older than `fresh_s`, whichever thread
+    asks.
+    """
+
+    def __init__(self, look: Callable[[], _T], fresh_s: float) -> None:
+        self._look, self._fresh_s = look, fresh_s
+        self._asking = threading.Lock()
+        self._found: tuple[float, _T] | None = None
+
+    def now(self) -> _T:
+        with self._asking:
+            if self._found is None or time.monotonic() - self._found[0] >= self._fresh_s:
+                found = self._look()
+                self._found = (time.monotonic(), found)
+            return self._found[1]
+
+
 class Listing:
-    """The workspace's runs, read again when a look is older than `fresh_s`; any thread may ask.
+    """The workspace's runs.
 
     A run that is over is read once: nothing about it changes without a change in its folder. That
     is one stat(2) for each of 10,000 runs.
     """
 
-    def __init__(self, workspace: Workspace, fresh_s: float) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         self._runs = workspace.runs
-        self._fresh_s = fresh_s
-        self._asking = threading.Lock()
-        self._looked: float | None = None
         self._known: dict[str, tuple[int, Row]] = {}  # the folder's time of change, and its line
         self._rows: dict[str, Row] = {}
 
-    def rows(self) -> dict[str, Row]:
+    def look(self) -> dict[str, Row]:
         """The runs by id. A row that has not changed is the same object as before."""
-        with self._asking:
-            now = time.monotonic()
-            if self._looked is None or now - self._looked >= self._fresh_s:
-                self._rows = self._look()
-                self._looked = time.monotonic()
-            return self._rows
-
-    def _look(self) -> dict[str, Row]:
         rows: dict[str, Row] = {}
-        with contextlib.suppress(OSError), os.scandir(self._runs) as entries:
-            for entry in entries:
+        with contextlib.suppress(OSError), os.scandir(self._runs) as found:
+            for entry in found:
                 if not entry.name.startswith("."):
                     with contextlib.suppress(OSError):  # removed in this moment
                         if entry.is_dir():
                             rows[entry.name] = self._row(entry)
         for name in self._known.keys() - rows.keys():
             del self._known[name]
+        self._rows = rows
         return rows
 
     def _row(self, entry: os.DirEntry[str]) -> Row:
@@ -74,8 +104,9 @@ class Listing:
         before = self._known.get(entry.name)
         if before is not None and before[0] == changed:
             return before[1]
-        row = row_of(brief_of(RunFolder(self._runs / entry.name)))
-        if row["state"] in _OVER and time.time() - changed / 1e9 > _SURE_AFTER_S:
+        status = brief_of(RunFolder(self._runs / entry.name))
+        row = row_of(status)
+        if status.over and time.time() - changed / 1e9 > _SURE_AFTER_S:
             self._known[entry.name] = (changed, row)
         previous = self._rows.get(entry.name)
         return previous if previous == row else row
@@ -98,13 +129,35 @@ def row_of(status: RunStatus) -> Row:
     )
 
 
+def queue_of(workspace: Workspace) -> Queue:
+    """The queue as it stands; what is expected to the minute, for it moves with every second."""
+    found = entries.read(workspace)
+    expected = times.expected(found)
+    runs = [
+        Queued(
+            id=entry.id,
+            state=entry.status.state,
+            position=entry.position,
+            starts=_minute(expected[entry.id].starts),
+            ends=_minute(expected[entry.id].ends),
+            why=found.why.get(entry.id, ""),
+        )
+        for entry in found.entries
+    ]
+    return Queue(paused=found.paused, runs=runs)
+
+
+def _minute(moment: float | None) -> float | None:
+    return None if moment is None else 60.0 * round(moment / 60)
+
+
 def newest(rows: dict[str, Row]) -> str | None:
     """The run that a person wants to see who names none: one that trains, or else one that is over,
     or else one that waits; of these the one that began last.
     """
 
     def rank(row: Row) -> tuple[bool, bool, float, str]:
-        return row["live"], row["state"] in _OVER, row["started"] or 0.0, row["id"]
+        return row["live"], row["state"] != QUEUED, row["started"] or 0.0, row["id"]
 
     found = max(rows.values(), key=rank, default=None)
     return None if found is None else found["id"]

@@ -6,7 +6,7 @@ page that comes back gets everything once more, and nothing ever waits for a pag
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
 from iisft import __version__
@@ -14,7 +14,7 @@ from iisft.evaluation.locate import finite
 from iisft.files import LineFollower
 from iisft.machine.facts import sensors
 from iisft.quoting import plain
-from iisft.report.live.listing import Listing, Row, newest, row_of
+from iisft.report.live.listing import Fresh, Listing, Queue, Row, newest, queue_of, row_of
 from iisft.report.provenance import facts_of
 from iisft.report.series import CURVES, Series, event_of
 from iisft.runs.record.folder import RunFolder
@@ -83,17 +83,18 @@ class Log(TypedDict):
     lines: list[str]
 
 
-Name = Literal["hello", "runs", "run", "now", "curves", "gpus", "log"]
-Event = tuple[Name, Hello | Runs | Run | Now | Curves | Gpus | Log]
+Name = Literal["hello", "runs", "queue", "run", "now", "curves", "gpus", "log"]
+Event = tuple[Name, Hello | Runs | Queue | Run | Now | Curves | Gpus | Log]
 
 
-@dataclass
 class Machine:
-    """What all pages share: the list of runs, and what the GPUs answered last."""
+    """What all pages share: the runs, the queue, and what the GPUs answered last."""
 
-    workspace: Workspace
-    listing: Listing
-    gpus: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, workspace: Workspace, fresh_s: float) -> None:
+        self.workspace = workspace
+        self.runs = Fresh(Listing(workspace).look, fresh_s)
+        self.queue = Fresh(lambda: queue_of(workspace), fresh_s)
+        self.gpus: list[dict[str, Any]] = []
 
     def ask_gpus(self) -> None:
         """Takes seconds where a driver is slow, which no page has to wait for."""
@@ -107,16 +108,20 @@ class Page:
         self._machine = machine
         self._asked = asked
         self._sent: dict[str, Row] | None = None
+        self._queue: Queue | None = None
         self._gpus: list[dict[str, Any]] | None = None
         self._shown: _Shown | None = None
         self._named: tuple[str | None, bool] | None = None
 
     def look(self) -> Iterator[Event]:
         """What the page does not know yet."""
-        rows = self._machine.listing.rows()
+        rows = self._machine.runs.now()
         if self._sent is None:
             yield "hello", Hello(workspace=str(self._machine.workspace.root), iisft=__version__)
         yield from self._list(rows)
+        if (queue := self._machine.queue.now()) != self._queue:
+            self._queue = queue
+            yield "queue", queue
         if (gpus := self._machine.gpus) != self._gpus:
             self._gpus = gpus
             yield "gpus", Gpus(gpus=gpus)

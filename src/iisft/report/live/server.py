@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from iisft import json_values
-from iisft.report.live.listing import Listing
 from iisft.report.live.look import Event, Machine, Page
 from iisft.report.page import live_page
 from iisft.secrets import hide
@@ -67,7 +66,7 @@ class LivePage(ThreadingMixIn, HTTPServer):
         self.server_activate()
         self.key = secrets.token_urlsafe(24)
         self.url = f"http://{HOST}:{listener.getsockname()[1]}/{self.key}/"
-        self.machine = Machine(workspace, Listing(workspace, LOOK_S / 2))
+        self.machine = Machine(workspace, LOOK_S / 2)
         self.closing = threading.Event()
         self._looking = 0
         self._counting = threading.Lock()
