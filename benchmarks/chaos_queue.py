@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fakes.two_cards import CARDS, write_two_cards
 from iisft import process
 from iisft.runs.queue import entries
+from iisft.runs.record import given_cards
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import brief_of
 from iisft.workspace import Workspace
@@ -191,15 +192,21 @@ def fault_killed_while_queueing(bench: Bench) -> str:
     return "runs"
 
 
+def taken(bench: Bench) -> set[str]:
+    """Cards that were given to a run that has not ended."""
+    found = set()
+    for folder in bench.folders("running", "queued", "lost", "pending"):
+        given = given_cards.read(folder)
+        found |= set(str(given.variables["CUDA_VISIBLE_DEVICES"]).split(",") if given else ())
+    return found
+
+
 def fault_stranger(bench: Bench) -> str:
-    """Somebody else takes a card that no run has."""
-    taken = {
-        card
-        for one in bench.folders("running", "queued", "lost")
-        if (given := one.cards).exists()
-        for card in json.loads(given.read_text())["variables"]["CUDA_VISIBLE_DEVICES"].split(",")
-    }
-    for card in sorted(set(CARDS) - taken)[:1]:
+    """Somebody else takes a card that no run has, as soon as there is one."""
+    deadline = time.monotonic() + 20
+    while not (free := sorted(set(CARDS) - taken(bench))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for card in free[:1]:
         stranger = subprocess.Popen(["sleep", str(STRANGER_S)])
         (bench.cards / card / str(stranger.pid)).touch()
         bench.strangers.append(stranger)
