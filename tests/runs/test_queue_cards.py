@@ -151,6 +151,9 @@ def test_a_gift_is_read_back_and_only_in_its_own_folder(workspace: Path) -> None
     given = given_cards.GivenCards({"CUDA_VISIBLE_DEVICES": "GPU-1"}, ("0000:01:00.0",), ("k",))
     given_cards.write(folder, given)
     assert given_cards.read(folder) == given
+    # power is measured for the whole machine
+    assert given_cards.alone_on(folder, ("sm_86", "sm_86")) == ()
+    assert given_cards.alone_on(folder, ("sm_86",)) == given_cards.alone_on(copy, ("sm_86",))
     copy.cards.write_bytes(folder.cards.read_bytes())
     assert given_cards.read(copy) is None
     said = json.loads(folder.cards.read_text())
