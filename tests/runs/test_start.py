@@ -129,6 +129,7 @@ def test_the_modules_that_the_preset_means_are_compared_one_by_one(
         ("first@base", 6, "lora.start needs one adapter, not base"),
         ("first@../..", 3, "there is no such folder"),
         ("./nowhere", 3, "there is no such folder"),
+        (f"./{'x' * 300}", 3, "the adapter can't be read: File name too long"),
     ],
 )
 def test_a_start_that_is_not_there(
@@ -147,6 +148,7 @@ def test_an_adapter_of_another_model_is_refused(
     weights.write_bytes(content)
     result = go_on("first", "--dry-run")
     assert "the adapter first@final was not trained on" in result.err
+    assert "fix:   --model with the folder of the model that it was trained on\n" in result.err
     assert "the model's model.safetensors was replaced" in result.err
     place = tmp_path / "adapter"
     shutil.copytree(first.output, place)
