@@ -172,3 +172,8 @@ def test_a_mix_is_rehearsed_with_rows_of_it(
     done = iisft(*argv, *(part for value in values for part in ("--set", value)))
     document = json.loads(done.out)
     assert (done.code, document["ok"], document["prediction"]) == (0, True, True), done.err
+
+
+def test_a_source_of_which_every_row_is_dropped_is_named(train: CLI) -> None:
+    refused = train("train.cutoff_len=16", "data.overlong=drop", more=("--dry-run",))
+    assert (refused.code, "there is no row to mix of 问答, chat" in refused.err) == (3, True)

@@ -77,6 +77,11 @@ def counts(
     Raises:
         InputError: a dataset has too few rows, or would have none in the mix.
     """
+    if empty := [name for name, count in rows.items() if not count]:
+        text = f"there is no row to mix of {', '.join(empty)}"
+        raise InputError(
+            "mix-none", text, where="data.name", fix="leave it out, or raise cutoff_len"
+        )
     if mix is None:
         return dict(rows)
     wanted = {name: mix[name] for name in rows}
