@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_numbers_of_rows_are_taken_as_they_are_or_refused_with_what_there_is() -
         "data.mix asks for more rows than there are: b has 100 of 200",
         "--set 'data.mix={a: 500, b: 100}', or --set data.repeat=true",
     )
-    with pytest.raises(InputError, match="there is no row to mix of c"):
+    with pytest.raises(InputError, match="there is no row of c to mix"):
         counts({"a": 3, "c": 0}, {"a": 1, "c": 1}, repeat=True)
     with pytest.raises(InputError, match="the mix has no row of b: too small a share of 1,000"):
         counts(rows, {"a": 0.9999, "b": 0.0001})
@@ -133,6 +134,18 @@ def test_alpaca_rows_and_messages_become_one_file_in_the_seeds_order(
     assert sorted(asked_in(other)) != sorted(rows)
     mix.file.write_bytes(mix.file.read_bytes()[:-9])
     assert asked_in(mixing.mixed("mix", drawn, 42)) == rows, "a torn one is written again"
+
+
+def test_mixes_that_are_planned_together_are_kept_together(staged: list[StagedDataset]) -> None:
+    """A sweep plans every run, and then makes their folders."""
+    drawn = [Drawn(part, 5) for part in staged]
+    first = [mixing.mixed("mix", drawn, seed) for seed in range(12)]
+    assert all(mix.file.exists() for mix in first)
+    for mix in first:
+        os.utime(mix.folder, (0, 0))
+    assert mixing.mixed("mix", drawn, 3).file == first[3].file, "and is in use again"
+    mixing.mixed("mix", drawn, 12)
+    assert [mix.file.exists() for mix in first].count(True) <= 8 and first[3].file.exists()
 
 
 def test_the_mix_of_all_rows_knows_where_each_comes_from(staged: list[StagedDataset]) -> None:
