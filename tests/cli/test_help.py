@@ -47,6 +47,7 @@ def test_commands_stand_in_the_order_of_work(iisft: Cli) -> None:
         "Train": [
             "rehearse",
             "train",
+            "sweep",
             "status",
             "watch",
             "logs",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers import train_argv, until
+from helpers import train_argv, until, write_rows
 from iisft import process
 from iisft.runs.record.checkpoints import checkpoints
 from iisft.runs.record.folder import RunFolder
@@ -68,10 +68,17 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
     assert found == [], "a healthy run has nothing to tell"
 
 
+# of 24 rows and of 10, in another form, and both are evaluated
+MIXED = (
+    "--data", "情报,chat", "--set", "data.mix={情报: 0.75, chat: 0.25}",
+    "--set", "data.eval=[chat, 情报]", "--set", "save.eval_every_steps=2",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--set", "weights=fp32"), ("float32", "float32", None, "native")),
+        (("--set", "weights=fp32", *MIXED), ("float32", "float32", None, "native")),
         (
             ("--set", "precision=bf16", "--set", "attention=sdpa"),
             ("bfloat16", "bfloat16", "bfloat16", "native"),
@@ -80,11 +87,23 @@ def test_the_shipped_mi50_preset_computes_in_float32_on_two_ranks(
     ],
 )
 def test_each_precision_is_what_the_trainer_reports(
-    options: tuple[str, ...], expected: tuple[str | None, ...], train: CLI, workspace: Path
+    options: tuple[str, ...],
+    expected: tuple[str | None, ...],
+    iisft: CLI,
+    train: CLI,
+    workspace: Path,
 ) -> None:
+    chat = [
+        [{"role": "user", "content": f"问 {i}"}, {"role": "assistant", "content": f"答 {i}"}]
+        for i in range(10)
+    ]
+    file = write_rows(workspace / "chat.jsonl", [{"messages": turns} for turns in chat])
+    assert iisft("data", "stage", str(file), "--name", "chat").code == 0
     result = train(*options)
     assert result.code == 0, result.err[-3000:]
     observed = record(workspace)["observed"]
+    wanted = 32 if MIXED[1] in options else 24
+    assert (observed["rows"], observed["tokens"]) == (wanted, "those of the account")
     assert (
         tuple(observed[key] for key in ("weights_dtype", "compute_dtype", "autocast", "arithmetic"))
         == expected

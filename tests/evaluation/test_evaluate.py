@@ -294,3 +294,33 @@ def test_fields_are_compared_one_by_one(iisft: CLI, write: Write) -> None:
     }
     assert metrics["ids_echoed"] == {"/id": 1.0}
     assert (metrics["rows_with_missing_keys"], metrics["extra_keys"]) == (4, {"/extra": 4})
+
+
+def test_figures_stand_by_the_dataset_that_a_row_comes_from(
+    iisft: CLI, write: Callable[..., Path]
+) -> None:
+    """A file without such a column, or with as many values as rows, has no such table."""
+    rows = [
+        {"row": i + 1, "prompt": f"q{i}", "reference": "yes", "prediction": answer, "source": name}
+        for i, (name, answer) in enumerate(
+            [("chat", "yes")] * 6 + [("chat", "no")] * 2 + [("情报", "no")] * 4
+        )
+    ]
+    file = write(rows)
+    found = json.loads(iisft("evaluate", str(file), "--json").out)
+    assert {
+        name: (one["rows"], one["metrics"]["exact_match"]) for name, one in found["sources"].items()
+    } == {"chat": (8, 0.75), "情报": (4, 0.0)}
+    assert found["rows"] == 12
+    shown = iisft("evaluate", str(file)).out.splitlines()
+    [place] = [number for number, line in enumerate(shown) if line.startswith("SOURCE")]
+    assert [line.split()[:2] for line in shown[place + 1 : place + 3]] == [
+        ["chat", "8"],
+        ["情报", "4"],
+    ]
+    for alone in (
+        [{**row, "source": "chat"} for row in rows],
+        [{**row, "row": i, "source": f"https://{i}"} for i, row in enumerate(rows * 2)],
+    ):
+        answer = json.loads(iisft("evaluate", str(write(alone)), "--json").out)
+        assert answer["sources"] == {}

@@ -309,3 +309,19 @@ def test_the_runs_own_evaluation_data_is_meant_when_none_is_named(
     folder = make_run(data={"name": "情报", "eval": "情报"})
     assert iisft("predict").code == 0
     assert len(numbers(folder)) == 10
+
+
+def test_answers_to_several_datasets_say_which_one_they_are_of(
+    iisft: CLI, make_run: MakeRun, staged: str, workspace: Path
+) -> None:
+    file = workspace / "chat.jsonl"
+    file.write_text('{"instruction": "hi", "input": "", "output": "yes"}\n')
+    assert iisft("data", "stage", str(file), "--name", "chat").code == 0
+    folder = make_run(data={"name": staged, "eval": ["chat", staged]})
+    assert iisft("predict", "run").code == 0
+    answers = folder.predictions_of(f"chat+{staged}", "final").read_text().splitlines()
+    assert [json.loads(line)["source"] for line in answers] == ["chat", *[staged] * 10]
+    found = json.loads(iisft("evaluate", "run", "--json").out)
+    assert {name: one["rows"] for name, one in found["sources"].items()} == {"chat": 1, staged: 10}
+    assert iisft("predict", "run", "--data", f"{staged},chat", "--limit", "2").code == 0
+    assert iisft("evaluate", "run", "--data", f"{staged}+chat").code == 0

@@ -273,6 +273,10 @@ CASES: dict[str, tuple[Scene, Scene]] = {
         preset("save.eval_every_steps=5"),
         preset("save.eval_every_steps=5", "data.eval=x"),
     ),
+    "data-mix": (
+        preset("data.name=[a, b]", "data.mix={a: 0.7, b: 0.2}"),
+        preset("data.name=[a, b]", "data.mix={a: 0.7, b: 0.3}"),
+    ),
     "save-best": (
         preset("save.best=true", "save.eval_every_steps=75", "data.eval=x"),
         preset("save.best=true", "save.eval_every_steps=100", "data.eval=x"),

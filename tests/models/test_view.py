@@ -56,6 +56,7 @@ def test_the_whole_plan_of_exact_float32(model_folder: Path) -> None:
         "products_iisft.py",
         "step_iisft.py",
         "stopping_iisft.py",
+        "trackers_iisft.py",
         "witness_iisft.py",
     ]
     assert json.loads(made.texts["config.json"]) == made.config

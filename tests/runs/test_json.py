@@ -91,6 +91,7 @@ DESCRIBED: dict[str, Any] = yaml.safe_load(
 PRINTED = [
     ("train --dry-run", ["train", "-p", "mi50", "--dry-run"]),
     ("plan", ["plan", "-p", "mi50"]),
+    ("sweep --preset", ["sweep", "-p", "mi50", "--set", "lora.rank=8,16", "--dry-run"]),
     ("status, wait, stop, train, resume", ["status", "done"]),
     ("status, wait, stop, train, resume", ["wait", "done"]),
     ("runs", ["runs"]),
@@ -113,6 +114,7 @@ PRINTED = [
 # Documents that need a live run, a hub or a loaded model, or whose keys a preset or row brings.
 NOT_COMPARED = {
     "rehearse",  # compared in test_rehearse.py
+    "sweep",  # compared in test_sweep.py
     "train --detach",
     "train --queue",  # compared in test_queue.py
     "resume --detach",

@@ -28,6 +28,7 @@ from iisft.cli.report import report
 from iisft.cli.run import logs, resume, status, stop, wait
 from iisft.cli.runs import runs_app
 from iisft.cli.serve import serve
+from iisft.cli.sweep import sweep
 from iisft.cli.train import train
 from iisft.cli.watch import watch
 from iisft.errors import EnvironmentFault, ExitCode, IisftError, UsageError
@@ -45,7 +46,7 @@ app = group(
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     PREPARE: (env_check, download, models, plan),
-    TRAIN: (rehearse, train, status, watch, logs, wait, stop, resume),
+    TRAIN: (rehearse, train, sweep, status, watch, logs, wait, stop, resume),
     USE: (predict, evaluate, compare, report, chat, serve, export),
 }
 for _heading, _commands in _COMMANDS.items():

@@ -1,5 +1,6 @@
 """iisft compare: several sets of predictions for the same rows, and which is best."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.evaluation.compare import Comparison
+    from iisft.evaluation.family import Family
 
 
 def compare(
@@ -27,7 +29,7 @@ def compare(
         typer.Argument(
             metavar="PREDICTIONS",
             help="Files of predictions, RUN@CHECKPOINT, or RUN for the base model and every "
-            "checkpoint of it that has predicted.",
+            "checkpoint of it that has predicted; or one SWEEP, whose runs are ranked.",
             autocompletion=complete_runs,
         ),
     ],
@@ -47,6 +49,7 @@ def compare(
     Examples:
       iisft compare RUN
       iisft compare RUN@base RUN@150 other.jsonl
+      iisft compare SWEEP
     """
     from iisft.evaluation import locate
     from iisft.evaluation.compare import compare as judge
@@ -54,6 +57,12 @@ def compare(
 
     chosen = options(label, classes, None, error_marker, text_rows)
     workspace = Workspace.current()
+    if len(what) == 1 and _is_family(workspace, what[0]):
+        from iisft.evaluation import family
+
+        ranked = family.find(workspace, what[0], chosen, parse_columns(columns), data)
+        console.out_json(ranked.as_json()) if as_json else _print_family(ranked)
+        return
     found = [
         source for name in what for source in locate.find(workspace, name, data, with_base=True)
     ]
@@ -64,6 +73,50 @@ def compare(
         console.out_json(comparison.as_json() | {"sentences": verdict(comparison)})
         return
     _print(comparison)
+
+
+def _is_family(workspace: Workspace, name: str) -> bool:
+    """A file or a run of that name comes first, as everywhere."""
+    from iisft.runs.record.families import members_of
+
+    if Path(name).is_file() or "/" in name or (workspace.runs / name).is_dir():
+        return False
+    return bool(members_of(workspace, name))
+
+
+def _print_family(found: "Family") -> None:
+    from iisft.cli.evaluate import NAMES
+    from iisft.evaluation.family import sentences
+
+    console.findings(found.findings)
+    ranked = found.ranked
+    keys = list(found.members[0].values)
+    by_score = found.comparison is not None
+    rows = []
+    for member in found.members:
+        score, pair = found.score(member), found.pair(member)
+        scored = [f"{100 * score:.1f}" if score is not None else "-"]
+        scored.append(
+            f"{100 * pair.interval[0]:.1f} to {100 * pair.interval[1]:.1f}" if pair else "-"
+        )
+        rows.append(
+            (
+                str(ranked.index(member) + 1) if member in ranked else "-",
+                member.id,
+                *("-" if value is None else str(value) for value in member.values.values()),
+                f"{member.eval_loss:.4f}" if member.eval_loss is not None else "-",
+                str(member.eval_step if member.eval_step is not None else "-"),
+                *(scored if by_score else ()),
+                member.status.state,
+            )
+        )
+    score_names = (
+        (NAMES[found.figure].upper(), "BEHIND (95 %)") if by_score and found.figure else ()
+    )
+    console.table(rows, ("", "RUN", *keys, "EVAL LOSS", "STEP", *score_names, "STATE"))
+    console.out()
+    for sentence in sentences(found):
+        console.out(sentence)
 
 
 def _print(found: "Comparison") -> None:

@@ -1,18 +1,18 @@
 """iisft data: stage, list, show; check and split have files of their own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from iisft.cli import console, data_tokens, options
-from iisft.cli.data_check import check
+from iisft.cli.data_check import check, open_all
 from iisft.cli.data_show import show
 from iisft.cli.data_split import split
 from iisft.cli.data_tokens import ExactOption, ModelOption, OverlongOption, PresetOption
 from iisft.cli.options import (
     ColumnsOption,
-    DataFileArgument,
     FormatOption,
     IgnoreOption,
     JsonOption,
@@ -24,6 +24,7 @@ from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
+    from iisft.data.read.source import Source
     from iisft.data.stage.staging import Policy, Staging
     from iisft.data.tokens.target import Target
 
@@ -39,6 +40,13 @@ data_app.command()(show)
 data_app.command()(split)
 
 
+_Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="JSON array, JSON lines, CSV or Parquet, gzipped or not; or a staged dataset's name.",
+    ),
+]
 _DropUnfit = Annotated[
     bool,
     typer.Option("--drop-unfit", help="With fit: leave out rows that can't be shortened enough."),
@@ -58,7 +66,7 @@ _Tokenize = Annotated[
 
 @data_app.command()
 def stage(
-    file: DataFileArgument,
+    file: _Files,
     name: Annotated[str, typer.Option("--name", help="The dataset's name, as presets call it.")],
     formats: FormatOption = None,
     columns: ColumnsOption = None,
@@ -76,13 +84,14 @@ def stage(
 ) -> None:
     """Check every row and copy the file to data/NAME for training.
 
-    With a preset or model the tokens of each row are counted, and rows over cutoff_len are
-    refused, fitted, dropped or let through.
+    Of several files, or staged datasets, all rows. With a preset or model the tokens of each row
+    are counted, and rows over cutoff_len are refused, fitted, dropped or let through.
 
     \b
     Examples:
       iisft data stage rows.jsonl --name triage
       iisft data stage rows.jsonl --name triage -p mi50 --overlong fit
+      iisft data stage triage chat.jsonl --name both
     """
     from iisft.cli.progress import bytes_bar
     from iisft.data.stage import staging
@@ -91,14 +100,10 @@ def stage(
     if tokenize:
         _require_preset(target)
     with bytes_bar("staging") as progress:
-        staged = staging.stage(
-            file,
+        staged = staging.stage_all(
+            _opened(file, formats, columns=columns or (), ignore=ignore or (), roles=roles or ()),
             name,
             Workspace.current(),
-            formats=formats,
-            columns=columns or (),
-            ignore=ignore or (),
-            roles=roles or (),
             drop_bad=drop_bad,
             policy=_policy(target, drop_unfit=drop_unfit, exact=exact),
             progress=progress,
@@ -106,6 +111,16 @@ def stage(
     tokens = data_tokens.tokenize(target, name) if tokenize else None
     console.findings(staged.findings.first_of_each("warn" if drop_bad else None))
     console.out_json(_document(name, staged, tokens)) if as_json else _print(name, staged, tokens)
+
+
+def _opened(given: list[Path], formats: str | None, **told: Sequence[str]) -> dict[str, "Source"]:
+    """By the names that a person knows them by, each of its own."""
+    sources = zip(given, open_all(given, formats, **told), strict=True)
+    names = [file.name.partition(".")[0] or file.name for file in given]
+    return {
+        name if names.count(name) == 1 else str(file): source
+        for name, (file, source) in zip(names, sources, strict=True)
+    }
 
 
 def _require_preset(target: "Target") -> None:
@@ -139,6 +154,7 @@ def _document(name: str, staged: "Staging", tokens: Path | None) -> dict[str, An
         "dir": str(dataset.folder),
         "file": str(dataset.file),
         "rows": dataset.rows,
+        "parts": dataset.record.get("parts"),
         "sha256": dataset.sha256,
         "keys": dataset.keys,
         "format": dataset.record["format"],
@@ -160,6 +176,8 @@ def _print(name: str, staged: "Staging", tokens: Path | None) -> None:
     )
     done = "were staged already, nothing is changed" if staged.unchanged else f"in {dataset.folder}"
     console.out(f"{name}: {dataset.rows} rows {done}")
+    for part in dataset.record.get("parts") or ():
+        console.out(f"  {part['rows']:,} of {part['name']}")
     if left := dataset.record["left_out"]:
         kinds = ", ".join(f"{count:,} {code}" for code, count in left["counts"].items())
         console.out(f"  {left['rows']:,} rows left out: {kinds}")

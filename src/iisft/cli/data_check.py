@@ -73,9 +73,7 @@ def check(
     from iisft.errors import ExitCode, InputError
 
     target = data_tokens.target(preset, model, overrides, overlong)
-    sources = _open_all(
-        file, formats, columns=columns or (), ignore=ignore or (), roles=roles or ()
-    )
+    sources = open_all(file, formats, columns=columns or (), ignore=ignore or (), roles=roles or ())
     with bytes_bar("checking") as progress:
         report = checking.check(sources, progress=progress)
     if not report.rows:
@@ -129,7 +127,7 @@ def _write_page(page: Path, account: "Account | None", target: "Target", file: P
     console.say(f"{page}: open it in a browser")
 
 
-def _open_all(given: list[Path], formats: str | None, **told: "Sequence[str]") -> "list[Source]":
+def open_all(given: list[Path], formats: str | None, **told: "Sequence[str]") -> "list[Source]":
     """Every file, or all that is wrong with those that can't be opened."""
     from iisft.errors import CheckFailed, InputError
 

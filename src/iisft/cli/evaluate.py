@@ -186,8 +186,20 @@ def _print(found: "Evaluation") -> None:
         _print_confusion(found.metrics["confusion"])
     if found.metrics.get("fields"):
         _print_fields(found.metrics["fields"])
+    if found.sources:
+        _print_sources(found.sources)
     for sentence in sentences(found):
         console.out(sentence)
+
+
+def _print_sources(sources: dict[str, dict[str, Any]]) -> None:
+    shown = [key for key in NAMES if any(key in source["metrics"] for source in sources.values())]
+    rows = [
+        (name, str(source["rows"]), *(_hundred(source["metrics"].get(key)) for key in shown))
+        for name, source in sources.items()
+    ]
+    console.table(rows, ("SOURCE", "ROWS", *(NAMES[key].upper() for key in shown)))
+    console.out()
 
 
 NAMES = {

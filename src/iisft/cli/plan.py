@@ -39,7 +39,10 @@ _Preset = Annotated[
 _Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
 _Data = Annotated[
     str | None,
-    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+    typer.Option(
+        help="Staged dataset instead of the preset's; A,B mixes several.",
+        autocompletion=complete_datasets,
+    ),
 ]
 _Gpus = Annotated[int | None, typer.Option(help="GPUs per machine instead of the preset's.")]
 _Device = Annotated[
@@ -204,6 +207,7 @@ def _document(plan: "Plan", compared: "list[Suggestion]") -> dict[str, Any]:
         "world_size": plan.placement.world_size,
         "global_batch": plan.global_batch,
         "measured": _measured(result.workload.measured) if result else None,
+        "data": plan.account,
         "findings": [finding.as_json() for finding in plan.findings],
     } | (_memory(result) | _time(result, plan.preset.train.epochs) if result else {})
 

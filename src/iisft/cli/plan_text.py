@@ -47,6 +47,7 @@ def lines(plan: "Plan", contrasts: "list[Suggestion]", extra: dict[str, Any]) ->
             "memory"
         )
     yield ""
+    yield from _rows(plan)
     yield from _time(plan, result)
     for name, show in (("best", _best), ("trace", _trace), ("probe", _probe)):
         if extra.get(name):
@@ -149,6 +150,19 @@ def _table(title: str, found: "list[Suggestion]", *, names: bool) -> Iterator[st
             largest = largest_parts(one.forecast)[:2]
             text += f": {', '.join(f'{name} {size / GIB:.1f}' for name, size in largest)}"
         yield f"  {need:6.1f} GiB {pace}  {_VERDICT[one.forecast.fits]:<13}  {text}"
+
+
+def _rows(plan: "Plan") -> Iterator[str]:
+    """What is mixed, and of how much each dataset."""
+    account = plan.account
+    if len(account) == len(plan.datasets) and all(one["rows"] == one["of"] for one in account):
+        return
+    for one in account:
+        tokens = f", about {one['tokens']:,} tokens" if one["tokens"] else ""
+        yield (
+            f"{one['for']}: {one['rows']:,} of {one['of']:,} rows of {one['name']} "
+            f"({100 * one['share']:.2f} %){tokens}"
+        )
 
 
 def _time(plan: "Plan", result: "Forecast") -> Iterator[str]:

@@ -25,7 +25,10 @@ _Preset = Annotated[
 _Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
 _Data = Annotated[
     str | None,
-    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+    typer.Option(
+        help="Staged dataset instead of the preset's; A,B mixes several.",
+        autocompletion=complete_datasets,
+    ),
 ]
 _Gpus = Annotated[int | None, typer.Option(help="Ranks on this machine, as for train.")]
 _Collect = Annotated[

@@ -20,7 +20,9 @@ _RunsArgument = Annotated[
         show_default=False,
     ),
 ]
-_CompareOption = Annotated[bool, typer.Option("--compare", help="Put several runs side by side.")]
+_CompareOption = Annotated[
+    bool, typer.Option("--compare", help="Put several runs, or those of a sweep, side by side.")
+]
 _OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -50,20 +52,25 @@ def report(
     Examples:
       iisft report RUN
       iisft report --compare A B -o both.html
+      iisft report --compare SWEEP
     """
     from iisft.evaluation.locate import split
     from iisft.report import build
     from iisft.runs.record.state import find_run
 
+    workspace = Workspace.current()
     names: list[str | None] = [*(runs or [])] or [None]
+    family = names[0] if compare and len(names) == 1 else None
+    if family is not None and not (workspace.runs / family).is_dir():
+        names = [*_begun(workspace, family)] or names
     if compare != (len(names) > 1):
         raise UsageError(
             "report-runs", "one run, or --compare with several", fix="iisft report --compare A B"
         )
-    workspace = Workspace.current()
     folders = [find_run(workspace, split(workspace, name)[0]) for name in names]
     typed = [name or folder.id for name, folder in zip(names, folders, strict=True)]
-    target = output or Path("-vs-".join(folder.id for folder in folders) + ".html")
+    title = family or "-vs-".join(folder.id for folder in folders)
+    target = output or Path(f"{title}.html")
     chosen = options(label, classes, None, error_marker, None)
     written = build.write(typed, folders, workspace, chosen, data, target)
     console.findings(written.findings)
@@ -81,3 +88,10 @@ def report(
         )
     console.out(str(written.path))
     console.say(f"{written.size / 1e6:.1f} MB; opens in any browser, without a network")
+
+
+def _begun(workspace: Workspace, family: str) -> list[str]:
+    """The runs of a sweep that have something to show."""
+    from iisft.runs.record.families import members_of
+
+    return [folder.id for folder in members_of(workspace, family) if folder.events.exists()]

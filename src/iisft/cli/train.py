@@ -41,7 +41,10 @@ _Preset = Annotated[
 _Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
 _Data = Annotated[
     str | None,
-    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
+    typer.Option(
+        help="Staged dataset instead of the preset's; A,B mixes several.",
+        autocompletion=complete_datasets,
+    ),
 ]
 _Name = Annotated[str | None, typer.Option(help="The run's id; default: preset and time.")]
 _Gpus = Annotated[
@@ -230,6 +233,7 @@ def _print_plan(plan: "Plan", *, as_json: bool) -> None:
                 "global_batch": plan.global_batch,
                 "world_size": plan.placement.world_size,
                 "run_dir": str(plan.folder.path),
+                "data": plan.account,
                 "findings": [finding.as_json() for finding in plan.findings],
             }
         )

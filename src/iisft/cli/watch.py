@@ -80,7 +80,7 @@ def _serve(run: str | None, port: int | None) -> None:
     """Answer a browser until Ctrl-C, whatever becomes of the runs."""
     from urllib.parse import urlencode
 
-    from iisft.inference import talk
+    from iisft.listening import bound
     from iisft.report.live.server import HOST, LivePage
     from iisft.runs.record.state import find_run
 
@@ -88,15 +88,16 @@ def _serve(run: str | None, port: int | None) -> None:
     shown = f"?{urlencode({'run': find_run(workspace, run).id})}" if run is not None else ""
     with contextlib.ExitStack() as stack:
         try:
-            address = stack.enter_context(talk.bound(HOST, _PORT if port is None else port))
+            listener = stack.enter_context(bound(HOST, _PORT if port is None else port))
         except EnvironmentFault:
             if port is not None:
                 raise
-            address = stack.enter_context(talk.bound(HOST, 0))
-        page = LivePage(address.socket, workspace)
+            listener = stack.enter_context(bound(HOST, 0))
+        page = LivePage(listener, workspace)
         stack.callback(page.close)
         console.out(page.url + shown)
-        console.say(f"from another machine: {_tunnel(address.port)}   then the same address there")
+        tunnel = _tunnel(listener.getsockname()[1])
+        console.say(f"from another machine: {tunnel}   then the same address there")
         console.say("Ctrl-C ends it; the runs are not touched")
         with contextlib.suppress(KeyboardInterrupt):
             page.serve_forever()

@@ -12,10 +12,12 @@ from iisft.evaluation.fields import FieldTally, SchemaCheck
 from iisft.evaluation.outcome import DEFAULT_ERROR_MARKER, NO_JSON, Outcome, judge, parse
 from iisft.evaluation.reading import PredictionFile, Row
 from iisft.evaluation.similarity import LONGEST, LONGEST_ALL, Scorer, TextSample, measure
-from iisft.evaluation.statistics import class_metrics, rate_interval
+from iisft.evaluation.statistics import class_metrics, constant_classes, rate_interval
 from iisft.evaluation.task import Task, scan
 from iisft.json_values import DEEPEST
 
+_MOST_SOURCES = 20  # a column of that name with more values is something else
+_TEXTS_OF_SOURCE = 200  # rows for its text figures
 MODEL, MAJORITY, COPY, BASE = "model", "most frequent answer", "copy of the input", "base model"
 
 
@@ -79,7 +81,9 @@ class Tally:
 
 @dataclass
 class Evaluation:
-    """The result of an evaluation."""
+    """The result of an evaluation. `sources` has rows and metrics of each dataset that the rows
+    come from, where there are several.
+    """
 
     file: PredictionFile
     task: Task
@@ -88,12 +92,14 @@ class Evaluation:
     baselines: dict[str, dict[str, Any]]
     findings: list[Finding]
     label_by: str | None
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return self.counts | {
             "label": self.label_by,
             "metrics": self.metrics,
             "baselines": self.baselines,
+            "sources": self.sources,
             "findings": [finding.as_json() for finding in self.findings],
             "file": str(self.file.path),
             "columns": dict(self.file.columns),
@@ -103,8 +109,12 @@ class Evaluation:
 class Evaluator:
     """The pass over one file for one task."""
 
-    def __init__(self, file: PredictionFile, task: Task, options: Options) -> None:
-        self.file, self.task, self.options = file, task, options
+    def __init__(
+        self, file: PredictionFile, task: Task, options: Options, source: str | None = None
+    ) -> None:
+        """`source`: only the rows of that dataset."""
+        self.file, self.task, self.options, self.source = file, task, options, source
+        self.rows_of = Counter[str]()
         self.counts = Counter[str]()
         self.systems = {MODEL: Tally(task)}
         if task.majority is not None:
@@ -129,6 +139,10 @@ class Evaluator:
             EnvironmentFault: a package that the requested figures need is missing.
         """
         for row in self.file:
+            if self.source not in (None, row.source):
+                continue
+            if row.source is not None:
+                self.rows_of[row.source] += 1
             self.counts["rows"] += 1
             outcome = judge(row, self.options.error_marker)
             if outcome.error:
@@ -164,7 +178,7 @@ class Evaluator:
             metrics["intervals"]["schema_valid"] = rate_interval(
                 self.schema.fits, self.counts["generated"]
             )
-        baselines = _constant_classes(self.systems[MODEL].confusion) | baselines
+        baselines = constant_classes(self.systems[MODEL].confusion) | baselines
         label_by = self.task.labels.by if self.task.labels else None
         findings = [*self.file.findings, *self.findings, *_findings(self, counts)]
         return Evaluation(self.file, self.task, counts, metrics, baselines, findings, label_by)
@@ -244,7 +258,12 @@ def evaluate(
             where=str(file.path),
             fix="--columns reference=NAME,prediction=NAME",
         )
-    found = Evaluator(file, task, options).run()
+    whole = Evaluator(file, task, options)
+    found = whole.run()
+    if 1 < len(whole.rows_of) <= _MOST_SOURCES:
+        found.sources = {
+            name: _of_source(file, task, options, name) for name in sorted(whole.rows_of)
+        }
     if base is not None:
         other = Evaluator(base, task, options).run()
         found.baselines[BASE] = {
@@ -253,17 +272,17 @@ def evaluate(
     return found
 
 
-def _constant_classes(confusion: Mapping[tuple[str, str], int]) -> dict[str, dict[str, Any]]:
-    """The figures of answering one class to every row, the most frequent class first."""
-    support: Counter[str] = Counter()
-    for (reference, _), rows in confusion.items():
-        support[reference] += rows
-    return {
-        f"always {name}": class_metrics(
-            {(reference, name): rows for reference, rows in support.items()}, False
-        )
-        for name, _ in support.most_common(3)
-    }
+def _of_source(file: PredictionFile, task: Task, options: Options, name: str) -> dict[str, Any]:
+    """Rows and figures of one dataset: those by which the whole is judged, without its tables."""
+    rows = options.text_rows
+    if rows is None:
+        rows = 0 if task.json else _TEXTS_OF_SOURCE
+    said = list(file.findings)
+    found = Evaluator(file, task, replace(options, text_rows=rows), name).run()
+    file.findings[:] = said
+    tables = ("confusion", "fields", "per_class", "schema_faults")
+    metrics = {key: value for key, value in found.metrics.items() if key not in tables}
+    return {"rows": found.counts["rows"], "metrics": metrics}
 
 
 def _findings(evaluator: Evaluator, counts: Mapping[str, int]) -> list[Finding]:

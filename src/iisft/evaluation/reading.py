@@ -47,6 +47,7 @@ class Row:
 
     `reference` and `prompt` are None where the file has none; `prediction` is "" for null. Both
     answers stand without the thought before them; `thought` is the prediction's, None without one.
+    `source` is the dataset that the row comes from, where the file says so.
     """
 
     row: int
@@ -56,6 +57,7 @@ class Row:
     error: str | None
     stop: str | None
     thought: str | None = None
+    source: str | None = None
 
 
 @dataclass
@@ -129,6 +131,7 @@ class PredictionFile:
             prompt=_text(value.get(self.columns.get("prompt", ""))),
             error=_failure(value.get("error")),
             stop=_text(value.get("stop")),
+            source=source if isinstance(source := value.get("source"), str) else None,
         )
 
     def _found_columns(self, first: Mapping[str, Any]) -> dict[str, str]:

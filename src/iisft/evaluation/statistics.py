@@ -1,6 +1,7 @@
 """Intervals and paired tests, with a fixed seed: the same file gives the same figures."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,3 +176,16 @@ def sign_flip(differences: Sequence[float]) -> float:
 def _percentiles(values: Any) -> Interval:
     low, high = numpy().percentile(values, [100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2])
     return float(low), float(high)
+
+
+def constant_classes(confusion: Mapping[tuple[str, str], int]) -> dict[str, dict[str, Any]]:
+    """The figures of answering one class to every row, the most frequent class first."""
+    support: Counter[str] = Counter()
+    for (reference, _), rows in confusion.items():
+        support[reference] += rows
+    return {
+        f"always {name}": class_metrics(
+            {(reference, name): rows for reference, rows in support.items()}, False
+        )
+        for name, _ in support.most_common(3)
+    }

@@ -14,8 +14,8 @@ from iisft.data.read import conversation
 from iisft.errors import EnvironmentFault, UsageError
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
-from iisft.inference.talk import is_loopback
 from iisft.json_values import parse_json
+from iisft.listening import is_loopback
 from iisft.runs.record.folder import RunFolder
 from iisft.secrets import hide
 

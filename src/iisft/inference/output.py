@@ -2,8 +2,8 @@
 
 Each line is one JSON object: `row` (number in the staged data, from 1), `prompt`, `reference` (null
 if there is none), `prediction`, `prompt_tokens`, `tokens` (generated), `stop` ("eos" or "length"),
-`error` (null or text). Until all rows are there they are in the order in which they finished,
-afterwards in that of the data.
+`error` (null or text), and `source` where the data is of several datasets. Until all rows are there
+they are in the order in which they finished, afterwards in that of the data.
 """
 
 import contextlib

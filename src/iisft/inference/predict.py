@@ -5,17 +5,19 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from iisft import files
-from iisft.data.stage import staging
+from iisft.data.stage import mixing, staging
 from iisft.data.stage.staging import StagedDataset
 from iisft.errors import UsageError
 from iisft.inference.base_model import Source
 from iisft.inference.headroom import Need
 from iisft.inference.output import Predictions, Row
 from iisft.inference.worker import Worker, require_proof, started
+from iisft.presets.sections import names_of
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed
 from iisft.runs.record.run_record import RunRecord
@@ -23,7 +25,7 @@ from iisft.runs.record.selection import ADAPTER, Chosen
 from iisft.workspace import Workspace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """What is asked for.
 
@@ -36,6 +38,10 @@ class Request:
     batch_rows: int
     max_new_tokens: int
     restart: bool
+
+    @cached_property
+    def sources(self) -> mixing.Sources:
+        return mixing.Sources(self.data)
 
     @property
     def count(self) -> int:
@@ -120,7 +126,10 @@ class Job:
         return Progress(self.which, count, sum(number <= count for number in self.done))
 
     def add(self, rows: list[Row]) -> None:
-        """Write finished rows."""
+        """Write finished rows, each with the dataset that it comes from where there are several."""
+        sources = self.request.sources
+        for row in rows if sources.several else ():
+            row["source"] = sources.of(row["row"])
         self.predictions.append(rows)
         self.new += len(rows)
 
@@ -276,14 +285,14 @@ def request_for(
     ):
         if value is not None and value < 1:
             raise UsageError(name, f"--{name} must be at least 1, not {value}")
-    name = data or record.setting("data.eval")
-    if name is None:
+    names = data.split(",") if data else names_of(record.setting("data.eval"))
+    if not names:
         staged = ", ".join(staging.staged_names(workspace)) or "none"
         text = f"the run has no evaluation data, so --data says which rows; staged: {staged}"
         raise UsageError("predict-data", text, fix="--data NAME")
     cutoff_len = int(record.setting("train.cutoff_len"))
     return Request(
-        staging.load(name, workspace),
+        mixing.whole([staging.load(name, workspace) for name in names]),
         cutoff_len,
         limit,
         batch_rows,

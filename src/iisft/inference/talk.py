@@ -1,14 +1,14 @@
 """A conversation with a run's model, or its API: one child that keeps the model loaded."""
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from iisft.errors import EnvironmentFault, IisftError, RunFailed, UsageError
+from iisft import listening
+from iisft.errors import IisftError, RunFailed
 from iisft.inference.base_model import Source
 from iisft.inference.worker import Worker, require_proof, started
 from iisft.llamafactory import tools
@@ -98,21 +98,7 @@ def bound(host: str, port: int) -> Iterator[Address]:
         UsageError: no such port.
         EnvironmentFault: the port is taken, or the host is not an address of this machine.
     """
-    if not 0 <= port < 2**16:
-        raise UsageError("port", f"--port must be from 0 to 65535, not {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # without it a restart waits until the old connections have left TIME_WAIT
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except (OSError, ValueError, TypeError) as error:  # a name that is no name of a host
-            where = f"{host}:{port}"
-            text, fix = (
-                f"{where} can't be listened on: {getattr(error, 'strerror', None) or error}",
-                f"--port {port + 1}, or --port 0 for any free one",
-            )
-            raise EnvironmentFault("port-taken", text, where=where, fix=fix) from error
+    with listening.bound(host, port) as listener:
         yield Address(host, listener, _key(host))
 
 
@@ -144,22 +130,14 @@ def served(
             yield worker
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _key(host: str) -> str | None:
     """A person's own key always counts; where other machines can ask, one is made."""
     own = os.environ.get(KEY_VARIABLE)
-    return own or (None if is_loopback(host) else secrets.token_urlsafe(32))
+    return own or (None if listening.is_loopback(host) else secrets.token_urlsafe(32))
 
 
 def _names(host: str) -> list[str] | None:
     """What a request for this machine alone may call it: a page of the web can let any name point
     here.
     """
-    return ["localhost", "127.0.0.1", "::1", host] if is_loopback(host) else None
+    return ["localhost", "127.0.0.1", "::1", host] if listening.is_loopback(host) else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from iisft.presets.schema import Preset, Sharding
+from iisft.presets.sections import joined
 from iisft.workspace import START_ADAPTER
 
 # the view's own attention in blocks takes the place of eager (child/attention_iisft.py)
@@ -63,9 +64,12 @@ MAPPING: dict[str, Callable[[Preset], dict[str, Any]]] = {
     "train.optimizer": lambda p: {"optim": p.train.optimizer},
     "train.seed": lambda p: {"seed": p.train.seed},
     "sharding": lambda p: _sharding(p),
-    "data.name": lambda p: {"dataset": p.data.name},
+    # one file whatever it is mixed of: LLaMA-Factory's own `dataset: a,b` can only take all rows of
+    # each, or draw by probabilities, after which neither shares nor number are what was asked for
+    # (data/data_utils.py, merge_dataset)
+    "data.name": lambda p: {"dataset": p.data.trained},
     "data.eval": lambda p: (
-        {"eval_dataset": p.data.eval, "per_device_eval_batch_size": p.train.batch_size}
+        {"eval_dataset": joined(p.data.evaluated), "per_device_eval_batch_size": p.train.batch_size}
         if p.data.eval
         else {}
     ),

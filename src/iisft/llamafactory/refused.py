@@ -275,13 +275,9 @@ REFUSED: dict[str, Refusal] = by_name(
             "is ignored by LLaMA-Factory in a run like this",
             "drop it",
         ),
-        "interleave_probs": Refusal(
-            "is for several datasets, and a run has one",
-            "iisft data split --help mixes rows",
-        ),
-        "mix_strategy": Refusal(
-            "is for several datasets, and a run has one",
-            "iisft data split --help mixes rows",
+        "interleave_probs mix_strategy": Refusal(
+            "draws rows by chance, and a run has one dataset, mixed before it starts",
+            "--set 'data.name=[A, B]' --set 'data.mix={A: 0.7, B: 0.3}'",
         ),
         (
             "pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing "

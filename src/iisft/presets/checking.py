@@ -177,7 +177,7 @@ _LIMITS = {
 
 def path_of(details: ErrorDetails) -> KeyPath:
     """The key that an error is about, without the branches of a union."""
-    branches = ("str", "list[", "[key]", "bool", "literal[")
+    branches = ("str", "list[", "[key]", "bool", "literal[", "constrained-")
     return tuple(part for part in details["loc"] if not str(part).startswith(branches))
 
 

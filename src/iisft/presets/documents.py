@@ -83,7 +83,8 @@ class Document:
         if model is not None:
             self.override(("model", "id"), model, "--model")
         if data is not None:
-            self.override(("data", "name"), data, "--data")
+            names = data.split(",")  # a dataset's name has none
+            self.override(("data", "name"), names if len(names) > 1 else data, "--data")
 
 
 def shipped_presets_folder() -> Path:

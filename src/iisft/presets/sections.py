@@ -3,7 +3,10 @@
 The others and the whole are in iisft.presets.schema.
 """
 
-from typing import Annotated, Literal
+import hashlib
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +14,31 @@ Overlong = Literal["fail", "fit", "drop", "allow"]
 
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # as data stage takes it
+DatasetNames = Annotated[list[DatasetName], Field(min_length=1, max_length=64)]
+# a share of the rows, or a number of them
+Share = Annotated[float, Field(gt=0, le=1)] | PositiveInt
+_LONGEST_NAME = 120  # bytes of a mix's; files have it, with some more around it
+
+
+def names_of(value: Any) -> tuple[str, ...]:
+    """One dataset or several, as a preset has them; nothing else is a name."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(name for name in values if isinstance(name, str))
+
+
+def exactly(share: float) -> Fraction:
+    """A share as it was written: 0.7 is seven tenths, and not the nearest float."""
+    return Fraction(repr(share))
+
+
+def joined(names: Sequence[str], *, drawn: bool = False) -> str:
+    """What several datasets are called where they are one: a+b, or a~b where rows were drawn of
+    them. Nobody's own dataset can have such a name.
+    """
+    name = "~".join((*names, "")) if drawn else "+".join(names)
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{len(names)}-datasets-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 class Section(BaseModel):
@@ -22,9 +50,25 @@ class Section(BaseModel):
 class Data(Section):
     """What is trained on."""
 
-    name: DatasetName = Field(description="A staged dataset: data/NAME (iisft data stage).")
-    eval: DatasetName | None = Field(
-        default=None, description="A staged dataset for evaluation during training."
+    name: DatasetName | DatasetNames = Field(
+        description="A staged dataset: data/NAME (iisft data stage). Several, [A, B], are mixed "
+        "into one file of the run."
+    )
+    mix: dict[DatasetName, Share] | None = Field(
+        default=None,
+        description="Of which rows the mix consists: shares that add up to 1 ({a: 0.7, b: 0.3}, as "
+        "many rows as they allow) or numbers of rows ({a: 500, b: 200}). Without it all rows of "
+        "each. Rows are drawn by train.seed, none twice.",
+    )
+    repeat: bool = Field(
+        default=False,
+        description="With mix: repeat rows of a dataset that has too few, each equally often but "
+        "for the last pass. With shares the mix then has every row of each.",
+    )
+    eval: DatasetName | DatasetNames | None = Field(
+        default=None,
+        description="A staged dataset for evaluation during training, or several, [A, B]: all rows "
+        "of each.",
     )
     overlong: Overlong = Field(
         default="fail",
@@ -34,6 +78,34 @@ class Data(Section):
         "own copy of data that"
         " was staged otherwise.",
     )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is trained on."""
+        return names_of(self.name)
+
+    @property
+    def trained(self) -> str:
+        """The dataset that a run trains on, whatever it is mixed of."""
+        return joined(self.names, drawn=bool(self.mix))
+
+    @property
+    def wrong_mix(self) -> str:
+        """What is wrong with `mix`, whatever the datasets have."""
+        mix = self.mix or {}
+        shares = [value for value in mix.values() if isinstance(value, float)]
+        if mix and (other := set(self.names) ^ set(mix)):
+            names = ", ".join(sorted(other))
+            return f"data.mix and data.name don't name the same datasets: {names} is in one of them"
+        if shares and len(shares) < len(mix):
+            return "data.mix has shares (0.7) and numbers of rows (500) side by side"
+        if shares and (total := sum(map(exactly, shares))) != 1:
+            return f"the shares of data.mix add up to {float(total):g}, not to 1"
+        return ""
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return names_of(self.eval)
 
 
 class Save(Section):

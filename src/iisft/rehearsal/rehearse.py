@@ -184,7 +184,7 @@ def _answer(folder: RunFolder, workspace: Workspace, short: Plan) -> Iterator[Fi
         request = predicting.request_for(
             record,
             workspace,
-            data=data.eval or data.name,
+            data=",".join(data.evaluated or data.names),
             limit=1,
             batch_rows=1,
             max_new_tokens=_ANSWER_TOKENS,

@@ -134,7 +134,7 @@ def _choose(plan: Plan, dataset: RunDataset, count: int, longest: int, place: Pa
     file = place / f"{dataset.name}.jsonl"
     files.write_bytes_atomically(file, content)
     digest = hashlib.sha256(content).hexdigest()
-    return replace(dataset, file=file, rows=count, sha256=digest, changes=None)
+    return replace(dataset, file=file, rows=count, sha256=digest, changes=None, parts=())
 
 
 def _tokens(plan: Plan, dataset: RunDataset) -> Mapping[int, int]:

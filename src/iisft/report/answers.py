@@ -81,6 +81,7 @@ def _set(source: Source, evaluation: Evaluation) -> dict[str, Any]:
         "counts": evaluation.counts,
         "metrics": evaluation.metrics,
         "baselines": evaluation.baselines,
+        "sources": evaluation.sources,
         "sentences": {
             language: sentences_with_tone(evaluation, language) for language in LANGUAGES
         },

@@ -73,11 +73,11 @@ class Check:
         """The rows that can be staged, in their staged form; the others become findings."""
         with Repeats([source.file for source in self._sources]) as seen:
             for index, source in enumerate(self._sources):
-                rows = self._rows_of(source)
+                rows = self._rows_of(index, source)
                 yield from self._compared(index, source, rows, seen) if self._repeats else rows
             seen.report(self.findings)
 
-    def _rows_of(self, source: Source) -> Iterator[Row]:
+    def _rows_of(self, index: int, source: Source) -> Iterator[Row]:
         check, add, file = checker_for(source), self.findings.add, source.file
         for row in read_rows(source, self._progress):
             self._rows += 1
@@ -88,7 +88,7 @@ class Check:
                 add(file, row.number, row.line, problem)
             if staged is not None:
                 self._sound += 1
-                yield Row(row.number, row.line, staged)
+                yield Row(row.number, row.line, staged, None, index)
 
     def _compared(
         self, index: int, source: Source, rows: Iterator[Row], seen: Repeats

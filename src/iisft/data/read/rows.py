@@ -21,10 +21,12 @@ class Row(NamedTuple):
     there are no lines).
 
     `value` is the parsed object as it stands in the file, whatever its type, or Unreadable. `raw`
-    are the row's own bytes of JSON where the reader has them, else None.
+    are the row's own bytes of JSON where the reader has them, else None. `source` is the place of
+    its file among several, from 0.
     """
 
     number: int
     line: int
     value: Any
     raw: bytes | None = None
+    source: int = 0

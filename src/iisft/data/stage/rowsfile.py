@@ -15,7 +15,7 @@ import orjson
 
 from iisft import files
 from iisft.data.read.rows import Row
-from iisft.data.stage.rowshape import ALPACA, MESSAGES, Shape, shaped
+from iisft.data.stage.rowshape import Shape, shaped
 from iisft.errors import EnvironmentFault, IisftError, TransferError
 
 _BATCH = 512
@@ -28,8 +28,9 @@ class RowsFile:
         OSError: from every method, when the disk is full or read-only.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, keys: tuple[str, ...] = ()) -> None:
+        """`keys` are those that every row has as it comes, where that is known."""
+        self._folder, self._keys = folder, keys
         self._shape = Shape()
         self._out = _Temporary(folder)
         self.rows = 0
@@ -65,7 +66,7 @@ class RowsFile:
     def publish(self, prefix: str) -> dict[str, Any]:
         """Give the file its name (the prefix and its digest) and return its part of the record."""
         keys = self._shape.keys()
-        if keys not in (ALPACA, MESSAGES) or (keys == MESSAGES and not self._shape.has_messages):
+        if keys != (self._keys or self._shape.as_they_come):
             self._write_again(keys)
         final, digest = self._out.publish(prefix)
         stat = final.stat()

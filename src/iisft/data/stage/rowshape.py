@@ -23,12 +23,12 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ][0-9:.+\-]*Z?)?")
 class Shape:
     """Watches the rows of one file as they are written, then names the keys that all must have.
 
-    `has_messages`: the rows are messages already.
+    Rows of several files may be of both forms.
     """
 
     def __init__(self) -> None:
         self._bytes = 0
-        self.has_messages = self._system = self._tools = False
+        self._has_messages = self._has_alpaca = self._system = self._tools = False
         self._history_at: int | None = None
         # of the run of dates that ends at the present row
         self._date_bytes = dict.fromkeys(ALPACA, 0)
@@ -37,8 +37,9 @@ class Shape:
     def watch(self, row: dict[str, Any], size: int) -> None:
         """Take note of a row whose line has `size` bytes."""
         if "messages" in row:
-            self.has_messages = True
+            self._has_messages = True
             return
+        self._has_alpaca = True
         for key in ALPACA:
             text = row[key]
             if text[4:5] == "-" and _DATE.fullmatch(text):
@@ -53,10 +54,17 @@ class Shape:
                 self._history_at = self._bytes
         self._bytes += size
 
+    @property
+    def as_they_come(self) -> tuple[str, ...]:
+        """The keys that all rows have already, () where they differ."""
+        if self._has_messages:
+            return () if self._has_alpaca else MESSAGES
+        return () if self._system or self._tools or self._history_at is not None else ALPACA
+
     def keys(self) -> tuple[str, ...]:
         """The keys, once all rows were seen."""
         if (
-            self.has_messages
+            self._has_messages
             or self._a_chunk_may_be_dates()
             or (self._history_at or 0) > _SAFE_BYTES
         ):

@@ -28,7 +28,7 @@ from iisft.errors import CheckFailed, Finding, IisftError, InputError, TransferE
 from iisft.llamafactory import dataset_info
 from iisft.workspace import Workspace
 
-__all__ = ["Policy", "StagedDataset", "Staging", "load", "stage", "staged_names"]
+__all__ = ["Policy", "StagedDataset", "Staging", "load", "stage", "stage_all", "staged_names"]
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")  # LLaMA-Factory separates dataset names by commas
 _ORIGINALS = "originals"
@@ -88,18 +88,28 @@ def stage(
         CheckFailed: rows are wrong; the findings have their row numbers and fields. Nothing was
         staged. TransferError, EnvironmentFault: the copy can't be written, or the disk is full.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            "data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}"
-        )
+    _check_name(name)
     source = open_source(file, formats, columns, ignore=ignore, roles=roles)
+    return stage_all({"": source}, name, workspace, drop_bad=drop_bad, policy=policy,
+                     progress=progress)  # fmt: skip
+
+
+def stage_all(
+    sources: Mapping[str, Source],
+    name: str,
+    workspace: Workspace,
+    *,
+    drop_bad: bool = False,
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+) -> Staging:
+    """The same for the rows of several files, one after the other, in any of the forms; the
+    dataset's record tells how many rows each name has.
+    """
+    _check_name(name)
     hashing, reading = halves(progress)
     asked = {
-        "source_sha256": digest_of(file, hashing),
-        "format": source.describe(),
-        "columns": dict(source.layout.columns),
-        "ignored": list(source.layout.ignored),
-        "roles": dict(source.layout.roles),
+        **_in_one([_about(source, hashing) for source in sources.values()]),
         "drop_bad": drop_bad,
         "policy": policy.identity if policy else None,
         "iisft": __version__,
@@ -107,8 +117,33 @@ def stage(
     if same := _staged_before(name, workspace, asked):
         return Staging(same, Findings(), unchanged=True)
     folder = workspace.data / name
-    with _writable(folder, source):
-        return _stage(source, name, folder, asked, policy, reading)
+    with _writable(folder, list(sources.values())):
+        return _stage(sources, name, folder, asked, policy, reading)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "data-name", f"a dataset name has letters, digits, '.', '_' and '-', not {name!r}"
+        )
+
+
+def _about(source: Source, progress: Progress | None) -> dict[str, Any]:
+    return {
+        "source_sha256": digest_of(source.file, progress),
+        "format": source.describe(),
+        "columns": dict(source.layout.columns),
+        "ignored": list(source.layout.ignored),
+        "roles": dict(source.layout.roles),
+    }
+
+
+def _in_one(about: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of several files a list under each key, but for the format, which people read."""
+    if len(about) == 1:
+        return about[0]
+    formats = dict.fromkeys(one["format"] for one in about)
+    return {key: [one[key] for one in about] for key in about[0]} | {"format": "; ".join(formats)}
 
 
 def _staged_before(name: str, workspace: Workspace, asked: dict[str, Any]) -> StagedDataset | None:
@@ -120,7 +155,7 @@ def _staged_before(name: str, workspace: Workspace, asked: dict[str, Any]) -> St
 
 
 @contextmanager
-def _writable(folder: Path, source: Source) -> Iterator[None]:
+def _writable(folder: Path, sources: Sequence[Source]) -> Iterator[None]:
     """The dataset's folder, locked; errors of the disk as a person reads them.
 
     No empty folder is left behind.
@@ -128,10 +163,11 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if source.container in ("json", "jsonl") and free < source.size:
+        needed = sum(one.size for one in sources if one.container in ("json", "jsonl"))
+        if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{source.size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
+                f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free",
             )
         with files.exclusive_lock(folder / ".lock"):
             try:
@@ -153,15 +189,16 @@ def _writable(folder: Path, source: Source) -> Iterator[None]:
 
 
 def _stage(
-    source: Source,
+    sources: Mapping[str, Source],
     name: str,
     folder: Path,
     asked: dict[str, Any],
     policy: Policy | None,
     progress: Progress | None,
 ) -> Staging:
-    check = Check([source], progress=progress)
+    check = Check(list(sources.values()), progress=progress)
     rows: Iterable[Row] = check.sound_rows()
+    counts = [0] * len(sources)
     with ExitStack() as stack:
         written = stack.enter_context(RowsFile(folder))
         originals = (
@@ -169,15 +206,18 @@ def _stage(
         )
         if originals:
             rows = originals.copying(rows)
-        written.write_all(policy.apply(rows) if policy else rows)
-        _require_sound(check, written, source, policy, asked["drop_bad"])
+        for row in written.copying(policy.apply(rows) if policy else rows):
+            counts[row.source] += 1
+        _require_sound(check, written, policy, asked["drop_bad"])
         kept = originals.publish("") if originals else None
         published = written.publish("rows-")
         record = {
             **asked,
             **published,
-            "source": str(source.file.absolute()),
-            "not_read": list(source.layout.unused),
+            "source": "; ".join(str(one.file.absolute()) for one in sources.values()),
+            "not_read": list(
+                dict.fromkeys(key for one in sources.values() for key in one.layout.unused)
+            ),
             "originals": {**kept, "file": f"{_ORIGINALS}/{kept['file']}"} if kept else None,
             "rows_read": check.report.rows,
             "warnings": {
@@ -186,6 +226,7 @@ def _stage(
                 if group.severity != "error"
             },
             "left_out": _left_out(check, folder),
+            **(_parts(sources, counts) if len(sources) > 1 else {}),
             **(policy.for_record(folder / published["file"]) if policy else {}),
             "staged": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
@@ -195,6 +236,15 @@ def _stage(
     files.write_json_atomically(folder / RECORD, record)
     _remove_others(folder, _files_of(record))
     return Staging(staged, check.findings, unchanged=False)
+
+
+def _parts(names: Iterable[str], counts: Sequence[int]) -> dict[str, Any]:
+    """How many rows of each file there are, one file after the other (as iisft.data.stage.mixing
+    has them).
+    """
+    pairs = zip(names, counts, strict=True)
+    parts = [{"name": name, "rows": count} for name, count in pairs]
+    return {"parts": parts, "in_order": True}
 
 
 def _files_of(record: Mapping[str, Any]) -> set[str | None]:
@@ -211,15 +261,14 @@ def _originals(folder: Path) -> RowsFile:
     return RowsFile(folder / _ORIGINALS)
 
 
-def _require_sound(
-    check: Check, written: RowsFile, source: Source, policy: Policy | None, drop_bad: bool
-) -> None:
+def _require_sound(check: Check, written: RowsFile, policy: Policy | None, drop_bad: bool) -> None:
     objections = policy.findings() if policy else []
     dropping = drop_bad and not check.torn and written.rows
     if (check.findings.errors and not dropping) or objections:
         raise CheckFailed([*check.findings.first_of_each(), *objections])
     if not written.rows:
-        raise InputError("data-empty", "there is no row in it", where=str(source.file))
+        where = ", ".join(str(source.file) for source in check.report.sources)
+        raise InputError("data-empty", "there is no row in it", where=where)
 
 
 def _left_out(check: Check, folder: Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ function evaluationSection() {
   }
   const set = answers();
   section.append(el("h3", {}, set.name), sentences([...set.findings, ...set.sentences[language()]]), forest(set));
+  if (Object.keys(set.sources).length) section.append(bySource(set));
   if (set.metrics.confusion) section.append(confusion(set));
   if (set.metrics.fields && Object.keys(set.metrics.fields).length) section.append(fields(set));
   return section;
@@ -58,6 +59,13 @@ function sideBySide(compared) {
     ...shown.map((name) => percent(set.metrics[name])),
   ])));
   return table([t("set"), t("step"), t("train_loss"), t("eval_loss"), t("errors"), ...shown.map((name) => t(name))], rows, "numbers");
+}
+
+function bySource(set) {
+  const sources = Object.entries(set.sources);
+  const shown = FIGURES.filter((name) => sources.some(([, each]) => name in each.metrics));
+  const rows = sources.map(([name, each]) => el("tr", {}, cells([name, number(each.rows), ...shown.map((figure) => percent(each.metrics[figure]))])));
+  return el("div", {}, el("h3", {}, t("by_source")), table([t("dataset"), t("rows"), ...shown.map((name) => t(name))], rows, "numbers"));
 }
 
 function baselineName(name) {

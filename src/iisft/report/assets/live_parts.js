@@ -114,7 +114,7 @@ function renderRuns() {
 
 function runLine(row) {
   const part = share(row.step, row.total_steps);
-  const facts = [`${number(row.step)}/${number(row.total_steps)}`, row.loss === null ? null : `${t("loss")} ${number(row.loss)}`, row.eta_s === null ? null : `${duration(row.eta_s)} ${t("left")}`];
+  const facts = [row.step || row.total_steps ? `${number(row.step)}/${number(row.total_steps)}` : null, row.loss === null ? null : `${t("loss")} ${number(row.loss)}`, row.eta_s === null ? null : `${duration(row.eta_s)} ${t("left")}`];
   return el("a", lineOf(row.id),
     el("div", {}, el("b", {}, row.id), badge(row.state)),
     row.live ? bar(part, t("steps")) : null,

@@ -58,6 +58,7 @@ const WORDS = {
   nan: ["not a number", "非数值"],
   no_predictions: ["No predictions yet. Make some, and the report again:", "还没有预测。先生成预测，再重新生成报告："],
   dataset: ["dataset", "数据集"],
+  by_source: ["By dataset", "按数据集"],
   set: ["answers of", "回答来自"],
   figure: ["figure", "指标"],
   model: ["model", "模型"],

@@ -36,7 +36,8 @@ class RunDataset:
     folder is made.
 
     `rows` and `sha256` are those that are trained on; the digest of changed rows is known once they
-    are written. `longest` is the longest row's tokens, where they were counted.
+    are written. `longest` is the longest row's tokens, where they were counted. `parts` are what it
+    is mixed of.
     """
 
     name: str
@@ -47,6 +48,7 @@ class RunDataset:
     source: str
     changes: Changes | None = None
     longest: int | None = None
+    parts: "tuple[Part, ...]" = ()
 
     def as_record(self) -> DatasetRecord:
         """For run.json; `fitted` says what the rows were fitted to for this run."""
@@ -65,7 +67,21 @@ class RunDataset:
             sha256=self.sha256,
             source=self.source,
             fitted=fitted,
+            parts=tuple(part.as_json() for part in self.parts),
         )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A staged dataset in a mix: `count` of its rows, which have this digest as staged."""
+
+    dataset: RunDataset
+    count: int
+    sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        record = self.dataset.as_record().as_json()
+        return record | {"rows": self.count, "of": self.dataset.rows, "sha256": self.sha256}
 
 
 def prepare(
@@ -158,7 +174,7 @@ def _prepare(
     changes = overlong.changes(dataset.file, dataset.sha256, limit, survey.damaged, policy, told)
     refused = changes.unfit and not before.get("drop_unfit")
     findings += (
-        unfit_findings(changes.unfit, limit)
+        [replace(one, where=str(dataset.file)) for one in unfit_findings(changes.unfit, limit)]
         if refused
         else [_fitted(dataset.name, survey, changes, limit)]
     )
@@ -214,6 +230,10 @@ def write_into(folder: Path, prepared: list[RunDataset]) -> list[RunDataset]:
                 os.link(dataset.file, target)
             except OSError:
                 shutil.copy2(dataset.file, target)
+        for part in dataset.parts:
+            if part.dataset.changes:
+                report = folder / f"{part.dataset.name}.{REPORT}"
+                overlong.write_report(report, part.dataset.changes)
         entries[dataset.name] = dataset_info.entry(target.name, dataset.keys)
         written.append(dataset)
     files.write_text_atomically(folder / dataset_info.FILE_NAME, dataset_info.render(entries))

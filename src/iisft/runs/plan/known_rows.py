@@ -20,8 +20,18 @@ _JSON_BYTES = 6  # around a key and its value
 
 def row_tokens(dataset: RunDataset) -> Span | None:
     """Tokens of a row: as they were counted when it was staged, else guessed from the bytes of the
-    staged file.
+    staged file; in a mix, of all its rows together.
     """
+    if dataset.parts:
+        spans = [(row_tokens(part.dataset), part.count) for part in dataset.parts]
+        known = [(span, count) for span, count in spans if span is not None]
+        if len(known) < len(spans):
+            return None
+        low, typical, high = (
+            sum(getattr(span, name) * count for span, count in known) / dataset.rows
+            for name in ("low", "typical", "high")
+        )
+        return Span(low, typical, high)
     record = files.read_json_object(dataset.file.parent / RECORD) or {}
     counted = ((record.get("tokens") or {}).get("epoch") or {}).get("tokens")
     if isinstance(counted, int | float) and counted > 0:
@@ -44,6 +54,8 @@ def longest(preset: Preset, dataset: RunDataset, model: Path) -> int | None:
     """
     if dataset.longest:
         return dataset.longest
+    if dataset.parts:
+        return _longest_of_parts(preset, dataset, model)
     record = files.read_json_object(dataset.file.parent / RECORD) or {}
     counted_for, tokens = record.get("counted_for"), record.get("tokens")
     if not isinstance(counted_for, dict) or not isinstance(tokens, dict):
@@ -72,6 +84,8 @@ def trained(dataset: RunDataset) -> tuple[float | None, int | None]:
     """The share of tokens that have a label, and the most of one row, as they were counted in
     staging; None twice where not every row was.
     """
+    if dataset.parts:
+        return _trained_of_parts(dataset)
     counted = (files.read_json_object(dataset.file.parent / RECORD) or {}).get("tokens")
     account = counted if isinstance(counted, dict) else {}
     epoch, sample = account.get("epoch") or {}, account.get("sample") or {}
@@ -81,3 +95,22 @@ def trained(dataset: RunDataset) -> tuple[float | None, int | None]:
     if tokens <= 0 or sample.get("rows") != sample.get("of"):
         return None, None
     return min(1.0, trained / tokens), most
+
+
+def _trained_of_parts(dataset: RunDataset) -> tuple[float | None, int | None]:
+    tokens = labelled = 0.0
+    most_of_all = 0
+    for part in dataset.parts:
+        (share, most), span = trained(part.dataset), row_tokens(part.dataset)
+        if share is None or most is None or span is None:
+            return None, None
+        tokens += span.typical * part.count
+        labelled += share * span.typical * part.count
+        most_of_all = max(most_of_all, most)
+    return labelled / max(tokens, 1), most_of_all
+
+
+def _longest_of_parts(preset: Preset, dataset: RunDataset, model: Path) -> int | None:
+    each = [longest(preset, part.dataset, model) for part in dataset.parts]
+    known = [tokens for tokens in each if tokens is not None]
+    return max(known) if len(known) == len(each) else None

@@ -1,7 +1,8 @@
 """From a request to a plan: everything that a run is and needs, and every finding that speaks
 against it.
 
-Planning writes nothing. `plan`, `env-check --preset` and `train --dry-run` show the plan, and
+Planning writes nothing but what can be made again, into the cache folder: a mix of datasets, counts
+of rows. `plan`, `env-check --preset` and `train --dry-run` show the plan, and
 `iisft.runs.plan.create` executes the same object.
 """
 

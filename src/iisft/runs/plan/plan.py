@@ -25,6 +25,7 @@ from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
 from iisft.presets.schema import Preset
 from iisft.runs.plan import forecast as forecasts
+from iisft.runs.plan import mixes
 from iisft.runs.plan.datasets import Progress, RunDataset
 from iisft.runs.plan.start import StartAdapter
 from iisft.runs.record.folder import RunFolder
@@ -122,6 +123,11 @@ class Plan:
     def suggestions(self) -> list[Suggestion]:
         """Changes after which a run that does not fit would."""
         return forecasts.suggestions(self.preset, self.forecast) if self.forecast else []
+
+    @property
+    def account(self) -> list[dict[str, Any]]:
+        """The rows by the staged dataset that they come from."""
+        return mixes.account(self.datasets, self.preset.data.trained)
 
     @property
     def env(self) -> dict[str, str]:

@@ -25,7 +25,8 @@ from iisft.models.view.build import ViewPlan, plan_view
 from iisft.models.view.built_findings import corrected_target
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.schema import Preset
-from iisft.runs.plan import datasets
+from iisft.presets.sections import joined
+from iisft.runs.plan import datasets, mixes
 from iisft.runs.plan.datasets import RunDataset
 from iisft.runs.record.folder import RunFolder
 from iisft.workspace import Workspace, how_to_get
@@ -129,8 +130,13 @@ def tokenising_findings(
             f"tokenising {size / GIB:.1f} GiB of rows takes about {seconds / 60:.0f} minutes, the "
             f"other ranks wait for {limit / 60:.0f}",
             where="llamafactory.ddp_timeout",
-            fix=f"iisft data stage ... --name {preset.data.name} --tokenize does it once before "
-            f"the run; or --set llamafactory.ddp_timeout={int(seconds * 3)}",
+            fix=(
+                ""
+                if prepared[0].parts
+                else f"iisft data stage ... --name {preset.data.name} "
+                "--tokenize does it once before the run; or "
+            )
+            + f"--set llamafactory.ddp_timeout={int(seconds * 3)}",
             severity="warn",
         )
 
@@ -227,13 +233,19 @@ def datasets_for(
     """
     found: list[RunDataset] = []
     findings: list[Finding] = []
-    for name in dict.fromkeys(filter(None, (preset.data.name, preset.data.eval))):
-        try:
-            staged = staging.load(name, workspace)
-        except IisftError as error:
-            findings.append(error.finding)
-            continue
-        found.append(datasets.prepare(findings, preset, staged, model, progress))
+    wanted = {joined(preset.data.evaluated): preset.data.evaluated} if preset.data.eval else {}
+    for name, names in ({preset.data.trained: preset.data.names} | wanted).items():
+        parts = []
+        for one in names:
+            try:
+                staged = staging.load(one, workspace)
+            except IisftError as error:
+                findings.append(error.finding)
+                continue
+            prepared = datasets.prepare(findings, preset, staged, model, progress)
+            parts.append((prepared, staged.sha256))
+        if len(parts) == len(names):
+            found += mixes.of_parts(findings, preset, name, parts)
     return found, findings
 
 

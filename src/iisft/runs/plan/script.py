@@ -32,7 +32,7 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
 
     Raises:
         InputError: the plan has no model or no data, so there is nothing to write down, or its rows
-        are to be fitted.
+        are to be fitted or mixed.
     """
     if not beside_run and any(dataset.changes for dataset in plan.datasets):
         raise InputError(
@@ -40,6 +40,13 @@ def render(plan: Plan, *, slurm: bool = False, beside_run: bool = False) -> str:
             "a script trains on rows as they are staged, and these would have to be fitted",
             fix="stage them for this preset: iisft data stage FILE --name NAME --preset PRESET "
             "--model DIR --set ...",
+        )
+    if not beside_run and any(dataset.parts for dataset in plan.datasets):
+        names = " ".join(map(shell_word, plan.preset.data.names))
+        raise InputError(
+            "script-mix",
+            "a script trains on rows as they are staged, and these would have to be mixed",
+            fix=f"iisft data stage {names} --name NAME makes one dataset of all their rows",
         )
     if plan.view is None or not plan.datasets:
         raise InputError("script-incomplete", "a script needs the model and the data to be there")
@@ -92,7 +99,7 @@ def _data(plan: Plan) -> Iterator[str]:
     entries = {}
     for dataset in plan.datasets:
         entries[dataset.name] = dataset_info.entry(f"{dataset.name}.jsonl", dataset.keys)
-        if dataset.changes is None:
+        if dataset.changes is None and not dataset.parts:  # those lie in the run's folder alone
             yield (
                 f"ln -sfn {shell_word(str(dataset.file))} "
                 f'"$run/dataset/"{shell_word(dataset.name)}.jsonl'

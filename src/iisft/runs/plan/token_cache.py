@@ -105,7 +105,7 @@ def link_into(cached: Path, target: Path) -> None:
 
 
 def _home(preset: Preset, workspace: Workspace) -> Path:
-    return workspace.data / preset.data.name / "tokenized"
+    return workspace.data / preset.data.trained / "tokenized"
 
 
 def _key(preset: Preset, datasets: list[RunDataset], model: Path, interpreter: Interpreter) -> str:

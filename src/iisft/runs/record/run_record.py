@@ -67,7 +67,8 @@ class ModelRecord:
 class DatasetRecord:
     """Rows that a run trains on or evaluates.
 
-    `fitted` says what they were fitted to for this run, None when they are as staged.
+    `fitted` says what they were fitted to for this run, None when they are as staged. `parts` are
+    the datasets that they were mixed of.
     """
 
     name: str
@@ -75,6 +76,7 @@ class DatasetRecord:
     sha256: str
     source: str
     fitted: Mapping[str, Any] | None = None
+    parts: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "DatasetRecord":
@@ -84,11 +86,16 @@ class DatasetRecord:
             sha256=_text(values.get("sha256")),
             source=_text(values.get("source")),
             fitted=_mapping(values.get("fitted")) or None,
+            parts=tuple(part for part in _list(values.get("parts")) if isinstance(part, dict)),
         )
 
     def as_json(self) -> dict[str, Any]:
         about = {"name": self.name, "rows": self.rows, "sha256": self.sha256, "source": self.source}
-        return about if self.fitted is None else about | {"fitted": dict(self.fitted)}
+        more = {
+            "fitted": self.fitted and dict(self.fitted),
+            "parts": [dict(part) for part in self.parts],
+        }
+        return about | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
