@@ -185,7 +185,8 @@ class Nodes:
             if time.monotonic() - told >= self._beat_s:
                 told = time.monotonic()
                 self._tell()
-            self._look()
+            with contextlib.suppress(OSError):  # the shared folder is out of reach for a while
+                self._look()
 
     def _tell(self, **values: Any) -> None:
         if not self._peers:
@@ -256,13 +257,14 @@ class Nodes:
                 reason if of_another else f"{peer.name} failed: {reason}",
                 peer.said.get("symptom") is True,
             )
-        if state in ("stopped", "lost") and not self._folder.stop_request.exists():
-            return f"{peer.name} has ended: {peer.text('reason')}", False
+        silent_s = now - peer.changed
+        if state in ("stopped", "lost") and silent_s > self._silence_s:
+            asked = self._folder.stop_request.exists()  # all were, and some take longer
+            return "" if asked else f"{peer.name} has ended: {peer.text('reason')}", False
         if not peer.alive:
             return "", False
-        if now - peer.changed > self._silence_s:
-            silent = f"{peer.name} has given no sign of life for {now - peer.changed:.0f} s"
-            return silent, False
+        if silent_s > self._silence_s:
+            return f"{peer.name} has given no sign of life for {silent_s:.0f} s", False
         if trainer and peer.trainer not in ("", trainer):
             return f"{peer.name} has lost its trainer, and began another", False
         peer.trainer = trainer or peer.trainer
