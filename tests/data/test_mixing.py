@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -131,6 +132,18 @@ def test_alpaca_rows_and_messages_become_one_file_in_the_seeds_order(
     assert sorted(asked_in(other)) != sorted(rows)
     mix.file.write_bytes(mix.file.read_bytes()[:-9])
     assert asked_in(mixing.mixed("mix", drawn, 42)) == rows, "a torn one is written again"
+
+
+def test_mixes_that_are_planned_together_are_kept_together(staged: list[StagedDataset]) -> None:
+    """A sweep plans every run, and then makes their folders."""
+    drawn = [Drawn(part, 5) for part in staged]
+    first = [mixing.mixed("mix", drawn, seed) for seed in range(12)]
+    assert all(mix.file.exists() for mix in first)
+    for mix in first:
+        os.utime(mix.folder, (0, 0))
+    assert mixing.mixed("mix", drawn, 3).file == first[3].file, "and is in use again"
+    mixing.mixed("mix", drawn, 12)
+    assert [mix.file.exists() for mix in first].count(True) <= 8 and first[3].file.exists()
 
 
 def test_the_mix_of_all_rows_knows_where_each_comes_from(staged: list[StagedDataset]) -> None:

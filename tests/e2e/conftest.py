@@ -37,13 +37,27 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """qwen2-tied/model, one with a tower of each family, and data/ with their rows."""
+    """qwen2-tied/model, one with a tower, and data/ with their rows."""
     folder = tmp_path_factory.mktemp("tiny") / "小 models"
-    towers = ("gemma3-vision", "gemma4-vision", "ministral3-vision", "qwen3_5-vision")
-    names = ("qwen2-tied", *towers)
+    make_tiny(folder, "qwen2-tied", "gemma3-vision")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models: Path) -> Callable[[str], Path]:
+    """Any model of tiny_models.py, made when it is first asked for."""
+
+    def made(name: str) -> Path:
+        if not (tiny_models / name).is_dir():
+            make_tiny(tiny_models, name)
+        return tiny_models / name / "model"
+
+    return made
+
+
+def make_tiny(folder: Path, *names: str) -> None:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([str(PYTHON), str(TINY_MODELS), str(folder), *names], check=True, env=env)
-    return folder
 
 
 @pytest.fixture

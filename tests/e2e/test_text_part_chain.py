@@ -24,7 +24,7 @@ logging.set_verbosity_error()
 whole, found = AutoModelForImageTextToText.from_pretrained(sys.argv[1], output_loading_info=True)
 before = AutoModelForImageTextToText.from_pretrained(sys.argv[2])
 moved = {
-    "language_model" in name
+    "language_model" in name or "text_model" in name
     for (name, one), other in zip(whole.named_parameters(), before.parameters(), strict=True)
     if not torch.equal(one, other)
 }
@@ -38,6 +38,16 @@ FAMILIES = {
     "gemma4-vision": ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
     "ministral3-vision": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
     "qwen3_5-vision": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    "qwen2_vl-vision": ("Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl-vision": ("Qwen2ForCausalLM", "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl-vision": ("Qwen3ForCausalLM", "Qwen3VLForConditionalGeneration"),
+    "internvl-vision": ("Qwen2ForCausalLM", "InternVLForConditionalGeneration"),
+    "internvl3_5-vision": ("Qwen3ForCausalLM", "InternVLForConditionalGeneration"),
+    "llava-vision": ("LlamaForCausalLM", "LlavaForConditionalGeneration"),
+    "pixtral-vision": ("MistralForCausalLM", "LlavaForConditionalGeneration"),
+    "llava_onevision-vision": ("Qwen2ForCausalLM", "LlavaOnevisionForConditionalGeneration"),
+    "smolvlm-vision": ("LlamaForCausalLM", "SmolVLMForConditionalGeneration"),
+    "idefics3-vision": ("LlamaForCausalLM", "Idefics3ForConditionalGeneration"),
 }
 # a minute each: one of every kind of layer is enough for each change
 OFTEN = ("gemma3-vision",)
@@ -51,11 +61,11 @@ def test_trained_asked_and_written_back(
     name: str,
     iisft: Callable[..., Any],
     train: Callable[..., Any],
-    tiny_models: Path,
+    tiny_model: Callable[[str], Path],
     workspace: Path,
     tmp_path: Path,
 ) -> None:
-    model = tiny_models / name / "model"
+    model = tiny_model(name)
     options = ("lora.rank=8", "train.learning_rate=0.05", "train.max_steps=2")
     trained = train(
         "--model", str(model), *(part for value in options for part in ("--set", value))
@@ -78,4 +88,5 @@ def test_trained_asked_and_written_back(
     assert json.loads(done.stdout) == [whole_class, 0, 0, 0, 0, [True]]
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == [whole_class]
-    assert {"text_config", "vision_config"} <= config.keys()
+    published = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    assert published.keys() <= config.keys() and "vision_config" in config

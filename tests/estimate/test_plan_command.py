@@ -197,6 +197,24 @@ def test_odd_configs_are_findings(plan: CLI, workspace: Path, config: Any, findi
     ) == (known,) * 3
 
 
+@pytest.mark.parametrize(("weights", "beyond"), [("stored", True), ("nf4", False)])
+def test_weights_alone_may_be_too_much(
+    plan: CLI, workspace: Path, weights: str, beyond: bool
+) -> None:
+    """Of experts nothing else is counted."""
+    folder = model_folder(workspace, {**LLAMA, "num_experts": 64})
+    tensor = {"dtype": "BF16", "shape": [2**20, 2**10], "data_offsets": [0, 2**31]}
+    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    with (folder / "model.safetensors").open("wb") as file:  # 2 GiB, of which the disk sees nothing
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2**31)
+    settings = ("--set", f"weights={weights}", "--set", "train.gradient_checkpointing=true")
+    found = plan("-p", "v100", "--device", "1g", "--model", str(folder), *settings)
+    said = [one["message"] for one in found["findings"] if one["id"] == "does-not-fit"]
+    wanted = ["the weights alone are 2.0 GiB per GPU, there are 1.0"] if beyond else []
+    assert said == wanted
+
+
 def test_a_model_that_nobody_knows_is_null_and_no_error(plan: CLI, iisft: CLI) -> None:
     found = plan("-p", "v100", "--model", "owner/unknown")
     assert (found["fits"], found["peak_gib"], found["parts"], found["suggestions"]) == (

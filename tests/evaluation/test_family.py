@@ -105,6 +105,19 @@ def test_predictions_rank_with_intervals_and_tests_that_count_each_other(
     assert found["sentences"][-1].startswith("p counts all 2 comparisons (Holm)")
 
 
+def test_of_runs_that_answer_alike_the_one_with_the_lowest_loss_is_named(
+    iisft: CLI, family: list[RunFolder]
+) -> None:
+    for folder in family[:3]:
+        predict(folder, 3)
+    found = json.loads(iisft("compare", "秋 s", "--json").out)
+    assert (found["best"], [one["id"] for one in found["runs"]]) == (
+        "s-2",
+        ["s-2", "s-3", "s-1", "s-4"],
+    )
+    assert found["sentences"][0].startswith("s-2@final is best")
+
+
 def test_a_run_without_predictions_is_said(iisft: CLI, family: list[RunFolder]) -> None:
     for folder in family[:2]:
         predict(folder, 3)

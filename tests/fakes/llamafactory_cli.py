@@ -119,6 +119,13 @@ def save_checkpoint(output: Path, step: int) -> None:
     )
 
 
+def lives(pid: str) -> bool:
+    try:
+        return bool(Path("/proc", pid, "cmdline").read_bytes())  # a zombie has none
+    except OSError:
+        return False
+
+
 def take_cards() -> dict[str, object] | None:
     """What the witness says of the GPUs that it sees; where nvidia-smi would name this process."""
     names = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
@@ -128,13 +135,12 @@ def take_cards() -> dict[str, object] | None:
     cards = Path(os.environ["FAKE_CARDS"])
     seen = [card for card in variables["CUDA_VISIBLE_DEVICES"].split(",") if card]
     for card in seen:
-        others = [
-            entry.name for entry in (cards / card).iterdir() if Path("/proc", entry.name).exists()
-        ]
+        others = [entry for entry in (cards / card).iterdir() if lives(entry.name)]
         (cards / card / str(os.getpid())).touch()
         if others:
+            ages = [f"{time.time() - entry.stat().st_mtime:.1f} s" for entry in others]
             with (cards / "shared").open("a") as shared:
-                shared.write(f"{Path.cwd().name} on {card} beside {others}\n")
+                shared.write(f"{Path.cwd().name} on {card} beside {others}, there for {ages}\n")
     if "FAKE_SEES" in os.environ:
         variables["CUDA_VISIBLE_DEVICES"] = os.environ["FAKE_SEES"]
     return {"variables": variables, "buses": [""] * len(seen)}

@@ -274,6 +274,15 @@ def test_targets_that_are_no_modules_are_refused(ask: dict[str, list[Finding]]) 
         assert "has no module up_proj" in found.message
 
 
+def test_an_adapter_that_peft_refuses_has_the_targets_that_it_takes() -> None:
+    modules = {"self_attn.q_proj": 1, "self_attn.o_proj": 1, "mamba.out_proj": 1, "mlp.up_proj": 1}
+    facts = {"stage": "adapter", "error": "ValueError: 'out_proj'", "warnings": [], "base": 4}
+    said = built_findings._ended(Built({**facts, "modules": modules}), preset())
+    assert [(one.id, one.where, one.fix) for one in said] == [
+        ("adapter-impossible", "lora", "--set 'lora.target=[q_proj, o_proj, up_proj]'")
+    ]
+
+
 def test_tokens_beyond_the_embedding_are_refused(ask: dict[str, list[Finding]]) -> None:
     [short] = ask["short embedding"]
     assert short.message == (

@@ -78,6 +78,13 @@ GEMMA4 = {
     "vocab_size_per_layer_input": 320,
     "final_logit_softcapping": 30.0,
 }
+ROTATED = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1000000.0,
+        "mrope_section": [2, 3, 3],
+    },
+}
 TOWER = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -117,6 +124,21 @@ RECIPES = {
     "qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", EXPERTS),
 }
 
+# text models that differ from their class's by where images stand alone
+TEXT_PARTS = {
+    "qwen2-vl": ("Qwen2VLTextConfig", "Qwen2ForCausalLM", ROTATED),
+    "qwen2_5-vl": ("Qwen2_5_VLTextConfig", "Qwen2ForCausalLM", ROTATED),
+    "qwen3-vl": (
+        "Qwen3VLTextConfig",
+        "Qwen3ForCausalLM",
+        {
+            "head_dim": 16,
+            "rope_parameters": {**ROTATED["rope_parameters"], "mrope_interleaved": True},
+        },
+    ),
+}
+PARTS = RECIPES | TEXT_PARTS
+
 # the same families as published: name -> (family, text part's name, its tower, more keys)
 WITH_TOWERS = {
     "gemma3-vision": ("Gemma3", "gemma3", TOWER, {"mm_tokens_per_image": 1}),
@@ -136,7 +158,38 @@ WITH_TOWERS = {
          "out_hidden_size": 64, "num_position_embeddings": 16},
         {},
     ),
+    "qwen2_vl-vision": (
+        "Qwen2VL", "qwen2-vl",
+        {"depth": 1, "embed_dim": 16, "hidden_size": 64, "mlp_ratio": 1, "num_heads": 2}, {},
+    ),
+    "qwen2_5_vl-vision": (
+        "Qwen2_5_VL", "qwen2_5-vl",
+        {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+         "out_hidden_size": 64, "fullatt_block_indexes": [0]},
+        {},
+    ),
+    "qwen3_vl-vision": (
+        "Qwen3VL", "qwen3-vl",
+        {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+         "out_hidden_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        {},
+    ),
+    "internvl-vision": (
+        "InternVL", "qwen2-untied", {**TOWER, "image_size": [28, 28], "patch_size": [14, 14]}, {},
+    ),
+    "internvl3_5-vision": (
+        "InternVL", "qwen3", {**TOWER, "image_size": [28, 28], "patch_size": [14, 14]}, {},
+    ),
+    "llava-vision": ("Llava", "llama-untied", {"model_type": "clip_vision_model", **TOWER}, {}),
+    "pixtral-vision": ("Llava", "mistral", {"model_type": "pixtral", **TOWER}, {}),
+    "llava_onevision-vision": (
+        "LlavaOnevision", "qwen2-tied", {"model_type": "siglip_vision_model", **TOWER}, {},
+    ),
+    "smolvlm-vision": ("SmolVLM", "llama-tied", TOWER, {}),
+    "idefics3-vision": ("Idefics3", "llama-untied", TOWER, {}),
 }  # fmt: skip
+# as Qwen2-VL and Qwen2.5-VL are published: the text model's keys beside vision_config
+FLAT = ("qwen2_vl-vision", "qwen2_5_vl-vision")
 
 
 def make_tokenizer():
@@ -156,10 +209,10 @@ def make_model(name, folder):
     torch.manual_seed(7)
     if name in WITH_TOWERS:
         family, part, tower, more = WITH_TOWERS[name]
-        text = getattr(transformers, RECIPES[part][0])(**COMMON | RECIPES[part][2])
+        text = getattr(transformers, PARTS[part][0])(**COMMON | PARTS[part][2])
         config_class, model_class = f"{family}Config", f"{family}ForConditionalGeneration"
         keys = {"text_config": text.to_dict(), "vision_config": tower, **more}
-        keys["tie_word_embeddings"] = text.tie_word_embeddings
+        keys["tie_word_embeddings"] = getattr(text, "tie_word_embeddings", False)
     else:
         config_class, model_class, keys = RECIPES[name]
         keys = COMMON | keys
@@ -180,12 +233,23 @@ def make_model(name, folder):
     size = "100KB" if name == "qwen3_5-vision" else "5GB"
     model.save_pretrained(folder / "model", max_shard_size=size)
     make_tokenizer().save_pretrained(folder / "model")
+    if name in FLAT:
+        path = folder / "model" / "config.json"
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        text = whole.pop("text_config")
+        rope = text.pop("rope_parameters")
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+        path.write_text(json.dumps(text | whole), encoding="utf-8")
 
 
 def make_adapter(name, folder):
-    recipe = RECIPES[WITH_TOWERS[name][1] if name in WITH_TOWERS else name]
+    recipe = PARTS[WITH_TOWERS[name][1] if name in WITH_TOWERS else name]
     config = transformers.AutoConfig.from_pretrained(folder / "model").get_text_config()
-    model = getattr(transformers, recipe[1])(config)
+    stock = getattr(transformers, recipe[1])
+    if not isinstance(config, stock.config_class):
+        config = stock.config_class(**COMMON | recipe[2] | {"rope_parameters": None})
+    model = stock(config)
     config = peft.LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
     )

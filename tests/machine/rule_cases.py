@@ -85,7 +85,11 @@ MIXED = replace(MI50, amd=(*MI50.amd, replace(RDNA2.amd[0], bus="0000:83:00.0", 
 P40 = Fake(nvidia=(Nvidia("Tesla P40", "6.1", 23040),), torch=CU126, driver="570.133.20")
 V100 = replace(P40, nvidia=(Nvidia("Tesla V100-PCIE-16GB", "7.0", 16384),))
 A100 = Fake(nvidia=(Nvidia("NVIDIA A100 80GB PCIe", "8.0", 81920),), driver="580.95.05")
-QWEN35 = {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"]}
+QWEN35 = {
+    "model_type": "qwen3_5_text",
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+}
 RTX4090 = Nvidia("NVIDIA GeForce RTX 4090", "8.9", 24564)
 TWO_RTX = Fake(
     nvidia=(RTX4090, replace(RTX4090, bus="0000:83:00.0", group="2")),

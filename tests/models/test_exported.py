@@ -36,6 +36,15 @@ _GEMMA = {
                 "rope_local_base_freq": 1e4,
             },
         ),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "proportional", "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                }
+            },
+            {},
+        ),
         ({"rope_theta": 1e6, "rope_scaling": None}, {}),
         ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e6}}, {}),
     ],

@@ -93,3 +93,21 @@ def test_packing_is_refused_where_layers_see_a_window(model: dict[str, Any], ref
     document.change(["train.packing=true"])
     case = Case(Preset.model_validate(document.values), 2, document=document, model=model)
     assert [found.id for found in judge_preset(case)] == ["packing-wrong"] * refused
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [
+        ({"model_type": "falcon_h1", "mamba_d_ssm": 64}, True),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, True),
+        ({"model_type": "minimax", "layer_types": ["linear_attention", "full_attention"]}, True),
+        ({"model_type": "gpt_oss", "layer_types": ["full_attention"]}, False),
+    ],
+)
+def test_packing_is_refused_where_layers_carry_a_state(
+    model: dict[str, Any], refused: bool
+) -> None:
+    document = documents.read_document("mi50", Workspace.current())
+    document.change(["train.packing=true"])
+    case = Case(Preset.model_validate(document.values), 2, document=document, model=model)
+    assert ("delta-rule-packing" in {found.id for found in judge_preset(case)}) == refused

@@ -27,6 +27,8 @@ CLI = Callable[..., Any]
             "train.gradient_checkpointing is 'maybe', but should be true or false or fit",
         ),
         ("env: [A]", "env is ['A'], but should be a section of names and values"),
+        ("lora: {start: ''}", "lora.start is '', but should be text that is not empty"),
+        ("data: {eval: [" + "a, " * 64 + "a]}", "but should be text or a list of at most 64"),
         ("data: {name: ../x}", "data.name is '../x', but should be a name of letters, digits"),
         ("precision: true", "precision is true; allowed: fp32, fp16, bf16 or weights"),
     ],

@@ -87,20 +87,23 @@ def rows(workspace: Path) -> Path:
     return file
 
 
-@pytest.fixture
-def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """IISFT_PYTHON = an interpreter that reports LLaMA-Factory as installed and has the fake beside
-    it.
-    """
-    binaries = tmp_path / "fake env" / "bin"
+def make_fake_environment(folder: Path) -> Path:
+    """An interpreter that reports LLaMA-Factory as installed and has the fake beside it."""
+    binaries = folder / "fake env" / "bin"
     binaries.mkdir(parents=True)
     packages = {"llamafactory": "0.9.5", "torch": "2.11.0", "transformers": "5.5.4"}
     report = json.dumps(
-        {"python": "3.11.7", "packages": packages, "launcher": str(tmp_path / "launcher.py")}
+        {"python": "3.11.7", "packages": packages, "launcher": str(folder / "launcher.py")}
     )
     _script(binaries / "python", _ANSWERS.format(report=report, model_child=_MODEL_CHILD))
     _script(binaries / "llamafactory-cli", f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
-    monkeypatch.setenv("IISFT_PYTHON", str(binaries / "python"))
+    return binaries / "python"
+
+
+@pytest.fixture
+def fake_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """IISFT_PYTHON = such an environment."""
+    monkeypatch.setenv("IISFT_PYTHON", str(make_fake_environment(tmp_path)))
 
     def behave(mode: str, **settings: str) -> None:
         monkeypatch.setenv("FAKE_MODE", mode)

@@ -137,6 +137,16 @@ def test_a_finding_names_the_source_and_its_line(train: CLI, workspace: Path) ->
         (("data.mix={问答: 31, chat: 5}",),
          "data.mix asks for more rows than there are: 问答 has 30 of 31"),
         (("data.mix={问答: 0.7, chat: 0.2}",), "the shares of data.mix add up to 0.9, not to 1"),
+        (("data.mix={问答: 0.5000001, chat: 0.5}",), "add up to 1 + 1e-07, not to 1"),
+        (("data.mix={问答: 0.999999, chat: 0.000001}",),
+         "a larger share, or --set 'data.mix={问答: 30, chat: 1}'"),
+        (("data.mix={问答: 1000000000, chat: 5}", "data.repeat=true"),
+         "the mix would have 1,000,000,005 rows, of 50 that there are"),
+        (("data.mix={问答: 0.999999999, chat: 0.000000001}", "data.repeat=true"),
+         "the mix would have 20,000,000,000 rows"),
+        (("train.cutoff_len=16", "data.overlong=drop"), "no row of 问答 is left"),
+        (("train.cutoff_len=16", "data.overlong=drop", "data.mix={问答: 2, chat: 2}",
+          "data.repeat=true"), "no row of chat is left"),
         (("data.mix={问答: 0.7, chat: 5}",), "has shares (0.7) and numbers of rows (500)"),
         (("data.mix={问答: 5}",), "don't name the same datasets: chat is in one of them"),
         (("data.mix={问答: 1.5, chat: 2}",),
@@ -151,6 +161,11 @@ def test_what_can_not_be_mixed_is_refused_with_the_reason(
 ) -> None:
     refused = train(*sets, more=("--dry-run",))
     assert (refused.code, said in refused.err) == (3, True), refused.err
+
+
+def test_an_empty_mix_is_none(train: CLI) -> None:
+    done = train("data.mix={}", more=("--dry-run",))
+    assert (done.code, "50 rows are trained: 30 of 30 rows of 问答" in done.err) == (0, True)
 
 
 def test_a_script_and_the_plan_tell_what_is_mixed(

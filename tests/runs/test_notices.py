@@ -170,3 +170,24 @@ def test_the_test_says_what_each_place_answered(
         "not an address that apprise knows (scheme://...)",
     ]
     assert phone.titles == ["iisft: a test"]
+
+
+def test_a_queue_tells_what_it_could_not_start_and_that_it_is_empty(
+    iisft: CLI, train: CLI, workspace: Path, phone: Arrived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IISFT_NOTIFY", phone.address)
+    iisft("queue", "pause")
+    assert train("--queue").code == 0
+    assert train("--queue", "--name", "good").code == 0
+    RunFolder(workspace / "runs" / "run").train_yaml.write_text("output_dir: /elsewhere\n")
+    iisft("queue", "run")
+    until(lambda: len(phone.notices) == 3)
+    assert sorted(phone.titles) == [
+        "iisft: good finished",
+        "iisft: run failed",
+        "iisft: the queue is empty",
+    ]
+    assert [text for title, text in phone.notices if "good" not in title] == [
+        "the queue could not start it. More, and the fix: iisft status run",
+        "Of 2 runs 1 failed, 1 finished (run). Look at them: iisft runs",
+    ]

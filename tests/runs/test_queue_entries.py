@@ -66,13 +66,14 @@ def test_positions_are_changed_and_given_up(add: Add, workspace: Path) -> None:
     assert waiting() == ["d", "b", "a", "c"]
     changes.move(here, "d", 99)
     assert waiting() == ["b", "a", "c", "d"]
-    changes.remove(here, "a")
+    changes.remove(here, ["a"])
     assert waiting() == ["b", "c", "d"]
     assert not (workspace / "runs" / "a").exists()
     with pytest.raises(
         RunStateError, match="no run named 'a' is in the queue; there wait: b, c, d"
     ):
-        changes.remove(here, "a")
+        changes.remove(here, ["b", "a"])
+    assert waiting() == ["b", "c", "d"]
 
 
 @pytest.mark.parametrize("content", ["", '{"place": 0', "[" * 5000, '{"place": NaN}', "x" * 70000])

@@ -121,21 +121,17 @@ def test_the_modules_that_the_preset_means_are_compared_one_by_one(
     assert "has matrices on q_proj (1); lora.target q_proj means q_proj (2)" in result.err
 
 
-@pytest.mark.parametrize(
-    ("start", "code", "said"),
-    [
+def test_a_start_that_is_not_there(go_on: CLI) -> None:
+    for start, code, said in (
         ("nobody", 6, "no run named 'nobody'"),
         ("first@3", 6, "fix:   --set lora.start=first@4"),
         ("first@base", 6, "lora.start needs one adapter, not base"),
         ("first@../..", 3, "there is no such folder"),
         ("./nowhere", 3, "there is no such folder"),
-    ],
-)
-def test_a_start_that_is_not_there(
-    start: str, code: int, said: str, go_on: CLI, folder: RunFolder
-) -> None:
-    result = go_on(start, "--dry-run")
-    assert (result.code, said in result.err) == (code, True), result.err
+        (f"./{'x' * 300}", 3, "the adapter can't be read: File name too long"),
+    ):
+        result = go_on(start, "--dry-run")
+        assert (result.code, said in result.err) == (code, True), result.err
 
 
 def test_an_adapter_of_another_model_is_refused(
@@ -147,6 +143,7 @@ def test_an_adapter_of_another_model_is_refused(
     weights.write_bytes(content)
     result = go_on("first", "--dry-run")
     assert "the adapter first@final was not trained on" in result.err
+    assert "fix:   --model with the folder of the model that it was trained on\n" in result.err
     assert "the model's model.safetensors was replaced" in result.err
     place = tmp_path / "adapter"
     shutil.copytree(first.output, place)

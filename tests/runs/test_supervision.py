@@ -69,6 +69,7 @@ def test_a_run_that_holds_its_preset_is_finished_and_proven(
         "device": "cpu",
         "layers_kept": 1,
         "packed": None,
+        "cards": None,
         "logit_positions": None,
         "loaded": {"missing": [0], "unexpected": [0], "mismatched": [0]},
         "adapted": {"q_proj": 1},

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from constants_iisft import bus_of
-
 Facts = dict[str, Any]
 
 MORE_PACKAGES = (
@@ -135,6 +133,8 @@ def _devices() -> Facts:
 
     if not torch.cuda.is_available():
         return {"available": False, "devices": [], "peers": []}
+    from constants_iisft import bus_of
+
     count = torch.cuda.device_count()
     devices = []
     for index in range(count):

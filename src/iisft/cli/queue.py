@@ -73,8 +73,7 @@ def rm(
     """
     from iisft.runs.queue import changes
 
-    for run in dict.fromkeys(runs):
-        changes.remove(Workspace.current(), run)
+    changes.remove(Workspace.current(), runs)
     _show(as_json=as_json)
 
 

@@ -80,9 +80,9 @@ def _serve(run: str | None, port: int | None) -> None:
     """Answer a browser until Ctrl-C, whatever becomes of the runs."""
     from urllib.parse import urlencode
 
-    from iisft.listening import bound
     from iisft.report.live.server import HOST, LivePage
     from iisft.runs.record.state import find_run
+    from iisft.sockets import bound
 
     workspace = Workspace.current()
     shown = f"?{urlencode({'run': find_run(workspace, run).id})}" if run is not None else ""

@@ -59,7 +59,9 @@ def verdict_with_tone(found: Comparison, language: str) -> list[tuple[str, str]]
     if len(found.tied) > 1:
         others = ", ".join(name for name in found.tied if name != found.best)
         steps = [found.losses[name]["step"] for name in found.tied]
-        said.append(say("tied-earlier" if all(steps) else "tied", others=others))
+        said.append(
+            say("tied-earlier" if all(steps) and len(set(steps)) > 1 else "tied", others=others)
+        )
     for pair in found.pairs:
         key = "chance" if pair.chance else "sure"
         facts = {

@@ -119,6 +119,8 @@ def find(
     if not folders:
         raise RunStateError("no-such-family", f"no sweep named {name!r}", fix="iisft sweep")
     members = _members(folders, data)
+    # of runs that answer alike the one with the lowest loss is named
+    members.sort(key=lambda member: math.inf if member.eval_loss is None else member.eval_loss)
     predicted = [member.source for member in members if member.source is not None]
     comparison = _corrected(compare(predicted, options, columns)) if len(predicted) > 1 else None
     figure = comparison.figure if comparison else None
@@ -127,10 +129,12 @@ def find(
     found = Family(name, (), figure, comparison, ())
     order = {member.id: place for place, member in enumerate(members)}
 
-    def rank(member: Member) -> tuple[bool, float, float, int]:
-        score, loss = found.score(member), member.eval_loss
-        unknown = score is None if comparison else loss is None
-        return (unknown, -(score or 0.0), math.inf if loss is None else loss, order[member.id])
+    def rank(member: Member) -> tuple[bool, bool, float, int]:
+        score = found.score(member)
+        unknown = score is None if comparison else member.eval_loss is None
+        best = member.source.name if member.source else None
+        first = comparison is not None and comparison.best == best
+        return (unknown, not first, -(score or 0.0), order[member.id])
 
     ranked = tuple(sorted(members, key=rank))
     findings = [*(comparison.findings if comparison else ()), *_findings(ranked, found, data)]

@@ -15,9 +15,9 @@ from iisft.errors import EnvironmentFault, UsageError
 from iisft.inference.output import Row
 from iisft.inference.predict import Job, Outcome, Progress, Request, begun
 from iisft.json_values import parse_json
-from iisft.listening import is_loopback
 from iisft.runs.record.folder import RunFolder
 from iisft.secrets import hide
+from iisft.sockets import is_loopback
 
 if TYPE_CHECKING:
     import requests

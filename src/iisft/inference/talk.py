@@ -7,7 +7,7 @@ import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from iisft import listening
+from iisft import sockets
 from iisft.errors import IisftError, RunFailed
 from iisft.inference.base_model import Source
 from iisft.inference.worker import Worker, require_proof, started
@@ -98,7 +98,7 @@ def bound(host: str, port: int) -> Iterator[Address]:
         UsageError: no such port.
         EnvironmentFault: the port is taken, or the host is not an address of this machine.
     """
-    with listening.bound(host, port) as listener:
+    with sockets.bound(host, port) as listener:
         yield Address(host, listener, _key(host))
 
 
@@ -133,11 +133,11 @@ def served(
 def _key(host: str) -> str | None:
     """A person's own key always counts; where other machines can ask, one is made."""
     own = os.environ.get(KEY_VARIABLE)
-    return own or (None if listening.is_loopback(host) else secrets.token_urlsafe(32))
+    return own or (None if sockets.is_loopback(host) else secrets.token_urlsafe(32))
 
 
 def _names(host: str) -> list[str] | None:
     """What a request for this machine alone may call it: a page of the web can let any name point
     here.
     """
-    return ["localhost", "127.0.0.1", "::1", host] if listening.is_loopback(host) else None
+    return ["localhost", "127.0.0.1", "::1", host] if sockets.is_loopback(host) else None

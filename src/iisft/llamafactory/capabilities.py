@@ -176,6 +176,7 @@ def _remembered(interpreter: Interpreter, also: Sequence[str]) -> Path:
 
 def _ask(interpreter: Interpreter) -> Capabilities:
     env = gpu_order(os.environ) | {"HF_HUB_OFFLINE": "1"}
+    env.pop("PYTHONSAFEPATH", None)  # the child imports what lies beside it
     try:
         done = process.run(
             [str(interpreter.path), str(_SCRIPT), str(_STEP_LIMIT_S)],

@@ -21,6 +21,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", *_VOCABULARY_FILES)
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 _BESIDE_SCALING = ("rope_theta", "partial_rotary_factor")
+_OLDER_ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
@@ -48,7 +49,7 @@ def config(
     if tied is False and original.config.get("tie_word_embeddings", True):
         changed["tie_word_embeddings"] = False
     whole = original.published | changed
-    if original.is_part:
+    if original.is_part and "text_config" in whole:
         text = whole["text_config"] | changed
         return whole | {"text_config": text | _older_rope(text)}
     return whole | _older_rope(whole)
@@ -58,13 +59,15 @@ def _older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary embedding under the names of transformers 4, where they are missing.
 
     It passes over the rope_parameters that transformers 5 writes and takes its defaults without a
-    word: another model. Both read both.
+    word: another model. Both read both, but for a kind that only 5 knows (Gemma 4's).
     """
     given = config.get("rope_parameters")
     if not isinstance(given, dict):
         return {}
     by_layer = {kind: one for kind, one in given.items() if isinstance(one, dict)}
     own = by_layer.get("full_attention", {}) if by_layer else given
+    if own.get("rope_type", "default") not in _OLDER_ROPES:
+        return {}
     scaling = {key: one for key, one in own.items() if key not in _BESIDE_SCALING}
     older = {key: own[key] for key in _BESIDE_SCALING if key in own}
     if scaling.get("rope_type", "default") != "default":

@@ -166,6 +166,7 @@ _KINDS = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
     "too_short": "a list with an entry",
+    "string_too_short": "text that is not empty",
 }
 _LIMITS = {
     "greater_than_equal": ("at least", "ge"),
@@ -206,6 +207,8 @@ def _wanted(path: KeyPath, details: ErrorDetails) -> str:
         )
     if kind == "model_type":
         return f"a section with {', '.join(_keys_at(path)) or 'keys of its own'}"
+    if kind == "too_long":
+        return f"a list of at most {context['max_length']}"
     if kind == "string_pattern_mismatch":
         return "a name of letters, digits, _, . and - that begins with a letter or digit"
     return _KINDS.get(kind) or details["msg"].removeprefix("Input should be ")

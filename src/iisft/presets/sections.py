@@ -100,7 +100,9 @@ class Data(Section):
         if shares and len(shares) < len(mix):
             return "data.mix has shares (0.7) and numbers of rows (500) side by side"
         if shares and (total := sum(map(exactly, shares))) != 1:
-            return f"the shares of data.mix add up to {float(total):g}, not to 1"
+            off = float(total - 1)
+            said = f"{float(total):g}" if abs(off) > 1e-5 else f"1 {'-+'[off > 0]} {abs(off):g}"
+            return f"the shares of data.mix add up to {said}, not to 1"
         return ""
 
     @property

@@ -6,9 +6,11 @@ One file, because then its rows are counted, fitted, tokenised and proven like a
 import bisect
 import itertools
 import json
+import os
 import random
 import shutil
 import tempfile
+import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -32,7 +34,10 @@ from iisft.llamafactory import dataset_info
 from iisft.presets.sections import exactly, joined
 from iisft.workspace import cache_folder
 
-_KEPT = 8  # mixes in the cache folder; a run has a link or copy of its own
+# Mixes in the cache folder, besides those of the last day: a run links its own when its folder is
+# made, and a sweep plans every run before that.
+_KEPT, _KEPT_S = 8, 86_400
+_MOST_REPEATED = 50_000_000  # rows; their places are kept in memory
 _PLACE_BITS = 40
 _OPTIONAL = ("system", "history", "tools")
 
@@ -77,7 +82,10 @@ def counts(
     Raises:
         InputError: a dataset has too few rows, or would have none in the mix.
     """
-    if mix is None:
+    if empty := [name for name, count in rows.items() if not count]:
+        text = f"there is no row of {', '.join(empty)} to mix"
+        raise InputError("mix-empty", text, where="data.mix" if mix else "data.name")
+    if not mix:
         return dict(rows)
     wanted = {name: mix[name] for name in rows}
     if any(isinstance(value, int) for value in wanted.values()):
@@ -94,12 +102,21 @@ def counts(
             fix=f"--set 'data.mix={{{fixed}}}', or --set data.repeat=true",
         )
     if none := [name for name, count in found.items() if not count]:
+        fixed = ", ".join(f"{name}: {max(count, 1)}" for name, count in found.items())
         raise InputError(
             "mix-none",
             f"the mix has no row of {', '.join(none)}: too small a share of {sum(found.values()):,}"
             " rows",
             where="data.mix",
-            fix="a larger share, or numbers of rows",
+            fix=f"a larger share, or --set 'data.mix={{{fixed}}}'",
+        )
+    if (total := sum(found.values())) > max(_MOST_REPEATED, sum(rows.values())):
+        raise InputError(
+            "mix-too-many",
+            f"the mix would have {total:,} rows, of {sum(rows.values()):,} that there are; at most "
+            f"{_MOST_REPEATED:,} are made",
+            where="data.mix",
+            fix="less unequal shares, smaller numbers, or --set data.repeat=false",
         )
     return found
 
@@ -190,6 +207,8 @@ def _key(name: str, drawn: Sequence[Drawn], seed: int | None) -> str:
 def _known(name: str, place: Path) -> StagedDataset | None:
     """One that lies there whole, as it was written."""
     record = files.read_json_object(place / RECORD)
+    with suppress(OSError):
+        os.utime(place)  # it is in use
     try:
         found = from_record(name, place, record or {})
         stat = found.file.stat()
@@ -280,7 +299,7 @@ class _Reader:
 
 def _remove_old(kept: Path) -> None:
     with suppress(OSError):
-        others = [path for path in kept.parent.iterdir() if path != kept]
-        by_age = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in by_age[_KEPT - 1 :]:
-            shutil.rmtree(path, ignore_errors=True)
+        others = [(path.stat().st_mtime, path) for path in kept.parent.iterdir() if path != kept]
+        for used, path in sorted(others, reverse=True)[_KEPT - 1 :]:
+            if time.time() - used > _KEPT_S:
+                shutil.rmtree(path, ignore_errors=True)

@@ -71,16 +71,16 @@ def _is_on(reader: Reader, pid: str, card: int) -> bool:
 
 
 def _nvidia(own: Collection[int]) -> WhyNot:
-    processes, use = ask_for_processes(), ask_for_use()
+    processes, use, ours = ask_for_processes(), ask_for_use(), set(map(str, own))
 
     def why(gpu: Gpu) -> str:
         if processes is None or use is None or gpu.uuid not in use:
             return "unknown: nvidia-smi does not tell who is on it"
         # a name that no card has (a slice of one) may be any of them
         on_it = [
-            str(pid)
+            pid
             for uuid, pid in processes
-            if pid not in own and (uuid == gpu.uuid or uuid not in use)
+            if pid not in ours and (uuid == gpu.uuid or uuid not in use)
         ]
         return f"process {', '.join(on_it)} is on it" if on_it else _busy(*use[gpu.uuid])
 

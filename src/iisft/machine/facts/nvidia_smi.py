@@ -78,15 +78,15 @@ def ask_for_now() -> list[list[str]]:
     return [[*parts, "", ""][:8] for parts in lines if len(parts) >= 6]
 
 
-def ask_for_processes() -> list[tuple[str, int]] | None:
-    """The UUID of a GPU and a process that computes on it, one pair for each; None where nobody
-    answers.
+def ask_for_processes() -> list[tuple[str, str]] | None:
+    """The UUID of a GPU and the number of a process that computes on it (which may be [N/A]), one
+    pair for each; None where nobody answers.
     """
     smi = _ask("gpu_uuid,pid", of="compute-apps")
     if smi.status != "ok":
         return None
     lines = [[part.strip() for part in line.split(",")] for line in smi.output.splitlines()]
-    return [(uuid, int(pid)) for uuid, pid in (p for p in lines if len(p) == 2) if pid.isdigit()]
+    return list(dict.fromkeys((parts[0], parts[1]) for parts in lines if len(parts) == 2))
 
 
 def ask_for_use() -> dict[str, tuple[float | None, float | None]] | None:

@@ -20,6 +20,8 @@ _PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."  # of peft's names, before those of the model
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _LARGEST = 10**9
+_LONGEST_NAME = 500
+_LONGEST = 60  # characters shown of what a configuration says
 
 # What every adapter_config.json may say besides rank, alpha and modules: defaults of peft 0.18's
 # LoraConfig, and what decides nothing once the matrices are there. Anything else makes another kind
@@ -111,7 +113,7 @@ def read_adapter(folder: Path) -> Adapter:
     if other := list(_other_kind(config)):
         raise InputError(
             "start-kind",
-            f"the adapter is of a kind that iisft does not go on with: {', '.join(other)}",
+            f"the adapter is of a kind that iisft does not go on with: {', '.join(other[:5])}",
             where=str(folder / CONFIG),
             fix="merge it into its model (llamafactory-cli export), then that folder as model.id",
         )
@@ -127,7 +129,7 @@ def read_adapter(folder: Path) -> Adapter:
         rank=rank,
         alpha=alpha,
         rslora=bool(config.get("use_rslora")),
-        base=base if isinstance(base, str) else "",
+        base=base[:_LONGEST_NAME] if isinstance(base, str) else "",
         shapes=shapes,
         digest=digest,
         sha256=files.sha256_of(weights),
@@ -202,7 +204,7 @@ def _other_kind(config: Mapping[str, Any]) -> Iterator[str]:
         else:
             known = name in _DECIDES_NOTHING or not value
         if not known:
-            yield f"{name} {str(value)[:60]}"
+            yield f"{name[:_LONGEST]} {str(value)[:_LONGEST]}"
 
 
 def _without_weights(folder: Path) -> InputError:

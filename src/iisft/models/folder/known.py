@@ -9,7 +9,7 @@ from typing import Any
 
 from iisft.errors import Finding, IisftError
 from iisft.files import read_json_object
-from iisft.models.folder.checkpoint import inspect_checkpoint
+from iisft.models.folder.checkpoint import Checkpoint, inspect_checkpoint
 from iisft.models.folder.text_part import text_config
 from iisft.workspace import how_to_get
 
@@ -19,11 +19,15 @@ _USUAL_DTYPE = "bfloat16"
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """config.json's content, the dtype of the stored weights, and where both come from."""
+    """config.json's content, the dtype of the stored weights, and where both come from.
+
+    `parameters`: of the files; 0 where they are not there.
+    """
 
     config: dict[str, Any]
     stored_dtype: str
     source: str
+    parameters: int = 0
 
 
 def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Finding]]:
@@ -51,7 +55,8 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
                 fix=how_to_get(model_id, folder),
             )
         ]
-    dtype = _stored_dtype(folder, found)
+    checkpoint = _inspected(folder)
+    dtype = _stored_dtype(checkpoint, found)
     notes = []
     if dtype is None:
         text = (
@@ -59,15 +64,21 @@ def model_facts(model_id: str, folder: Path) -> tuple[ModelFacts | None, list[Fi
             f"{_USUAL_DTYPE} is assumed"
         )
         notes.append(Finding("model-dtype-unknown", text, where=str(path), severity="warn"))
-    return ModelFacts(text_config(found) or found, dtype or _USUAL_DTYPE, str(path)), notes
+    parameters = checkpoint.parameters if checkpoint else 0
+    config = text_config(found) or found
+    return ModelFacts(config, dtype or _USUAL_DTYPE, str(path), parameters), notes
 
 
-def _stored_dtype(folder: Path, config: dict[str, Any]) -> str | None:
-    """What the safetensors headers say, else config.json."""
-    candidates: list[Any] = []
+def _inspected(folder: Path) -> Checkpoint | None:
     if next(folder.glob("*.safetensors"), None) is not None:
         with contextlib.suppress(IisftError):  # half a download: config.json still tells
-            candidates += list(inspect_checkpoint(folder).dtypes)[:1]
+            return inspect_checkpoint(folder)
+    return None
+
+
+def _stored_dtype(checkpoint: Checkpoint | None, config: dict[str, Any]) -> str | None:
+    """What the safetensors headers say, else config.json."""
+    candidates: list[Any] = list(checkpoint.dtypes)[:1] if checkpoint else []
     config = text_config(config) or config
     candidates += [config.get("dtype"), config.get("torch_dtype")]
     return next((str(dtype) for dtype in candidates if dtype in _DTYPES), None)

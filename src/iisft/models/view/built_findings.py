@@ -21,17 +21,17 @@ _LONGEST_WARNING = 300
 # unsloth-zoo#866: Gemma 4; ms-swift#8220: Qwen3.5 on a V100).
 _BEYOND_FP16 = ("gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "qwen3_5_text")
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa"}
-# An adapter on less than this share of the base is most likely not what was meant: all linear
-# layers of a dense model are 60 % (half of it embeddings) to 98 %.
+# Less is most likely not what was meant: all linear layers of a dense model are 60 % to 98 %.
 _SMALL_SHARE = 0.5
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 _LARGE_GROUP = 0.2  # of the base, that no adapter reaches
 _STAGES = {
-    "arguments": ("trainer-refuses", "LLaMA-Factory refuses these arguments"),
-    "tokenizer": ("tokenizer-unloadable", "the tokenizer can't be loaded"),
-    "template": ("template-refused", "LLaMA-Factory can't use this template"),
-    "model": ("model-unbuildable", "the model can't be built"),
-    "adapter": ("adapter-impossible", "the adapter can't be added"),
+    "arguments": ("trainer-refuses", "LLaMA-Factory refuses these arguments", "train.yaml"),
+    "tokenizer": ("tokenizer-unloadable", "the tokenizer can't be loaded", "model"),
+    "template": ("template-refused", "LLaMA-Factory can't use this template", "model.template"),
+    "model": ("model-unbuildable", "the model can't be built", "model"),
+    "adapter": ("adapter-impossible", "the adapter can't be added", "lora"),
 }
 
 
@@ -65,9 +65,13 @@ def _ended(built: Built, preset: Preset) -> Iterator[Finding]:
     """The stage that the trainer would not get through, where no finding above says it better."""
     if built.stage == "adapter" and any(_targets(built.facts, preset)):
         return
-    name, sentence = _STAGES.get(built.stage, ("model-unbuildable", "the trainer would end"))
-    where = {"arguments": "train.yaml", "template": "model.template", "adapter": "lora"}
-    yield Finding(name, f"{sentence}: {built.error}", where=where.get(built.stage, "model"))
+    name, sentence, where = _STAGES.get(built.stage, _STAGES["model"])
+    modules = {name.rpartition(".")[2] for name in built.facts.get("modules", {})}
+    usual = ", ".join(one for one in _USUAL if one in modules)
+    fix = f"--set 'lora.target=[{usual}]'" if built.stage == "adapter" and usual else ""
+    if built.error.startswith("ImportError: cannot import name"):
+        fix = "another model: LLaMA-Factory 0.9.5 asks transformers 5 for what it has no more"
+    yield Finding(name, f"{sentence}: {built.error}", where=where, fix=fix)
 
 
 def _read_otherwise(facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -279,7 +283,8 @@ def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     left_out = {
         name: count / max(base, 1)
         for name, count in owners.items()
-        if name not in parameters and not name.endswith(("embed_tokens", "lm_head", "wte"))
+        if name not in parameters
+        and not name.endswith(("embed_tokens", "embeddings", "lm_head", "wte"))
     }
     large = {name: part for name, part in left_out.items() if part >= _LARGE_GROUP}
     if preset.lora.target == "all" and large and share < _SMALL_SHARE:

@@ -2,7 +2,8 @@
 model's family.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from iisft.errors import ExitCode, Finding
 from iisft.gpu_table import Architecture, architecture
@@ -207,9 +208,23 @@ _KERNELS = "flash-linear-attention"
 
 
 def _delta_layers(case: Case) -> int:
-    """How many layers carry a state from token to token instead of attending (Qwen3.5)."""
+    """How many gated delta layers there are (Qwen3.5, Qwen3-Next; MiniMax's are others)."""
     kinds = case.model.get("layer_types")
-    return kinds.count("linear_attention") if isinstance(kinds, list) else 0
+    if not isinstance(kinds, list) or "linear_num_value_heads" not in case.model:
+        return 0
+    return kinds.count("linear_attention")
+
+
+def _carries_state(model: Mapping[str, Any]) -> bool:
+    """Whether layers hand a state, or a convolution's window, from token to token."""
+    kinds = {
+        str(kind)
+        for name in ("layer_types", "layers_block_type", "block_types")
+        if isinstance(found := model.get(name), list)
+        for kind in found
+    }
+    attending = all(kind.endswith("attention") and kind != "linear_attention" for kind in kinds)
+    return not attending or any(name.startswith(("mamba_", "ssm_", "state_size")) for name in model)
 
 
 @preset_rule(
@@ -249,20 +264,20 @@ def delta_rule_without_kernels(case: Case) -> Iterator[Finding]:
 
 @preset_rule(
     "delta-rule-packing",
-    applies="packed rows with gated delta layers",
+    applies="packed rows with layers that carry a state (gated delta, Mamba, convolutions)",
     source="transformers modeling_qwen3_5.py: the state has no borders; LLaMA-Factory patcher.py "
-    "patches the whole model's class alone",
+    "patches the whole model's class alone; the proof of packing looks at attention alone",
 )
 def delta_rule_packed(case: Case) -> Iterator[Finding]:
-    """A gated delta layer's state goes on from one packed row into the next, whatever the mask."""
+    """A layer's state goes on from one packed row into the next, whatever the mask."""
     given = {
         "train.packing": case.preset is not None and case.preset.train.packing,
         "llamafactory.packing": case.argument("packing") is True,
     }
     for key, packs in given.items():
-        if packs and _delta_layers(case):
+        if packs and _carries_state(case.model):
             yield seen(
-                f"{key}: the state of gated delta layers goes on from one packed row into the next",
+                f"{key}: a layer's state goes on from one packed row into the next",
                 case.place(key),
                 change_preset(f"{key}=false"),
             )

@@ -87,6 +87,8 @@ def forecast_run(
     ranks: int,
     datasets: Sequence[RunDataset],
     runs: Path,
+    *,
+    only_warn: bool = False,
 ) -> tuple[ModelFacts | None, Forecast | None, list[Finding]]:
     """Forecast a run, as measured in earlier ones below `runs`.
 
@@ -102,7 +104,8 @@ def forecast_run(
             "it can't count (Gemma 3n): memory and time are not known"
         )
         findings.append(Finding("plan-unknown-model", text, where=facts.source, severity="warn"))
-        return facts, None, findings
+        beyond = _weights_beyond(preset, facts, accelerator, ranks, only_warn=only_warn)
+        return facts, None, [*findings, *beyond]
     if not any(adapted for *_, adapted in model.projections):
         text = "lora.target names no layer that the plan knows: memory and time are not known"
         findings.append(Finding("plan-no-target", text, where="lora.target", severity="warn"))
@@ -126,6 +129,24 @@ def forecast_run(
         tokens = Span(each, each, each) if each else workload.row_tokens
         result = forecast(preset, replace(workload, measured=earlier, row_tokens=tokens))
     return facts, result, [*findings, *_assumed(preset, facts)]
+
+
+def _weights_beyond(
+    preset: Preset, facts: ModelFacts, accelerator: Accelerator, ranks: int, *, only_warn: bool
+) -> Iterator[Finding]:
+    """Of a model that can't be counted, the least that it takes: its weights."""
+    item = {"fp32": 4.0, "nf4": 0.5, "stored": 4.0 if facts.stored_dtype == "float32" else 2.0}
+    shards = ranks if preset.sharding in ("fsdp", "zero3") else 1
+    need = facts.parameters * item.get(preset.weights, 2.0) / shards / GIB
+    if accelerator.memory_gib and need > accelerator.memory_gib and not accelerator.on_cpu:
+        yield Finding(
+            "does-not-fit",
+            f"the weights alone are {need:.1f} GiB per GPU, there are {accelerator.memory_gib:.1f}",
+            where=f"iisft plan, {accelerator.source}",
+            fix="a smaller model, or GPUs with more memory",
+            severity="warn" if only_warn else "error",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
 
 
 def _of_rows(

@@ -116,8 +116,9 @@ def _planned(
         free=preflight is not None and preflight.queued,
     )
     facts, forecast, of_forecast = forecasts.forecast_run(
-        preset, model_folder, accelerator, placement.world_size, datasets, workspace.runs
-    )
+        preset, model_folder, accelerator, placement.world_size, datasets, workspace.runs,
+        only_warn=placement.on_cpu,
+    )  # fmt: skip
     name = request.name or _fresh_name(loaded.document.name, workspace)
     folder = RunFolder(workspace.runs / name, request.node_rank)
     plan = Plan(

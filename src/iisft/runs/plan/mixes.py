@@ -26,6 +26,8 @@ def of_parts(
         return [parts[0][0]]
     if mix and data.wrong_mix:  # a rule has said so
         return []
+    if not all(part.rows for part, _ in parts):  # and a finding that every row is left out
+        return []
     try:
         available = {part.name: part.rows for part, _ in parts}
         counts = mixing.counts(available, mix, repeat=data.repeat and is_trained)

@@ -54,6 +54,9 @@ def find(preset: Preset, workspace: Workspace) -> tuple[StartAdapter | None, lis
         return None, []
     try:
         start = _of_folder(given) if _is_folder(given) else _of_run(given, workspace)
+    except OSError as error:  # a name that no file system takes, a folder that is not ours
+        text = f"the adapter can't be read: {error.strerror}"
+        return None, [Finding("start-missing", text, where=KEY, fix="another folder, or a run")]
     except IisftError as error:
         fix = error.fix.replace("--checkpoint ", f"--set {KEY}={given.partition('@')[0]}@")
         return None, [replace(error.finding, where=error.where or KEY, fix=fix)]
@@ -177,13 +180,12 @@ def _other_base(start: StartAdapter, preset: Preset, checkpoint: Checkpoint) -> 
         said = [f"{adapters.CONFIG} names {adapter.base}"]
     wrong = said or list(_other_widths(adapter, checkpoint))[:1]
     base = record.model.id if record is not None else adapter.base
-    if wrong and record is not None:
+    fix = "--model with the folder of the model that it was trained on"
+    if base and base != preset.model.id:
         fix = f"--model {shell_word(base)}"
-    elif base and base != preset.model.id:
-        fix = f"--model {shell_word(base)}; if it is this model under another name, write "
-        fix += f"{preset.model.id} into {adapters.CONFIG} as base_model_name_or_path"
-    else:
-        fix = "--model with the model that it was trained on"
+        if record is None:
+            fix += "; if it is this model under another name, write its name into "
+            fix += f"{adapters.CONFIG} as base_model_name_or_path"
     if wrong:
         yield Finding(
             "start-base",

@@ -27,16 +27,20 @@ class Cards:
         self._own: frozenset[int] = frozenset()
         self._looked = float("-inf")
 
-    def look(self, live: Sequence[RunStatus]) -> None:
-        """See who is on them now. What the runs' own processes are on is told by `taken`."""
+    def look(self, live: Sequence[RunStatus], *, now: bool = False) -> bool:
+        """See who is on them, and whether that was looked at right `now` or some seconds ago.
+
+        What the runs' own processes are on is told by `taken`.
+        """
         of_runs = process.marked(process.RUN_MARKER)
         own = frozenset(pid for run in live for pid in of_runs.get(run.folder.marker, ()))
-        if own == self._own and time.monotonic() - self._looked < _LOOK_S:
-            return
+        if not now and own == self._own and time.monotonic() - self._looked < _LOOK_S:
+            return False
         self.gpus = [*amd_gpus(), *nvidia_gpus()]
         why = why_not_free(self.gpus, own)
         self._why = {key_of(gpu): text for gpu, text in zip(self.gpus, why, strict=True)}
         self._own, self._looked = own, time.monotonic()
+        return True
 
     def taken(self, live: Sequence[RunStatus]) -> dict[str, str]:
         """GPUs that runs of this workspace have, also before anything of them is to be seen there,

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault, RunStateError, UsageError
@@ -124,16 +124,17 @@ def move(workspace: Workspace, run: str, position: int) -> None:
         _write(entry.folder, min(place, MOST), entry.python or str(training_interpreter()))
 
 
-def remove(workspace: Workspace, run: str) -> None:
-    """Take a waiting run out of the queue, with its folder: nothing has happened in it.
+def remove(workspace: Workspace, runs: Iterable[str]) -> None:
+    """Take waiting runs out of the queue, with their folders: nothing has happened in them.
 
     Raises:
-        RunStateError: it does not wait in the queue, or is just being started.
+        RunStateError: one does not wait in the queue (then none is taken out), or is just being
+            started.
     """
     with changing(workspace) as queue:
-        entry = _waiting(queue, run)
-        control.remove(entry.folder)  # refused while the runner is starting it
-        entry.folder.queue_entry.unlink(missing_ok=True)
+        for entry in [_waiting(queue, run) for run in dict.fromkeys(runs)]:
+            control.remove(entry.folder)  # refused while the runner is starting it
+            entry.folder.queue_entry.unlink(missing_ok=True)
 
 
 def pause(workspace: Workspace) -> None:

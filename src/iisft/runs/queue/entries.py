@@ -6,6 +6,7 @@ was started is told by its folder alone (processes.json, exit.json): a file of t
 torn or lost costs the run its place, never a start too many or too few.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -218,7 +219,9 @@ def ensure_runner(workspace: Workspace, *, added: bool = False) -> None:
     if added or (runner_of(workspace) is None and has_work(read(workspace))):
         env = {**os.environ, process.SUPERVISOR_MARKER: str(workspace.queue)}
         argv = [sys.executable, "-P", "-m", "iisft.runs.queue.runner", str(workspace.root)]
-        process.Child(argv, cwd=Path("/"), env=env, output=workspace.queue / "runner.log")
+        # somebody else's workspace may be looked at
+        with contextlib.nullcontext() if added else contextlib.suppress(OSError):
+            process.Child(argv, cwd=Path("/"), env=env, output=workspace.queue / "runner.log")
 
 
 def has_work(queue: Queue) -> bool:

@@ -70,8 +70,11 @@ class Runner:
                 return f"run {on_cpu[0]} computes on the processor"
             self._try(entry)
             return ""
-        self.cards.look(live)
+        fresh = self.cards.look(live)
         given = self.cards.choose(entry, live)
+        if not fresh and not isinstance(given, str):
+            self.cards.look(live, now=True)
+            given = self.cards.choose(entry, live)
         if isinstance(given, str):
             return given
         self._try(entry, given)
@@ -166,14 +169,19 @@ def main(argv: Sequence[str]) -> None:
             return
         runner = Runner(workspace)
         while True:
-            while runner.step():
-                _wait(read(workspace))
-            with changing(workspace) as queue:  # nobody adds anything meanwhile
-                if not has_work(queue) or all(entry.ended for entry in queue.entries):
-                    (workspace.queue / "runner").unlink(missing_ok=True)
-                    forget_ended(workspace, queue)
-                    stack.close()
-                    break
+            try:
+                while runner.step():
+                    _wait(read(workspace))
+                with changing(workspace) as queue:  # nobody adds anything meanwhile
+                    if not has_work(queue) or all(entry.ended for entry in queue.entries):
+                        (workspace.queue / "runner").unlink(missing_ok=True)
+                        forget_ended(workspace, queue)
+                        stack.close()
+                        break
+            except (OSError, IisftError):  # a full disk: the night is long, it may have room again
+                if not workspace.queue.is_dir():
+                    return
+                time.sleep(_POLL_S)
     if queue.entries and not queue.waiting:
         telling.empty(queue)
 

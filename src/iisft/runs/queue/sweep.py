@@ -237,6 +237,6 @@ def queue(checked: Sequence[Checked], workspace: Workspace, family: str) -> list
     except BaseException:
         for folder in added:
             with contextlib.suppress(IisftError):
-                changes.remove(workspace, folder.id)
+                changes.remove(workspace, [folder.id])
         raise
     return added

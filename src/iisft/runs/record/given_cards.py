@@ -4,7 +4,7 @@ A file of the run and no variable of its supervisor, so that whoever brings the 
 the same ones, and so that the proof knows what the trainer has to see.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +67,12 @@ def expected(folder: RunFolder, proof: Expected) -> Expected:
         return proof
     variables = {name: cards.variables[name] for name in cards.variables if name in GPU_VARIABLES}
     return replace(proof, cards={"variables": variables, "buses": list(cards.buses)})
+
+
+def alone_on(folder: RunFolder, gpus: Sequence[str]) -> Sequence[str]:
+    """The machine's GPUs, unless another run may be on some of them: the queue gave it fewer."""
+    cards = read(folder)
+    return gpus if cards is None or len(cards.keys) == len(gpus) else ()
 
 
 def _texts(value: Any) -> tuple[str, ...]:

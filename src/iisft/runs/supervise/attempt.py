@@ -7,7 +7,7 @@ from typing import Literal
 from iisft import files, process
 from iisft.errors import Finding
 from iisft.llamafactory.logs import TrainerLog, last_lines
-from iisft.runs.record import checkpoints
+from iisft.runs.record import checkpoints, given_cards
 from iisft.runs.record.events import Events, Recorder
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.proof import Observed, differences
@@ -61,7 +61,7 @@ class Attempt:
         self._hang = HangWatch(watch.hang_min_s, watch.hang_factor, logging_steps)
         self._disk = DiskWatch(folder.path)
         self._thermal = ThermalWatch()
-        self._power = PowerWatch(record.gpus)
+        self._power = PowerWatch(given_cards.alone_on(folder, record.gpus))
         self.kept: int | None = start.from_step or None
 
     @property

@@ -98,7 +98,8 @@ def check_removable(folder: RunFolder) -> None:
     if folder.path.is_symlink():
         return
     status = status_of(folder)
-    if status.live or process.processes_of_run(folder.marker):
+    starting = folder.marker in process.marked(process.SUPERVISOR_MARKER)
+    if status.live or starting or process.processes_of_run(folder.marker):
         raise RunStateError(
             "still-running",
             f"{folder.id} is running",
