@@ -82,6 +82,8 @@ def test_numbers_of_rows_are_taken_as_they_are_or_refused_with_what_there_is() -
         "data.mix asks for more rows than there are: b has 100 of 200",
         "--set 'data.mix={a: 500, b: 100}', or --set data.repeat=true",
     )
+    with pytest.raises(InputError, match="there is no row of c to mix"):
+        counts({"a": 3, "c": 0}, {"a": 1, "c": 1}, repeat=True)
     with pytest.raises(InputError, match="the mix has no row of b: too small a share of 1,000"):
         counts(rows, {"a": 0.9999, "b": 0.0001})
 

@@ -520,6 +520,9 @@ def test_the_view_of_a_model_with_a_tower_is_its_text_model_alone(model_folder: 
         ("model.visual.blocks.0.attn.qkv.weight", None),
         ("mtp.layers.0.mlp.up_proj.weight", None),
         ("model.embed_vision.embedding_projection.weight", None),
+        ("model.text_model.norm.weight", "model.norm.weight"),
+        ("model.connector.modality_projection.proj.weight", None),
+        ("model.image_newline", None),
     ],
 )
 def test_the_names_that_tensors_have_in_the_text_model(name: str, there: str | None) -> None:
@@ -529,7 +532,7 @@ def test_the_names_that_tensors_have_in_the_text_model(name: str, there: str | N
 @pytest.mark.parametrize(
     ("published", "code"),
     [
-        ({"model_type": "qwen2_5_vl"}, "model-not-text"),
+        ({"model_type": "glm4v"}, "model-not-text"),
         ({"quantization_config": {"quant_method": "fp8"}}, "model-quantized"),
     ],
 )
@@ -539,7 +542,8 @@ def test_towers_of_other_families_and_quantised_ones_are_refused(
     refused = refusal(with_tower(model_folder, **published))
     assert refused.code == code
     if code == "model-not-text":
-        assert "gemma3, gemma4, mistral3, qwen3_5" in str(refused.finding.fix)
+        assert "(its config.json has vision_config)" in refused.finding.message
+        assert "(gemma3, gemma4, idefics3, internvl," in str(refused.finding.fix)
 
 
 @pytest.mark.parametrize("whole", [{}, {"model_type": "qwen3_5_moe"}])

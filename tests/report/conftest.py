@@ -78,6 +78,7 @@ def predictions(wrong: int) -> list[dict[str, Any]]:
                 "prediction": json.dumps(answer, ensure_ascii=False) if i < 23 else '{"keep": tru',
                 "error": None,
                 "stop": "eos",
+                "source": f"情报 {EVIL}" if i % 3 else "chat",
             }
         )
     rows[22] |= {"prediction": "", "error": f"CUDA out of memory {EVIL}"}

@@ -70,6 +70,9 @@ def test_it_shows_what_ran_and_what_came_of_it(report: Page, run: RunFolder) -> 
     assert "window.owned = 1" in text(report, "#eventlist"), (
         "what tries to be script is shown as text"
     )
+    by_dataset = "[...document.querySelectorAll('h3')].find((h) => h.innerText === 'By dataset')"
+    tabled = report.evaluate(f"{by_dataset}.nextSibling.innerText").splitlines()
+    assert [line.split("\t")[:2] for line in tabled if line.startswith("chat")] == [["chat", "8"]]
     report.evaluate("document.querySelector('#setup details').open = true")
     assert "Preset mi50: every value" in text(report, "#setup")
     assert "train.learning_rate" in text(report, "#setup")

@@ -122,16 +122,54 @@ def test_a_node_that_can_not_follow_a_resume_ends_it_with_the_reason(
     assert "interpreter-missing" in [event.get("id") for event in one.read_events()]
 
 
+def on_another_machine(folder: RunFolder) -> None:
+    """As the run looks from a machine on which its first node does not run."""
+    told = json.loads(folder.processes.read_text())
+    for role in ("supervisor", "trainer"):
+        told[role]["boot_id"] = "another machine's"
+    folder.processes.write_text(json.dumps(told))
+
+
+def test_a_run_is_seen_and_stopped_from_a_machine_other_than_the_first(
+    iisft: CLI, nodes: Callable[..., list[RunFolder]]
+) -> None:
+    zero, one = nodes("hang")
+    on_another_machine(zero)
+    seen = status_of(zero)
+    assert (seen.state, seen.reason) == ("running", f"on {HERE}")
+    refused = iisft("resume", "run")
+    assert (refused.code, "run is running" in refused.err) == (6, True)
+    assert iisft("stop", "run").code == 0
+    assert (outcome(zero)[0], outcome(one)[0]) == ("stopped", "stopped")
+
+
+def test_a_first_node_that_said_nothing_for_minutes_is_lost_from_elsewhere_too(
+    nodes: Callable[..., list[RunFolder]],
+) -> None:
+    zero, one = nodes("hang")
+    for each in (one, zero):
+        supervisor = each.live_supervisor()
+        assert supervisor is not None
+        process.kill([supervisor.pid])
+        process.kill_run(each.marker)
+    on_another_machine(zero)
+    assert status_of(zero).state == "running"
+    os.utime(zero.node_file, (0, 0))
+    assert status_of(zero).state == "lost"
+
+
 @pytest.fixture
-def of_two(tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
-    """What a supervisor of node R knows of the others, two seconds of silence being the end."""
+def of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]]:
+    """What a supervisor of node R knows of the others, and one that looks often."""
+    monkeypatch.setattr("iisft.runs.supervise.nodes._LOOK_S", 0.05)
+    monkeypatch.setattr("iisft.runs.supervise.nodes._BEAT_S", 0.2)
     folder = RunFolder(tmp_path / "运行 run")
     folder.path.mkdir()
     made = []
 
     def make(rank: int, count: int = 2) -> Nodes:
         record = RunRecord.from_json({})
-        record = replace(record, nodes=count, watch=Watch(node_silence_s=2))
+        record = replace(record, nodes=count, watch=Watch(node_silence_s=5))
         own = RunFolder(folder.path, rank)
         nodes = Nodes(own, record, Events(own))
         nodes.begin()
@@ -205,3 +243,30 @@ def test_a_resume_on_node_0_ends_the_life_that_was_with_its_last_one_and_no_othe
     until(lambda: late._peers[0].moved)
     give_order(folder, accept_drift=False, from_start=False)
     assert lost(late) == "node 0 was resumed meanwhile: this node begins again with it"
+
+
+def test_a_trainer_of_the_life_before_a_resume_on_node_0_begins_again(
+    of_two: Callable[..., Nodes], tmp_path: Path
+) -> None:
+    """Its supervisor was killed, so nobody ended it; then it got a new one."""
+    folder = RunFolder(tmp_path / "运行 run")
+    killed = of_two(1)
+    killed.training("first", 2, adopted=False)
+    killed.ended(Ending("lost", "", 2, 9))
+    give_order(folder, accept_drift=False, from_start=False)
+    of_two(0).training("second", 2, adopted=False)
+    late = of_two(1)
+    late.training("first", 2, adopted=True)
+    assert lost(late) == "node 0 was resumed meanwhile: this node begins again with it"
+
+
+def test_a_node_that_does_not_come_is_named_with_its_command(
+    of_two: Callable[..., Nodes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iisft.runs.supervise.nodes._COMES_S", 0.3)
+    zero = of_two(0)
+    folder = RunFolder(tmp_path / "运行 run")
+    until(lambda: any(event["kind"] == "finding" for event in folder.read_events()))
+    (found,) = folder.read_events()
+    assert zero.lost() is None
+    assert (found["id"], found["fix"]) == ("node-awaited", "there: iisft train --node-rank 1")

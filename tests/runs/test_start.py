@@ -121,9 +121,8 @@ def test_the_modules_that_the_preset_means_are_compared_one_by_one(
     assert "has matrices on q_proj (1); lora.target q_proj means q_proj (2)" in result.err
 
 
-@pytest.mark.parametrize(
-    ("start", "code", "said"),
-    [
+def test_a_start_that_is_not_there(go_on: CLI) -> None:
+    for start, code, said in (
         ("nobody", 6, "no run named 'nobody'"),
         ("first@3", 6, "fix:   --set lora.start=first@4"),
         ("first@base", 6, "lora.start needs one adapter, not base"),
@@ -132,13 +131,9 @@ def test_the_modules_that_the_preset_means_are_compared_one_by_one(
         ("first@../..", 3, "there is no such folder"),
         ("./nowhere", 3, "there is no such folder"),
         (f"./{'x' * 300}", 3, "the adapter can't be read: File name too long"),
-    ],
-)
-def test_a_start_that_is_not_there(
-    start: str, code: int, said: str, go_on: CLI, folder: RunFolder
-) -> None:
-    result = go_on(start, "--dry-run")
-    assert (result.code, said in result.err) == (code, True), result.err
+    ):
+        result = go_on(start, "--dry-run")
+        assert (result.code, said in result.err) == (code, True), result.err
 
 
 def test_a_fix_quotes_what_a_foreign_adapter_is_called(

@@ -115,7 +115,8 @@ def say_end(ended: RunStatus) -> None:
         console.say(f"  fix: {ended.fix}")
     console.say(f"  log: {ended.folder.train_log}")
     if ended.can_go_on:
-        console.say(f"  go on with: iisft resume {ended.folder.id}")
+        where = "   (on node 0)" if ended.folder.node_rank else ""
+        console.say(f"  go on with: iisft resume {ended.folder.id}{where}")
 
 
 def say_warnings(ended: RunStatus) -> None:

@@ -55,10 +55,11 @@ def refuse_unprovable(checkpoint: Checkpoint) -> None:
     if composite or not checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(
             "model-not-text",
-            f"{checkpoint.architecture} is not a plain text model; iisft can't prove the precision "
-            "of others",
+            f"{checkpoint.architecture} is not a plain text model"
+            + (f" (its config.json has {composite[0]})" if composite else "")
+            + "; iisft can't prove the precision of others",
             where=_config_place(checkpoint),
-            fix="choose a text-only model (its architecture ends in ForCausalLM), or one whose "
+            fix="choose a text-only model (an architecture like Qwen3ForCausalLM), or one whose "
             f"text part is known ({', '.join(sorted({whole for whole, _ in CLASSES}))})",
         )
     if "quantization_config" in config:

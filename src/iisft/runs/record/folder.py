@@ -1,6 +1,7 @@
 """The run folder: every file name that a run has, and the reading and writing of its records."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from iisft.secrets import hide
 from iisft.workspace import START_ADAPTER
 
 EXIT = "exit.json"
+NODE_LIVES = ("starting", "running")  # states of a node, in its file
+_LONGEST_SILENCE_S = 120.0  # of another machine, whose clock may differ from ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,22 @@ class RunFolder:
         except OSError:
             return None
         return found if found and found.alive_for(variable, self.marker, owner) else None
+
+    def live_elsewhere(self) -> str:
+        """The host on which this node of a run on several machines lives, where that is another
+        one. Its processes can't be seen from here: what its supervisor last said is all there is.
+        """
+        supervisor = ProcessIdentity.from_json(self.read_processes().get("supervisor"))
+        here = process.identity_of(os.getpid())
+        if supervisor is None or here is None or supervisor.boot_id == here.boot_id:
+            return ""
+        said = files.read_json_object(self.node_file) or {}
+        try:
+            fresh = time.time() - self.node_file.stat().st_mtime < _LONGEST_SILENCE_S
+        except OSError:
+            return ""
+        alive = fresh and said.get("state") in NODE_LIVES
+        return str(said.get("host") or "another machine") if alive else ""
 
     def update_record(self, **values: Any) -> None:
         """Change some keys of run.json; only its one writer (the supervisor) may call this."""

@@ -159,7 +159,8 @@ def is_live(folder: RunFolder) -> bool:
     """
     if folder.exit.exists():
         return False
-    return folder.live_supervisor() is not None or folder.live_trainer() is not None
+    here = folder.live_supervisor() is not None or folder.live_trainer() is not None
+    return here or bool(folder.live_elsewhere())
 
 
 def brief_of(folder: RunFolder) -> RunStatus:
@@ -264,6 +265,8 @@ def _state(
         return ("stopping" if last.get("state") == "stopping" else "running"), ""
     if folder.live_trainer() is not None:
         return "running", UNSUPERVISED
+    if host := folder.live_elsewhere():
+        return "running", f"on {host}"
     never_started = not folder.processes.exists()
     if record.queue and never_started and folder.queue_entry.exists():
         return QUEUED, "it waits in the queue (iisft queue)"

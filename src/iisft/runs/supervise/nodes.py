@@ -23,7 +23,7 @@ from iisft import files
 from iisft.errors import EnvironmentFault, Finding
 from iisft.quoting import shell_word, visible_line
 from iisft.runs.record.events import Events
-from iisft.runs.record.folder import RunFolder
+from iisft.runs.record.folder import NODE_LIVES, RunFolder
 from iisft.runs.record.run_record import RunRecord
 from iisft.runs.supervise.ending import Ending
 from iisft.secrets import hide
@@ -34,7 +34,6 @@ _LOOK_S = 1.0
 _COMES_S = 60.0  # from our start to the other nodes'
 _SIZE = 4096  # bytes of a node's file: written over itself, it finds room on a full disk too
 _LONGEST = 250  # characters of a reason, each up to twelve bytes
-_ALIVE = ("starting", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class _Peer:
 
     @property
     def alive(self) -> bool:
-        return self.said.get("state") in _ALIVE
+        return self.said.get("state") in NODE_LIVES
 
     @property
     def name(self) -> str:
@@ -115,7 +114,7 @@ class Nodes:
         self._own: dict[str, Any] = {"host": socket.gethostname(), "state": "starting"}
         self._life, self._beats = secrets.token_hex(4), 0
         self._telling = threading.Lock()
-        self._adopted = False
+        self._adopted, self._order_before = False, ""
         self._cause: Finding | None = None
         self._symptom: Finding | None = None
         self._said_awaited = False
@@ -126,6 +125,8 @@ class Nodes:
 
     def begin(self) -> None:
         if self._peers:
+            before = files.read_json_object(self._folder.node_file, _SIZE) or {}
+            self._order_before = str(before.get("order", ""))
             for peer in self._peers:
                 peer.look()  # what an earlier life left
                 peer.moved = False
@@ -135,6 +136,8 @@ class Nodes:
     def training(self, trainer: str, from_step: int, *, adopted: bool) -> None:
         """A trainer runs here: `trainer` is the word by which it is told from an earlier one."""
         self._adopted = adopted
+        if adopted:  # it began before a resume on node 0 that its supervisor has not seen
+            self.order = Order(self._order_before)
         self._tell(state="running", trainer=trainer, from_step=from_step)
 
     def lost(self) -> Finding | None:
@@ -182,7 +185,8 @@ class Nodes:
             if time.monotonic() - told >= self._beat_s:
                 told = time.monotonic()
                 self._tell()
-            self._look()
+            with contextlib.suppress(OSError):  # the shared folder is out of reach for a while
+                self._look()
 
     def _tell(self, **values: Any) -> None:
         if not self._peers:
@@ -223,11 +227,12 @@ class Nodes:
                     self._events.finding(self._awaited(peer))
 
     def _follow_order(self) -> None:
-        """A resume on node 0 is ours too where we were here before it; else it ends this life."""
+        """A resume on node 0 is ours too where it has found us waiting; else it ends this life."""
         order = order_of(self._folder)
         if order is None or order.word == self.order.word or not self._folder.node_rank:
             return
-        if any(peer.file.node_rank == 0 and self._joined(peer) for peer in self._peers):
+        zero = next(peer for peer in self._peers if not peer.file.node_rank)
+        if self._adopted or self._joined(zero):
             self._cause = self._cause or Finding(
                 NODE_LOST, "node 0 was resumed meanwhile: this node begins again with it"
             )
@@ -252,13 +257,14 @@ class Nodes:
                 reason if of_another else f"{peer.name} failed: {reason}",
                 peer.said.get("symptom") is True,
             )
-        if state in ("stopped", "lost") and not self._folder.stop_request.exists():
-            return f"{peer.name} has ended: {peer.text('reason')}", False
+        silent_s = now - peer.changed
+        if state in ("stopped", "lost") and silent_s > self._silence_s:
+            asked = self._folder.stop_request.exists()  # all were, and some take longer
+            return "" if asked else f"{peer.name} has ended: {peer.text('reason')}", False
         if not peer.alive:
             return "", False
-        if now - peer.changed > self._silence_s:
-            silent = f"{peer.name} has given no sign of life for {now - peer.changed:.0f} s"
-            return silent, False
+        if silent_s > self._silence_s:
+            return f"{peer.name} has given no sign of life for {silent_s:.0f} s", False
         if trainer and peer.trainer not in ("", trainer):
             return f"{peer.name} has lost its trainer, and began another", False
         peer.trainer = trainer or peer.trainer
