@@ -274,6 +274,15 @@ def test_targets_that_are_no_modules_are_refused(ask: dict[str, list[Finding]]) 
         assert "has no module up_proj" in found.message
 
 
+def test_nf4_leaves_experts_as_they_are() -> None:
+    adapted = {"modules": {"q_proj": 2}, "parameters": {"self_attn.q_proj": 10}}
+    facts = {"base": 100, "modules": {"mlp.experts": 80}, "adapted": adapted, "warnings": []}
+    said = built_findings._share(facts, preset(weights="nf4", precision="bf16"))
+    assert [one.message.partition("; ")[2] for one in said] == [
+        "mlp.experts (80%) gets no adapter and is not quantised: nf4 takes linear layers"
+    ]
+
+
 def test_an_adapter_that_peft_refuses_has_the_targets_that_it_takes() -> None:
     modules = {"self_attn.q_proj": 1, "self_attn.o_proj": 1, "mamba.out_proj": 1, "mlp.up_proj": 1}
     facts = {"stage": "adapter", "error": "ValueError: 'out_proj'", "warnings": [], "base": 4}

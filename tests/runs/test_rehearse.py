@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -234,6 +235,7 @@ def test_one_screen_one_notice_and_the_archive_that_holds_no_row(
         "proven",
         "next",
     ]
+    assert shlex.split(lines[-1])[2:] == ["train", *argv[1:]]
     with tarfile.open(file) as archive:
         [packed] = [one for one in archive.getmembers() if one.name == "iisft/rehearsal.json"]
         stream = archive.extractfile(packed)

@@ -9,7 +9,6 @@ from iisft.cli import console
 from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
 from iisft.cli.train import checked_plan, prepare_demo
 from iisft.errors import InputError
-from iisft.quoting import shell_word
 from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -79,6 +78,8 @@ def rehearse(
     else:
         for line in _lines(plan, found):
             console.out(line)
+        if found.ok:
+            console.out(f"  {'next':<11}{request.command('train')}")
     console.findings(found.findings)
     raise typer.Exit(found.exit_code)
 
@@ -112,8 +113,6 @@ def _lines(plan: "Plan", found: "Verdict") -> list[str]:
     }
     shown = [f"{known['name']}: {'ok' if found.ok else 'would fail'}"]
     shown += [f"  {name:<11}{text}" for name, text in lines.items() if text]
-    if found.ok:
-        shown.append(f"  {'next':<11}iisft train --preset {shell_word(known['preset'])}")
     return shown
 
 

@@ -25,6 +25,7 @@ _ATTENTION = {"eager": "eager", "sdpa": "sdpa"}
 _SMALL_SHARE = 0.5
 _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
+_WORDS = ("embed_tokens", "embed_in", "embeddings", "lm_head", "wte")
 _LARGE_GROUP = 0.2  # of the base, that no adapter reaches
 _STAGES = {
     "arguments": ("trainer-refuses", "LLaMA-Factory refuses these arguments", "train.yaml"),
@@ -277,25 +278,24 @@ def corrected_target(names: Iterable[str], wrong: str, meant: str) -> str:
 
 def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """Experts that transformers keeps as one tensor get no adapter, and nothing says so."""
-    base, owners = facts["base"], facts["modules"]
-    parameters = facts["adapted"]["parameters"]
+    base, owners, adapted = facts["base"], facts["modules"], facts["adapted"]
     share = Built(facts).adapted_share or 0.0
     left_out = {
         name: count / max(base, 1)
         for name, count in owners.items()
-        if name not in parameters
-        and not name.endswith(("embed_tokens", "embeddings", "lm_head", "wte"))
+        if name not in adapted["parameters"] and not name.endswith(_WORDS)
     }
     large = {name: part for name, part in left_out.items() if part >= _LARGE_GROUP}
     if preset.lora.target == "all" and large and share < _SMALL_SHARE:
         groups = ", ".join(f"{name} ({part:.0%})" for name, part in sorted(large.items()))
+        reached = ", ".join(sorted(adapted["modules"]))
+        nf4 = " and is not quantised: nf4 takes linear layers" if preset.weights == "nf4" else ""
         yield Finding(
             "adapter-share",
-            f"lora.target all reaches {share:.0%} of the parameters "
-            f"({', '.join(sorted(facts['adapted']['modules']))}); {groups} gets no adapter",
+            f"lora.target all reaches {share:.0%} of the parameters ({reached}); {groups} gets no "
+            f"adapter{nf4}",
             where="lora.target",
-            fix="name what you mean, so that the preset says it: --set "
-            f"'lora.target=[{', '.join(sorted(facts['adapted']['modules']))}]'",
+            fix=f"name what you mean, so that the preset says it: --set 'lora.target=[{reached}]'",
             severity="warn",
         )
 
@@ -303,7 +303,7 @@ def _share(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
 def _tied(facts: Mapping[str, Any], preset: Preset) -> Iterator[Finding]:
     """peft trains copies: the two matrices that were one part (peft#2777)."""
     whole = facts.get("trained_whole", [])
-    words = [name for name in whole if name in ("embed_tokens", "lm_head", "wte", "embed_in")]
+    words = [name for name in whole if name in _WORDS]
     if facts.get("tied") and words:
         yield Finding(
             "tied-head-trained",

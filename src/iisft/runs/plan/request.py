@@ -10,6 +10,7 @@ from iisft.machine.doctor.inspect import visible_gpus
 from iisft.presets import checking, documents
 from iisft.presets.checking import LoadedPreset
 from iisft.presets.documents import Document
+from iisft.quoting import shell_words
 from iisft.workspace import Workspace
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -31,6 +32,16 @@ class Request:
     nodes: int = 1
     node_rank: int = 0
     rendezvous: str | None = None
+
+    def command(self, name: str) -> str:
+        """`iisft NAME` for the same preset with the same values; a secret's value is hidden."""
+        values = {"model": self.model, "data": self.data, "gpus": self.gpus}
+        words = ["iisft", name, "--preset", self.preset]
+        for option, value in values.items():
+            words += [] if value is None else [f"--{option}", str(value)]
+        for override in self.overrides:
+            words += ["--set", documents.describe_override(override).removeprefix("--set ")]
+        return shell_words(words)
 
 
 def resolve(
