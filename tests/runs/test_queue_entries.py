@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from iisft.errors import IisftError, RunStateError
 from iisft.runs.plan.make import make_plan
 from iisft.runs.plan.plan import Preflight
 from iisft.runs.plan.request import Request
-from iisft.runs.queue import changes, entries
+from iisft.runs.queue import changes, entries, times
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.state import brief_of
 from iisft.workspace import Workspace
@@ -76,6 +77,46 @@ def test_positions_are_changed_and_given_up(add: Add, workspace: Path) -> None:
     assert waiting() == ["b", "c", "d"]
 
 
+def test_positions_are_changed_as_often_as_one_likes(add: Add) -> None:
+    here = Workspace.current()
+    for name in "abc":
+        add(name)
+    for _ in range(40):
+        changes.move(here, "c", 2)
+        assert waiting() == ["a", "c", "b"]
+        changes.move(here, "b", 2)
+        assert waiting() == ["a", "b", "c"]
+
+
+def test_torn_entries_have_positions_too(add: Add) -> None:
+    for name in "abc":
+        add(name).queue_entry.write_text("{")
+    changes.move(Workspace.current(), "c", 2)
+    assert waiting() == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"queue": {"cards": 10**15, "memory_gib": 10**400, "arch": "gfx906", "vendor": []}},
+        {"queue": {"cards": -1, "memory_gib": float("nan"), "arch": {}}},
+        {"forecast": {"total_h": 1e300}},
+        {"forecast": {"total_h": 10**400}},
+    ],
+)
+def test_a_record_of_impossible_numbers_is_listed(
+    add: Add, iisft: CLI, broken: dict[str, Any]
+) -> None:
+    folder = add("one")
+    record = json.loads(folder.record.read_text())
+    folder.record.write_text(json.dumps(record | broken))
+    expected = times.expected(entries.read(Workspace.current()))["one"]
+    assert expected.starts and time.localtime(expected.ends)
+    changes.pause(Workspace.current())
+    assert iisft("queue").code == 0
+    assert len(json.loads(iisft("queue", "--json").out)["entries"]) == 1
+
+
 @pytest.mark.parametrize("content", ["", '{"place": 0', "[" * 5000, '{"place": NaN}', "x" * 70000])
 def test_a_torn_entry_costs_a_run_its_place_and_nothing_else(add: Add, content: str) -> None:
     one, _ = add("one"), add("two")
@@ -96,7 +137,7 @@ def test_what_is_no_entry_is_said_and_left_alone(add: Add, workspace: Path) -> N
     queue = entries.read(Workspace.current())
     assert [entry.id for entry in queue.entries] == ["one"]
     assert [finding.fix for finding in queue.findings] == [
-        f"rm '{workspace}/queue/{name}.json'" for name in ("folder", "huge", "pipe 管")
+        f"rm -r '{workspace}/queue/{name}.json'" for name in ("folder", "huge", "pipe 管")
     ]
     # a copy of a queued run on another machine, or one whose entry is gone: lost, not queued
     folder.queue_entry.unlink()

@@ -126,12 +126,37 @@ def test_a_start_that_is_not_there(go_on: CLI) -> None:
         ("nobody", 6, "no run named 'nobody'"),
         ("first@3", 6, "fix:   --set lora.start=first@4"),
         ("first@base", 6, "lora.start needs one adapter, not base"),
+        ("first@foo", 6, "lora.start needs one adapter, not foo: RUN, RUN@STEP"),
+        ("first@best", 6, "fix:   iisft predict first --checkpoint all, then iisft compare first"),
         ("first@../..", 3, "there is no such folder"),
         ("./nowhere", 3, "there is no such folder"),
         (f"./{'x' * 300}", 3, "the adapter can't be read: File name too long"),
     ):
         result = go_on(start, "--dry-run")
         assert (result.code, said in result.err) == (code, True), result.err
+
+
+def test_a_fix_quotes_what_a_foreign_adapter_is_called(
+    go_on: CLI, first: RunFolder, tmp_path: Path
+) -> None:
+    place = tmp_path / "foreign"
+    shutil.copytree(first.output, place)
+    weights = place / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content.replace(b"self_attn.q_proj", b"self_attn.;$(id)"))
+    refused = go_on(place, "--dry-run")
+    assert "fix:   --set 'lora.target=;$(id)'\n" in refused.err, refused.err
+
+
+def test_an_alpha_that_no_preset_can_have_is_another_kind(
+    go_on: CLI, first: RunFolder, tmp_path: Path
+) -> None:
+    place = tmp_path / "half"
+    shutil.copytree(first.output, place)
+    config = place / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 16.5}))
+    refused = go_on(place, "--dry-run")
+    assert "does not go on with: lora_alpha 16.5 is not a whole number" in refused.err
 
 
 def test_an_adapter_of_another_model_is_refused(

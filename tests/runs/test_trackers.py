@@ -88,7 +88,7 @@ def test_without_a_record_nothing_is_told(trackers: ModuleType, tmp_path: Path) 
 
 
 def test_tensorboard_has_one_place_for_all_lives_of_a_run(
-    iisft: Callable[..., Any], model: Path
+    iisft: Callable[..., Any], model: Path, fake_trainer: Callable[..., None]
 ) -> None:
     argv = ("train", "-p", "mi50", "--model", str(model), "--name", "run", "--json", "--dry-run")
     places = []

@@ -111,18 +111,15 @@ def read_adapter(folder: Path) -> Adapter:
     if config is None:
         raise _torn(folder / CONFIG, "the adapter's configuration is missing or torn")
     if other := list(_other_kind(config)):
-        raise InputError(
-            "start-kind",
-            f"the adapter is of a kind that iisft does not go on with: {', '.join(other[:5])}",
-            where=str(folder / CONFIG),
-            fix="merge it into its model (llamafactory-cli export), then that folder as model.id",
-        )
+        raise _unsupported(folder, ", ".join(other[:5]))
     if config.get("r") != rank or type(config.get("r")) is not int:
         text = f"the configuration says rank {config.get('r')!r}, the matrices have {rank}"
         raise _torn(folder / CONFIG, text)
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float) or not 0 < alpha < _LARGEST:
         raise _torn(folder / CONFIG, f"the configuration's lora_alpha is {alpha!r}")
+    if alpha != int(alpha):
+        raise _unsupported(folder, f"lora_alpha {alpha!r} is not a whole number")
     base = config.get("base_model_name_or_path")
     return Adapter(
         folder=folder,
@@ -218,6 +215,15 @@ def _without_weights(folder: Path) -> InputError:
     text = "there is no adapter" if folder.is_dir() else "there is no such folder"
     fix = f"a folder with {WEIGHTS} and {CONFIG}, or a run of iisft runs"
     return InputError("start-missing", text, where=str(folder), fix=fix)
+
+
+def _unsupported(folder: Path, what: str) -> InputError:
+    return InputError(
+        "start-kind",
+        f"the adapter is of a kind that iisft does not go on with: {what}",
+        where=str(folder / CONFIG),
+        fix="merge it into its model (llamafactory-cli export), then that folder as model.id",
+    )
 
 
 def _torn(place: Path, text: str) -> InputError:

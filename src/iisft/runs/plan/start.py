@@ -16,7 +16,7 @@ from iisft.models.folder import identity
 from iisft.models.folder.adapter import Adapter, read_adapter
 from iisft.models.folder.checkpoint import Checkpoint
 from iisft.presets.schema import Preset
-from iisft.quoting import shell_word
+from iisft.quoting import is_count, shell_word
 from iisft.runs.record import selection
 from iisft.runs.record.folder import RunFolder
 from iisft.runs.record.run_record import RunRecord
@@ -58,7 +58,10 @@ def find(preset: Preset, workspace: Workspace) -> tuple[StartAdapter | None, lis
         text = f"the adapter can't be read: {error.strerror}"
         return None, [Finding("start-missing", text, where=KEY, fix="another folder, or a run")]
     except IisftError as error:
-        fix = error.fix.replace("--checkpoint ", f"--set {KEY}={given.partition('@')[0]}@")
+        run = shell_word(f"{KEY}={given.partition('@')[0]}@")
+        fix = error.fix
+        if fix.startswith("--checkpoint "):
+            fix = fix.replace("--checkpoint ", f"--set {run}")
         return None, [replace(error.finding, where=error.where or KEY, fix=fix)]
     return start, []
 
@@ -85,9 +88,9 @@ def _of_run(given: str, workspace: Workspace) -> StartAdapter:
     name, _, checkpoint = given.partition("@")
     folder = find_run(workspace, name)
     record = folder.whole_record()
-    if checkpoint in (selection.BASE, selection.ALL):
-        text = f"{KEY} needs one adapter, not {checkpoint}"
-        raise RunStateError("start-checkpoint", text, fix=f"--set {KEY}={name}@final, or a step")
+    if checkpoint not in ("", selection.FINAL, selection.BEST) and not is_count(checkpoint):
+        text = f"{KEY} needs one adapter, not {checkpoint}: RUN, RUN@STEP, RUN@final or RUN@best"
+        raise RunStateError("start-checkpoint", text, fix=f"--set {shell_word(f'{KEY}={name}')}")
     chosen = selection.choose_one(folder, checkpoint or None)
     assert chosen.adapter is not None
     source = f"{folder.id}@{chosen.which}"
@@ -167,7 +170,7 @@ def _targets(
         f"{', '.join(f'{name} ({count})' for name, count in has.items())}; lora.target "
         f"{','.join(sorted(asked))} means {wanted or 'others'}",
         where="lora.target",
-        fix=f"--set lora.target={','.join(has)}",
+        fix=f"--set {shell_word('lora.target=' + ','.join(has))}",
     )
 
 

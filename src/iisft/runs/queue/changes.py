@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from iisft import files, process
 from iisft.errors import EnvironmentFault, RunStateError, UsageError
@@ -121,7 +121,17 @@ def move(workspace: Workspace, run: str, position: int) -> None:
             place = min(after[0].place, MOST) - 1
         else:
             place = (before[-1].place + min(after[0].place, before[-1].place + 2)) / 2
-        _write(entry.folder, min(place, MOST), entry.python or str(training_interpreter()))
+        place = min(place, MOST)
+        fits = (not before or before[-1].place < place) and (not after or place < after[0].place)
+        # where no number is left between two, everybody gets another
+        line = {entry.id: place} if fits else _numbered([*before, entry, *after])
+        for one in queue.waiting:
+            if one.id in line:
+                _write(one.folder, line[one.id], one.python or str(training_interpreter()))
+
+
+def _numbered(line: Sequence[Entry]) -> dict[str, float]:
+    return {entry.id: float(number) for number, entry in enumerate(line, 1)}
 
 
 def remove(workspace: Workspace, runs: Iterable[str]) -> None:

@@ -26,6 +26,12 @@ from iisft.workspace import Workspace
 
 LARGEST = 64 * 1024  # bytes of an entry; one that iisft writes has a few hundred
 LAST, MOST = float("inf"), 1e12
+_MOST_HOURS = 1e6  # a century; beyond, no calendar has the day
+
+
+def _number(value: Any) -> float | None:
+    """What a broken record has instead (a text, NaN, a number of 400 digits) is None."""
+    return float(value) if type(value) in (int, float) and 0 <= value <= MOST else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,7 @@ class Need:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Need":
-        cards, size = count(values.get("cards")) or 0, values.get("memory_gib")
-        gib = float(size) if isinstance(size, int | float) else 0.0
+        cards, gib = count(values.get("cards")) or 0, _number(values.get("memory_gib")) or 0.0
         return cls(cards, str(values.get("vendor", "")), str(values.get("arch", "")), gib)
 
     def as_json(self) -> dict[str, Any]:
@@ -79,8 +84,8 @@ class Entry:
     @property
     def hours(self) -> float | None:
         """How long the plan says it takes."""
-        hours = (self.record.forecast or {}).get("total_h")
-        return float(hours) if isinstance(hours, int | float) else None
+        hours = _number((self.record.forecast or {}).get("total_h"))
+        return hours if hours is not None and hours <= _MOST_HOURS else None
 
     @property
     def waiting(self) -> bool:
@@ -182,7 +187,7 @@ def _values(file: Path) -> tuple[dict[str, Any] | None, Finding | None]:
 
 
 def _unusable(file: Path, text: str, fix: str = "") -> Finding:
-    fix = fix or f"rm {shell_word(str(file))}"
+    fix = fix or f"rm -r {shell_word(str(file))}"
     return Finding("queue-entry", text, where=str(file), fix=fix, severity="warn")
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from iisft.runs.queue.entries import Entry, Queue
 
 _PROCESSOR = "cpu"
+_MOST_CARDS = 1024  # of a machine; a broken record may say any number
 
 
 class Times(NamedTuple):
@@ -73,4 +74,4 @@ def _first(free: Sequence[float | None], count: int) -> list[int]:
 
 
 def _cards(entry: Entry) -> int:
-    return max(entry.need.cards, 1)
+    return min(max(entry.need.cards, 1), _MOST_CARDS)
