@@ -133,6 +133,7 @@ def test_nothing_to_rank_by_is_said_and_a_broken_record_is_left_out(iisft: CLI) 
     assert result.code == 0, result.err
     assert result.out.splitlines()[-1].startswith("nothing to rank them by yet")
     assert "s-2" not in result.out
+    assert "fix:   iisft predict s-1 --data NAME" in result.err
 
 
 def test_the_report_puts_a_sweep_side_by_side(

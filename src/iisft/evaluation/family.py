@@ -200,6 +200,13 @@ def _findings(members: Sequence[Member], found: Family, data: str | None) -> Ite
             fix=f"iisft predict {shell_word(without[0].id)} --data {shell_word(name or 'NAME')}",
             severity="warn",
         )
+    if finished and not found.ranked:
+        yield Finding(
+            "family-unranked",
+            "predictions of the same rows by each run would rank them",
+            fix=f"iisft predict {shell_word(finished[0].id)} --data NAME",
+            severity="info",
+        )
     if len({member.values.get("data.eval") for member in members}) > 1 and not found.comparison:
         text = "the runs evaluated different rows: their losses can't be compared"
         yield Finding("family-eval", text, where="data.eval", severity="warn")

@@ -133,9 +133,9 @@ VERDICTS = {
         "{name} is best: {figure} {score} on the {rows} rows that all of them generated.",
         "{name} 最好：在都生成成功的 {rows} 行上，{figure}为 {score}。",
     ),
-    "tied": ("{others} has the same figure.", "{others} 的数值相同。"),
+    "tied": ("The same figure: {others}.", "{others} 的数值相同。"),
     "tied-earlier": (
-        "{others} has the same figure; the earliest step is named, as it was trained the least.",
+        "The same figure: {others}; the earliest step is named, as it was trained the least.",
         "{others} 的数值相同；选最早的一步，因为它训练得最少。",
     ),
     "sure": (

@@ -80,8 +80,10 @@ function queueSection() {
   return el("section", { id: "queue" }, el("h2", {}, t("queue"), paused ? el("span", { class: "badge warn" }, t("queue_paused")) : null), runs.map(queueLine));
 }
 
+const OVER = new Set(["finished", "failed", "stopped"]);
+
 function queueLine(row) {
-  const facts = [row.position === null || row.starts === null ? null : `${t("starts")} ${timeOf(row.starts)}`, row.ends === null ? null : `${t("ends")} ${timeOf(row.ends)}`];
+  const facts = [row.position === null || row.starts === null ? null : `${t("starts")} ${timeOf(row.starts)}`, row.ends === null ? null : `${t(OVER.has(row.state) ? "ended" : "ends")} ${timeOf(row.ends)}`];
   return el("a", lineOf(row.id),
     el("div", {}, el("b", {}, row.position === null ? row.id : `${row.position}. ${row.id}`), badge(row.state)),
     el("small", {}, facts.filter(Boolean).join(" · ")), row.why ? el("small", { class: "why" }, row.why) : null);
