@@ -14,6 +14,24 @@ CLI = Callable[..., Any]
 # Steps of tiny models take up to twice as long while it does.
 UNTRACED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
 
+# family that is published with a vision tower -> class of the text model, and of the whole
+TEXT_PARTS = {
+    "gemma3-vision": ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    "gemma4-vision": ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+    "ministral3-vision": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
+    "qwen3_5-vision": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    "qwen2_vl-vision": ("Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl-vision": ("Qwen2ForCausalLM", "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl-vision": ("Qwen3ForCausalLM", "Qwen3VLForConditionalGeneration"),
+    "internvl-vision": ("Qwen2ForCausalLM", "InternVLForConditionalGeneration"),
+    "internvl3_5-vision": ("Qwen3ForCausalLM", "InternVLForConditionalGeneration"),
+    "llava-vision": ("LlamaForCausalLM", "LlavaForConditionalGeneration"),
+    "pixtral-vision": ("MistralForCausalLM", "LlavaForConditionalGeneration"),
+    "llava_onevision-vision": ("Qwen2ForCausalLM", "LlavaOnevisionForConditionalGeneration"),
+    "smolvlm-vision": ("LlamaForCausalLM", "SmolVLMForConditionalGeneration"),
+    "idefics3-vision": ("LlamaForCausalLM", "Idefics3ForConditionalGeneration"),
+}
+
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait for something that another process does; the limit only ends a test that has failed."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from helpers import TEXT_PARTS
+
 pytestmark = pytest.mark.slow
 
 PYTHON = os.environ.get("IISFT_PYTHON") or sys.executable
@@ -32,30 +34,13 @@ print(json.dumps([type(whole).__name__, *map(len, found.values()), sorted(moved)
 """
 
 
-# family -> class of the text model, and of the whole
-FAMILIES = {
-    "gemma3-vision": ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    "gemma4-vision": ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
-    "ministral3-vision": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
-    "qwen3_5-vision": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
-    "qwen2_vl-vision": ("Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration"),
-    "qwen2_5_vl-vision": ("Qwen2ForCausalLM", "Qwen2_5_VLForConditionalGeneration"),
-    "qwen3_vl-vision": ("Qwen3ForCausalLM", "Qwen3VLForConditionalGeneration"),
-    "internvl-vision": ("Qwen2ForCausalLM", "InternVLForConditionalGeneration"),
-    "internvl3_5-vision": ("Qwen3ForCausalLM", "InternVLForConditionalGeneration"),
-    "llava-vision": ("LlamaForCausalLM", "LlavaForConditionalGeneration"),
-    "pixtral-vision": ("MistralForCausalLM", "LlavaForConditionalGeneration"),
-    "llava_onevision-vision": ("Qwen2ForCausalLM", "LlavaOnevisionForConditionalGeneration"),
-    "smolvlm-vision": ("LlamaForCausalLM", "SmolVLMForConditionalGeneration"),
-    "idefics3-vision": ("LlamaForCausalLM", "Idefics3ForConditionalGeneration"),
-}
 # a minute each: one of every kind of layer is enough for each change
 OFTEN = ("gemma3-vision",)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=() if one in OFTEN else pytest.mark.matrix) for one in FAMILIES],
+    [pytest.param(one, marks=() if one in OFTEN else pytest.mark.matrix) for one in TEXT_PARTS],
 )
 def test_trained_asked_and_written_back(
     name: str,
@@ -72,7 +57,7 @@ def test_trained_asked_and_written_back(
     )
     assert trained.code == 0, trained.err[-3000:]
     record = json.loads((workspace / "runs" / "run" / "run.json").read_text(encoding="utf-8"))
-    text_class, whole_class = FAMILIES[name]
+    text_class, whole_class = TEXT_PARTS[name]
     assert record["observed"]["class"] == text_class
     assert record["observed"]["weights_dtype"] == "bfloat16"
     assert record["model"]["architecture"] == text_class

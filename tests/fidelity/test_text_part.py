@@ -9,31 +9,16 @@ from typing import Any
 import pytest
 from harness import HERE, WAYS, Batch, make_view, run_python
 
+from helpers import TEXT_PARTS
 from iisft.models.folder.checkpoint import inspect_checkpoint
 from iisft.runs.record.proof import Expected, Observed, differences
 
 pytestmark = pytest.mark.slow
 
-# family -> class of the text model, and of the whole
-FAMILIES = {
-    "gemma3-vision": ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    "gemma4-vision": ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
-    "ministral3-vision": ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
-    "qwen3_5-vision": ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
-}
+TRAINED = ("gemma3-vision", "gemma4-vision", "ministral3-vision", "qwen3_5-vision")
 COMPARED = {
-    **FAMILIES,
+    **TEXT_PARTS,
     "mistral-vision": ("MistralForCausalLM", "Mistral3ForConditionalGeneration"),
-    "qwen2_vl-vision": ("Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration"),
-    "qwen2_5_vl-vision": ("Qwen2ForCausalLM", "Qwen2_5_VLForConditionalGeneration"),
-    "qwen3_vl-vision": ("Qwen3ForCausalLM", "Qwen3VLForConditionalGeneration"),
-    "internvl-vision": ("Qwen2ForCausalLM", "InternVLForConditionalGeneration"),
-    "internvl3_5-vision": ("Qwen3ForCausalLM", "InternVLForConditionalGeneration"),
-    "llava-vision": ("LlamaForCausalLM", "LlavaForConditionalGeneration"),
-    "pixtral-vision": ("MistralForCausalLM", "LlavaForConditionalGeneration"),
-    "llava_onevision-vision": ("Qwen2ForCausalLM", "LlavaOnevisionForConditionalGeneration"),
-    "smolvlm-vision": ("LlamaForCausalLM", "SmolVLMForConditionalGeneration"),
-    "idefics3-vision": ("LlamaForCausalLM", "Idefics3ForConditionalGeneration"),
 }
 RESUMED = "{} resumed"
 SHARED = "gemma4-shared"
@@ -45,7 +30,7 @@ def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     batches = {}
     for way in ("exact", "float32"):
         batch = Batch(tmp_path_factory.mktemp("text parts") / way)
-        for name in FAMILIES:
+        for name in TRAINED:
             view = make_view(
                 models / name / "model", batch.folder / "views" / name / "model", *WAYS[way]
             )
@@ -114,14 +99,14 @@ def test_it_answers_as_the_whole_model_and_goes_back_into_it(
     assert changed and not any(word in one for one in changed for word in towers)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_trained_over_stored_weights_it_equals_float32_weights(
     trained: dict[str, Batch], name: str
 ) -> None:
     exact, float32 = (trained[way].result(name) for way in ("exact", "float32"))
     assert exact == float32
     (line,) = trained["exact"].lines[name]
-    assert line["class"] == FAMILIES[name][0]
+    assert line["class"] == TEXT_PARTS[name][0]
     assert line["loaded"] == {"missing": [0], "unexpected": [0], "mismatched": [0]}
     assert list(line["products"]) == ["float32"] and "bfloat16" in line["weights"]
     expected = Expected("bfloat16", "float32", None, "eager", "float32", 1, 4, None)
@@ -129,7 +114,7 @@ def test_trained_over_stored_weights_it_equals_float32_weights(
     assert differences(expected, observed, 1, is_first_node=True) == []
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_resumed_it_equals_the_uninterrupted_run(trained: dict[str, Batch], name: str) -> None:
     exact = trained["exact"]
     assert exact.result(RESUMED.format(name)) == exact.result(name)

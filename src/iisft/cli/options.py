@@ -27,6 +27,22 @@ def complete_datasets() -> list[str]:
     return sorted(path.name for path in Workspace.current().data.glob("*") if path.is_dir())
 
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Model folder or hub id instead of the preset's.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Staged dataset instead of the preset's; A,B mixes several.",
+        autocompletion=complete_datasets,
+    ),
+]
 RunArgument = Annotated[
     str | None,
     typer.Argument(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
+from iisft.cli.options import DataOption, JsonOption, ModelOption, SetOption, complete_presets
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
@@ -34,14 +34,6 @@ _Preset = Annotated[
         "-p",
         help="A preset's name or file; default: the one for these GPUs.",
         autocompletion=complete_presets,
-    ),
-]
-_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
-_Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Staged dataset instead of the preset's; A,B mixes several.",
-        autocompletion=complete_datasets,
     ),
 ]
 _Gpus = Annotated[int | None, typer.Option(help="GPUs per machine instead of the preset's.")]
@@ -83,8 +75,8 @@ _Profile = Annotated[
 
 def plan(
     preset: _Preset = None,
-    model: _Model = None,
-    data: _Data = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     gpus: _Gpus = None,
     nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
     device: _Device = None,

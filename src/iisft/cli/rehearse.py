@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, SetOption, complete_datasets, complete_presets
+from iisft.cli.options import DataOption, JsonOption, ModelOption, SetOption, complete_presets
 from iisft.cli.train import checked_plan, prepare_demo
 from iisft.errors import InputError
 from iisft.workspace import Workspace
@@ -21,14 +21,6 @@ _Preset = Annotated[
         "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
     ),
 ]
-_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
-_Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Staged dataset instead of the preset's; A,B mixes several.",
-        autocompletion=complete_datasets,
-    ),
-]
 _Gpus = Annotated[int | None, typer.Option(help="Ranks on this machine, as for train.")]
 _Collect = Annotated[
     Path | None,
@@ -41,8 +33,8 @@ _Collect = Annotated[
 
 def rehearse(
     preset: _Preset,
-    model: _Model = None,
-    data: _Data = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     overrides: SetOption = None,
     gpus: _Gpus = None,
     collect: _Collect = None,

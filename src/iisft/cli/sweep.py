@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, complete_datasets, complete_presets
+from iisft.cli.options import JsonOption, ModelOption, PresetOption, complete_datasets
 from iisft.cli.train import checked_plan, prepare_demo
 from iisft.errors import CheckFailed, UsageError
 from iisft.quoting import shell_word
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from iisft.runs.plan.request import Request
     from iisft.runs.queue.sweep import Checked
 
-_Preset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
-    ),
-]
-_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
 _Data = Annotated[
     str | None,
     typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
@@ -49,12 +42,12 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every run; queue
 
 
 def sweep(
-    preset: _Preset = None,
+    preset: PresetOption = None,
     overrides: _Sets = None,
     name: _Name = None,
     drawn: _Random = None,
     seed: _Seed = 0,
-    model: _Model = None,
+    model: ModelOption = None,
     data: _Data = None,
     gpus: Annotated[int | None, typer.Option(help="Ranks of each run, as for train.")] = None,
     dry_run: _DryRun = False,

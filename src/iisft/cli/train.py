@@ -6,12 +6,13 @@ import typer
 
 from iisft.cli import console
 from iisft.cli.options import (
+    DataOption,
     DetachOption,
     JsonOption,
+    ModelOption,
+    PresetOption,
     SetOption,
     VerboseOption,
-    complete_datasets,
-    complete_presets,
 )
 from iisft.cli.script import (
     ANY_ADDRESS,
@@ -32,20 +33,6 @@ if TYPE_CHECKING:
     from iisft.runs.record.state import RunStatus
 
 
-_Preset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", "-p", help="A preset's name or file.", autocompletion=complete_presets
-    ),
-]
-_Model = Annotated[str | None, typer.Option(help="Model folder or hub id instead of the preset's.")]
-_Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Staged dataset instead of the preset's; A,B mixes several.",
-        autocompletion=complete_datasets,
-    ),
-]
 _Name = Annotated[str | None, typer.Option(help="The run's id; default: preset and time.")]
 _Gpus = Annotated[
     int | None,
@@ -62,9 +49,9 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; 
 
 
 def train(
-    preset: _Preset = None,
-    model: _Model = None,
-    data: _Data = None,
+    preset: PresetOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     name: _Name = None,
     overrides: SetOption = None,
     gpus: _Gpus = None,
