@@ -128,13 +128,15 @@ def test_the_proof_says_what_ran(ways: dict[str, Batch], name: str) -> None:
         "attention_dtype": "float32",
         "linear_dtype": "float32",
         "device": "cpu",
+        "cards": None,
         "float32_matmul_precision": "highest",
         "trainable_parameters": exact["trainable_parameters"],
         "layers_kept": 0,
         "logit_positions": exact["logit_positions"],
     }
     for name_of_line in (
-        "loaded", "adapted", "softcap", "capped", "first_batch", "left_out", "packed", "reach",
+        "loaded", "adapted", "adapter", "softcap", "capped", "first_batch", "left_out", "packed",
+        "reach",
     ):  # fmt: skip
         common[name_of_line] = exact[name_of_line]
     assert exact["reach"] == {"tokens": 96, "layers": REACHES.get(name, [[None, 96, 0, 2]])}

@@ -306,7 +306,8 @@ def test_ranks_that_can_not_keep_the_global_batch(train: CLI) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--gpus", "0"), "--gpus must be at least 1"),
+        (("--gpus", "0"), "--gpus must be from 1 to 128, not 0"),
+        (("--gpus", "99999999999"), "--gpus must be from 1 to 128, not 99999999999"),
         (("--set", "epochs"), "--set needs key=value"),
         (("--name", "../x"), "a run's name has letters"),
         (("--name", "中" * 70), "a run's name has at most 200 bytes"),

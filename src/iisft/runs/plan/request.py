@@ -16,6 +16,7 @@ from iisft.workspace import Workspace
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 _FALLBACK = "mi50"
 _BATCH = ("accumulation", "batch_size")
+_MOST_GPUS = 128  # in one machine; without a GPU each would be a rank on the processor
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and some are put around it
 
 
@@ -112,8 +113,8 @@ def _check_request(request: Request) -> None:
         raise UsageError(
             "run-name", f"a run's name has at most {_LONGEST_NAME} bytes: {request.name}"
         )
-    if request.gpus is not None and request.gpus < 1:
-        raise UsageError("gpus", f"--gpus must be at least 1, not {request.gpus}")
+    if request.gpus is not None and not 1 <= request.gpus <= _MOST_GPUS:
+        raise UsageError("gpus", f"--gpus must be from 1 to {_MOST_GPUS}, not {request.gpus}")
     if request.nodes < 1 or not 0 <= request.node_rank < request.nodes:
         raise UsageError(
             "nodes", f"--node-rank {request.node_rank} is not one of {request.nodes} nodes (from 0)"
