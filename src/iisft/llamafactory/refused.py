@@ -156,7 +156,7 @@ REFUSED: dict[str, Refusal] = by_name(
                 "would make another adapter the final one than the trained one, or dies after "
                 "the start"
             ),
-            "--set save.best=true keeps the checkpoint with the lowest evaluation loss",
+            "drop it; save.best: true keeps the checkpoint with the lowest evaluation loss",
         ),
         "ignore_data_skip": Refusal(
             "would let a resumed run see other rows",
@@ -277,7 +277,7 @@ REFUSED: dict[str, Refusal] = by_name(
         ),
         "interleave_probs mix_strategy": Refusal(
             "draws rows by chance, and a run has one dataset, mixed before it starts",
-            "--set 'data.name=[A, B]' --set 'data.mix={A: 0.7, B: 0.3}'",
+            "drop it; data.name: [A, B] with data.mix: {A: 0.7, B: 0.3} mixes by exact shares",
         ),
         (
             "pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing "
