@@ -1,3 +1,3 @@
 """iisft: LLaMA-Factory runs that do exactly what their preset says."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
