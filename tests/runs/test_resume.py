@@ -474,10 +474,15 @@ def test_rm_deletes_what_has_ended_and_refuses_what_runs(
     assert iisft("stop", "run", "--now").code == 0
     unasked = iisft("runs", "rm", "run")
     assert (unasked.code, folder.path.exists()) == (2, True)
+    # its supervisor has written the end, and still tells phones of it
+    marked = os.environ | {process.SUPERVISOR_MARKER: folder.marker}
+    telling = subprocess.Popen(["cat"], env=marked, stdin=subprocess.PIPE)
+    until(lambda: telling.pid in process.marked(process.SUPERVISOR_MARKER).get(folder.marker, []))
     assert (
         iisft("runs", "rm", "run", "run", "--yes").out,
         list((workspace / "runs").iterdir()),
     ) == ("run\n", [])
+    telling.communicate()
 
 
 def test_diff_tells_what_two_runs_differ_in(iisft: CLI, train: CLI) -> None:

@@ -98,7 +98,9 @@ def check_removable(folder: RunFolder) -> None:
     if folder.path.is_symlink():
         return
     status = status_of(folder)
-    starting = folder.marker in process.marked(process.SUPERVISOR_MARKER)
+    # one that is done may live for a while: it still tells phones of it
+    supervised = folder.marker in process.marked(process.SUPERVISOR_MARKER)
+    starting = supervised and not folder.exit.exists()
     if status.live or starting or process.processes_of_run(folder.marker):
         raise RunStateError(
             "still-running",
