@@ -1,6 +1,6 @@
 """What is done to one run: status, logs, wait, stop, resume."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.runs.record.folder import RunFolder
+    from iisft.runs.record.state import RunStatus
     from iisft.runs.supervise.resume import Resumed
 
 _LONGEST_LINE = 2000  # bytes, in the mean of those at a log's end
@@ -25,13 +26,6 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
       iisft status
       iisft status RUN --json
     """
-    from iisft.cli.figures import (
-        describe_energy,
-        describe_forecast,
-        describe_metrics,
-        describe_spent,
-        in_words,
-    )
     from iisft.runs.queue import entries
     from iisft.runs.record.state import find_run, status_of
 
@@ -41,6 +35,22 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     if as_json:
         console.out_json(facts)
         return
+    _print_progress(found)
+    _print_checkpoints_and_findings(facts)
+    console.out(f"folder       {found.folder.path}")
+    if found.can_go_on:
+        console.out(f"go on        iisft resume {found.folder.id}")
+
+
+def _print_progress(found: "RunStatus") -> None:
+    from iisft.cli.figures import (
+        describe_energy,
+        describe_forecast,
+        describe_metrics,
+        describe_spent,
+        in_words,
+    )
+
     console.out(f"{found.folder.id}: {found.state}{' - ' + found.reason if found.reason else ''}")
     console.out(f"preset       {found.preset}")
     if found.metrics:
@@ -57,6 +67,9 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         console.out(f"energy       {line}")
     for name, value in (found.observed or {}).items():
         console.out(f"{name.replace('_', ' '):<21}{in_words(value)}")
+
+
+def _print_checkpoints_and_findings(facts: dict[str, Any]) -> None:
     for checkpoint in facts["checkpoints"]:
         loss, fault = checkpoint["eval_loss"], checkpoint.get("fault", "")
         console.out(
@@ -69,9 +82,6 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
         console.out(f"{finding.get('severity', 'finding')}: {finding.get('message', '')}")
         if finding.get("fix"):
             console.out(f"  fix: {finding['fix']}")
-    console.out(f"folder       {found.folder.path}")
-    if found.can_go_on:
-        console.out(f"go on        iisft resume {found.folder.id}")
 
 
 _Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow until the run ends.")]

@@ -91,9 +91,7 @@ def sweep(
     if as_json:
         console.out_json(_document(family, checked, found, queued=not dry_run))
     else:
-        _print(checked)
-        if not dry_run:
-            console.say(f"queued; iisft queue shows when they run, iisft compare {family} ranks")
+        _print(checked, "" if dry_run else family)
     if failed:
         raise typer.Exit(CheckFailed(found).exit_code)
 
@@ -127,7 +125,7 @@ def _hours(plan: "Plan | None") -> float | None:
     return total.typical / 3600 if total else None
 
 
-def _print(checked: "list[Checked]") -> None:
+def _print(checked: "list[Checked]", queued_as: str) -> None:
     rows = []
     for one in checked:
         hours = _hours(one.plan)
@@ -140,6 +138,8 @@ def _print(checked: "list[Checked]") -> None:
             )
         )
     console.table(rows, ("RUN", *checked[0].point.values, "FITS", "TAKES"))
+    if queued_as:
+        console.say(f"queued; iisft queue shows when they run, iisft compare {queued_as} ranks")
 
 
 def _document(

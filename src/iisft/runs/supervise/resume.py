@@ -96,18 +96,14 @@ def resume(
         if from_start:
             _begin_again(folder, record)
         trainer.whole_checkpoint(folder, record, thorough=False)
-        if cards is not None:
-            given_cards.write(folder, cards)
-        elif not MASKS.isdisjoint(os.environ):
-            folder.cards.unlink(missing_ok=True)
+        _give(folder, cards)
         for name in (folder.exit,) if ordered else (folder.stop_request, folder.exit):
             name.unlink(missing_ok=True)
         if record.nodes > 1 and not folder.node_rank:
             nodes.give_order(folder, accept_drift=accept_drift, from_start=from_start)
         start_supervisor(folder, env)
     step = int(folder.read_processes().get("from_step", 0))
-    note = not_to_the_bit(record) if step else ""
-    if note:
+    if note := not_to_the_bit(record) if step else "":
         folder.append_event("finding", **Finding("resume-inexact", note, severity="info").as_json())
     return Resumed(folder, attached=False, step=step, note=note)
 
@@ -187,6 +183,13 @@ def _begin_again(folder: RunFolder, record: RunRecord) -> None:
         )
         raise RunStateError("checkpoint-left", text, fix=f"iisft resume {folder.id}")
     trainer.allow_from_start(folder)
+
+
+def _give(folder: RunFolder, cards: GivenCards | None) -> None:
+    if cards is not None:
+        given_cards.write(folder, cards)
+    elif not MASKS.isdisjoint(os.environ):
+        folder.cards.unlink(missing_ok=True)
 
 
 def attach(folder: RunFolder) -> bool:
