@@ -103,6 +103,17 @@ def test_an_override_of_a_section_that_does_not_exist_is_the_place_of_its_error(
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"),
+    [("train.save_best", "save.best"), ("lora_rank", "lora.rank"), ("train.rank", "lora.rank")],
+)
+def test_a_key_in_another_section_is_found(workspace: Workspace, written: str, meant: str) -> None:
+    document = documents.read_document("mi50", workspace)
+    document.override(*documents.parse_override(f"{written}=1"), f"--set {written}=1")
+    with pytest.raises(CheckFailed, match=f"unknown key {written}: did you mean {meant}"):
+        checking.check(document)
+
+
+@pytest.mark.parametrize(
     "text", ["lora.target=[]", "data.name=../elsewhere", "data.name=a,b", "data.name="]
 )
 def test_a_value_that_names_nothing_that_can_be(text: str, workspace: Workspace) -> None:

@@ -146,6 +146,8 @@ def _nearest_key(path: KeyPath) -> str:
     words: dict[str, list[str]] = {}
     inside: dict[str, str] = {}
     for key in known_keys():
+        if word == key.replace(".", "_"):  # lora_rank, save_best
+            return key
         *before, last = key.split(".")
         words.setdefault(last, []).append(key)
         if tuple(before) == section:
