@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Overlong = Literal["fail", "fit", "drop", "allow"]
 
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
-DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]  # as data stage takes it
+# As data stage takes it. The length stands apart: {0,99} of Unicode's letters takes the regex
+# crate 40 ms to compile, in each of the four places.
+DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 DatasetNames = Annotated[list[DatasetName], Field(min_length=1, max_length=64)]
 # a share of the rows, or a number of them
 Share = Annotated[float, Field(gt=0, le=1)] | PositiveInt
