@@ -28,6 +28,10 @@ CLI = Callable[..., Any]
         ),
         ("env: [A]", "env is ['A'], but should be a section of names and values"),
         ("lora: {start: ''}", "lora.start is '', but should be text that is not empty"),
+        (
+            "data: {name: " + "a" * 101 + "}",
+            "but should be a text of at most 100 letters or a list",
+        ),
         ("data: {eval: [" + "a, " * 64 + "a]}", "but should be text or a list of at most 64"),
         ("data: {name: ../x}", "data.name is '../x', but should be a name of letters, digits"),
         ("precision: true", "precision is true; allowed: fp32, fp16, bf16 or weights"),

@@ -4,11 +4,12 @@ a character wide, four high.
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from iisft.cli import console
+from iisft.runs.record.state import RunStatus
 
 
 def describe_metrics(event: dict[str, Any], step_s: list[float]) -> str:
@@ -202,3 +203,22 @@ def _label(value: float) -> str:
 
 def _text(row: Sequence[int]) -> str:
     return "".join(chr(_BLANK + dots) if dots else " " for dots in row)
+
+
+def describe_run(found: RunStatus) -> Iterator[str]:
+    """What `status` says first: how far it is, what was planned and spent, what was observed."""
+    yield f"{found.folder.id}: {found.state}{' - ' + found.reason if found.reason else ''}"
+    yield f"preset       {found.preset}"
+    if found.metrics:
+        step_s = [found.metrics["median_step_s"]] if "median_step_s" in found.metrics else []
+        figures = describe_metrics(found.metrics, step_s if found.live else [])
+        step, total = found.metrics["step"], found.metrics["total_steps"]
+        yield f"progress     step {step}/{total}  {figures}"
+    if line := describe_forecast(found.forecast, found.measured):
+        yield f"plan         {line}"
+    if line := describe_spent(found.measured):
+        yield f"time went    {line}"
+    if line := describe_energy(found.measured or {}):
+        yield f"energy       {line}"
+    for name, value in (found.observed or {}).items():
+        yield f"{name.replace('_', ' '):<21}{in_words(value)}"

@@ -12,7 +12,6 @@ from iisft.workspace import Workspace
 
 if TYPE_CHECKING:
     from iisft.runs.record.folder import RunFolder
-    from iisft.runs.record.state import RunStatus
     from iisft.runs.supervise.resume import Resumed
 
 _LONGEST_LINE = 2000  # bytes, in the mean of those at a log's end
@@ -26,6 +25,7 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
       iisft status
       iisft status RUN --json
     """
+    from iisft.cli.figures import describe_run
     from iisft.runs.queue import entries
     from iisft.runs.record.state import find_run, status_of
 
@@ -35,38 +35,12 @@ def status(run: RunArgument = None, as_json: JsonOption = False) -> None:
     if as_json:
         console.out_json(facts)
         return
-    _print_progress(found)
+    for line in describe_run(found):
+        console.out(line)
     _print_checkpoints_and_findings(facts)
     console.out(f"folder       {found.folder.path}")
     if found.can_go_on:
         console.out(f"go on        iisft resume {found.folder.id}")
-
-
-def _print_progress(found: "RunStatus") -> None:
-    from iisft.cli.figures import (
-        describe_energy,
-        describe_forecast,
-        describe_metrics,
-        describe_spent,
-        in_words,
-    )
-
-    console.out(f"{found.folder.id}: {found.state}{' - ' + found.reason if found.reason else ''}")
-    console.out(f"preset       {found.preset}")
-    if found.metrics:
-        step_s = [found.metrics["median_step_s"]] if "median_step_s" in found.metrics else []
-        figures = describe_metrics(found.metrics, step_s if found.live else [])
-        console.out(
-            f"progress     step {found.metrics['step']}/{found.metrics['total_steps']}  {figures}"
-        )
-    if line := describe_forecast(found.forecast, found.measured):
-        console.out(f"plan         {line}")
-    if line := describe_spent(found.measured):
-        console.out(f"time went    {line}")
-    if line := describe_energy(found.measured or {}):
-        console.out(f"energy       {line}")
-    for name, value in (found.observed or {}).items():
-        console.out(f"{name.replace('_', ' '):<21}{in_words(value)}")
 
 
 def _print_checkpoints_and_findings(facts: dict[str, Any]) -> None:

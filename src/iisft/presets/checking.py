@@ -211,6 +211,8 @@ def _wanted(path: KeyPath, details: ErrorDetails) -> str:
         return f"a section with {', '.join(_keys_at(path)) or 'keys of its own'}"
     if kind == "too_long":
         return f"a list of at most {context['max_length']}"
+    if kind == "string_too_long":
+        return f"a text of at most {context['max_length']} letters"
     if kind == "string_pattern_mismatch":
         return "a name of letters, digits, _, . and - that begins with a letter or digit"
     return _KINDS.get(kind) or details["msg"].removeprefix("Input should be ")
