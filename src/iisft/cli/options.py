@@ -36,7 +36,7 @@ PresetOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option(help="Model folder or hub id instead of the preset's.")
 ]
-DataOption = Annotated[
+TrainDataOption = Annotated[
     str | None,
     typer.Option(
         help="Staged dataset instead of the preset's; A,B mixes several.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import DataOption, JsonOption, ModelOption, SetOption, complete_presets
+from iisft.cli.options import JsonOption, ModelOption, SetOption, TrainDataOption, complete_presets
 from iisft.errors import UsageError
 from iisft.workspace import Workspace
 
@@ -76,7 +76,7 @@ _Profile = Annotated[
 def plan(
     preset: _Preset = None,
     model: ModelOption = None,
-    data: DataOption = None,
+    data: TrainDataOption = None,
     gpus: _Gpus = None,
     nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
     device: _Device = None,

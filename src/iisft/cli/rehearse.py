@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import DataOption, JsonOption, ModelOption, SetOption, complete_presets
+from iisft.cli.options import JsonOption, ModelOption, SetOption, TrainDataOption, complete_presets
 from iisft.cli.train import checked_plan, prepare_demo
 from iisft.errors import InputError
 from iisft.workspace import Workspace
@@ -34,7 +34,7 @@ _Collect = Annotated[
 def rehearse(
     preset: _Preset,
     model: ModelOption = None,
-    data: DataOption = None,
+    data: TrainDataOption = None,
     overrides: SetOption = None,
     gpus: _Gpus = None,
     collect: _Collect = None,

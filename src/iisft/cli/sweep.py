@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iisft.cli import console
-from iisft.cli.options import JsonOption, ModelOption, PresetOption, complete_datasets
+from iisft.cli.options import JsonOption, ModelOption, PresetOption, TrainDataOption
 from iisft.cli.train import checked_plan, prepare_demo
 from iisft.errors import CheckFailed, UsageError
 from iisft.quoting import shell_word
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from iisft.runs.plan.request import Request
     from iisft.runs.queue.sweep import Checked
 
-_Data = Annotated[
-    str | None,
-    typer.Option(help="Staged dataset instead of the preset's.", autocompletion=complete_datasets),
-]
 _Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -48,7 +44,7 @@ def sweep(
     drawn: _Random = None,
     seed: _Seed = 0,
     model: ModelOption = None,
-    data: _Data = None,
+    data: TrainDataOption = None,
     gpus: Annotated[int | None, typer.Option(help="Ranks of each run, as for train.")] = None,
     dry_run: _DryRun = False,
     as_json: JsonOption = False,

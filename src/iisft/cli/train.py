@@ -6,12 +6,12 @@ import typer
 
 from iisft.cli import console
 from iisft.cli.options import (
-    DataOption,
     DetachOption,
     JsonOption,
     ModelOption,
     PresetOption,
     SetOption,
+    TrainDataOption,
     VerboseOption,
 )
 from iisft.cli.script import (
@@ -51,7 +51,7 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run; 
 def train(
     preset: PresetOption = None,
     model: ModelOption = None,
-    data: DataOption = None,
+    data: TrainDataOption = None,
     name: _Name = None,
     overrides: SetOption = None,
     gpus: _Gpus = None,

@@ -2,7 +2,7 @@
 
 Each argument stands in one table: a key of the preset decides it (arguments.MAPPING), it is refused
 with the way to what was meant (refused.REFUSED), or it is passed: said, where it changes what is
-trained, seen or proven. Names are those of LLaMA-Factory 0.9.5 with transformers 5.6; a test
+trained, seen or proven. Names are those of LLaMA-Factory 0.9.5 with transformers 5.5; a test
 compares.
 """
 

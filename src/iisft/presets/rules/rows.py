@@ -71,7 +71,7 @@ def wrongly_mixed(case: Case) -> Iterator[Finding]:
 @preset_rule(
     "save-best",
     applies="save.best",
-    source="transformers 5.6's trainer.py: _determine_best_metric, _save_checkpoint and the end of "
+    source="transformers 5.5's trainer.py: _determine_best_metric, _save_checkpoint and the end of "
     "_inner_training_loop",
 )
 def best_is_not_kept(case: Case) -> Iterator[Finding]:
